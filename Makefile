@@ -1,0 +1,40 @@
+# Two commands: `make demo` and `make test`. Each sets up everything it needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out
+PHOTOS ?=
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+
+.PHONY: demo test lint bench setup browser clean
+
+demo: setup
+	$(BIN)/id2 demo --out $(OUT)/demo
+
+test: setup browser lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks.run $(if $(PHOTOS),--photos $(PHOTOS))
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# The report is tested in a real browser.
+browser:
+	@command -v chromium >/dev/null || { $(AS_ROOT) apt-get update -qq && \
+		$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+
+clean:
+	rm -rf $(VENV) $(OUT)

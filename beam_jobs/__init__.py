@@ -1,0 +1,1 @@
+"""Beam pipelines: how the work of a run is spread out."""

@@ -1,0 +1,1 @@
+"""Prefect flows and the `id2` command: what happens when."""
