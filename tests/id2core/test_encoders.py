@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from id2core import encoders
+from id2core.encoders import EncoderError
+
+FLAT = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (4, 4),
+    "norm_num_groups": 2,
+}
+WAN = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+CLASSES = {
+    "AutoencoderKL": ({**FLAT, "latent_channels": 4}, 4 * 128 * 128),
+    "AutoencoderTiny": (
+        {
+            "encoder_block_out_channels": (4, 4, 4, 4),
+            "decoder_block_out_channels": (4, 4, 4, 4),
+            "num_encoder_blocks": (1, 1, 1, 1),
+            "num_decoder_blocks": (1, 1, 1, 1),
+        },
+        4 * 32 * 32,
+    ),
+    "AutoencoderDC": (
+        {
+            "latent_channels": 8,
+            "attention_head_dim": 4,
+            "encoder_block_types": "ResBlock",
+            "decoder_block_types": "ResBlock",
+            "encoder_block_out_channels": (4, 8),
+            "decoder_block_out_channels": (4, 8),
+            "encoder_layers_per_block": (1, 1),
+            "decoder_layers_per_block": (1, 1),
+            "encoder_qkv_multiscales": ((), ()),
+            "decoder_qkv_multiscales": ((), ()),
+        },
+        8 * 128 * 128,
+    ),
+    "AutoencoderKLFlux2": ({**FLAT, "latent_channels": 4}, 4 * 128 * 128),
+    "AutoencoderKLWan": (WAN, 4 * 32 * 32),
+    "AutoencoderKLCogVideoX": (
+        {
+            "block_out_channels": (4, 4, 4, 4),
+            "down_block_types": ("CogVideoXDownBlock3D",) * 4,
+            "up_block_types": ("CogVideoXUpBlock3D",) * 4,
+            "norm_num_groups": 2,
+            "layers_per_block": 1,
+            "latent_channels": 4,
+        },
+        4 * 32 * 32,
+    ),
+}
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 256, 256, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_any_diffusers_autoencoder_loads_from_its_directory(name: str, tmp_path: Path) -> None:
+    config, size = CLASSES[name]
+    torch.manual_seed(0)
+    model = getattr(diffusers, name)(**config)
+    model.save_pretrained(tmp_path / "vae")
+    encoder = encoders.load(str(tmp_path), dtype="float32", batch_size=2)  # a pipeline: its VAE is in vae/
+    assert encoder.latent_size == size
+    assert encoder.encoder_id == f"{tmp_path.name}-{encoder.encoder_id[-12:]}"
+    x = torch.from_numpy(noise(1)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    video = "Wan" in name or "Video" in name
+    with torch.no_grad():
+        out = model.eval().encode(x[:, :, None] if video else x)
+    expected = encoders._mode(out).flatten(1).numpy()
+    np.testing.assert_allclose(encoder.encode(noise(1)), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_a_latent_does_not_depend_on_its_neighbours(tiny_vae: str) -> None:
+    encoder = encoders.load(tiny_vae, batch_size=4)
+    pixels = noise(7)
+    together = encoder.encode(pixels)
+    alone = np.concatenate([encoder.encode(pixels[i : i + 1]) for i in range(7)])
+    assert np.array_equal(together, alone)
+    assert encoder.encode(pixels[:0]).shape == (0, encoder.latent_size)
+
+
+def test_the_id_follows_the_weights_of_the_encoder_alone(tiny_vae: str, tmp_path: Path) -> None:
+    vae = diffusers.AutoencoderKL.from_pretrained(tiny_vae)
+    original = encoders.load(tiny_vae).encoder_id
+    for change, same in (("decoder", True), ("encoder", False)):
+        with torch.no_grad():
+            getattr(vae, change).conv_in.weight.add_(1)
+        vae.save_pretrained(tmp_path / change / "tiny")
+        assert (encoders.load(str(tmp_path / change / "tiny")).encoder_id == original) is same
+
+
+def test_float16_weights_have_the_id_of_their_float32_copy(tiny_vae: str, tmp_path: Path) -> None:
+    half = diffusers.AutoencoderKL.from_pretrained(tiny_vae).half()
+    half.save_pretrained(tmp_path / "half" / "tiny")
+    half.float().save_pretrained(tmp_path / "single" / "tiny")
+    ids = {encoders.load(str(tmp_path / kind / "tiny")).encoder_id for kind in ("half", "single")}
+    assert len(ids) == 1
+
+
+def test_torchscript_runs_with_its_own_size_and_scaling(tmp_path: Path) -> None:
+    path = tmp_path / "copy.torchscript.pt"
+    torch.jit.script(torch.nn.Sequential(torch.nn.AvgPool2d(32))).save(str(path))
+    path.with_suffix(".json").write_text('{"size": 64, "mean": [0.5, 0, 0], "std": [0.5, 1, 1]}')
+    encoder = encoders.load(str(path))
+    pixels = np.full((1, 64, 64, 3), 255, np.uint8)
+    assert encoder.encode(pixels).tolist() == [[1.0] * 12]
+    assert encoder.preprocess.preprocess_id != encoders.Preprocess(64).preprocess_id
+    with pytest.raises(ValueError, match="64"):
+        encoder.encode(noise(1))
+
+
+def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
+    diffusers.UNet2DModel(
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    ).save_pretrained(tmp_path / "unet")
+    (tmp_path / "weights.pt").write_bytes(b"no zip")
+    for spec, hint in {
+        "no-such-name": "short name",
+        str(tmp_path / "unet"): "not an autoencoder",
+        str(tmp_path / "weights.pt"): "TorchScript",
+        "sd2": "local directory",
+        "someone/some-vae": "local directory",
+    }.items():
+        with pytest.raises(EncoderError, match=hint):
+            encoders.load(spec)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from id2core import transform
+from id2core.transform import Transform, TransformError
+
+RNG = np.random.default_rng(0)
+W = RNG.standard_normal((16, 5)).astype(np.float32)
+
+
+def test_descriptors_are_projected_and_of_length_one() -> None:
+    latents = RNG.standard_normal((3, 16)).astype(np.float16)
+    latents[1] = 0
+    out = Transform(W).apply(latents)
+    assert out.dtype == np.float32 and out.shape == (3, 5)
+    np.testing.assert_allclose(np.linalg.norm(out, axis=1), [1, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(out[0], latents[0] @ W / np.linalg.norm(latents[0] @ W), atol=1e-5)
+    identity = transform.load(None)
+    np.testing.assert_allclose(identity.apply(latents)[2], latents[2] / np.linalg.norm(latents[2]), atol=1e-3)
+    assert identity.transform_id == "identity" and identity.output_size(16) == 16
+
+
+def test_a_saved_transform_comes_back_with_its_id_and_metadata(tmp_path: Path) -> None:
+    saved = Transform(W, {"encoder_id": "mini-0123"})
+    saved.save(tmp_path / "w.safetensors")
+    loaded = transform.load(str(tmp_path / "w.safetensors"))
+    assert loaded.transform_id == saved.transform_id != Transform(W + 1).transform_id
+    assert loaded.weights is not None and np.array_equal(loaded.weights, W)
+    loaded.check_encoder("mini-0123")
+    with pytest.raises(TransformError, match="trained for mini-0123"):
+        loaded.check_encoder("sd2-4567")
+    with pytest.raises(TransformError, match="another encoder"):
+        loaded.output_size(17)
+
+
+def test_the_published_checkpoint_is_one_tensor_transposed(tmp_path: Path) -> None:
+    path = tmp_path / "w_512f.pth.tar"
+    torch.save(torch.from_numpy(W.T.copy()), path)
+    loaded = transform.load(str(path))
+    assert loaded.weights is not None and np.array_equal(loaded.weights, W)
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("open('/tmp/id2-was-here', 'w')",)
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(_Hostile()))
+    torch.save({"state": W.tolist()}, tmp_path / "dict.pth")
+    (tmp_path / "w.safetensors").write_bytes(b"\x00" * 64)
+    for name in ("w.pth", "dict.pth", "w.safetensors", "missing.safetensors"):
+        with pytest.raises(TransformError):
+            transform.load(str(tmp_path / name))
+    assert not Path("/tmp/id2-was-here").exists()
