@@ -1,0 +1,1 @@
+"""Training of the embedded VAE and of the transform W."""

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from id2core import encoders
+from id2core.training import pca_start, photos, vae, vae_card
+from tests.drawing import scene
+
+RECIPE = vae.Recipe(
+    channels=(8, 16, 32, 48), steps=4, crop=64, batch=2, fit_crops=8, full_size_from=0.75, warmup=1
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough small pictures for a split: 500 are held out."""
+    root = tmp_path_factory.mktemp("photos")
+    for i in range(photos.HELD_OUT + 12):
+        name = "wallpaper" if i % 4 == 0 else "photo"
+        scene(i, (32, 32)).save(root / f"{name}_{i:04d}.jpg")
+    return root
+
+
+def test_the_split_is_fixed_disjoint_and_spares_the_demo(folder: Path) -> None:
+    split = photos.split(folder)
+    assert split == photos.split(folder) and len(split.held_out) == photos.HELD_OUT
+    assert not set(split.train) & set(split.held_out)
+    assert not any(name.startswith(photos.NEVER_TRAINED) for name in split.train)
+    assert any(name.startswith(photos.NEVER_TRAINED) for name in split.held_out)
+
+
+def test_training_starts_where_pca_ends(folder: Path) -> None:
+    images = photos.load(folder, photos.split(folder).held_out[:12])
+    model = vae.build(RECIPE)
+    from_noise = vae.psnr(images, vae.reconstruct(model, images)).mean()
+    pca_start.fit_linear_path(model, photos.to_tensor(images)[:, :, :64, :64])
+    started = vae.psnr(images, vae.reconstruct(model, images)).mean()
+    pca = vae.psnr(images, vae_card.pca_reconstruct(images, images, 4)).mean()
+    assert started > from_noise + 5 and started > pca - 1
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
+    class InterruptedRunError(Exception):
+        pass
+
+    class Dies(vae.Trainer):
+        def _one_step(self) -> float:
+            if self.step == 2:
+                raise InterruptedRunError
+            return super()._one_step()
+
+    whole = vae.Trainer(RECIPE, folder, tmp_path / "whole", checked=2)
+    whole.run(log_every=4, checkpoint_every=1)
+    with pytest.raises(InterruptedRunError):
+        Dies(RECIPE, folder, tmp_path / "parts", checked=2).run(log_every=4, checkpoint_every=1)
+    again = vae.Trainer(RECIPE, folder, tmp_path / "parts", checked=2)
+    again.run(log_every=4, checkpoint_every=1)
+    for name, value in whole.vae.state_dict().items():
+        assert torch.equal(value, again.vae.state_dict()[name]), name
+    with pytest.raises(ValueError, match="another recipe"):
+        vae.Trainer(replace(RECIPE, lr=1.0), folder, tmp_path / "parts", checked=2).resume()
+
+
+def test_the_shipped_vae_is_what_its_card_says() -> None:
+    data = Path(encoders.__file__).parent / "data" / "mini"
+    card = (data / "README.md").read_text()
+    assert (data / "diffusion_pytorch_model.safetensors").stat().st_size <= 6_000_000
+    assert encoders.load().encoder_id.removeprefix("mini-") in card
+    assert encoders.load().latent_size == 4 * 32 * 32
+    log = [json.loads(line) for line in (data / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == vae.Recipe().steps and log[-1]["psnr"] > log[0]["psnr"]
+
+
+def test_the_shipped_vae_reconstructs_pictures_it_never_saw() -> None:
+    demo = Path(encoders.__file__).parent / "data" / "demo" / "references"
+    images = photos.load(demo, sorted(p.name for p in demo.iterdir())[::10])
+    model = encoders.load_autoencoder(str(demo.parents[1] / "mini"))
+    ours = vae.psnr(images, vae.reconstruct(model, images)).mean()
+    pca = vae.psnr(images, vae_card.pca_reconstruct(images, images, 4)).mean()
+    assert ours > 24 and ours > pca + 0.5
+    assert np.isfinite(list(vae_card.latent_facts(model, images[:4]).values())).all()
