@@ -1,0 +1,1 @@
+"""Origins and their altered copies: attacks on images and the bundled demo set."""
