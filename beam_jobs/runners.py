@@ -1,0 +1,76 @@
+"""Which Beam runner a job uses: named by the caller, never guessed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import apache_beam as beam
+import apache_beam.runners.portability.flink_runner
+import apache_beam.runners.portability.spark_runner  # both bring options of their own
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
+from apache_beam.portability.api import beam_provision_api_pb2
+from apache_beam.runners.job import utils as job_utils
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
+
+IN_PROCESS = "FnApiRunner"
+# Beam's Dask runner drops the output of finish_bundle without an error: rows would be lost.
+REFUSED = ("DaskRunner",)
+
+
+def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
+    """An empty pipeline on the runner that Beam's own options name.
+
+    Args:
+        arguments: Beam options, e.g. `--runner=DataflowRunner --project=…`. Without `--runner` the
+            pipeline runs in this process; `--direct_running_mode=multi_processing
+            --direct_num_workers=N` makes that N worker processes.
+
+    Raises:
+        ValueError: a runner that loses rows.
+    """
+    options = PipelineOptions(list(arguments))
+    name = options.view_as(StandardOptions).runner or IN_PROCESS
+    if name in REFUSED:
+        raise ValueError(
+            f"{name} loses rows silently; use FnApiRunner, PortableRunner, Flink, Spark or Dataflow"
+        )
+    if name == IN_PROCESS:
+        return beam.Pipeline(runner=_in_process(options), options=options)
+    return beam.Pipeline(options=options)
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Raise ValueError for what Beam would only warn of: stray words, options that nobody reads."""
+    stray = [a for a in arguments if not a.startswith("--")]
+    if stray:
+        raise ValueError(f"unexpected {stray[0]!r}: Beam's options are written --NAME=VALUE, after `--`")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(arguments))
+    if unknown:
+        raise ValueError(f"no Beam option {unknown[0]!r}")
+
+
+def template_location(arguments: Sequence[str]) -> str | None:
+    """Where the options ask for a template to be written instead of a run."""
+    return PipelineOptions(list(arguments)).view_as(GoogleCloudOptions).template_location
+
+
+def _in_process(options: PipelineOptions) -> FnApiRunner:
+    """FnApiRunner hands its worker processes no options unless they are put in the provision info."""
+    # A protobuf Struct has no integers: 2 would arrive as 2.0 and be refused.
+    given = {
+        f"beam:option:{name}:v1": str(value) if type(value) is int else value
+        for name, value in options.get_all_options(drop_default=True).items()
+    }
+    info = beam_provision_api_pb2.ProvisionInfo(
+        retrieval_token="unused", pipeline_options=job_utils.dict_to_struct(given)
+    )
+    return FnApiRunner(provision_info=ExtendedProvisionInfo(info))

@@ -1,0 +1,283 @@
+"""What an embed run has to do: the listing, less what earlier runs did, cut into parts; and its commit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from id2core import datasets, storage, tables
+from id2core.datasets import Commit, DatasetError, FileRecord
+from id2core.embedding import EMBEDDINGS, PARTS, REJECTS, STAGING, Lineage, PartRecord
+from id2core.rejects import BY_SETTINGS, TRANSIENT
+from id2core.storage import Object, StorageError
+
+PART_SIZE = 4096
+_TRIED_AGAIN = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
+# What a run writes below its `out`, relative to it.
+_OWN_FILES = re.compile(
+    rf"({EMBEDDINGS}|{REJECTS})/(part-[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*"
+)
+
+Key = tuple[str, str]
+
+
+class LostRowsError(Exception):
+    """The outcome of a run does not account for everything exactly once."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of the embed job.
+
+    Attributes:
+        out: the data sets' parent.
+        source: the images.
+        lineage: ids of the run's rows.
+        listed: how many objects there are in all.
+        objects: how many of them are still to be done.
+        parts: into how many parts of the manifest these are cut.
+        manifest, listing: names of the staged files below `out`: what is to be done, one row group per
+            part, and everything that was listed.
+        done: True when this very run was committed before, with nothing left to try again.
+    """
+
+    out: str
+    source: str
+    lineage: Lineage
+    listed: int
+    objects: int
+    parts: int
+    manifest: str
+    listing: str
+    done: bool
+
+
+def make(
+    images: str,
+    out: str,
+    ids: dict[str, str],
+    config: dict[str, Any],
+    part_size: int = PART_SIZE,
+    results: str | None = None,
+) -> Plan:
+    """List `images`, subtract what `out` holds already, and stage a manifest of the rest.
+
+    Args:
+        images: folder or bucket prefix.
+        out: parent of `embeddings/` and `rejects/`.
+        ids: encoder_id, transform_id and preprocess_id of the run.
+        config: everything else that decides the rows; part of the run's identity.
+        part_size: objects in one part.
+        results: a folder of results; if it lies within `images` it is not listed. By default `out`.
+
+    Raises:
+        DatasetError: `out` holds rows of other images, or of another encoder, transform or preprocessing.
+        StorageError: no such folder or bucket; or nothing in it, while `out` holds rows of it.
+    """
+    held = {d: datasets.read_commit(storage.join(out, d)) for d in (EMBEDDINGS, REJECTS)}
+    for dataset, commit in held.items():
+        if commit:
+            _check_addable(commit, ids, images, storage.join(out, dataset))
+    objects = [o for o in storage.list_objects(images) if not _is_output(o.uri, images, results or out, out)]
+    if not objects and any(c and c.rows for c in held.values()):
+        raise StorageError(
+            f"{images} is empty, but {out} holds rows of it: is it mounted? Nothing was changed"
+        )
+    run_id = datasets.digest_of(images, ids, config, [_key(o) for o in objects])
+    done = all(c and c.run_id == run_id and not c.runs[run_id]["transient"] for c in held.values())
+    started = datetime.now(UTC) if done else _started(out, run_id)
+    lineage = Lineage(**ids, run_id=run_id, embedded_at=started)
+    todo = [] if done else _todo(out, held, ids, objects)
+    manifest = f"{STAGING}/manifest-{run_id}-{datasets.digest_of([_key(o) for o in todo], part_size)}.parquet"
+    listing = f"{STAGING}/listing-{run_id}.parquet"
+    if not done:
+        _stage(storage.join(out, manifest), todo, part_size)
+        _stage(storage.join(out, listing), objects, tables.ROW_GROUP)
+    parts = -(-len(todo) // part_size)
+    return Plan(out, images, lineage, len(objects), len(todo), parts, manifest, listing, done)
+
+
+def _key(obj: Object) -> Key:
+    return obj.uri, obj.generation
+
+
+def _check_addable(commit: Commit, ids: dict[str, str], images: str, uri: str) -> None:
+    datasets.check_ids(commit, ids, uri)
+    if commit.source != images:
+        raise DatasetError(
+            f"{uri} was made from {commit.source}; embedding {images} into it would drop those rows: "
+            f"write to another --out"
+        )
+
+
+def _inside(uri: str, folder: str) -> bool:
+    return uri.startswith(folder.rstrip("/") + "/")
+
+
+def _is_output(uri: str, images: str, results: str, out: str) -> bool:
+    """True for results of a run, where these lie within the listed folder or around it."""
+    if _inside(results, images) and _inside(uri, results):
+        return True
+    return _inside(uri, out) and bool(_OWN_FILES.fullmatch(uri[len(out.rstrip("/")) + 1 :]))
+
+
+def _started(out: str, run_id: str) -> datetime:
+    """When the run was first planned: a resumed run keeps the time, so its files are the same bytes."""
+    uri = storage.join(out, STAGING, f"started-{run_id}.json")
+    try:
+        return datetime.fromisoformat(json.loads(storage.read_bytes(uri)))
+    except FileNotFoundError:
+        now = datetime.now(UTC).replace(microsecond=0)
+        storage.write_bytes(uri, json.dumps(now.isoformat()).encode())
+        return now
+
+
+def _todo(
+    out: str, held: dict[str, Commit | None], ids: dict[str, str], objects: list[Object]
+) -> list[Object]:
+    """The objects that have no row yet, in a committed file or in a finished part."""
+    records = staged(out, ids)
+    known: set[Key] = set()
+    for dataset, commit in held.items():
+        columns = ["uri", "generation"] + (["reason"] if dataset == REJECTS else [])
+        uri = storage.join(out, dataset)
+        for table in datasets.read_each(uri, _files(commit, dataset, records), columns):
+            known.update(_keys(_settled(table)))
+    return [o for o in objects if _key(o) not in known]
+
+
+def _settled(table: pa.Table) -> pa.Table:
+    """Rows that need not be made again."""
+    if "reason" not in table.column_names:
+        return table
+    return table.filter(pc.invert(pc.is_in(table["reason"], _TRIED_AGAIN)))
+
+
+def _keys(table: pa.Table) -> list[Key]:
+    return list(zip(table["uri"].to_pylist(), table["generation"].to_pylist(), strict=True))
+
+
+def staged(out: str, ids: dict[str, str]) -> list[PartRecord]:
+    """Records of finished parts, of this run or of one that never committed, with the same ids."""
+    return [record for record, _ in _staged(out) if record.ids == ids]
+
+
+def _staged(out: str) -> list[tuple[PartRecord, str]]:
+    try:
+        found = storage.list_objects(storage.join(out, STAGING, PARTS))
+    except StorageError:
+        return []
+    return [(PartRecord.from_json(storage.read_bytes(o.uri)), o.uri) for o in found]
+
+
+def _files(commit: Commit | None, dataset: str, records: Iterable[PartRecord]) -> list[FileRecord]:
+    """Files of the last commit, then of parts finished since; each once."""
+    new = [f for r in records if (f := getattr(r, dataset))]
+    return list({f.name: f for f in [*(commit.files if commit else ()), *new]}.values())
+
+
+def _stage(uri: str, objects: list[Object], rows: int) -> None:
+    """Write objects as a manifest with `rows` objects in a row group."""
+    with storage.replacing(uri) as path, tables.parquet_writer(path, tables.MANIFEST) as writer:
+        for start in range(0, len(objects), rows):
+            chunk = [vars(o) for o in objects[start : start + rows]]
+            writer.write_table(pa.Table.from_pylist(chunk, tables.MANIFEST))
+
+
+def read_part(plan: Plan, index: int) -> list[Object]:
+    """The objects of one part of a plan."""
+    with storage.open_input(storage.join(plan.out, plan.manifest)) as file:
+        return [Object(**row) for row in pq.ParquetFile(file).read_row_group(index).to_pylist()]
+
+
+def _read_listing(plan: Plan) -> set[Key]:
+    with storage.open_input(storage.join(plan.out, plan.listing)) as file:
+        return set(_keys(pq.ParquetFile(file).read(["uri", "generation"])))
+
+
+def commit(plan: Plan) -> None:
+    """Write `_SUCCESS` of both data sets, if and only if every listed object has exactly one row.
+
+    Rows of objects that are no longer listed, and rejects that a later part superseded, are dropped: the
+    files that hold them are rewritten without them. Safe to repeat.
+
+    Raises:
+        LostRowsError: an object has no row, or more than one.
+    """
+    run_id = plan.lineage.run_id
+    try:
+        wanted = _read_listing(plan)
+    except FileNotFoundError:  # the run is committed, and its staged files are gone
+        return
+    records = staged(plan.out, plan.lineage.ids)
+    seen: Counter[Key] = Counter()
+    commits = {}
+    for dataset in (EMBEDDINGS, REJECTS):  # an embedding counts before an older reject of the same object
+        uri = storage.join(plan.out, dataset)
+        last = datasets.read_commit(uri)
+        files = _keep_wanted(uri, _files(last, dataset, records), wanted, seen)
+        base = last or Commit(dataset, run_id, plan.lineage.ids, source=plan.source)
+        commits[uri] = replace(base, files=tuple(files), run_id=run_id)
+    _check_accounted(wanted, seen)
+    counts = {"listed": len(wanted), "transient": _transient(plan.out, commits)}
+    for uri, new in commits.items():
+        runs = new.runs | {run_id: counts | {"rows": new.rows}}
+        datasets.write_commit(uri, replace(new, runs=runs))
+    _tidy(plan)
+
+
+def _transient(out: str, commits: dict[str, Commit]) -> int:
+    """How many objects the next run will try again."""
+    uri = storage.join(out, REJECTS)
+    reasons = pa.array(sorted(TRANSIENT), pa.string())
+    found = datasets.read_each(uri, commits[uri].files, ["reason"])
+    return sum(pc.sum(pc.is_in(t["reason"], reasons)).as_py() or 0 for t in found)
+
+
+def _tidy(plan: Plan) -> None:
+    """Remove what this run staged; the listing last, which tells a repeated commit that it is done."""
+    own = [uri for record, uri in _staged(plan.out) if record.ids == plan.lineage.ids]
+    started = storage.join(plan.out, STAGING, f"started-{plan.lineage.run_id}.json")
+    for uri in [*own, started, *(storage.join(plan.out, n) for n in (plan.manifest, plan.listing))]:
+        storage.delete(uri)
+
+
+def _keep_wanted(uri: str, files: list[FileRecord], wanted: set[Key], seen: Counter[Key]) -> list[FileRecord]:
+    """Files reduced to rows of wanted objects that were not seen before, the newest files first."""
+    newest_first = files[::-1]
+    kept = []
+    for record, table in zip(
+        newest_first, datasets.read_each(uri, newest_first, ["uri", "generation"]), strict=True
+    ):
+        rows = _keys(table)
+        mask = [key in wanted and not seen[key] for key in rows]
+        seen.update(key for key, keep in zip(rows, mask, strict=True) if keep)
+        if all(mask):
+            kept.append(record)
+        elif any(mask):
+            kept.append(_rewrite(uri, record, mask))
+    return kept
+
+
+def _rewrite(uri: str, record: FileRecord, mask: list[bool]) -> FileRecord:
+    table = datasets.read_file(uri, record).filter(pa.array(mask))
+    return datasets.write_file(uri, f"part-{datasets.digest_of(record.key, mask)}", [table], table.schema)
+
+
+def _check_accounted(wanted: set[Key], seen: Counter[Key]) -> None:
+    missing = sorted(wanted - set(seen))
+    twice = sorted(k for k, n in seen.items() if n > 1)
+    if missing or twice:
+        raise LostRowsError(
+            f"{len(missing)} listed objects have no row and {len(twice)} more than one "
+            f"(for example {(missing + twice)[:3]}); nothing was committed. Run again to complete it."
+        )
