@@ -1,0 +1,160 @@
+"""From two embeddings data sets to `matches/`: blocks of queries against shards of references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from id2core import datasets, index, tables
+from id2core.datasets import Commit, FileRecord
+from id2core.planning import LostRowsError
+
+IDS = ("encoder_id", "transform_id", "preprocess_id")
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """One row group of a query file: the unit of queries."""
+
+    file: FileRecord
+    row_group: int
+
+    @property
+    def name(self) -> str:
+        """A file name for the block's matches."""
+        return f"{self.file.key}-{self.row_group:04d}"
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A run of the search job.
+
+    Attributes:
+        references, queries: URIs of the two embeddings data sets.
+        out: URI of the matches data set.
+        top_k: references kept per query.
+        ids: encoder_id, transform_id, preprocess_id: the same on both sides.
+        index_id: names the index over the references.
+        run_id: hash of all of the above and of the content of both sides.
+        scanned_at: time of the run.
+        done: True when this very run was committed before.
+    """
+
+    references: str
+    queries: str
+    out: str
+    top_k: int
+    ids: dict[str, str]
+    index_id: str
+    run_id: str
+    scanned_at: datetime
+    done: bool
+
+    @property
+    def partition(self) -> str:
+        """Folder of this run's files below `out`."""
+        return f"scan_date={self.scanned_at.date().isoformat()}"
+
+
+def make(references: str, queries: str, out: str, top_k: int) -> SearchPlan:
+    """Check that two embeddings data sets can be compared and name the run.
+
+    Raises:
+        DatasetError: one of them is incomplete, or their encoder, transform or preprocessing differ.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    reference, query = datasets.require_commit(references), datasets.require_commit(queries)
+    ids = {key: reference.ids[key] for key in IDS}
+    datasets.check_ids(query, ids, queries)
+    run_id = datasets.digest_of(reference.digest, query.digest, top_k, ids)
+    last = datasets.read_commit(out)
+    return SearchPlan(
+        references=references,
+        queries=queries,
+        out=out,
+        top_k=top_k,
+        ids=ids,
+        index_id=index.index_id(reference),
+        run_id=run_id,
+        scanned_at=datetime.now(UTC).replace(microsecond=0),
+        done=last is not None and last.run_id == run_id,
+    )
+
+
+def query_blocks(plan: SearchPlan) -> list[QueryBlock]:
+    """Every block of the queries."""
+    files = datasets.require_commit(plan.queries).files
+    return [QueryBlock(record, i) for record in files for i in range(record.row_groups)]
+
+
+def search(plan: SearchPlan, block: QueryBlock, shard: index.Shard) -> pa.Table:
+    """The best references of a block of queries in one shard: an `index.CANDIDATES` table."""
+    queries = datasets.read_file(plan.queries, block.file, ["descriptor"], block.row_group)
+    return shard.search(tables.column_to_vectors(queries["descriptor"]), plan.top_k)
+
+
+def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> FileRecord:
+    """Write the merged candidates of a block as one file of `matches/`; its record is returned."""
+    queries = datasets.read_file(plan.queries, block.file, ["image_id", "uri"], block.row_group)
+    rows = candidates["query_row"]
+    found = queries.take(rows)
+    count = candidates.num_rows
+    constants: dict[str, Any] = {
+        "encoder_id": plan.ids["encoder_id"],
+        "transform_id": plan.ids["transform_id"],
+        "index_id": plan.index_id,
+        "run_id": plan.run_id,
+        "scanned_at": plan.scanned_at,
+    }
+    columns = {
+        "query_id": found["image_id"],
+        "query_uri": found["uri"],
+        "rank": pa.array(index.ranks(rows.to_numpy()) + 1, pa.int32()),
+        **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
+    }
+    arrays = [_column(field, columns, constants, count) for field in tables.MATCHES]
+    table = pa.Table.from_arrays(arrays, schema=tables.MATCHES)
+    return datasets.write_file(
+        plan.out, f"{plan.partition}/{plan.run_id}-{block.name}", [table], tables.MATCHES
+    )
+
+
+def _column(field: pa.Field, columns: dict[str, Any], constants: dict[str, Any], count: int) -> Any:
+    """A column that was computed, is the same in every row, or is not known yet (null)."""
+    if field.name in columns:
+        return columns[field.name]
+    return pa.repeat(pa.scalar(constants.get(field.name), field.type), count)
+
+
+def commit(plan: SearchPlan, files: list[FileRecord]) -> None:
+    """Make this run's files part of the matches data set. Safe to repeat.
+
+    Raises:
+        LostRowsError: not every query has its k matches (all references, where there are fewer than k).
+    """
+    queries = datasets.require_commit(plan.queries).rows
+    expected = queries * min(plan.top_k, datasets.require_commit(plan.references).rows)
+    matches = sum(f.rows for f in files)
+    if matches != expected:
+        raise LostRowsError(f"{matches} matches of {expected}; nothing was committed. Run again")
+    datasets.add_files(plan.out, "matches", plan.run_id, files, {"matches": matches, "queries": queries})
+
+
+def commit_of(out: str, run_id: str) -> Commit:
+    """The matches data set reduced to the files of one run; DatasetError when it has no such run."""
+    whole = datasets.require_commit(out)
+    if run_id not in whole.runs:
+        raise datasets.DatasetError(f"{out} has no run {run_id}; it has {', '.join(whole.runs)}")
+    return replace(whole, files=tuple(f for f in whole.files if run_id in f.name))
+
+
+def read_run(out: str, run_id: str | None = None) -> pa.Table:
+    """The matches of one run (by default the last), ordered by query and rank."""
+    commit = commit_of(out, run_id or datasets.require_commit(out).run_id)
+    found = list(datasets.iterate(out, commit=commit))
+    table = pa.concat_tables(found) if found else tables.MATCHES.empty_table()
+    return table.sort_by([("query_uri", "ascending"), ("rank", "ascending")])

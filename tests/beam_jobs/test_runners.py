@@ -1,0 +1,118 @@
+"""The same jobs on every way of running them that can be started here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from apache_beam.internal.gcp import auth
+from apache_beam.portability.api import beam_runner_api_pb2
+
+from beam_jobs import embed, runners, search
+from beam_jobs.embed import EmbedJob
+from id2core import matching, storage
+from tests.conftest import free_port, listening, wait_until
+
+ROOT = Path(__file__).parents[2]
+GPU = "worker_accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver:5xx"
+
+
+@pytest.fixture(scope="module")
+def portable() -> Iterator[list[str]]:
+    """Beam's own job service and an external worker pool, each a process of its own."""
+    job_port, pool_port = free_port(), free_port()
+    # The pool starts its workers with `python`, which must be this one and must find the project.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    modules = {
+        job_port: ["apache_beam.runners.portability.local_job_service_main", "--job_port", str(job_port)],
+        pool_port: ["apache_beam.runners.worker.worker_pool_main", "--service_port", str(pool_port)],
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-m", *command], env=environment, stderr=subprocess.DEVNULL)
+        for command in modules.values()
+    ]
+    try:
+        for port in modules:
+            wait_until(lambda port=port: listening(port), 60, f"port {port}")
+        yield [
+            "--runner=PortableRunner",
+            f"--job_endpoint=127.0.0.1:{job_port}",
+            "--environment_type=EXTERNAL",
+            f"--environment_config=127.0.0.1:{pool_port}",
+        ]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(20)
+
+
+PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+@pytest.mark.parametrize("way", ["worker processes", "job service"])
+def test_every_runner_gives_the_same_rows(
+    way: str, request: pytest.FixtureRequest, mixed_folder: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    arguments = PROCESSES if way == "worker processes" else request.getfixturevalue("portable")
+    results = []
+    for name, chosen in (("here", []), ("there", arguments)):
+        spec = EmbedJob(
+            str(mixed_folder), str(tmp_path / name), tiny_vae, device="cpu", dtype="float32", part_size=30
+        )
+        counts = embed.run(spec, chosen)
+        embeddings = storage.join(spec.out, "embeddings")
+        found = search.run(embeddings, embeddings, storage.join(spec.out, "matches"), 3, chosen)
+        matches = matching.read_run(storage.join(spec.out, "matches")).drop(["scanned_at"])
+        results.append((counts, found, matches))
+    assert results[0] == results[1]
+    assert results[0][2].num_rows == 3 * results[0][0].embedded
+
+
+def test_a_dataflow_template_asks_for_gpu_workers_and_our_container(
+    gcs: str, photos: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    # Looking for credentials that are not there costs Beam 25 s of retries; with none it goes on anonymously.
+    auth._Credentials._credentials_init = True
+    where = f"gs://{gcs}/{tmp_path.name}"
+    for photo in photos.iterdir():
+        storage.write_bytes(f"{where}/images/{photo.name}", photo.read_bytes())
+    spec = EmbedJob(f"{where}/images", f"{where}/out", tiny_vae, dtype="float32", part_size=5)
+    arguments = [
+        "--runner=DataflowRunner",
+        "--project=id2-project",
+        "--region=europe-west4",
+        f"--temp_location={where}/temp",
+        f"--staging_location={where}/staging",
+        f"--template_location={where}/job.json",
+        "--machine_type=n1-standard-8",
+        "--sdk_container_image=europe-docker.pkg.dev/id2-project/id2/worker:0.1.0",
+        f"--dataflow_service_options={GPU}",
+        "--experiments=no_use_multiple_sdk_containers",
+    ]
+    assert (
+        embed.write_template(spec, arguments) == runners.template_location(arguments) == f"{where}/job.json"
+    )
+    job = json.loads(storage.read_bytes(f"{where}/job.json"))
+    [pool] = job["environment"]["workerPools"]
+    [container] = pool["sdkHarnessContainerImages"]
+    assert pool["machineType"] == "n1-standard-8"
+    assert container["containerImage"].endswith("/id2/worker:0.1.0")
+    experiments = job["environment"]["experiments"]  # one process, so one model, per GPU
+    assert "no_use_multiple_sdk_containers" in experiments
+    assert "use_multiple_sdk_containers" not in experiments
+    assert GPU in job["environment"]["serviceOptions"]
+    [staged] = [o.uri for o in storage.list_objects(f"{where}/staging") if o.uri.endswith("/pipeline.pb")]
+    pipeline = beam_runner_api_pb2.Pipeline.FromString(storage.read_bytes(staged))
+    names = {t.unique_name for t in pipeline.components.transforms.values()}
+    assert {"Parts", "EmbedParts/Spread", "EmbedParts/Embed", "Commit/AllDone", "Commit/Commit"} <= names
+
+
+def test_a_runner_that_loses_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="loses rows"):
+        runners.pipeline(["--runner=DaskRunner"])

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_jobs import runners, search
+from id2core import datasets, index, matching, tables
+from id2core.datasets import Commit, DatasetError
+from id2core.planning import LostRowsError
+
+IDS = {"encoder_id": "e-1", "transform_id": "t", "preprocess_id": "p"}
+
+
+def unit(rows: int, size: int, seed: int) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def write_embeddings(uri: Path, vectors: np.ndarray, files: int, prefix: str, **ids: str) -> None:
+    """A committed embeddings data set over given descriptors (latents are left at zero)."""
+    schema = tables.embeddings_schema(1, vectors.shape[1])
+    records = []
+    for i, rows in enumerate(np.array_split(np.arange(len(vectors)), files)):
+        data = {name: [None] * len(rows) for name in schema.names} | {
+            "image_id": [f"{prefix}{r:06d}" for r in rows],
+            "uri": [f"/{prefix}/{r:06d}.jpg" for r in rows],
+            "latent": tables.vectors_to_array(np.zeros((len(rows), 1), np.float16), 1),
+            "descriptor": tables.vectors_to_array(vectors[rows], vectors.shape[1]),
+        }
+        table = pa.Table.from_pydict(data, schema)
+        records.append(datasets.write_file(str(uri), f"part-{i}", [table], schema))
+    datasets.write_commit(str(uri), Commit("embeddings", "r", IDS | ids, tuple(records)))
+
+
+def test_the_best_references_of_every_query_over_all_shards(tmp_path: Path) -> None:
+    references, queries = unit(700, 24, 0), unit(90, 24, 1)
+    write_embeddings(tmp_path / "r", references, 5, "r")
+    write_embeddings(tmp_path / "q", queries, 3, "q")
+    summary = search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), top_k=7)
+    found = matching.read_run(str(tmp_path / "m"))
+    assert (summary.queries, summary.matches, found.num_rows) == (90, 630, 630)
+    scores = queries @ references.T
+    best = np.argsort(-scores, axis=1)[:, :7]
+    assert found["reference_id"].to_pylist() == [f"r{i:06d}" for i in best.reshape(-1)]
+    np.testing.assert_allclose(
+        found["score"].to_numpy(), np.take_along_axis(scores, best, 1).ravel(), atol=1e-5
+    )
+    assert found["rank"].to_pylist() == [1, 2, 3, 4, 5, 6, 7] * 90
+    assert found["query_uri"].to_pylist()[::7] == [f"/q/{i:06d}.jpg" for i in range(90)]
+    assert found["encoder_id"].unique().to_pylist() == ["e-1"] and found["verdict"].null_count == 630
+    [partition] = (tmp_path / "m").glob("scan_date=*")
+    assert len(list(partition.iterdir())) == 3
+
+
+def test_again_does_nothing_and_another_top_k_adds_a_run(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "r", unit(9, 4, 0), 2, "r")
+    write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
+    args = (str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
+    first = search.run(*args, top_k=2)
+    assert search.run(*args, top_k=2) == replace(first, resumed=True)
+    second = search.run(*args, top_k=20)
+    assert second.matches == 45  # every reference: fewer than asked for
+    assert matching.read_run(args[2], first.run_id).num_rows == 10
+    assert matching.read_run(args[2]).num_rows == 45
+    with pytest.raises(DatasetError, match="no run"):
+        matching.read_run(args[2], "0000")
+
+
+@pytest.mark.parametrize(("references", "queries"), [(0, 5), (5, 0)])
+def test_nothing_on_one_side_is_no_match_and_no_error(references: int, queries: int, tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "r", unit(references, 4, 0), 1, "r")
+    write_embeddings(tmp_path / "q", unit(queries, 4, 1), 1, "q")
+    summary = search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
+    assert (summary.queries, summary.matches) == (queries, 0)
+    assert matching.read_run(str(tmp_path / "m")).num_rows == 0
+
+
+def test_a_shard_or_a_block_that_got_lost_is_noticed(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "r", unit(9, 4, 0), 3, "r")
+    write_embeddings(tmp_path / "q", unit(5, 4, 1), 2, "q")
+    plan = matching.make(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), 2)
+    shards = datasets.require_commit(str(tmp_path / "r")).files
+    blocks = tuple(matching.query_blocks(plan))
+    with pytest.raises(Exception, match="2 shards of 3"), runners.pipeline() as pipeline:
+        _ = pipeline | beam.Create(shards[:2]) | search.Search(plan, blocks, len(shards))
+    shard = index.load(plan.references, shards[0])
+    written = [matching.write_block(plan, blocks[0], matching.search(plan, blocks[0], shard))]
+    with pytest.raises(LostRowsError, match="6 matches of 10"):
+        matching.commit(plan, written)
+    assert datasets.read_commit(str(tmp_path / "m")) is None
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "r", unit(5, 4, 0), 1, "r")
+    write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q", transform_id="other")
+    with pytest.raises(DatasetError, match="transform_id other"):
+        search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
+    (tmp_path / "q" / "_SUCCESS").unlink()
+    with pytest.raises(DatasetError, match="did not finish"):
+        search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
+
+
+def test_a_damaged_reference_file_stops_the_search(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "r", unit(500, 16, 0), 1, "r")
+    write_embeddings(tmp_path / "q", unit(5, 16, 1), 1, "q")
+    [path] = (tmp_path / "r").glob("part-0-*.parquet")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(Exception, match="damaged"):
+        search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
+    assert datasets.read_commit(str(tmp_path / "m")) is None
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    cuts=st.lists(st.integers(1, 39), max_size=4),
+    k=st.integers(1, 12),
+    ties=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_a_merge_does_not_depend_on_how_the_references_were_cut(
+    cuts: list[int], k: int, ties: bool, seed: int
+) -> None:
+    references, queries = unit(40, 6, seed), unit(3, 6, seed + 1)
+    if ties:
+        references[20:] = references[:20]
+    ids = pa.table({"image_id": [f"{i:03d}" for i in range(40)], "uri": [f"u{i}" for i in range(40)]})
+    whole = index.merge([index.build(references, ids).search(queries, 40)], k)
+    edges = [0, *sorted(set(cuts)), 40]
+    parts = [
+        index.build(references[a:b], ids.slice(a, b - a)).search(queries, 40) for a, b in pairwise(edges)
+    ]
+    merged = index.merge(parts[::-1], k)
+    np.testing.assert_allclose(merged["score"].to_numpy(), whole["score"].to_numpy(), atol=1e-6)
+    if not ties:
+        assert merged["reference_id"].equals(whole["reference_id"])
