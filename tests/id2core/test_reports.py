@@ -1,0 +1,334 @@
+"""The report of a real small scan: true to the data, harmless to open, and the same without a network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from beam_jobs import embed, search
+from id2core import datasets, matching, reports, tables
+from id2core.rejects import Reason
+from id2core.reports import ReportInputs
+from tests import broken
+
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Both run a script that renames the page if they are not escaped; a `/` makes the first one a folder.
+HOSTILE_FOLDER, HOSTILE_NAME = "<script>document.title='hacked'<", "script>.jpg"
+HOSTILE_IMAGE = "\"'><img src=x onerror=document.title='hacked'>\u202egpj.png"
+
+
+def scene(seed: int, width: int = 90, height: int = 60) -> Image.Image:
+    """A smooth picture like no other one."""
+    colours = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image) -> bytes:
+    return broken.encode(image, "JPEG", quality=70)
+
+
+def fill(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+@dataclass(frozen=True)
+class Scan:
+    reference: Path
+    queries: Path
+    inputs: ReportInputs
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    """8 references (one picture twice, one file broken) and 8 uploads (two broken), really scanned."""
+    root = tmp_path_factory.mktemp("scan")
+    reference, queries, out = root / "reference", root / "queries", root / "out"
+    bad, good = broken.broken_files(), broken.good_files()
+    originals = {f"r{i}.png": broken.encode(scene(i), "PNG") for i in range(5)}
+    tall = broken.encode(scene(5, 40, 80), "PNG")
+    others = {"a/again.png": originals["r1.png"], "photo.heic": good["heif_rgb.heic"], "tall.png": tall}
+    fill(reference, {**originals, **others, "half.jpg": bad["jpeg_half.jpg"]})
+    uploads = {
+        "u0.jpg": jpeg(scene(0)),
+        "u1.jpg": jpeg(scene(1)),
+        f"{HOSTILE_FOLDER}/{HOSTILE_NAME}": jpeg(scene(2)),
+        HOSTILE_IMAGE: jpeg(scene(20)),
+        "new.jpg": jpeg(scene(21)),
+        "tall.gif": broken.encode(scene(5, 40, 80), "GIF"),
+    }
+    broken_uploads = {"<b>half</b>.png": bad["png_half.png"], "page.png": bad["html_error_page.png"]}
+    fill(queries, {**uploads, **broken_uploads})
+    embed.run(embed.EmbedJob(str(reference), str(out / "reference")))
+    embed.run(embed.EmbedJob(str(queries), str(out / "queries")))
+    # An earlier run in the same data set, of which nothing may be counted.
+    for top_k in (1, 4):
+        found = search.run(
+            str(out / "reference/embeddings"), str(out / "queries/embeddings"), f"{out}/matches", top_k
+        )
+    truth = {
+        str(queries / "u0.jpg"): str(reference / "r0.png"),
+        str(queries / "u1.jpg"): str(reference / "a/again.png"),
+        str(queries / HOSTILE_FOLDER / HOSTILE_NAME): str(reference / "r3.png"),
+        str(queries / "<b>half</b>.png"): str(reference / "r4.png"),
+        str(queries / "new.jpg"): None,
+        str(queries / HOSTILE_IMAGE): None,
+        str(queries / "not-scanned.jpg"): str(reference / "r0.png"),
+    }
+    inputs = ReportInputs(
+        matches=str(out / "matches"),
+        search_run=found.run_id,
+        reference_embeddings=str(out / "reference/embeddings"),
+        query_embeddings=str(out / "queries/embeddings"),
+        reference_rejects=str(out / "reference/rejects"),
+        query_rejects=str(out / "queries/rejects"),
+        run={
+            "run_id": "scan-1",
+            "config": {"encoder": "mini", "transform": None, "limits": {"max_bytes": 1 << 26}},
+            "seconds": {"search": 0.25},
+            "versions": {"id2": "0.1.0"},
+        },
+        truth=truth,
+    )
+    return Scan(reference, queries, inputs)
+
+
+class Elements(HTMLParser):
+    """Every start tag of a page with its attributes, and the page's text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def rendered(inputs: ReportInputs, max_pairs: int = 200) -> Elements:
+    return Elements(reports.render(inputs, reports.summarize(inputs), max_pairs))
+
+
+def test_the_summary_says_what_the_data_sets_say(scan: Scan) -> None:
+    summary = reports.summarize(scan.inputs)
+    assert summary["counts"] == {
+        "references": 8,
+        "queries": 6,
+        "reference_rejects": 1,
+        "query_rejects": 2,
+        "queries_with_match": 6,
+        "matches": 24,
+    }
+    assert summary["rejects"] == {
+        "reference": {"truncated": 1},
+        "queries": {"truncated": 1, "not_an_image": 1},
+    }
+    assert (summary["run_id"], summary["top_k"], summary["verdicts"]) == ("scan-1", 4, {})
+    assert summary["encoder_id"].startswith("mini-") and summary["transform_id"] == "identity"
+    rows = matching.read_run(scan.inputs.matches).to_pylist()
+    best = sorted(row["score"] for row in rows if row["rank"] == 1)
+    quantiles = summary["score_quantiles"]
+    assert (quantiles["n"], quantiles["min"], quantiles["max"]) == pytest.approx(
+        (6, best[0], best[-1]), abs=1e-5
+    )
+    assert summary["index_id"] == rows[0]["index_id"]
+    assert summary["scanned_at"] == rows[0]["scanned_at"].isoformat()
+
+
+def test_accuracy_counts_rejected_uploads_as_misses_and_copies_as_hits(scan: Scan) -> None:
+    """u0 and u1 hit (u1 by a copy of its origin), one truth is wrong, one upload could not be read."""
+    summary = reports.summarize(scan.inputs)
+    assert (summary["accuracy"], summary["accuracy_of"]) == (0.5, 4)
+    assert summary["truth_not_scanned"] == 1
+    assert (summary["origin_scores"]["n"], summary["no_origin_scores"]["n"]) == (3, 2)
+    series = summary["histogram"]["series"]
+    assert {name: sum(heights) for name, heights in series.items()} == {
+        "origin": 3,
+        "no_origin": 2,
+        "unknown": 1,
+    }
+    text = rendered(scan.inputs).text
+    assert (text.count("✓ the origin"), text.count("✗ not the origin")) == (2, 1)
+    assert text.count("has no origin") == 2
+
+
+def test_an_earlier_run_can_be_reported(scan: Scan) -> None:
+    earlier = min(
+        datasets.require_commit(scan.inputs.matches).runs.items(), key=lambda run: run[1]["matches"]
+    )[0]
+    summary = reports.summarize(replace(scan.inputs, search_run=earlier, run={}, truth=None))
+    assert (summary["counts"]["matches"], summary["top_k"]) == (6, 1)
+    assert "accuracy" not in summary and summary["histogram"]["series"].keys() == {"all"}
+
+
+def test_names_and_details_stay_text(scan: Scan) -> None:
+    elements = rendered(scan.inputs)
+    assert not any(elements.all(tag) for tag in ("script", "b", "iframe", "object", "form"))
+    assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
+    sources = [attributes["src"] or "" for attributes in elements.all("img")]
+    assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    titles = {attributes.get("title") for attributes in elements.all("summary")}
+    assert str(scan.queries / HOSTILE_FOLDER / HOSTILE_NAME) in titles
+    # The character that would show `gpj.png` backwards is spelt out.
+    assert str(scan.queries / HOSTILE_IMAGE).replace("\u202e", "\\u202e") in titles
+    assert str(scan.queries / "<b>half</b>.png") in elements.text
+
+
+def test_best_pairs_come_first_and_the_limit_is_said(scan: Scan) -> None:
+    elements = rendered(scan.inputs, max_pairs=2)
+    assert "The 2 best of 6 uploads are shown; all are in matches/." in elements.text
+    assert "no verdict is given" in elements.text
+    scores = [float(s) for s in re.findall(r"(\d\.\d+) score", rendered(scan.inputs).text)]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 6
+    assert len(elements.all("img")) == 2 * 4  # upload, best reference, ranks 2 and 3
+
+
+def test_pictures_keep_their_ratio_and_lost_ones_are_said(scan: Scan, tmp_path: Path) -> None:
+    uri, size = str(scan.queries / "tall.gif"), {"width": 40, "height": 80}
+    (listed,) = reports._rows_of(scan.inputs.query_embeddings, {uri}, ["uri", "generation", "bytes"])
+    found = reports._thumbnail(listed | size)
+    assert found.keys() == {"large", "small"}
+    large = Image.open(io.BytesIO(_data_of(found["large"])))
+    assert large.size == (128, 256)
+    gone = listed | size | {"uri": str(tmp_path / "gone.gif")}
+    assert reports._thumbnail(gone) == {"missing": "picture no longer available"}
+    assert reports._thumbnail(None) == {"missing": "picture no longer available"}
+    other = tmp_path / "other.gif"
+    other.write_bytes((scan.queries / "tall.gif").read_bytes())
+    assert reports._thumbnail(listed | size | {"uri": str(other)}) == {
+        "missing": "picture changed since the scan"
+    }
+
+
+def _data_of(uri: str) -> bytes:
+    return base64.b64decode(uri.partition(",")[2])
+
+
+def _with_verdicts(table: pa.Table) -> pa.Table:
+    """Judged rows in which the normalised score orders the queries the other way round than the score."""
+    values = {
+        "normalized_score": pa.array([-x for x in table["score"].to_pylist()], pa.float32()),
+        "verdict": pa.array((["match", "review", "none"] * table.num_rows)[: table.num_rows]),
+        "false_positive_rate": pa.array([0.001] * table.num_rows, pa.float32()),
+    }
+    for name, column in values.items():
+        table = table.set_column(table.schema.get_field_index(name), tables.MATCHES.field(name), column)
+    return table
+
+
+def test_verdicts_are_shown_where_there_are_some(scan: Scan, tmp_path: Path) -> None:
+    table = _with_verdicts(matching.read_run(scan.inputs.matches))
+    record = datasets.write_file(str(tmp_path), "scan_date=2025-01-01/r1-a.parquet", [table], tables.MATCHES)
+    datasets.write_commit(str(tmp_path), datasets.Commit("matches", "r1", {}, (record,), {"r1": {}}))
+    inputs = replace(scan.inputs, matches=str(tmp_path))
+    first = table.filter(pc.equal(table["rank"], 1))
+    assert sum(reports.summarize(inputs)["verdicts"].values()) == first.num_rows
+    text = rendered(inputs).text
+    assert "Match" in text and "0.1 % false positives" in text and "uncalibrated" not in text
+    normalized = [float(s.replace("−", "-")) for s in re.findall(r"(\S+) normalised", text)]
+    assert len(normalized) == 6 and normalized == sorted(normalized, reverse=True)
+
+
+def _empty(uri: Path, dataset: str, ids: dict[str, str]) -> str:
+    datasets.write_commit(str(uri), datasets.Commit(dataset, "r0", ids, (), {"r0": {}}))
+    return str(uri)
+
+
+@pytest.mark.parametrize(
+    ("side", "sentence"),
+    [
+        ("query_embeddings", "No upload could be compared."),
+        ("reference_embeddings", "6 uploads found no protected"),
+    ],
+)
+def test_an_empty_side_is_said_in_words(scan: Scan, tmp_path: Path, side: str, sentence: str) -> None:
+    ids = datasets.require_commit(scan.inputs.query_embeddings).ids
+    changes: dict[str, Any] = {side: _empty(tmp_path / side, "embeddings", ids)}
+    changes["matches"] = _empty(tmp_path / "matches", "matches", {})
+    inputs = replace(scan.inputs, **changes, reference_rejects=None, query_rejects=None)
+    text = rendered(inputs).text
+    assert sentence in text
+    assert "There is nothing to show" in text and "No scores: nothing was compared." in text
+    assert "every file that was found could be read" in text
+    summary = reports.summarize(replace(inputs, truth={}))
+    assert summary["accuracy"] is None and summary["score_quantiles"]["n"] == 0 and summary["scanned_at"]
+
+
+def test_every_reason_has_plain_words() -> None:
+    source = (Path(reports.__file__).parent / "templates" / "report.html.j2").read_text()
+    assert all(f'"{reason}": "' in source for reason in Reason)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    chromium = shutil.which("chromium")
+    assert chromium, "this test opens the report in a browser: apt-get install -y chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
+        yield browser.new_page(viewport={"width": 420, "height": 900})
+        browser.close()
+
+
+def test_a_browser_shows_it_whole_asks_for_nothing_and_runs_nothing(
+    scan: Scan, page: Page, tmp_path: Path
+) -> None:
+    summary = reports.summarize(scan.inputs)
+    reports.write(scan.inputs, summary, str(tmp_path))
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    url = (tmp_path / "report.html").as_uri()
+    asked: list[str] = []
+    said: list[str] = []
+    page.route(
+        lambda address: address != url and not address.startswith("data:"), lambda route: route.abort()
+    )
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    pictures = page.evaluate(
+        "Promise.all([...document.images].map(i => i.decode().then(() => [i.naturalWidth, i.alt])))"
+    )
+    assert len(pictures) == 6 * 4
+    assert all(width > 0 and alt for width, alt in pictures)
+    assert [address for address in asked if not address.startswith("data:")] == [url]
+    assert said == []
+    assert page.title().startswith("Origin-match report")
+    headers = page.evaluate("[...document.querySelectorAll('th')].map(th => th.scope)")
+    assert headers and all(headers)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420, "a phone would scroll sideways"
