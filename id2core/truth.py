@@ -1,0 +1,67 @@
+"""Truth files: which upload comes from which original, as CSV or Parquet `query_uri,reference_uri`."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from id2core import storage
+
+Truth = dict[str, str | None]
+
+
+class TruthError(ValueError):
+    """A truth file that cannot be understood; the message says what is expected."""
+
+
+def read(uri: str, reference: str, queries: str) -> Truth:
+    """Read a truth file.
+
+    Args:
+        uri: `.csv` or `.parquet` with columns query_uri and reference_uri (empty or null = no origin).
+        reference, queries: URIs of the two image folders; relative URIs in the file are taken below them,
+            with or without the folder's own name in front (`u1.jpg`, `uploads/u1.jpg`).
+
+    Returns:
+        Absolute query URI → absolute reference URI, or None for an upload without origin.
+
+    Raises:
+        TruthError: columns are missing, or a query stands twice with different origins.
+    """
+    table = _table(uri)
+    if not {"query_uri", "reference_uri"} <= set(table.column_names):
+        raise TruthError(f"{uri} has columns {table.column_names}; expected query_uri and reference_uri")
+    truth: Truth = {}
+    rows = zip(table["query_uri"].to_pylist(), table["reference_uri"].to_pylist(), strict=True)
+    for query, origin in rows:
+        if not query:
+            raise TruthError(f"{uri} has a row without query_uri")
+        key = _absolute(query.strip(), queries)
+        value = _absolute(origin.strip(), reference) if origin and origin.strip() else None
+        if truth.setdefault(key, value) != value:
+            raise TruthError(f"{uri} names two origins for {query}")
+    return truth
+
+
+def _table(uri: str) -> pa.Table:
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise TruthError(f"{uri}: no such truth file") from error
+    if uri.endswith(".parquet"):
+        return pq.read_table(io.BytesIO(data))
+    text = pa.csv.ConvertOptions(column_types={"query_uri": pa.string(), "reference_uri": pa.string()})
+    try:
+        return pa.csv.read_csv(io.BytesIO(data), convert_options=text)
+    except pa.ArrowInvalid as error:
+        raise TruthError(f"{uri} is not a CSV file with a header line: {error}") from error
+
+
+def _absolute(uri: str, folder: str) -> str:
+    if uri.startswith(("/", "gs://")):
+        return storage.normalize(uri)
+    name = folder.rstrip("/").rsplit("/", 1)[-1]
+    return storage.join(folder, uri.removeprefix(f"{name}/"))
