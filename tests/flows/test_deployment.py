@@ -1,0 +1,173 @@
+"""The deployments of infra/prefect.yaml on a real Prefect server, with a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tests.conftest import free_port, listening, wait_until
+from tests.drawing import draw_photos
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Prefect:
+    """A Prefect home of its own, and the processes that were started in it."""
+
+    home: Path
+    port: int
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Nothing of the caller's own Prefect or ID² settings; quiet, offline and quick to poll."""
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "ID2_"))}
+        return own | {
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_ENABLED": "false",
+            "PREFECT_CLI_PROMPT": "false",
+            "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+        }
+
+    def log(self, name: str) -> str:
+        return (self.home / f"{name}.log").read_text()
+
+    def start(self, name: str, *arguments: str, **extra: str) -> subprocess.Popen[bytes]:
+        """`prefect …` in the background, in a process group of its own."""
+        with (self.home / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "prefect", *arguments],
+                cwd=self.home,  # not the repository: a worker runs anywhere
+                env=self.environment | extra,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(self, *arguments: str) -> None:
+        """`prefect …` as an operator types it, in the repository's root."""
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def processes(self) -> list[psutil.Process]:
+        """All that live in this home, flow runs too: the worker gives each a session of its own."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("PREFECT_HOME") == str(self.home):
+                    found.append(process)
+        return found
+
+    def stop(self) -> None:
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        psutil.wait_procs(self.processes(), timeout=10)
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(self.processes(), timeout=10)
+        assert not self.processes()
+
+
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    """Server, work pool, worker and the deployments, set up as docs/operations.md says."""
+    it = Prefect(tmp_path_factory.mktemp("prefect"), free_port())
+    try:
+        it.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(it.port))
+        wait_until(lambda: listening(it.port), 120, "the Prefect server")
+        it.run("work-pool", "create", "id2", "--type", "process")
+        it.start("worker", "worker", "start", "--pool", "id2", "--type", "process", ID2_HOME=str(ROOT))
+        it.run("deploy", "--all", "--prefect-file", "infra/prefect.yaml")
+        yield it
+    finally:
+        it.stop()
+
+
+@pytest.fixture
+def client(prefect: Prefect) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: prefect.api}), get_client(sync_client=True) as connected:
+        yield connected
+
+
+def test_a_worker_runs_the_one_off_deployment(
+    prefect: Prefect, client: SyncPrefectClient, tiny_vae: str, tmp_path: Path
+) -> None:
+    draw_photos(tmp_path / "references", 4)
+    draw_photos(tmp_path / "uploads", 2, first_seed=2)
+    (tmp_path / "uploads" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    parameters = {
+        "reference": str(tmp_path / "references"),
+        "queries": str(tmp_path / "uploads"),
+        "out": str(tmp_path / "out"),
+        "encoder": tiny_vae,
+    }
+    deployment = client.read_deployment_by_name("scan/one-off")
+    assert deployment.schedules == []
+    run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+    def finished() -> FlowRun | None:
+        found = client.read_flow_run(run.id)
+        return found if found.state and found.state.is_final() else None
+
+    wait_until(lambda: finished() is not None, 180, "the flow run")
+    ended = finished()
+    assert ended and ended.state and ended.state.is_completed(), prefect.log("worker")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["run_id"] in (tmp_path / "out/report.html").read_text()
+    counts = summary["counts"]
+    assert (counts["references"], counts["queries"]) == (4, 2)
+    assert (counts["reference_rejects"], counts["query_rejects"]) == (0, 1)
+
+
+def test_the_server_schedules_the_nightly_deployment(prefect: Prefect, client: SyncPrefectClient) -> None:
+    deployment = client.read_deployment_by_name("scan/nightly")
+    [schedule] = deployment.schedules
+    assert schedule.active and not deployment.paused
+    assert isinstance(schedule.schedule, CronSchedule)
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 2 * * *", "UTC")
+    assert deployment.global_concurrency_limit and deployment.global_concurrency_limit.limit == 1
+    assert deployment.concurrency_options
+    assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
+
+    def scheduled() -> list[FlowRun]:
+        only = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+        return client.read_flow_runs(deployment_filter=only)
+
+    # The schedule alone proves nothing: with an unsuitable SQLAlchemy the server keeps it and makes no runs.
+    wait_until(lambda: len(scheduled()) >= 3, 60, "the scheduler")
+    for run in scheduled():
+        assert run.auto_scheduled and run.state and run.state.is_scheduled()
+        assert run.expected_start_time and run.expected_start_time > datetime.now(UTC)
+        assert run.expected_start_time.astimezone(UTC).time() == time(2, 0)
+        assert run.parameters["queries"].startswith("gs://")
