@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from id2core import encoders
+from id2core import encoders, images
 from id2core.encoders import EncoderError
+from id2core.transform import Transform
+from tests.drawing import scene
 
 FLAT = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -136,3 +140,19 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(EncoderError, match=hint):
             encoders.load(spec)
+
+
+def test_scaled_decoding_of_large_jpegs_keeps_the_descriptor() -> None:
+    encoder = encoders.load(dtype="float32")
+    file = io.BytesIO()
+    pixels, plain = [], []
+    for seed in range(4):
+        file.seek(0)
+        scene(seed, (2400, 1800)).save(file, "JPEG", quality=90)
+        decoded = images.decode(file.getvalue())
+        assert isinstance(decoded, images.Decoded)
+        pixels.append(decoded.pixels)
+        with Image.open(file) as image:
+            plain.append(np.asarray(image.resize((256, 256), Image.Resampling.BILINEAR)))
+    ours, theirs = (Transform().apply(encoder.encode(np.stack(p))) for p in (pixels, plain))
+    assert (ours * theirs).sum(axis=1).min() > 0.999
