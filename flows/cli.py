@@ -33,14 +33,18 @@ Encoder = Annotated[
     str | None,
     typer.Option(
         help="mini (bundled), sd2, sdxl, sd3 (from the hub), a diffusers directory, a TorchScript file, "
-        "or a hub id owner/name[:subfolder][@revision].  [default: ID2_ENCODER or mini]"
+        "or a hub id owner/name\\[:subfolder]\\[@revision].  \\[default: ID2_ENCODER or mini]"
     ),
 ]
 Transform = Annotated[
     str | None,
-    typer.Option(help="W: .safetensors, the authors' checkpoint, or none.  [default: ID2_TRANSFORM or none]"),
+    typer.Option(
+        help="W: .safetensors, the authors' checkpoint, or none.  \\[default: ID2_TRANSFORM or none]"
+    ),
 ]
-TopK = Annotated[int | None, typer.Option(min=1, help="References kept per upload.  [default: 10]")]
+TopK = Annotated[
+    int | None, typer.Option(min=1, help="References kept per upload.  \\[default: ID2_TOP_K or 10]")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")]
 Runner = Annotated[
     str | None,
@@ -97,7 +101,10 @@ def _settings(**overrides: Any) -> Any:
         raise typer.BadParameter(f"ID2_{str(first['loc'][0]).upper()}: {first['msg']}") from error
 
 
-@app.command(context_settings={"allow_extra_args": True})
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Example: id2 embed --images gs://corpus/originals --out gs://corpus/id2 --encoder sd2",
+)
 def embed(
     context: typer.Context,
     images: Annotated[str, typer.Option(help="Folder or bucket prefix of images.")],
@@ -132,7 +139,11 @@ def embed(
     )
 
 
-@app.command(context_settings={"allow_extra_args": True})
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Examples: id2 scan --reference originals --queries uploads --out results; the same in worker "
+    "processes, with `-- --direct_running_mode=multi_processing --direct_num_workers=4` at the end.",
+)
 def scan(
     context: typer.Context,
     reference: Annotated[str, typer.Option(help="Protected originals: images, or an embeddings data set.")],
