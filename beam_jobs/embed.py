@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from id2core.settings import Settings
 from id2core.transform import Transform
 
 STAGE = "embed"
+LOOK_EVERY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -214,9 +217,37 @@ def run(job: EmbedJob, beam_arguments: Sequence[str] = ()) -> EmbedSummary:
     todo = plan(job)
     tally.start(STAGE, todo.objects)
     if not todo.done:
-        with runners.pipeline(beam_arguments) as pipeline:
+        counted = nullcontext() if runners.is_in_process(beam_arguments) else _parts_counted(todo)
+        with counted, runners.pipeline(beam_arguments) as pipeline:
             build(pipeline, job, todo)
     return summary(todo)
+
+
+@contextmanager
+def _parts_counted(plan: Plan) -> Iterator[None]:
+    """While other processes work, count the parts whose records they leave in the store."""
+    seen = set(planning.staged_by_uri(plan.out))
+    stop = threading.Event()
+    objects = 0
+
+    def look() -> None:
+        nonlocal objects
+        while not stop.wait(LOOK_EVERY_SECONDS):
+            with suppress(FileNotFoundError):  # the commit, elsewhere, is tidying up
+                new = planning.staged_by_uri(plan.out, seen)
+                seen.update(new)
+                for record in new.values():
+                    tally.add(STAGE, *record.counts)
+                    objects += sum(record.counts)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+        tally.add(STAGE, plan.objects - objects)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def write_template(job: EmbedJob, beam_arguments: Sequence[str]) -> str:

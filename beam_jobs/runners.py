@@ -9,6 +9,7 @@ import apache_beam as beam
 import apache_beam.runners.portability.flink_runner
 import apache_beam.runners.portability.spark_runner  # both bring options of their own
 from apache_beam.options.pipeline_options import (
+    DirectOptions,
     GoogleCloudOptions,
     PipelineOptions,
     StandardOptions,
@@ -43,6 +44,13 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
     if name == IN_PROCESS:
         return beam.Pipeline(runner=_in_process(options), options=options)
     return beam.Pipeline(options=options)
+
+
+def is_in_process(arguments: Sequence[str]) -> bool:
+    """True when this very process does the work, so that it can count it."""
+    options = PipelineOptions(list(arguments))
+    name = options.view_as(StandardOptions).runner or IN_PROCESS
+    return name == IN_PROCESS and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
 
 
 def check(arguments: Sequence[str]) -> None:

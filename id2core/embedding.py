@@ -61,6 +61,12 @@ class PartRecord:
     embeddings: FileRecord | None
     rejects: FileRecord | None
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many objects the part embedded and rejected."""
+        files = (self.embeddings, self.rejects)
+        return tuple(f.rows if f else 0 for f in files)  # type: ignore[return-value]
+
     def to_json(self) -> bytes:
         """The record as it is staged."""
         return json.dumps(asdict(self)).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -168,15 +168,16 @@ def _keys(table: pa.Table) -> list[Key]:
 
 def staged(out: str, ids: dict[str, str]) -> list[PartRecord]:
     """Records of finished parts, of this run or of one that never committed, with the same ids."""
-    return [record for record, _ in _staged(out) if record.ids == ids]
+    return [record for record in staged_by_uri(out).values() if record.ids == ids]
 
 
-def _staged(out: str) -> list[tuple[PartRecord, str]]:
+def staged_by_uri(out: str, known: Collection[str] = ()) -> dict[str, PartRecord]:
+    """Where records of finished parts stand → the records, less those at `known` places."""
     try:
         found = storage.list_objects(storage.join(out, STAGING, PARTS))
     except StorageError:
-        return []
-    return [(PartRecord.from_json(storage.read_bytes(o.uri)), o.uri) for o in found]
+        return {}
+    return {o.uri: PartRecord.from_json(storage.read_bytes(o.uri)) for o in found if o.uri not in known}
 
 
 def _files(commit: Commit | None, dataset: str, records: Iterable[PartRecord]) -> list[FileRecord]:
@@ -245,7 +246,7 @@ def _transient(out: str, commits: dict[str, Commit]) -> int:
 
 def _tidy(plan: Plan) -> None:
     """Remove what this run staged; the listing last, which tells a repeated commit that it is done."""
-    own = [uri for record, uri in _staged(plan.out) if record.ids == plan.lineage.ids]
+    own = [uri for uri, record in staged_by_uri(plan.out).items() if record.ids == plan.lineage.ids]
     started = storage.join(plan.out, STAGING, f"started-{plan.lineage.run_id}.json")
     for uri in [*own, started, *(storage.join(plan.out, n) for n in (plan.manifest, plan.listing))]:
         storage.delete(uri)

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,7 +89,9 @@ def gcs() -> Iterator[str]:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
-    with FakeGCSServer(port=free_port()):
+    with FakeGCSServer(port=free_port()) as server:
+        # It logs every request into a pipe that its wrapper never reads: full, it would block the server.
+        threading.Thread(target=server._process.stderr.read, daemon=True).start()
         storage.Client(project="test", credentials=AnonymousCredentials()).create_bucket("id2-test")
         yield "id2-test"
 

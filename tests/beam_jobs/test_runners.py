@@ -16,6 +16,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from beam_jobs import embed, runners, search
 from beam_jobs.embed import EmbedJob
 from id2core import matching, storage
+from id2core.progress import Counts, tally
 from tests.conftest import free_port, listening, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -61,11 +62,14 @@ def test_every_runner_gives_the_same_rows(
 ) -> None:
     arguments = PROCESSES if way == "worker processes" else request.getfixturevalue("portable")
     results = []
+    shown: list[Counts] = []
+    request.addfinalizer(tally.listen(lambda stage, counts: shown.append(counts)))
     for name, chosen in (("here", []), ("there", arguments)):
         spec = EmbedJob(
             str(mixed_folder), str(tmp_path / name), tiny_vae, device="cpu", dtype="float32", part_size=30
         )
         counts = embed.run(spec, chosen)
+        assert shown[-1].total == shown[-1].done + shown[-1].rejected == counts.listed
         embeddings = storage.join(spec.out, "embeddings")
         found = search.run(embeddings, embeddings, storage.join(spec.out, "matches"), 3, chosen)
         matches = matching.read_run(storage.join(spec.out, "matches")).drop(["scanned_at"])
