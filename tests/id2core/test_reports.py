@@ -254,9 +254,9 @@ def _with_verdicts(table: pa.Table) -> pa.Table:
 
 def test_verdicts_are_shown_where_there_are_some(scan: Scan, tmp_path: Path) -> None:
     table = _with_verdicts(matching.read_run(scan.inputs.matches))
-    record = datasets.write_file(str(tmp_path), "scan_date=2025-01-01/r1-a.parquet", [table], tables.MATCHES)
+    record = datasets.write_file(str(tmp_path), "scan_date=2025-01-01/r1-a", [table], tables.MATCHES)
     datasets.write_commit(str(tmp_path), datasets.Commit("matches", "r1", {}, (record,), {"r1": {}}))
-    inputs = replace(scan.inputs, matches=str(tmp_path))
+    inputs = replace(scan.inputs, matches=str(tmp_path), search_run="r1")
     first = table.filter(pc.equal(table["rank"], 1))
     assert sum(reports.summarize(inputs)["verdicts"].values()) == first.num_rows
     text = rendered(inputs).text
@@ -280,7 +280,7 @@ def _empty(uri: Path, dataset: str, ids: dict[str, str]) -> str:
 def test_an_empty_side_is_said_in_words(scan: Scan, tmp_path: Path, side: str, sentence: str) -> None:
     ids = datasets.require_commit(scan.inputs.query_embeddings).ids
     changes: dict[str, Any] = {side: _empty(tmp_path / side, "embeddings", ids)}
-    changes["matches"] = _empty(tmp_path / "matches", "matches", {})
+    changes |= {"matches": _empty(tmp_path / "matches", "matches", {}), "search_run": "r0"}
     inputs = replace(scan.inputs, **changes, reference_rejects=None, query_rejects=None)
     text = rendered(inputs).text
     assert sentence in text
