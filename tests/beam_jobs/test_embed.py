@@ -12,7 +12,7 @@ from PIL import Image
 
 from beam_jobs import embed, runners
 from beam_jobs.embed import EmbedJob
-from id2core import datasets, planning, storage, tables
+from id2core import datasets, embedding, planning, storage, tables
 from id2core.datasets import DatasetError
 from id2core.images import Limits
 from id2core.planning import LostRowsError
@@ -162,6 +162,23 @@ def test_an_unfinished_run_of_another_encoder_leaves_nothing_in_ours(tiny_vae: s
         _ = pipeline | embed.beam.Create([0, 1]) | embed.EmbedParts(theirs, embed.plan(theirs))
     summary = embed.run(ours)
     assert rows(ours.out, "embeddings")["encoder_id"].unique().to_pylist() == [summary.encoder_id]
+
+
+def test_a_late_attempt_that_read_less_and_died_breaks_nothing(
+    photos: Path, tiny_vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = job(photos, tmp_path / "out", tiny_vae)
+    plan = embed.plan(spec)
+    with runners.pipeline() as pipeline:
+        _ = pipeline | embed.beam.Create([0]) | embed.EmbedParts(spec, plan)
+    objects, (encoder, identity) = planning.read_part(plan, 0), spec.load()
+    with monkeypatch.context() as broken:
+        broken.setattr(storage, "write_bytes", lambda uri, data: (_ for _ in ()).throw(OSError("killed")))
+        (photos / "p0003.jpg").rename(tmp_path / "away.jpg")
+        with pytest.raises(OSError, match="killed"):
+            embedding.embed_part(plan.out, objects, encoder, identity, plan.lineage)
+    (tmp_path / "away.jpg").rename(photos / "p0003.jpg")
+    assert embed.run(spec).embedded == 12
 
 
 def test_what_would_drop_a_corpus_is_refused(tiny_vae: str, tmp_path: Path) -> None:
