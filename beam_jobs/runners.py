@@ -36,7 +36,7 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
         ValueError: a runner that loses rows.
     """
     options = PipelineOptions(list(arguments))
-    name = options.view_as(StandardOptions).runner or IN_PROCESS
+    name = _name(options)
     if name in REFUSED:
         raise ValueError(
             f"{name} loses rows silently; use FnApiRunner, PortableRunner, Flink, Spark or Dataflow"
@@ -49,8 +49,12 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
 def is_in_process(arguments: Sequence[str]) -> bool:
     """True when this very process does the work, so that it can count it."""
     options = PipelineOptions(list(arguments))
-    name = options.view_as(StandardOptions).runner or IN_PROCESS
-    return name == IN_PROCESS and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
+    mode = options.view_as(DirectOptions).direct_running_mode
+    return _name(options) == IN_PROCESS and mode != "multi_processing"
+
+
+def _name(options: PipelineOptions) -> str:
+    return options.view_as(StandardOptions).runner or IN_PROCESS
 
 
 def check(arguments: Sequence[str]) -> None:

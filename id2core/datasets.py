@@ -222,9 +222,11 @@ def iterate(uri: str, columns: list[str] | None = None, commit: Commit | None = 
         yield read_file(uri, record, columns)
 
 
-def read_all(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def read_all(
+    uri: str, schema: pa.Schema, columns: list[str] | None = None, commit: Commit | None = None
+) -> pa.Table:
     """A committed data set as one table: for small ones (rejects, matches, runs)."""
-    found = list(iterate(uri, columns))
+    found = list(iterate(uri, columns, commit))
     if found:
         return pa.concat_tables(found)
     return schema.empty_table().select(columns or schema.names)

@@ -1,8 +1,7 @@
-"""From objects to `embeddings/` and `rejects/`: the plan of a run, one part of it, and its commit.
+"""One part of an embed run: from some thousand objects to rows of `embeddings/` and `rejects/`.
 
-A run is cut into parts of some thousand objects. A finished part leaves two Parquet files and a record
-in `_staging/`; a run that is started again keeps finished parts and does the rest. The commit checks that
-every listed object ended in exactly one of the two data sets before it writes their `_SUCCESS`.
+A finished part leaves its Parquet files and, last, a record in `_staging/`. `planning` cuts a run into
+parts, skips finished ones when it is started again, and commits.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Lineage:
     @property
     def ids(self) -> dict[str, str]:
         """The ids that must agree within a data set."""
-        return {k: getattr(self, k) for k in ("encoder_id", "transform_id", "preprocess_id")}
+        return {k: getattr(self, k) for k in tables.IDS}
 
 
 @dataclass(frozen=True)

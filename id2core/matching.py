@@ -12,8 +12,6 @@ from id2core import datasets, index, tables
 from id2core.datasets import Commit, FileRecord
 from id2core.planning import LostRowsError
 
-IDS = ("encoder_id", "transform_id", "preprocess_id")
-
 
 @dataclass(frozen=True)
 class QueryBlock:
@@ -68,7 +66,7 @@ def make(references: str, queries: str, out: str, top_k: int) -> SearchPlan:
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
     reference, query = datasets.require_commit(references), datasets.require_commit(queries)
-    ids = {key: reference.ids[key] for key in IDS}
+    ids = {key: reference.ids[key] for key in tables.IDS}
     datasets.check_ids(query, ids, queries)
     run_id = datasets.digest_of(reference.digest, query.digest, top_k, ids)
     last = datasets.read_commit(out)
@@ -155,6 +153,5 @@ def commit_of(out: str, run_id: str) -> Commit:
 def read_run(out: str, run_id: str | None = None) -> pa.Table:
     """The matches of one run (by default the last), ordered by query and rank."""
     commit = commit_of(out, run_id or datasets.require_commit(out).run_id)
-    found = list(datasets.iterate(out, commit=commit))
-    table = pa.concat_tables(found) if found else tables.MATCHES.empty_table()
+    table = datasets.read_all(out, tables.MATCHES, commit=commit)
     return table.sort_by([("query_uri", "ascending"), ("rank", "ascending")])

@@ -103,7 +103,7 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
         },
         "rejects": rejects,
         "verdicts": dict(firsts.verdicts),
-        **{key: reference.ids.get(key) for key in ("encoder_id", "transform_id", "preprocess_id")},
+        **{key: reference.ids.get(key) for key in tables.IDS},
         "index_id": firsts.index_id,
         "top_k": inputs.run.get("config", {}).get("top_k", firsts.last_rank),
         "score_quantiles": _quantiles(firsts.scores),
@@ -299,7 +299,7 @@ def _best_matches(inputs: ReportInputs, count: int) -> list[dict[str, Any]]:
     """
     columns = ["query_uri", "reference_id", "reference_uri", "rank"]
     columns += ["score", "normalized_score", "verdict", "false_positive_rate"]
-    kept = tables.empty(tables.MATCHES).select(columns)
+    kept = tables.MATCHES.empty_table().select(columns)
     for table in _match_tables(inputs, columns):
         some = table.filter(pc.less_equal(table["rank"], SHOWN_RANKS))
         kept = pa.concat_tables([kept, some.select(columns)])

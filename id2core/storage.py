@@ -13,7 +13,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -41,7 +41,7 @@ def normalize(uri: str | os.PathLike[str]) -> str:
     """The one spelling of a URI: `gs://bucket/name` without a trailing slash, or an absolute path."""
     text = os.fspath(uri)
     if text.startswith("gs://"):
-        bucket, _, name = text[5:].partition("/")
+        bucket, name = _split(text)
         if not bucket:
             raise StorageError(f"{text!r} names no bucket; write gs://BUCKET/FOLDER")
         return f"gs://{bucket}/{name.strip('/')}".rstrip("/")
@@ -73,9 +73,21 @@ def _client() -> Any:
     return storage.Client()
 
 
+def _split(uri: str) -> tuple[str, str]:
+    """Bucket and name of a `gs://` URI."""
+    bucket, _, name = uri.removeprefix("gs://").partition("/")
+    return bucket, name
+
+
 def _blob(uri: str, generation: str | None = None) -> Any:
-    bucket, _, name = uri[5:].partition("/")
+    bucket, name = _split(uri)
     return _client().bucket(bucket).blob(name, generation=int(generation) if generation else None)
+
+
+def _live_blob(uri: str) -> Any:
+    """The object as it stands now, with its generation and size; None when there is none."""
+    bucket, name = _split(uri)
+    return _client().bucket(bucket).get_blob(name) if name else None
 
 
 def list_objects(uri: str) -> list[Object]:
@@ -125,10 +137,10 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 
 def _list_remote(uri: str) -> Iterator[Object]:
-    bucket, _, name = uri[5:].partition("/")
+    bucket, name = _split(uri)
     folder = f"{name}/" if name else ""
     found = False
-    one = _client().bucket(bucket).get_blob(name) if name else None
+    one = _live_blob(uri)
     for blob in [one] if one else _client().list_blobs(bucket, prefix=folder):
         found = True
         hidden = any(part.startswith(".") for part in blob.name.removeprefix(folder).split("/"))
@@ -195,14 +207,13 @@ def _read_local(obj: Object) -> bytes | Reject:
 
 
 def _read_remote(obj: Object) -> bytes | Reject:
-    from google.api_core.exceptions import NotFound
-
     try:
-        return bytes(_blob(obj.uri, obj.generation).download_as_bytes(timeout=60))
-    except NotFound as error:
+        with _not_found(obj.uri):
+            return bytes(_blob(obj.uri, obj.generation).download_as_bytes(timeout=60))
+    except FileNotFoundError:
         if exists(obj.uri):
             return Reject(Reason.CHANGED, f"no longer generation {obj.generation}")
-        raise FileNotFoundError(obj.uri) from error
+        raise
 
 
 def exists(uri: str) -> bool:
@@ -264,10 +275,9 @@ def update(uri: str, change: Callable[[bytes | None], bytes]) -> None:
 def _update_remote(uri: str, change: Callable[[bytes | None], bytes]) -> None:
     from google.api_core.exceptions import NotFound, PreconditionFailed
 
-    bucket, _, name = uri[5:].partition("/")
     for _ in range(20):
         try:
-            seen = _client().bucket(bucket).get_blob(name)
+            seen = _live_blob(uri)
             old = seen.download_as_bytes() if seen else None
             _blob(uri).upload_from_string(change(old), if_generation_match=seen.generation if seen else 0)
             return
@@ -325,12 +335,5 @@ _UMASK = _umask()
 
 def delete(uri: str) -> None:
     """Remove an object; one that is gone already is no error."""
-    if not is_remote(uri):
-        Path(uri).unlink(missing_ok=True)
-        return
-    from google.api_core.exceptions import NotFound
-
-    try:
-        _blob(uri).delete()
-    except NotFound:
-        return
+    with suppress(FileNotFoundError), _not_found(uri):
+        _blob(uri).delete() if is_remote(uri) else Path(uri).unlink()

@@ -20,8 +20,10 @@ from id2core.rejects import Reason
 SCHEMA_VERSION = "1"
 # Rows that a writer holds in memory; with latents and descriptors of 4,096 numbers 24 kB each.
 ROW_GROUP = 1024
+# What must agree before rows stand in one data set, or are compared.
+IDS = ("encoder_id", "transform_id", "preprocess_id")
 # Slow-changing text of an embeddings table; everything else in it is close to random.
-_DICTIONARY_COLUMNS = ("format", "encoder_id", "transform_id", "preprocess_id", "run_id", "reason")
+_DICTIONARY_COLUMNS = ("format", *IDS, "run_id", "reason")
 _TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -43,9 +45,7 @@ def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
             ("format", pa.string()),
             ("latent", pa.list_(pa.float16(), latent_size)),
             ("descriptor", pa.list_(pa.float32(), descriptor_size)),
-            ("encoder_id", pa.string()),
-            ("transform_id", pa.string()),
-            ("preprocess_id", pa.string()),
+            *((name, pa.string()) for name in IDS),
             ("run_id", pa.string()),
             ("embedded_at", _TIME),
         ],
@@ -141,14 +141,3 @@ def parquet_writer(where: Path | IO[bytes], schema: pa.Schema) -> Iterator[pq.Pa
         write_page_checksum=True,
     ) as writer:
         yield writer
-
-
-def write_table(where: Path | IO[bytes], table: pa.Table) -> None:
-    """Write one table as one Parquet file, in row groups of `ROW_GROUP` rows."""
-    with parquet_writer(where, table.schema) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP)
-
-
-def empty(schema: pa.Schema) -> pa.Table:
-    """A table of this schema without rows."""
-    return schema.empty_table()

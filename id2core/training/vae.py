@@ -25,6 +25,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
 
+from id2core import encoders
 from id2core.training import pca_start
 from id2core.training import photos as photo_folder
 
@@ -119,7 +120,8 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def _autocast() -> contextlib.AbstractContextManager[Any]:
     """bfloat16 where the processor multiplies it in hardware, else plain float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported())
+    best = encoders.best_dtype(torch.device("cpu"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=best == torch.bfloat16)
 
 
 class Trainer:
