@@ -108,7 +108,7 @@ def require(uri: str) -> None:
     """Raise StorageError unless `uri` is a folder or holds an object: a cheap look before long work."""
     with _control_path(uri):
         if is_remote(uri):
-            next(_list_remote(uri))
+            next(_list_remote(uri), None)
         elif not Path(uri).exists():
             raise StorageError(f"{uri}: no such folder")
 

@@ -54,6 +54,14 @@ def test_too_large_is_rejected_by_its_listed_size_alone(root: str) -> None:
     assert isinstance(reject, Reject) and reject.reason == Reason.TOO_LARGE_FILE
 
 
+def test_a_place_is_there_even_if_all_in_it_is_hidden(root: str) -> None:
+    storage.write_bytes(storage.join(root, ".hidden"), b"x")
+    storage.require(root)
+    assert storage.list_objects(root) == []
+    with pytest.raises(StorageError):
+        storage.require(storage.join(root, "nowhere"))
+
+
 def test_ranges_can_be_read(root: str) -> None:
     uri = storage.join(root, "x")
     storage.write_bytes(uri, bytes(range(100)))
