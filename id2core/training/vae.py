@@ -12,12 +12,8 @@ One normalisation group: with more, each picture loses the contrast between grou
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +21,9 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
 
-from id2core import encoders
 from id2core.training import pca_start
 from id2core.training import photos as photo_folder
+from id2core.training.loop import Loop
 
 # Crops flatter than this mean squared error (36 dB) gain nothing from being fitted more closely.
 LOG_MSE_FLOOR = 1e-3
@@ -83,12 +79,6 @@ def loss_of(vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, kl_weight:
     return torch.as_tensor((error + LOG_MSE_FLOOR).log().mean() + kl_weight * kl)
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then cosine to zero."""
-    warm = min(1.0, (step + 1) / recipe.warmup)
-    return float(recipe.lr * warm * 0.5 * (1 + np.cos(np.pi * step / recipe.steps)))
-
-
 def batch_at(photos: NDArray[np.uint8], step: int, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
     """The crops and the latent noise of a step: a pure function of the seed and the step."""
     full = step >= recipe.full_size_from * recipe.steps
@@ -118,100 +108,34 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.asarray(10 * np.log10(255**2 / np.maximum(mse, 1e-12)))
 
 
-def _autocast() -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where the processor multiplies it in hardware, else plain float32."""
-    best = encoders.best_dtype(torch.device("cpu"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=best == torch.bfloat16)
-
-
-class Trainer:
-    """The loop, with its state on disk after every `checkpoint_every` steps."""
+class Trainer(Loop):
+    """Trains the VAE of a recipe on the photos of a folder, less those that are held out."""
 
     def __init__(self, recipe: Recipe, photos: Path, out: Path, checked: int = 50) -> None:
-        self.recipe, self.out = recipe, out
-        out.mkdir(parents=True, exist_ok=True)
+        self.vae = build(recipe)
+        super().__init__(recipe, out, self.vae)
         names = photo_folder.split(photos)
         self.train = photo_folder.load(photos, names.train)
         self.check = photo_folder.load(photos, names.held_out[:checked])
-        self.vae = build(recipe)
-        self.optimizer = torch.optim.AdamW(
-            self.vae.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-        )
-        self.step = 0
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.out / "checkpoint.pt"
+    def begin(self) -> None:
+        """Fit the linear path, so that training starts where PCA ends."""
+        sample, _ = batch_at(self.train, 0, replace(self.recipe, batch=self.recipe.fit_crops))
+        pca_start.fit_linear_path(self.vae, sample)
 
-    def resume(self) -> bool:
-        """Load the last checkpoint, if there is one; refuse one made with another recipe."""
-        if not self._checkpoint.exists():
-            return False
-        state = torch.load(self._checkpoint, weights_only=True)
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
-            raise ValueError(f"{self._checkpoint} belongs to another recipe; choose another --out")
-        self.vae.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = int(state["step"])
-        return True
-
-    def save(self) -> None:
-        """Replace the checkpoint by the present state."""
-        state = {
-            "recipe": json.dumps(asdict(self.recipe)),
-            "model": self.vae.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        partial = self._checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._checkpoint)
-
-    def _one_step(self) -> float:
+    def loss(self) -> torch.Tensor:
+        """Reconstruction and KL on the crops of this step."""
         x, noise = batch_at(self.train, self.step, self.recipe)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.recipe)
-        with _autocast():
-            # Not compiled: torch 2.13's CPU inductor returns other gradients here (cosine 0.94 to eager).
-            loss = loss_of(self.vae, x, noise, self.recipe.kl_weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        return float(loss.detach())
+        return loss_of(self.vae, x, noise, self.recipe.kl_weight)
 
-    def _measure(self) -> float:
-        return float(psnr(self.check, reconstruct(self.vae, self.check)).mean())
-
-    def _phase(self, log_every: int, checkpoint_every: int) -> None:
-        losses: list[float] = []
-        started = time.monotonic()
-        last = self.recipe.steps
-        while self.step < last:
-            losses.append(self._one_step())
-            if self.step % log_every == 0 or self.step == last:
-                seconds = time.monotonic() - started
-                self._log(loss=float(np.mean(losses)), psnr=self._measure(), seconds=seconds)
-                losses.clear()
-            if self.step % checkpoint_every == 0 or self.step == last:
-                self.save()
-
-    def _log(self, **values: float) -> None:
-        row = {"step": self.step} | {k: round(float(v), 4) for k, v in values.items()}
-        print(json.dumps(row), flush=True)
-        with (self.out / "log.jsonl").open("a") as log:
-            log.write(json.dumps(row) + "\n")
+    def measure(self) -> dict[str, float]:
+        """Mean PSNR in dB on held-out photos."""
+        return {"psnr": float(psnr(self.check, reconstruct(self.vae, self.check)).mean())}
 
     def run(self, log_every: int = 250, checkpoint_every: int = 250) -> None:
         """Train to the last step, then write the weights as a diffusers directory."""
-        if not self.resume():
-            sample, _ = batch_at(self.train, 0, replace(self.recipe, batch=self.recipe.fit_crops))
-            pca_start.fit_linear_path(self.vae, sample)
-        self._log(psnr=self._measure())
-        self._phase(log_every, checkpoint_every)
+        super().run(log_every, checkpoint_every)
         self.vae.half().save_pretrained(self.out / "vae")
-        (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
 
 
 def main() -> None:
@@ -221,8 +145,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--channels", type=int, nargs=4, default=Recipe.channels, help="of the four levels")
     args = parser.parse_args()
-    Trainer(Recipe(steps=args.steps, seed=args.seed), args.photos, args.out).run()
+    recipe = Recipe(channels=tuple(args.channels), steps=args.steps, seed=args.seed)
+    Trainer(recipe, args.photos, args.out).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,131 @@
+"""A training run whose state is on disk: interrupted and started again, it goes on where it was.
+
+What is common to the small VAE and the small diffusion models; each adds its loss and its measures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from id2core import encoders
+
+
+def autocast() -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where the processor multiplies it in hardware, else plain float32."""
+    best = encoders.best_dtype(torch.device("cpu"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=best == torch.bfloat16)
+
+
+def warm_cosine(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Learning rate: linear warm-up to `peak`, then a cosine that reaches zero at `steps`."""
+    warm = min(1.0, (step + 1) / warmup)
+    return float(peak * warm * 0.5 * (1 + np.cos(np.pi * step / steps)))
+
+
+class Loop(ABC):
+    """Steps, logging and checkpoints; a subclass gives the loss of a step and what is measured.
+
+    Attributes:
+        recipe: dataclass with `steps`, `lr`, `warmup`, `weight_decay`, and all else that decides the outcome.
+        out: directory of `checkpoint.pt`, `log.jsonl` and `recipe.json`.
+        step: how many steps are done.
+    """
+
+    # Not compiled: torch 2.13's CPU inductor returns other gradients (cosine 0.94 to eager).
+
+    def __init__(self, recipe: Any, out: Path, model: nn.Module) -> None:
+        self.recipe, self.out, self.model = recipe, out, model
+        out.mkdir(parents=True, exist_ok=True)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+        )
+        self.step = 0
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """The loss of step `self.step`: a pure function of the weights, the seed and the step."""
+
+    @abstractmethod
+    def measure(self) -> dict[str, float]:
+        """What the log tells besides the loss."""
+
+    def begin(self) -> None:  # noqa: B027 (a hook)
+        """Called before the first step of a run that is not resumed."""
+
+    def stepped(self) -> None:  # noqa: B027 (a hook)
+        """Called after each step."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything with a `state_dict` that a checkpoint holds."""
+        return {"model": self.model, "optimizer": self.optimizer}
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    def resume(self) -> bool:
+        """Load the last checkpoint, if there is one; refuse one made with another recipe."""
+        if not self._checkpoint.exists():
+            return False
+        saved = torch.load(self._checkpoint, weights_only=True)
+        if saved["recipe"] != json.dumps(asdict(self.recipe)):
+            raise ValueError(f"{self._checkpoint} belongs to another recipe; choose another --out")
+        for name, part in self.state().items():
+            part.load_state_dict(saved[name])
+        self.step = int(saved["step"])
+        return True
+
+    def save(self) -> None:
+        """Replace the checkpoint by the present state."""
+        saved = {name: part.state_dict() for name, part in self.state().items()}
+        partial = self._checkpoint.with_suffix(".partial")
+        torch.save(saved | {"recipe": json.dumps(asdict(self.recipe)), "step": self.step}, partial)
+        partial.replace(self._checkpoint)
+
+    def _one_step(self) -> float:
+        rate = warm_cosine(self.step, self.recipe.steps, self.recipe.warmup, self.recipe.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with autocast():
+            loss = self.loss()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.stepped()
+        return float(loss.detach())
+
+    def _log(self, **values: float) -> None:
+        row = {"step": self.step} | {k: round(float(v), 4) for k, v in values.items()}
+        print(json.dumps(row), flush=True)
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
+
+    def run(self, log_every: int = 250, checkpoint_every: int = 250) -> None:
+        """Train to the last step of the recipe."""
+        (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
+        if not self.resume():
+            self.begin()
+            self._log(**self.measure())
+        losses: list[float] = []
+        started = time.monotonic()
+        while self.step < self.recipe.steps:
+            losses.append(self._one_step())
+            last = self.step == self.recipe.steps
+            if last or self.step % log_every == 0:
+                seconds = time.monotonic() - started
+                self._log(loss=float(np.mean(losses)), **self.measure(), seconds=seconds)
+                losses.clear()
+            if last or self.step % checkpoint_every == 0:
+                self.save()
