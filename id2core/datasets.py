@@ -156,8 +156,8 @@ def check_ids(commit: Commit, wanted: dict[str, str], uri: str) -> None:
         held = commit.ids.get(key)
         if held != value:
             raise DatasetError(
-                f"{uri} holds rows with {key} {held}, this run has {value}. The two cannot be compared: "
-                f"write to another --out, or use the same encoder and transform."
+                f"{uri} holds rows with {key} {held}, this run has {value}. They do not belong together: "
+                f"write to another --out, or use what those rows were made with."
             )
 
 
@@ -204,7 +204,8 @@ def _read_parquet(
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         if parquet.metadata.num_rows != rows:
             raise DatasetError(f"{where} has {parquet.metadata.num_rows} rows, not {rows}")
-        return parquet.read(columns) if row_group is None else parquet.read_row_group(row_group, columns)
+        table = parquet.read(columns) if row_group is None else parquet.read_row_group(row_group, columns)
+        return table.select(columns) if columns else table
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{where} is damaged: {error}") from error
 

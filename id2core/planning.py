@@ -1,4 +1,7 @@
-"""What an embed run has to do: the listing, less what earlier runs did, cut into parts; and its commit."""
+"""What a run has to do: the listing, less what earlier runs did, cut into parts; and its commit.
+
+The same for every product of `parts`: embeddings, translations.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,18 @@ import pyarrow.parquet as pq
 
 from id2core import datasets, storage, tables
 from id2core.datasets import Commit, DatasetError, FileRecord
-from id2core.embedding import EMBEDDINGS, PARTS, REJECTS, STAGING, Lineage, PartRecord
+from id2core.parts import PARTS, REJECTS, STAGING, Lineage, PartRecord, Product
 from id2core.rejects import BY_SETTINGS, TRANSIENT
 from id2core.storage import Object, StorageError
 
 PART_SIZE = 4096
+# Folder of the pictures that a run makes, where it makes some.
+PICTURES = "pictures"
 _TRIED_AGAIN = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
-# What a run writes below its `out`, relative to it.
+# What runs write below their `out`, relative to it.
 _OWN_FILES = re.compile(
-    rf"({EMBEDDINGS}|{REJECTS})/(part-[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*"
+    rf"[a-z]+/(part-[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*"
+    rf"|{PICTURES}/[0-9a-f]{{2}}/[0-9a-f]{{64}}-\d+-[0-9a-f]{{8}}\.[a-z]+"
 )
 
 Key = tuple[str, str]
@@ -36,9 +42,10 @@ class LostRowsError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of the embed job.
+    """A run of a job that makes rows of objects.
 
     Attributes:
+        product: what it makes.
         out: the data sets' parent.
         source: the images.
         lineage: ids of the run's rows.
@@ -50,6 +57,7 @@ class Plan:
         done: True when this very run was committed before, with nothing left to try again.
     """
 
+    product: Product
     out: str
     source: str
     lineage: Lineage
@@ -62,6 +70,7 @@ class Plan:
 
 
 def make(
+    product: Product,
     images: str,
     out: str,
     ids: dict[str, str],
@@ -72,18 +81,19 @@ def make(
     """List `images`, subtract what `out` holds already, and stage a manifest of the rest.
 
     Args:
+        product: what is to be made of each image.
         images: folder or bucket prefix.
-        out: parent of `embeddings/` and `rejects/`.
-        ids: encoder_id, transform_id and preprocess_id of the run.
+        out: parent of the product's data set and of `rejects/`.
+        ids: what must agree within the data set, by column name.
         config: everything else that decides the rows; part of the run's identity.
         part_size: objects in one part.
         results: a folder of results; if it lies within `images` it is not listed. By default `out`.
 
     Raises:
-        DatasetError: `out` holds rows of other images, or of another encoder, transform or preprocessing.
+        DatasetError: `out` holds rows of other images, or rows made with other ids.
         StorageError: no such folder or bucket; or nothing in it, while `out` holds rows of it.
     """
-    held = {d: datasets.read_commit(storage.join(out, d)) for d in (EMBEDDINGS, REJECTS)}
+    held = {d: datasets.read_commit(storage.join(out, d)) for d in (product.dataset, REJECTS)}
     for dataset, commit in held.items():
         if commit:
             _check_addable(commit, ids, images, storage.join(out, dataset))
@@ -95,15 +105,15 @@ def make(
     run_id = datasets.digest_of(images, ids, config, [_key(o) for o in objects])
     done = all(c and c.run_id == run_id and not c.runs[run_id]["transient"] for c in held.values())
     started = datetime.now(UTC) if done else _started(out, run_id)
-    lineage = Lineage(**ids, run_id=run_id, embedded_at=started)
-    todo = [] if done else _todo(out, held, ids, objects)
+    lineage = Lineage(ids, run_id, started)
+    todo = [] if done else _todo(out, product, held, ids, objects)
     manifest = f"{STAGING}/manifest-{run_id}-{datasets.digest_of([_key(o) for o in todo], part_size)}.parquet"
     listing = f"{STAGING}/listing-{run_id}.parquet"
     if not done:
         _stage(storage.join(out, manifest), todo, part_size)
         _stage(storage.join(out, listing), objects, tables.ROW_GROUP)
     parts = -(-len(todo) // part_size)
-    return Plan(out, images, lineage, len(objects), len(todo), parts, manifest, listing, done)
+    return Plan(product, out, images, lineage, len(objects), len(todo), parts, manifest, listing, done)
 
 
 def _key(obj: Object) -> Key:
@@ -114,7 +124,7 @@ def _check_addable(commit: Commit, ids: dict[str, str], images: str, uri: str) -
     datasets.check_ids(commit, ids, uri)
     if commit.source != images:
         raise DatasetError(
-            f"{uri} was made from {commit.source}; embedding {images} into it would drop those rows: "
+            f"{uri} was made from {commit.source}; adding {images} to it would drop those rows: "
             f"write to another --out"
         )
 
@@ -141,14 +151,19 @@ def _started(out: str, run_id: str) -> datetime:
         return now
 
 
+def _columns(dataset: str, product: Product) -> list[str]:
+    """The columns that name the object of a row."""
+    return list(product.key if dataset == product.dataset else Product(dataset).key)
+
+
 def _todo(
-    out: str, held: dict[str, Commit | None], ids: dict[str, str], objects: list[Object]
+    out: str, product: Product, held: dict[str, Commit | None], ids: dict[str, str], objects: list[Object]
 ) -> list[Object]:
     """The objects that have no row yet, in a committed file or in a finished part."""
     records = staged(out, ids)
     known: set[Key] = set()
     for dataset, commit in held.items():
-        columns = ["uri", "generation"] + (["reason"] if dataset == REJECTS else [])
+        columns = _columns(dataset, product) + (["reason"] if dataset == REJECTS else [])
         uri = storage.join(out, dataset)
         for table in datasets.read_each(uri, _files(commit, dataset, records), columns):
             known.update(_keys(_settled(table)))
@@ -163,7 +178,8 @@ def _settled(table: pa.Table) -> pa.Table:
 
 
 def _keys(table: pa.Table) -> list[Key]:
-    return list(zip(table["uri"].to_pylist(), table["generation"].to_pylist(), strict=True))
+    """The first two columns, row by row: URI and generation of the object."""
+    return list(zip(table[0].to_pylist(), table[1].to_pylist(), strict=True))
 
 
 def staged(out: str, ids: dict[str, str]) -> list[PartRecord]:
@@ -182,7 +198,7 @@ def staged_by_uri(out: str, known: Collection[str] = ()) -> dict[str, PartRecord
 
 def _files(commit: Commit | None, dataset: str, records: Iterable[PartRecord]) -> list[FileRecord]:
     """Files of the last commit, then of parts finished since; each once."""
-    new = [f for r in records if (f := getattr(r, dataset))]
+    new = [f for r in records if (f := r.file_of(dataset))]
     return list({f.name: f for f in [*(commit.files if commit else ()), *new]}.values())
 
 
@@ -206,15 +222,15 @@ def _read_listing(plan: Plan) -> set[Key]:
 
 
 def commit(plan: Plan) -> None:
-    """Write `_SUCCESS` of both data sets, if and only if every listed object has exactly one row.
+    """Write `_SUCCESS` of both data sets, if and only if every listed object has its rows, or one reject.
 
     Rows of objects that are no longer listed, and rejects that a later part superseded, are dropped: the
     files that hold them are rewritten without them. Safe to repeat.
 
     Raises:
-        LostRowsError: an object has no row, or more than one.
+        LostRowsError: an object has too few rows, or too many.
     """
-    run_id = plan.lineage.run_id
+    product, run_id = plan.product, plan.lineage.run_id
     try:
         wanted = _read_listing(plan)
     except FileNotFoundError:  # the run is committed, and its staged files are gone
@@ -222,12 +238,15 @@ def commit(plan: Plan) -> None:
     records = staged(plan.out, plan.lineage.ids)
     seen: Counter[Key] = Counter()
     commits = {}
-    for dataset in (EMBEDDINGS, REJECTS):  # an embedding counts before an older reject of the same object
+    for dataset in (product.dataset, REJECTS):  # rows count before an older reject of the same object
         uri = storage.join(plan.out, dataset)
         last = datasets.read_commit(uri)
-        files = _keep_wanted(uri, _files(last, dataset, records), wanted, seen)
+        files = _keep_wanted(uri, _files(last, dataset, records), _columns(dataset, product), wanted, seen)
         base = last or Commit(dataset, run_id, plan.lineage.ids, source=plan.source)
         commits[uri] = replace(base, files=tuple(files), run_id=run_id)
+        if dataset == product.dataset:
+            _check_accounted(set(seen), seen, product.rows_each)
+            seen = Counter(set(seen))
     _check_accounted(wanted, seen)
     counts = {"listed": len(wanted), "transient": _transient(plan.out, commits)}
     for uri, new in commits.items():
@@ -252,13 +271,13 @@ def _tidy(plan: Plan) -> None:
         storage.delete(uri)
 
 
-def _keep_wanted(uri: str, files: list[FileRecord], wanted: set[Key], seen: Counter[Key]) -> list[FileRecord]:
+def _keep_wanted(
+    uri: str, files: list[FileRecord], columns: list[str], wanted: set[Key], seen: Counter[Key]
+) -> list[FileRecord]:
     """Files reduced to rows of wanted objects that were not seen before, the newest files first."""
     newest_first = files[::-1]
     kept = []
-    for record, table in zip(
-        newest_first, datasets.read_each(uri, newest_first, ["uri", "generation"]), strict=True
-    ):
+    for record, table in zip(newest_first, datasets.read_each(uri, newest_first, columns), strict=True):
         rows = _keys(table)
         mask = [key in wanted and not seen[key] for key in rows]
         seen.update(key for key, keep in zip(rows, mask, strict=True) if keep)
@@ -274,11 +293,11 @@ def _rewrite(uri: str, record: FileRecord, mask: list[bool]) -> FileRecord:
     return datasets.write_file(uri, f"part-{datasets.digest_of(record.key, mask)}", [table], table.schema)
 
 
-def _check_accounted(wanted: set[Key], seen: Counter[Key]) -> None:
-    missing = sorted(wanted - set(seen))
-    twice = sorted(k for k, n in seen.items() if n > 1)
-    if missing or twice:
+def _check_accounted(wanted: set[Key], seen: Counter[Key], rows_each: int = 1) -> None:
+    missing = sorted(k for k in wanted if seen[k] < rows_each)
+    many = sorted(k for k, n in seen.items() if n > rows_each)
+    if missing or many:
         raise LostRowsError(
-            f"{len(missing)} listed objects have no row and {len(twice)} more than one "
-            f"(for example {(missing + twice)[:3]}); nothing was committed. Run again to complete it."
+            f"{len(missing)} listed objects have too few rows and {len(many)} too many "
+            f"(for example {(missing + many)[:3]}); nothing was committed. Run again to complete it."
         )

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beam_jobs import embed, runners
+from beam_jobs import embed, parts, runners
 from beam_jobs.embed import EmbedJob
 from id2core import datasets, embedding, planning, storage, tables
 from id2core.datasets import DatasetError
@@ -126,8 +127,8 @@ def test_a_commit_that_would_lose_a_row_is_refused(photos: Path, tiny_vae: str, 
     spec = job(photos, tmp_path, tiny_vae, part_size=5)
     plan = embed.plan(spec)
     with runners.pipeline() as pipeline:
-        _ = pipeline | embed.beam.Create([0, 2]) | embed.EmbedParts(spec, plan)
-    with pytest.raises(LostRowsError, match="5 listed objects have no row"):
+        _ = pipeline | beam.Create([0, 2]) | parts.MakeParts(embed.planned(spec, plan))
+    with pytest.raises(LostRowsError, match="5 listed objects have too few rows"):
         planning.commit(plan)
     with pytest.raises(DatasetError, match="did not finish"):
         datasets.require_commit(str(tmp_path / "embeddings"))
@@ -157,9 +158,9 @@ def test_an_unfinished_run_of_another_encoder_leaves_nothing_in_ours(tiny_vae: s
     images = draw_photos(tmp_path / "images", 6)
     ours, theirs = (job(images, tmp_path / "out", e, part_size=3) for e in (tiny_vae, "mini"))
     with runners.pipeline() as pipeline:
-        _ = pipeline | embed.beam.Create([0]) | embed.EmbedParts(ours, embed.plan(ours))
+        _ = pipeline | beam.Create([0]) | parts.MakeParts(embed.planned(ours, embed.plan(ours)))
     with runners.pipeline() as pipeline:
-        _ = pipeline | embed.beam.Create([0, 1]) | embed.EmbedParts(theirs, embed.plan(theirs))
+        _ = pipeline | beam.Create([0, 1]) | parts.MakeParts(embed.planned(theirs, embed.plan(theirs)))
     summary = embed.run(ours)
     assert rows(ours.out, "embeddings")["encoder_id"].unique().to_pylist() == [summary.encoder_id]
 
@@ -170,7 +171,7 @@ def test_a_late_attempt_that_read_less_and_died_breaks_nothing(
     spec = job(photos, tmp_path / "out", tiny_vae)
     plan = embed.plan(spec)
     with runners.pipeline() as pipeline:
-        _ = pipeline | embed.beam.Create([0]) | embed.EmbedParts(spec, plan)
+        _ = pipeline | beam.Create([0]) | parts.MakeParts(embed.planned(spec, plan))
     objects, (encoder, identity) = planning.read_part(plan, 0), spec.load()
     with monkeypatch.context() as broken:
         broken.setattr(storage, "write_bytes", lambda uri, data: (_ for _ in ()).throw(OSError("killed")))
@@ -198,14 +199,14 @@ def test_a_worker_with_another_model_than_planned_stops(tiny_vae: str, tmp_path:
     spec = job(draw_photos(tmp_path / "images", 2), tmp_path / "out", tiny_vae)
     plan = embed.plan(spec)
     with pytest.raises(Exception, match="the run was planned with"), runners.pipeline() as pipeline:
-        embed.build(pipeline, replace(spec, encoder="mini"), plan)
+        parts.build(pipeline, embed.planned(replace(spec, encoder="mini"), plan))
 
 
 def test_a_commit_can_be_repeated(photos: Path, tiny_vae: str, tmp_path: Path) -> None:
     spec = job(photos, tmp_path / "out", tiny_vae)
     plan = embed.plan(spec)
     with runners.pipeline() as pipeline:
-        embed.build(pipeline, spec, plan)
+        parts.build(pipeline, embed.planned(spec, plan))
     planning.commit(plan)
     assert embed.run(spec).resumed
 

@@ -114,7 +114,7 @@ def test_a_dataflow_template_asks_for_gpu_workers_and_our_container(
     [staged] = [o.uri for o in storage.list_objects(f"{where}/staging") if o.uri.endswith("/pipeline.pb")]
     pipeline = beam_runner_api_pb2.Pipeline.FromString(storage.read_bytes(staged))
     names = {t.unique_name for t in pipeline.components.transforms.values()}
-    assert {"Parts", "EmbedParts/Spread", "EmbedParts/Embed", "Commit/AllDone", "Commit/Commit"} <= names
+    assert {"Parts", "EmbedParts/Spread", "EmbedParts/Make", "Commit/AllDone", "Commit/Commit"} <= names
 
 
 def test_a_runner_that_loses_rows_is_refused() -> None:
