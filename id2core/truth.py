@@ -39,8 +39,8 @@ def read(uri: str, reference: str, queries: str) -> Truth:
     for query, origin in rows:
         if not query:
             raise TruthError(f"{uri} has a row without query_uri")
-        key = _absolute(query.strip(), queries)
-        value = _absolute(origin.strip(), reference) if origin and origin.strip() else None
+        key = absolute(query.strip(), queries)
+        value = absolute(origin.strip(), reference) if origin and origin.strip() else None
         if truth.setdefault(key, value) != value:
             raise TruthError(f"{uri} names two origins for {query}")
     return truth
@@ -60,7 +60,8 @@ def _table(uri: str) -> pa.Table:
         raise TruthError(f"{uri} is not a CSV file with a header line: {error}") from error
 
 
-def _absolute(uri: str, folder: str) -> str:
+def absolute(uri: str, folder: str) -> str:
+    """An absolute URI as it is; a relative one below `folder`, with or without the folder's own name."""
     if uri.startswith(("/", "gs://")):
         return storage.normalize(uri)
     name = folder.rstrip("/").rsplit("/", 1)[-1]
