@@ -109,8 +109,11 @@ class Picture:
 def read(obj: Object, size: int, limits: Limits) -> Picture | Reject:
     """Read, hash and decode one object to a square of `size` pixels."""
     data = storage.read_object(obj, limits.max_bytes)
-    if isinstance(data, Reject):
-        return data
+    return data if isinstance(data, Reject) else decode(obj, data, size, limits)
+
+
+def decode(obj: Object, data: bytes, size: int, limits: Limits) -> Picture | Reject:
+    """Hash and decode the bytes of an object to a square of `size` pixels."""
     decoded = images.decode(data, size, limits)
     if isinstance(decoded, Reject):
         return decoded

@@ -30,7 +30,7 @@ _TRIED_AGAIN = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
 # What runs write below their `out`, relative to it.
 _OWN_FILES = re.compile(
     rf"[a-z]+/(part-[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*"
-    rf"|{PICTURES}/[0-9a-f]{{2}}/[0-9a-f]{{64}}-\d+-[0-9a-f]{{8}}\.[a-z]+"
+    rf"|_prompts/[0-9a-f]{{16}}\.json|{PICTURES}/[0-9a-f]{{2}}/[0-9a-f]{{64}}-\d+-[0-9a-f]{{8}}\.[a-z]+"
 )
 
 Key = tuple[str, str]

@@ -1,4 +1,4 @@
-"""Errors as values: why a listed object has no embedding."""
+"""Errors as values: why nothing was made of a listed object."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Every way in which an object can fail to become an embedding."""
+    """Every way in which an object can fail to become an embedding or a translation."""
 
     EMPTY = "empty"
     TOO_LARGE_FILE = "too_large_file"
@@ -17,15 +17,26 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"
     CORRUPT = "corrupt"
     NOT_ENCODABLE = "not_encodable"
+    NO_PROMPT = "no_prompt"
+    PROMPT_FAILED = "prompt_failed"
+    NOT_TRANSLATABLE = "not_translatable"
     VANISHED = "vanished"
     CHANGED = "changed"
     UNREADABLE = "unreadable_object"
 
 
-# Faults of the store, not of the file: the next run tries these objects again.
-TRANSIENT = frozenset({Reason.VANISHED, Reason.CHANGED, Reason.UNREADABLE})
+# Faults of the store or of a service, not of the file: the next run tries these objects again.
+TRANSIENT = frozenset({Reason.VANISHED, Reason.CHANGED, Reason.UNREADABLE, Reason.PROMPT_FAILED})
 # Judgements of settings that may have changed: a run with other settings judges anew.
-BY_SETTINGS = frozenset({Reason.TOO_LARGE_FILE, Reason.TOO_MANY_PIXELS, Reason.NOT_ENCODABLE})
+BY_SETTINGS = frozenset(
+    {
+        Reason.TOO_LARGE_FILE,
+        Reason.TOO_MANY_PIXELS,
+        Reason.NOT_ENCODABLE,
+        Reason.NO_PROMPT,
+        Reason.NOT_TRANSLATABLE,
+    }
+)
 
 
 @dataclass(frozen=True)
