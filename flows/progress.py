@@ -12,7 +12,7 @@ from id2core.progress import Counts, tally
 
 LOG_EVERY_SECONDS = 10.0
 LIVE_EVERY_SECONDS = 0.2
-UNITS = {"embed": "images", "search": "blocks of uploads × shards"}
+UNITS = {"embed": "images", "search": "blocks of uploads × shards", "translate": "origins"}
 
 
 class _Printer:

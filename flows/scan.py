@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
 from prefect import flow, task
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
 
 from beam_jobs import embed as embed_job
 from beam_jobs import search as search_job
 from beam_jobs.embed import EmbedJob
-from id2core import datasets, embedding, environment, index, reports, storage, tables, truth
-from id2core.encoders import EncoderError
-from id2core.index import SearchError
+from flows.tasks import RETRY, record_run
+from id2core import datasets, embedding, environment, index, reports, storage, truth
+from id2core.parts import REJECTS
 from id2core.settings import Settings
-from id2core.storage import StorageError
-from id2core.transform import TransformError
-
-# Asking again would not help: the message says what the caller has to change.
-PERMANENT = (datasets.DatasetError, EncoderError, SearchError, StorageError, TransformError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -35,24 +26,6 @@ class Side:
     rejects: str | None
     counts: dict[str, Any]
     seconds: float
-
-
-def _worth_retrying(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    try:
-        state.result()
-    except PERMANENT:
-        return False
-    except Exception:
-        return True
-    return False
-
-
-RETRY: dict[str, Any] = {
-    "retries": 2,
-    "retry_delay_seconds": [5, 30],
-    "retry_condition_fn": _worth_retrying,
-    "cache_policy": None,  # the data sets themselves know what is done
-}
 
 
 def find_embeddings(uri: str) -> str | None:
@@ -86,7 +59,7 @@ def embed_side(source: str, out: str, name: str, settings: Settings, beam_argume
     counts = asdict(embed_job.run(job, beam_arguments))
     return Side(
         storage.join(place, embedding.EMBEDDINGS),
-        storage.join(place, embedding.REJECTS),
+        storage.join(place, REJECTS),
         counts,
         time.monotonic() - started,
     )
@@ -110,7 +83,14 @@ def write_report(inputs: reports.ReportInputs, out: str) -> dict[str, Any]:
     if earlier is not None and same and storage.exists(storage.join(out, reports.HTML)):
         return earlier
     summary = reports.summarize(inputs)
-    _record_run(inputs.run, summary, storage.join(out, "runs"))
+    counts = summary["counts"]
+    counted = {
+        "listed": inputs.run["listed"],
+        "embedded": counts["references"] + counts["queries"],
+        "rejected": counts["reference_rejects"] + counts["query_rejects"],
+        "matches": counts["matches"],
+    }
+    record_run(out, "scan", inputs.run, counted)
     reports.write(inputs, summary, out)
     return summary
 
@@ -121,25 +101,6 @@ def read_summary(out: str) -> dict[str, Any] | None:
         return dict(json.loads(storage.read_bytes(storage.join(out, "summary.json"))))
     except FileNotFoundError:
         return None
-
-
-def _record_run(run: dict[str, Any], summary: dict[str, Any], uri: str) -> None:
-    row = {
-        "run_id": run["run_id"],
-        "flow": "scan",
-        "config": json.dumps(run["config"], sort_keys=True),
-        "listed": run["listed"],
-        "embedded": summary["counts"]["references"] + summary["counts"]["queries"],
-        "rejected": summary["counts"]["reference_rejects"] + summary["counts"]["query_rejects"],
-        "matches": summary["counts"]["matches"],
-        "seconds": json.dumps(run["seconds"]),
-        "versions": json.dumps(run["versions"]),
-        "status": "done",
-        "finished_at": datetime.now(UTC),
-    }
-    table = pa.Table.from_pylist([row], tables.RUNS)
-    record = datasets.write_file(uri, f"{run['run_id']}.parquet", [table], tables.RUNS)
-    datasets.add_files(uri, "runs", run["run_id"], [record], {})
 
 
 @flow(name="scan", flow_run_name="scan {queries}", validate_parameters=True)

@@ -23,7 +23,7 @@ ROW_GROUP = 1024
 # What must agree before rows stand in one data set, or are compared.
 IDS = ("encoder_id", "transform_id", "preprocess_id")
 # Slow-changing text of an embeddings table; everything else in it is close to random.
-_DICTIONARY_COLUMNS = ("format", *IDS, "run_id", "reason")
+_DICTIONARY_COLUMNS = ("format", *IDS, "run_id", "reason", "paradigm", "model", "revision", "recipe_id")
 _TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -65,6 +65,32 @@ REJECTS = _named(
     ],
 )
 
+TRANSLATIONS = _named(
+    "translations",
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("origin_id", pa.string()),
+        ("origin_uri", pa.string()),
+        ("origin_generation", pa.string()),
+        ("number", pa.int32()),
+        ("prompt", pa.string()),
+        ("paradigm", pa.string()),
+        ("strength", pa.float32()),
+        ("guidance", pa.float32()),
+        ("steps", pa.int32()),
+        ("seed", pa.int64()),
+        ("model", pa.string()),
+        ("revision", pa.string()),
+        ("recipe_id", pa.string()),
+        ("run_id", pa.string()),
+        ("translated_at", _TIME),
+    ],
+)
+
 MATCHES = _named(
     "matches",
     [
@@ -97,6 +123,7 @@ RUNS = _named(
         ("embedded", pa.int64()),
         ("rejected", pa.int64()),
         ("matches", pa.int64()),
+        ("translated", pa.int64()),
         ("seconds", pa.string()),
         ("versions", pa.string()),
         ("status", pa.string()),

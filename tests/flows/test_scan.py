@@ -4,25 +4,18 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from prefect.testing.utilities import prefect_test_harness
 
 from beam_jobs import embed
 from flows import scan as flow
-from id2core import datasets, encoders, matching, storage
-from tests.conftest import wait_until
+from id2core import datasets, encoders, matching, storage, tables
+from tests.conftest import run_until
 from tests.drawing import draw_photos, scene
 
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_api() -> Iterator[None]:
-    """A real Prefect server for the flow runs of this module."""
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +51,7 @@ def test_a_scan_finds_the_origins_and_reports_them(pictures: Path, tiny_vae: str
     page = (tmp_path / "report.html").read_text()
     assert "copy5.png" in page and summary["encoder_id"] in page
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    [run] = datasets.read_all(str(tmp_path / "runs"), flow.tables.RUNS).to_pylist()
+    [run] = datasets.read_all(str(tmp_path / "runs"), tables.RUNS).to_pylist()
     assert run["run_id"] == summary["run_id"] and run["embedded"] == 11 and run["rejected"] == 1
     again = flow.scan(**arguments(pictures, tmp_path, tiny_vae))
     assert again == summary and (tmp_path / "report.html").read_text() == page
@@ -141,40 +134,35 @@ def test_the_report_follows_what_changed(pictures: Path, tiny_vae: str, tmp_path
 SCAN = ("scan", "--reference", "in/references", "--queries", "in/uploads", "--out")
 
 
+def scanning(vae: str, api: str) -> dict[str, str]:
+    return {"ID2_PART_SIZE": "8", "ID2_ENCODER": vae, "PREFECT_API_URL": api}
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2: str) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2: str, prefect_api: str) -> Path:
     """A folder with images and, in `whole`, the results of a scan of them in parts of eight."""
     folder = tmp_path_factory.mktemp("undisturbed")
     draw_photos(folder / "in/references", 40)
     draw_photos(folder / "in/uploads", 12, first_seed=30)
-    environment = os.environ | {"ID2_PART_SIZE": "8", "ID2_ENCODER": tiny_vae}
+    environment = os.environ | scanning(tiny_vae, prefect_api)
     subprocess.run([id2, *SCAN, "whole"], cwd=folder, env=environment, check=True, capture_output=True)
     return folder
 
 
 @pytest.mark.parametrize("kill_at", ["reference/embeddings/part-*", "matches/*/*.parquet"])
 def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
-    kill_at: str, undisturbed: Path, tiny_vae: str, id2: str
+    kill_at: str, undisturbed: Path, tiny_vae: str, id2: str, prefect_api: str
 ) -> None:
     out = undisturbed / kill_at.split("/")[0]
-    environment = os.environ | {"ID2_PART_SIZE": "8", "ID2_ENCODER": tiny_vae}
-    process = subprocess.Popen(
-        [id2, *SCAN, out],
-        cwd=undisturbed,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(lambda: any(out.glob(kill_at)) or process.poll() is not None, 120, kill_at)
-    process.kill()
-    process.wait()
+    environment = os.environ | scanning(tiny_vae, prefect_api)
+    run_until(out, kill_at, [id2, *SCAN, str(out)], undisturbed, environment)
     assert not (out / "summary.json").exists(), "it ended before it could be killed"
     subprocess.run([id2, *SCAN, out], cwd=undisturbed, env=environment, check=True, capture_output=True)
     resumed, whole = (matching.read_run(str(o / "matches")) for o in (out, undisturbed / "whole"))
     assert resumed.num_rows == 120 and resumed.drop(["scanned_at"]).equals(whole.drop(["scanned_at"]))
     for side in ("reference", "queries"):
         ours, theirs = (
-            datasets.read_all(str(o / side / "embeddings"), flow.tables.embeddings_schema(1024, 1024))
+            datasets.read_all(str(o / side / "embeddings"), tables.embeddings_schema(1024, 1024))
             for o in (out, undisturbed / "whole")
         )
         assert ours.sort_by("uri").drop(["embedded_at"]).equals(theirs.sort_by("uri").drop(["embedded_at"]))
