@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from id2core.training.photos import HELD_OUT
 from tests.broken import broken_files, good_files
-from tests.drawing import draw_photos
+from tests.drawing import draw_photos, scene
 
 # Two test processes on two cores: more threads only wait for one another.
 torch.set_num_threads(2)
@@ -41,10 +43,32 @@ def wait_until(ready: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
+def run_until(out: Path, pattern: str, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Start a command and kill it without warning once a file like `pattern` stands below `out`."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=folder, env=os.environ | environment, **quiet)
+    wait_until(lambda: any(out.glob(pattern)) or process.poll() is not None, 120, pattern)
+    process.kill()
+    process.wait()
+
+
 def listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough small pictures for a training split (500 are held out), every other one with a caption."""
+    root = tmp_path_factory.mktemp("photos")
+    rows = ["file,source,caption"]
+    for i in range(HELD_OUT + 12):
+        name = f"{'wallpaper' if i % 4 == 0 else 'photo'}_{i:04d}.jpg"
+        scene(i, (32, 32)).save(root / name)
+        rows.append(f"{name},drawn,{'a house' if i % 2 else ''}")
+    (root / "captions.csv").write_text("\n".join(rows) + "\n")
+    return root
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +118,16 @@ def gcs() -> Iterator[str]:
         threading.Thread(target=server._process.stderr.read, daemon=True).start()
         storage.Client(project="test", credentials=AnonymousCredentials()).create_bucket("id2-test")
         yield "id2-test"
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """A real Prefect server, for flows of this process and of the commands it starts; yields its address."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,19 @@ NEVER_TRAINED = ("wallpaper_",)
 
 @dataclass(frozen=True)
 class Split:
-    """File names of a photo folder: `train` for learning, `held_out` for measuring only."""
+    """File names of a photo folder: `train` for learning, `held_out` for measuring only.
+
+    `never` are those that are not trained on for the demo's sake.
+    """
 
     train: list[str]
     held_out: list[str]
+    never: list[str]
+
+    @property
+    def untrained(self) -> list[str]:
+        """Everything that no training run has seen, the held-out photos first."""
+        return self.held_out + self.never
 
 
 def split(folder: Path) -> Split:
@@ -37,8 +46,9 @@ def split(folder: Path) -> Split:
     ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = ranked[:HELD_OUT]
     kept = set(held_out)
-    train = [n for n in names if n not in kept and not n.startswith(NEVER_TRAINED)]
-    return Split(train, held_out)
+    rest = [n for n in names if n not in kept]
+    train = [n for n in rest if not n.startswith(NEVER_TRAINED)]
+    return Split(train, held_out, [n for n in rest if n.startswith(NEVER_TRAINED)])
 
 
 def load(folder: Path, names: list[str]) -> NDArray[np.uint8]:

@@ -10,33 +10,22 @@ import torch
 
 from id2core import encoders
 from id2core.training import pca_start, photos, vae, vae_card
-from tests.drawing import scene
 
 RECIPE = vae.Recipe(
     channels=(8, 16, 32, 48), steps=4, crop=64, batch=2, fit_crops=8, full_size_from=0.75, warmup=1
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough small pictures for a split: 500 are held out."""
-    root = tmp_path_factory.mktemp("photos")
-    for i in range(photos.HELD_OUT + 12):
-        name = "wallpaper" if i % 4 == 0 else "photo"
-        scene(i, (32, 32)).save(root / f"{name}_{i:04d}.jpg")
-    return root
-
-
-def test_the_split_is_fixed_disjoint_and_spares_the_demo(folder: Path) -> None:
-    split = photos.split(folder)
-    assert split == photos.split(folder) and len(split.held_out) == photos.HELD_OUT
+def test_the_split_is_fixed_disjoint_and_spares_the_demo(photo_folder: Path) -> None:
+    split = photos.split(photo_folder)
+    assert split == photos.split(photo_folder) and len(split.held_out) == photos.HELD_OUT
     assert not set(split.train) & set(split.held_out)
     assert not any(name.startswith(photos.NEVER_TRAINED) for name in split.train)
     assert any(name.startswith(photos.NEVER_TRAINED) for name in split.held_out)
 
 
-def test_training_starts_where_pca_ends(folder: Path) -> None:
-    images = photos.load(folder, photos.split(folder).held_out[:12])
+def test_training_starts_where_pca_ends(photo_folder: Path) -> None:
+    images = photos.load(photo_folder, photos.split(photo_folder).held_out[:12])
     model = vae.build(RECIPE)
     from_noise = vae.psnr(images, vae.reconstruct(model, images)).mean()
     pca_start.fit_linear_path(model, photos.to_tensor(images)[:, :, :64, :64])
@@ -45,7 +34,7 @@ def test_training_starts_where_pca_ends(folder: Path) -> None:
     assert started > from_noise + 5 and started > pca - 1
 
 
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(photo_folder: Path, tmp_path: Path) -> None:
     class InterruptedRunError(Exception):
         pass
 
@@ -55,16 +44,16 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(folder: Path, tmp
                 raise InterruptedRunError
             return super()._one_step()
 
-    whole = vae.Trainer(RECIPE, folder, tmp_path / "whole", checked=2)
+    whole = vae.Trainer(RECIPE, photo_folder, tmp_path / "whole", checked=2)
     whole.run(log_every=4, checkpoint_every=1)
     with pytest.raises(InterruptedRunError):
-        Dies(RECIPE, folder, tmp_path / "parts", checked=2).run(log_every=4, checkpoint_every=1)
-    again = vae.Trainer(RECIPE, folder, tmp_path / "parts", checked=2)
+        Dies(RECIPE, photo_folder, tmp_path / "parts", checked=2).run(log_every=4, checkpoint_every=1)
+    again = vae.Trainer(RECIPE, photo_folder, tmp_path / "parts", checked=2)
     again.run(log_every=4, checkpoint_every=1)
     for name, value in whole.vae.state_dict().items():
         assert torch.equal(value, again.vae.state_dict()[name]), name
     with pytest.raises(ValueError, match="another recipe"):
-        vae.Trainer(replace(RECIPE, lr=1.0), folder, tmp_path / "parts", checked=2).resume()
+        vae.Trainer(replace(RECIPE, lr=1.0), photo_folder, tmp_path / "parts", checked=2).resume()
 
 
 def test_the_shipped_vae_is_what_its_card_says() -> None:
