@@ -65,7 +65,7 @@ def _run(work: Callable[[], Any]) -> Any:
     except Exception as error:
         if os.environ.get("ID2_DEBUG"):
             raise
-        from flows.scan import PERMANENT
+        from flows.tasks import PERMANENT
 
         known = isinstance(error, PERMANENT)
         text = str(error) if known else f"{type(error).__name__}: {error} (ID2_DEBUG=1 shows the traceback)"
@@ -176,6 +176,106 @@ def scan(
         )
     )
     _announce(summary, out, as_json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Example: id2 translate --images originals --model mini-a --strength 0.5 --prompts captions "
+    "--out translated; then id2 scan --reference originals --queries translated/pictures "
+    "--truth translated/truth.csv --out results measures how many origins are found.",
+)
+def translate(
+    context: typer.Context,
+    images: Annotated[str, typer.Option(help="Folder or bucket prefix of originals.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="mini-a, mini-b (bundled), sd2, sdxl, opendalle, colorfulxl, kandinsky3, sd3, kolors, "
+            "instruct-pix2pix, ip-adapter, edict, plug-and-play (from the hub), a diffusers directory, "
+            "or a hub id owner/name\\[@revision]."
+        ),
+    ],
+    out: Out,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much noise is added: 0 to 1.  \\[default: the paper's for the model]"),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="A .csv, .parquet or .jsonl file (uri,prompt), a .txt file (one a line), `captions` "
+            "(captions.csv in or beside the images), `endpoint` (a vision model, named by "
+            "ID2_PROMPT_BASE_URL, _MODEL and _API_KEY) or `empty`.  \\[default: captions]"
+        ),
+    ] = None,
+    per_image: Annotated[int, typer.Option(min=1, help="Translations of each original.")] = 1,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance.  \\[default: 7.5]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps at strength 1.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the translated square, in pixels.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Hub id or directory to take the model's weights from instead.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision to pin.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives other pictures.")] = 0,
+    file_format: Annotated[str, typer.Option("--format", help="jpeg (quality 95) or png.")] = "jpeg",
+    part_size: Annotated[
+        int | None, typer.Option(min=1, help="Originals per part; a killed run loses at most one per worker.")
+    ] = None,
+    runner: Runner = None,
+    as_json: AsJson = False,
+) -> None:
+    """Translate originals with a diffusion model; write OUT/pictures, OUT/translations, OUT/truth.csv."""
+    from beam_jobs import runners
+    from beam_jobs import translate as job
+    from flows import translate as flow
+    from id2core.oripid import models
+    from id2core.oripid.translation import Recipe
+    from id2core.oripid.translators import TranslatorError
+
+    settings = _settings()
+    arguments = _beam_arguments(runner, context.args)
+    overrides = {
+        "strength": strength,
+        "guidance": guidance,
+        "steps": steps,
+        "size": size,
+        "source": source,
+        "revision": revision,
+    }
+    try:
+        chosen, recipe = models.find(model, **overrides), Recipe(per_image, seed, file_format)
+    except (ValueError, TranslatorError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if runners.template_location(arguments):
+        spec = job.TranslateJob.from_settings(images, out, chosen, settings, prompts, recipe, part_size)
+        typer.echo(_run(lambda: job.write_template(spec, arguments)))
+        return
+    summary = _run(
+        lambda: flow.translate(
+            images=images,
+            model=model,
+            out=out,
+            prompts=prompts,
+            per_image=per_image,
+            seed=seed,
+            format=file_format,
+            part_size=part_size,
+            beam_arguments=arguments,
+            **overrides,
+        )
+    )
+    if as_json:
+        _print_json(summary)
+        return
+    done = "nothing new to do; " if summary["resumed"] else ""
+    stderr.print(
+        f"{done}{summary['translated']} of {summary['listed']} originals translated by {summary['model']} "
+        f"into {summary['pictures']} pictures, {summary['rejected']} rejected",
+        highlight=False,
+    )
+    typer.echo(summary["truth"])
 
 
 @app.command()

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from beam_jobs import translate
+from beam_jobs.translate import TranslateJob
+from id2core import datasets, planning, storage, tables
+from id2core.datasets import DatasetError
+from id2core.oripid import models
+from id2core.oripid.prompts import PromptError
+from id2core.oripid.translation import Recipe
+from id2core.oripid.translators import TranslatorError
+from id2core.rejects import Reason
+from tests import tiny_pipelines
+from tests.drawing import draw_photos
+
+TIMES = ["translated_at"]
+LINES = "a photo at night\nin the snow\nas an oil painting\nmade of gold\n"
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_pipelines.stable_diffusion(tmp_path_factory.mktemp("pipeline") / "tiny"))
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.txt"
+    path.write_text(LINES)
+    return str(path)
+
+
+def job(images: Path | str, out: Path | str, pipeline: str, prompts: str, **more: object) -> TranslateJob:
+    model = models.find(pipeline, strength=0.5, steps=2, size=32)
+    return TranslateJob(str(images), str(out), model, prompts, dtype="float32", **more)  # type: ignore[arg-type]
+
+
+def rows(out: Path | str, dataset: str = "translations") -> pa.Table:
+    schema = tables.TRANSLATIONS if dataset == "translations" else tables.REJECTS
+    table = datasets.read_all(storage.join(str(out), dataset), schema)
+    return table.sort_by(
+        [(name, "ascending") for name in ("origin_uri", "number")] if dataset != "rejects" else "uri"
+    )
+
+
+def pictures(out: Path | str) -> dict[str, bytes]:
+    """Name → bytes of every file that a run left as a picture."""
+    listed = storage.list_objects(storage.join(str(out), planning.PICTURES))
+    return {o.uri.rsplit("/", 1)[-1]: storage.read_bytes(o.uri) for o in listed}
+
+
+def test_every_origin_has_its_pictures_with_full_lineage_or_a_reject(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    (photos / "notes.txt").write_text("no picture")
+    spec = job(photos, tmp_path / "out", pipeline, lines, recipe=Recipe(per_image=3), part_size=5)
+    summary = translate.run(spec)
+    assert (summary.listed, summary.translated, summary.rejected, summary.pictures) == (14, 12, 2, 36)
+    rejects = rows(tmp_path / "out", "rejects")
+    assert rejects["reason"].to_pylist() == ["truncated", "not_an_image"]
+    made = rows(tmp_path / "out").to_pylist()
+    assert len(made) == 36 and len({row["uri"] for row in made}) == 36
+    assert {row["uri"].rsplit("/", 1)[-1] for row in made} == set(pictures(tmp_path / "out"))
+    for row in made:
+        data = Path(row["uri"]).read_bytes()
+        assert row["image_id"] == hashlib.sha256(data).hexdigest() and row["bytes"] == len(data)
+        assert row["origin_id"] == hashlib.sha256(Path(row["origin_uri"]).read_bytes()).hexdigest()
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size == (row["width"], row["height"]) == (32, 32)
+        assert row["prompt"] in LINES.splitlines()
+        assert (row["model"], row["revision"]) == (spec.model.name, summary.revision)
+        assert (row["paradigm"], row["strength"], row["steps"]) == ("sdedit", 0.5, 2)
+    of_one = [row for row in made if row["origin_uri"] == made[0]["origin_uri"]]
+    assert [row["number"] for row in of_one] == [0, 1, 2]
+    assert len({row["seed"] for row in of_one}) == len({row["prompt"] for row in of_one}) == 3
+    assert translate.run(spec) == replace(summary, resumed=True)
+
+
+def test_any_subset_run_again_gives_the_same_pictures(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path
+) -> None:
+    recipe = Recipe(per_image=2, format="png")
+    translate.run(job(photos, tmp_path / "whole", pipeline, lines, recipe=recipe))
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("p0007.jpg", "p0002.jpg", "p0011.jpg"):
+        shutil.copy(photos / name, some / name)
+    translate.run(job(some, tmp_path / "part", pipeline, lines, recipe=recipe, part_size=2))
+    whole, part = pictures(tmp_path / "whole"), pictures(tmp_path / "part")
+    assert len(part) == 6 and part.items() <= whole.items()
+    translate.run(job(some, tmp_path / "other", pipeline, lines, recipe=replace(recipe, seed=1)))
+    assert not set(pictures(tmp_path / "other").values()) & set(part.values())
+
+
+def test_a_new_origin_is_translated_without_the_others(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path
+) -> None:
+    spec = job(photos, tmp_path / "out", pipeline, lines)
+    translate.run(spec)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/pictures").rglob("*.jpeg")}
+    draw_photos(photos, 1, first_seed=99)
+    (photos / "p0003.jpg").unlink()
+    summary = translate.run(spec)
+    assert (summary.listed, summary.translated) == (12, 12)
+    made = rows(tmp_path / "out")
+    assert made.num_rows == 12 and not any("p0003" in uri for uri in made["origin_uri"].to_pylist())
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/pictures").rglob("*.jpeg")}
+    assert len(after) == 13 and before.items() <= after.items()
+
+
+def test_a_run_cut_off_between_parts_gives_the_rows_of_an_undisturbed_one(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path
+) -> None:
+    def spec(out: str) -> TranslateJob:
+        return job(photos, tmp_path / out, pipeline, lines, recipe=Recipe(per_image=2), part_size=5)
+
+    planned = translate.plan(spec("cut"))
+    for part in (2, 0):
+        planned.maker.make(planned.plan, part, lambda made, rejected: None)
+    with pytest.raises(planning.LostRowsError, match="5 listed objects have too few rows"):
+        planning.commit(planned.plan)
+    first = {p: p.stat().st_mtime_ns for p in (tmp_path / "cut/pictures").rglob("*.jpeg")}
+    assert len(first) == 14
+    for out in ("cut", "whole"):
+        translate.run(spec(out))
+    assert pictures(tmp_path / "cut") == pictures(tmp_path / "whole")
+    assert {p: p.stat().st_mtime_ns for p in first} == first
+    drop = [*TIMES, "uri", "run_id"]
+    cut, whole = (rows(tmp_path / out).drop(drop) for out in ("cut", "whole"))
+    assert cut.num_rows == 24 and cut.equals(whole)
+
+
+def test_what_was_made_otherwise_is_not_mixed(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path
+) -> None:
+    spec = job(photos, tmp_path / "out", pipeline, lines)
+    translate.run(spec)
+    stronger = replace(spec, model=replace(spec.model, strength=1.0))
+    for other in (stronger, replace(spec, recipe=Recipe(per_image=2)), replace(spec, prompts="empty")):
+        with pytest.raises(DatasetError, match="recipe_id"):
+            translate.run(other)
+    assert rows(tmp_path / "out").num_rows == 12
+
+
+def test_in_worker_processes_and_on_a_bucket(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path, gcs: str
+) -> None:
+    where = f"gs://{gcs}/{tmp_path.name}"
+    for path in photos.iterdir():
+        storage.write_bytes(f"{where}/in/{path.name}", path.read_bytes())
+    here = job(photos, tmp_path / "out", pipeline, lines, part_size=3)
+    there = job(f"{where}/in", f"{where}/out", pipeline, lines, part_size=3)
+    translate.run(here)
+    processes = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    summary = translate.run(there, processes)
+    assert (summary.translated, summary.rejected) == (12, 0)
+    assert pictures(f"{where}/out") == pictures(tmp_path / "out")
+
+
+def test_an_origin_without_prompt_is_a_reject_and_is_tried_again(
+    photos: Path, pipeline: str, tmp_path: Path
+) -> None:
+    names = sorted(p.name for p in photos.iterdir())
+    table = ["uri,prompt", *(f"{name},in the snow" for name in names[:-2])]
+    (tmp_path / "some.csv").write_text("\n".join(table) + "\n")
+    summary = translate.run(job(photos, tmp_path / "out", pipeline, str(tmp_path / "some.csv")))
+    assert (summary.translated, summary.rejected) == (10, 2)
+    assert set(rows(tmp_path / "out", "rejects")["reason"].to_pylist()) == {Reason.NO_PROMPT}
+    with pytest.raises(PromptError, match="captions"):
+        translate.run(job(photos, tmp_path / "none", pipeline, "captions"))
+
+
+def test_numbers_that_overflow_are_rejects_and_an_error_when_all_do(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from id2core.oripid.translators import SDEdit
+
+    real, doubtful = SDEdit._impl, random.Random(3)
+
+    def overflowing(self: SDEdit, images, prompts, generators):  # type: ignore[no-untyped-def]
+        pixels = real(self, images, prompts, generators)
+        pixels[doubtful.randrange(4)] = np.nan
+        return pixels
+
+    monkeypatch.setattr(SDEdit, "_impl", overflowing)
+    summary = translate.run(job(photos, tmp_path / "out", pipeline, lines))
+    assert summary.rejected == 2 and summary.translated == 10
+    assert set(rows(tmp_path / "out", "rejects")["reason"].to_pylist()) == {Reason.NOT_TRANSLATABLE}
+    monkeypatch.setattr(SDEdit, "_impl", lambda *args: real(*args) * np.nan)
+    with pytest.raises(TranslatorError, match="float32"):
+        translate.run(job(photos, tmp_path / "all", pipeline, lines))
