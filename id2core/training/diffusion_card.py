@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,17 @@ from id2core.encoders import Encoder
 from id2core.oripid import models
 from id2core.training import captions
 from id2core.training import photos as photo_folder
+from id2core.training import vae as vae_training
 
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 QUERIES = 200
 SHOWN_STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SHOWN_SIDE = 128
+# How the VAE of a model was made, where that is not told by a card of its own.
+VAE_COMMANDS = {
+    "mini-b": "python -m id2core.training.vae --seed 7 --channels 16 48 64 96 --steps 4000 "
+    "--photos PHOTOS --out VAE_RUN",
+}
 STEPS = 30
 
 
@@ -104,6 +110,25 @@ def curve(model: str, bench: Bench, encoder: Encoder) -> list[Point]:
     return points
 
 
+def measured(photos: Path, out: Path) -> list[Point]:
+    """The curve of the model in `out`, kept in `strengths.json` there: it takes minutes."""
+    file, revision = out / "strengths.json", models.hash_weights(out)
+    if file.exists() and (kept := json.loads(file.read_text()))["revision"] == revision:
+        return [Point(**point) for point in kept["points"]]
+    encoder = encoders.load(encoders.MINI)
+    points = curve(str(out), make_bench(photos, encoder), encoder)
+    file.write_text(json.dumps({"revision": revision, "points": [asdict(p) for p in points]}, indent=1))
+    return points
+
+
+def vae_quality(folder: Path, photos: Path) -> float:
+    """Mean PSNR in dB of a VAE's reconstructions of held-out photos."""
+    names = photo_folder.split(photos).held_out[:QUERIES]
+    images = photo_folder.load(photos, names)
+    vae = encoders.load_autoencoder(str(folder)).float()
+    return float(vae_training.psnr(images, vae_training.reconstruct(vae, images)).mean())
+
+
 def contact_sheet(model: str, pictures: NDArray[np.uint8], prompts: list[str]) -> Image.Image:
     """One row for each picture and prompt: the picture, then its translations by rising strength."""
     columns = [pictures] + [translate(model, pictures, prompts, s) for s in SHOWN_STRENGTHS]
@@ -121,8 +146,7 @@ def write_card(model: str, photos: Path, run: Path, show: Path, out: Path) -> li
     shutil.copytree(run / "pipeline", out, dirs_exist_ok=True)
     for name in ("log.jsonl", "recipe.json"):
         shutil.copyfile(run / name, out / name)
-    encoder = encoders.load(encoders.MINI)
-    points = curve(str(out), make_bench(photos, encoder), encoder)
+    points = measured(photos, out)
     names = sorted(p.name for p in show.iterdir())[:: max(1, len(list(show.iterdir())) // 4)][:4]
     shown = np.repeat(photo_folder.load(show, names), 2, axis=0)
     subjects = sorted(set(captions.read(photos).values()))
@@ -139,10 +163,12 @@ def write_card(model: str, photos: Path, run: Path, show: Path, out: Path) -> li
         "steps": STEPS,
         "pool": sum(1 for _ in photos.glob("*.jpg")),
         "recipe": json.loads((run / "recipe.json").read_text()),
-        "log": log,
+        "log": [row for row in log if row["step"] % 1000 == 0 or row is log[-1]],
         "trained_on": len(photo_folder.split(photos).train),
         "bytes": {p: _bytes(out / p) for p in ("unet", "vae", "text_encoder")},
         "revision": models.hash_weights(out),
+        "vae_command": VAE_COMMANDS.get(model),
+        "vae_psnr": vae_quality(out / "vae", photos),
         "vae": json.loads((out / "vae" / "config.json").read_text()),
     }
     loader = Environment(loader=PackageLoader("id2core"), undefined=StrictUndefined, trim_blocks=True)
