@@ -59,10 +59,11 @@ ATTRIBUTION = """\
 # Where the demo pictures come from
 
 Every file in `references/` is a crop of one of the pictures below, scaled down and compressed; its name is
-the picture's slug and a number. Every file in `uploads/` is either such a crop or an edit of one (JPEG
-compression, blur, downscaling, a watermark, or a round trip through a VAE); `uploads.csv` names the slug and
-the edit of each. A crop or an edit is under the licence of the picture it was made from, not under the
-licence of the program around it. The texts of the GPL and the LGPL are in `LICENSES/`.
+the picture's slug and a number. Every file in `uploads/` is either such a crop, an edit of one (JPEG
+compression, blur, downscaling, a watermark, or a round trip through a VAE), or a translation of one by the
+diffusion model `mini-a` or `mini-b`; `uploads.csv` names the slug and the edit of each. What was made from a
+picture is under the licence of that picture, not under the licence of the program around it. The texts of
+the GPL and the LGPL are in `LICENSES/`.
 
 The whole pictures are in the Debian packages named here, in Debian 12, at
 `https://packages.debian.org/bookworm/PACKAGE`; those are also their source in the sense of the GPL. Authors

@@ -143,8 +143,8 @@ _ROWS = [
         size=1024,
         variant="fp16",
     ),
-    DiffusionModel("mini-a", BUNDLED + "mini-a", None, strength=0.5, steps=30, size=256),
-    DiffusionModel("mini-b", BUNDLED + "mini-b", None, strength=0.5, steps=30, size=256),
+    DiffusionModel("mini-a", BUNDLED + "mini-a", None, strength=0.9, steps=30, size=256),
+    DiffusionModel("mini-b", BUNDLED + "mini-b", None, strength=0.9, steps=30, size=256),
     DiffusionModel(
         "instruct-pix2pix",
         "timbrooks/instruct-pix2pix",

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import id2core
-from id2core.oripid import demo_set
+from id2core.oripid import demo_set, demo_translations
 
 DEMO = Path(id2core.__file__).parent / "data" / "demo"
 EDITS = ("blur3", "jpeg30", "resize_half", "vae_round_trip", "watermark")
@@ -36,11 +36,24 @@ def references() -> list[Path]:
 
 def test_counts(origins: dict[str, str], references: list[Path]) -> None:
     assert 190 <= len(references) <= 210
-    assert len(origins) == 120
+    assert len(origins) == 200
     with_origin = [reference for reference in origins.values() if reference]
-    assert len(with_origin) == len(set(with_origin)) == 60
+    assert len(with_origin) == len(set(with_origin)) == 140
     edits = Counter(row["edit"] for row in rows("uploads.csv"))
-    assert edits == {**dict.fromkeys(EDITS, 12), "none": 60}
+    models = {f"{name}@{strength}": 40 for name, strength in demo_translations.STRENGTHS.items()}
+    assert edits == {**dict.fromkeys(EDITS, 12), "none": 60, **models}
+
+
+def test_translations_have_a_prompt_and_models_have_their_own_originals(origins: dict[str, str]) -> None:
+    of_model: dict[str, set[str]] = {}
+    for row in rows("uploads.csv"):
+        assert bool(row["prompt"]) == ("@" in row["edit"])
+        if row["prompt"]:
+            of_model.setdefault(row["edit"], set()).add(origins[row["query_uri"]])
+            with Image.open(DEMO / row["query_uri"]) as picture:
+                assert picture.size == (256, 256)
+    first, second = of_model.values()
+    assert len(first) == len(second) == 40 and not first & second
 
 
 def test_truth_and_uploads_name_exactly_the_files_there_are(origins: dict[str, str]) -> None:
