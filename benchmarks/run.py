@@ -20,7 +20,7 @@ from benchmarks.common import Row
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-NAMES = ("decode", "encoder", "embed", "search", "memory")
+NAMES = ("decode", "encoder", "embed", "translate", "search", "memory")
 VERSIONS = (
     "python",
     "torch",
@@ -36,6 +36,7 @@ QUICK = {
     "decode": ["--count", "1", "--rounds", "1"],
     "encoder": ["--count", "16", "--rounds", "1"],
     "embed": ["--count", "48", "--rounds", "1"],
+    "translate": ["--count", "16", "--rounds", "1"],
     "search": ["--references", "5000", "--queries", "50", "--rounds", "2", "--job-rounds", "1"],
     "memory": ["--sizes", "100", "400"],
 }
@@ -45,7 +46,13 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
     """Name and arguments of every benchmark that is to run."""
     photos = ["--photos", str(options.photos)] if options.photos else []
     chosen = [["decode"], *([["decode", *photos]] if photos else [])]
-    chosen += [["encoder", *photos], ["embed", *photos], ["search"], ["memory", *photos]]
+    chosen += [
+        ["encoder", *photos],
+        ["embed", *photos],
+        ["translate", *photos],
+        ["search"],
+        ["memory", *photos],
+    ]
     if options.long:
         chosen.append(["memory", *photos, "--encoder", "mini"])
     chosen = [command for command in chosen if command[0] in (options.only or NAMES)]
