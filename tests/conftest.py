@@ -18,6 +18,7 @@ import torch
 from id2core.training.photos import HELD_OUT
 from tests.broken import broken_files, good_files
 from tests.drawing import draw_photos, scene
+from tests.vision_server import KEY, MODEL, Server
 
 # Two test processes on two cores: more threads only wait for one another.
 torch.set_num_threads(2)
@@ -128,6 +129,25 @@ def prefect_api() -> Iterator[str]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def vision_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """A prompt endpoint, and the settings that name it; the working directory has no `.env`."""
+    server = Server()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name, value in {
+        "BASE_URL": server.url,
+        "API_KEY": KEY,
+        "MODEL": MODEL,
+        "RETRY_SECONDS": "0.001",
+        "ATTEMPTS": "6",
+    }.items():
+        monkeypatch.setenv(f"ID2_PROMPT_{name}", value)
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from id2core.oripid.translators import TranslatorError
 from id2core.rejects import Reason
 from tests import tiny_pipelines
 from tests.drawing import draw_photos
+from tests.vision_server import Server, error, numbered
 
 TIMES = ["translated_at"]
 LINES = "a photo at night\nin the snow\nas an oil painting\nmade of gold\n"
@@ -200,3 +202,22 @@ def test_numbers_that_overflow_are_rejects_and_an_error_when_all_do(
     monkeypatch.setattr(SDEdit, "_impl", lambda *args: real(*args) * np.nan)
     with pytest.raises(TranslatorError, match="float32"):
         translate.run(job(photos, tmp_path / "all", pipeline, lines))
+
+
+def test_an_endpoint_that_fails_a_fifth_of_the_time_loses_nothing_and_is_paid_once(
+    photos: Path, pipeline: str, tmp_path: Path, vision_server: Server
+) -> None:
+    doubtful = random.Random(4)
+
+    def reply(body: dict[str, Any]) -> Any:
+        return error(500) if doubtful.random() < 0.2 else numbered(body)
+
+    vision_server.reply = reply
+    spec = job(photos, tmp_path / "out", pipeline, "endpoint", recipe=Recipe(per_image=2), part_size=4)
+    summary = translate.run(spec)
+    assert (summary.translated, summary.rejected) == (12, 0)
+    assert len(vision_server.requests) > vision_server.answered == 12
+    assert all(prompt.startswith("Translation") for prompt in rows(tmp_path / "out")["prompt"].to_pylist())
+    shutil.copytree(tmp_path / "out/_prompts", tmp_path / "again/_prompts")
+    translate.run(replace(spec, out=str(tmp_path / "again"), recipe=Recipe(per_image=3)))
+    assert vision_server.answered == 12 and rows(tmp_path / "again").num_rows == 36
