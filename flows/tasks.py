@@ -69,5 +69,5 @@ def record_run(out: str, flow: str, run: dict[str, Any], counts: dict[str, int])
     }
     uri = storage.join(out, "runs")
     table = pa.Table.from_pylist([row], tables.RUNS)
-    record = datasets.write_file(uri, f"{run['run_id']}.parquet", [table], tables.RUNS)
+    record = datasets.write_file(uri, run["run_id"], [table], tables.RUNS)
     datasets.add_files(uri, "runs", run["run_id"], [record], {})

@@ -67,7 +67,8 @@ def test_each_image_takes_torch_and_one_faiss_from_the_lock(lock: dict[str, str]
 def test_the_prefect_worker_serves_the_pool_of_the_deployments_and_is_not_root() -> None:
     [command] = argument_lists("prefect-worker", "CMD")
     assert command == ["prefect", "worker", "start", "--pool", "id2", "--type", "process"]
-    assert re.findall(r"work_pool:\n +name: (.+)", (ROOT / "infra/prefect.yaml").read_text()) == ["id2"] * 2
+    pools = re.findall(r"work_pool:\n +name: (.+)", (ROOT / "infra/prefect.yaml").read_text())
+    assert pools == ["id2"] * 3
     assert [rest for word, rest in stages()["prefect-worker"] if word == "USER"] == ["1000"]
 
 

@@ -11,6 +11,7 @@ at the lowest resolution only: elsewhere it would cost a CPU more than all convo
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,10 +254,10 @@ class Trainer(Loop):
         The text encoder stays in float32: transformers loads it as it was saved, diffusers the others as
         float32, and mixed they fail.
         """
-        denoiser = self.average.module
-        self.vae.register_to_config(scaling_factor=self.scale)
+        denoiser, vae = copy.deepcopy(self.average.module), copy.deepcopy(self.vae)
+        vae.register_to_config(scaling_factor=self.scale)
         return StableDiffusionImg2ImgPipeline(
-            vae=self.vae.half(),
+            vae=vae.half(),
             text_encoder=denoiser.text,
             tokenizer=self.words,
             unet=denoiser.unet.half(),
