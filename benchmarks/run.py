@@ -20,7 +20,7 @@ from benchmarks.common import Row
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-NAMES = ("decode", "encoder", "embed", "translate", "search", "memory")
+NAMES = ("decode", "encoder", "embed", "translate", "search", "closed_form", "memory")
 VERSIONS = (
     "python",
     "torch",
@@ -38,6 +38,7 @@ QUICK = {
     "embed": ["--count", "48", "--rounds", "1"],
     "translate": ["--count", "16", "--rounds", "1"],
     "search": ["--references", "5000", "--queries", "50", "--rounds", "2", "--job-rounds", "1"],
+    "closed_form": ["--latents", "20000", "--size", "512", "--columns", "128"],
     "memory": ["--sizes", "100", "400"],
 }
 

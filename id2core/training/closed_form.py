@@ -1,0 +1,384 @@
+"""W without gradient descent: the directions in which translations stay near and origins lie apart.
+
+The paper (Section 4) wants W with (E(g) − E(o)) · W ≈ 0 for every origin o and translation g, and its loss
+keeps origins apart. With S_T = E[(g−o)(g−o)ᵀ] and S_O the covariance of origins, the best directions are
+those of largest ratio ρ of the generalised eigenproblem
+
+    S_O v = ρ (S_T + λ·s·I) v,    s = tr(S_T)/n,
+
+scaled to equal noise, vᵀ (S_T + λ·s·I) v = s. λ is the shrinkage: the less there are pairs, the more of it;
+a very large one gives the principal components of origins. A column of W is
+
+    v · √(ρ/(ρ+½)) · (ρ+½)^power.
+
+ρ/(ρ+½) is the share of the spread of pictures along v that is due to their origins: directions that say
+little about the origin count little. At power 0 a translation errs by as much in all others; −½ levels
+the spread of pictures instead, so that no direction dominates the cosine.
+
+Cosine is about 0, and W has no bias that would subtract the mean μ of origins. Where W is `centred`, the
+direction μ·W is taken out of it: then latent · W = (latent − μ) · W, at the price of one direction of m.
+It pays where translations change the contrast: that scales latent − μ, which the cosine then does not see.
+What all translations have in common, the mean of g − o, is part of S_T: differences are not centred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from id2core.training.moments import Moments
+from id2core.training.pairs import Pairs, Progress
+from id2core.transform import Transform
+
+SHRINKAGES = (0.01, 0.1, 1.0, 10.0, 100.0)
+POWERS = (-0.75, -0.5, -0.25, 0.0)
+BLOCK_ROWS = 8192
+MOST_QUERIES = 1000
+MOST_REFERENCES = 10_000
+_AT_ONCE = 1024
+
+Matrix = NDArray[np.float32]
+
+
+class ClosedFormError(Exception):
+    """Pairs or settings that give no W; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How W is made of the directions; see the head of this file."""
+
+    power: float
+    centred: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings of a W, and what it reached on held-out classes.
+
+    Attributes:
+        score: the mean of 1/rank, the paper's mAP.
+        separation: decides between equal scores; see `lookup`.
+    """
+
+    shrinkage: float
+    power: float
+    centred: bool
+    score: float
+    separation: float
+
+
+@dataclass(frozen=True, eq=False)
+class ClosedForm:
+    """A fitted W.
+
+    Attributes:
+        transform: W, float32[n,m], the direction of largest ratio first.
+        shrinkage, power, centred: the settings of this W.
+        eigenvalues: float32[m], the ratios ρ, falling. Origins that span less than m directions leave
+            zeros, and columns of W that are zero.
+        validation: every candidate with its score; empty where nothing was held out.
+    """
+
+    transform: Transform
+    shrinkage: float
+    power: float
+    centred: bool
+    eigenvalues: Matrix
+    validation: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """The solution for one shrinkage.
+
+    Attributes:
+        vectors: float32[n,m], scaled to equal noise.
+        ratios: float32[m], ρ, falling, none negative.
+        mean: float32[m], the mean origin along the vectors.
+        shrinkage: λ.
+    """
+
+    vectors: Matrix
+    ratios: Matrix
+    mean: Matrix
+    shrinkage: float
+
+    def shaped(self, along: Matrix, shape: Shape) -> Matrix:
+        """Turn coordinates along the vectors, or the vectors themselves, into those of W: float32[…,m]."""
+        level = self.ratios + 0.5
+        weights = np.sqrt(self.ratios / level) * level ** np.float32(shape.power)
+        y = along * weights
+        axis = self.mean * weights
+        length = float(np.linalg.norm(axis))
+        if shape.centred and length > 0:
+            axis /= length
+            y -= np.outer(y @ axis, axis)
+        return np.asarray(y)
+
+
+def fit(
+    pairs: Pairs,
+    m: int = 512,
+    shrinkage: float | None = None,
+    power: float | None = None,
+    centred: bool | None = None,
+    *,
+    validation_share: float = 0.1,
+    block_rows: int = BLOCK_ROWS,
+    progress: Progress = lambda stage, done, total: None,
+) -> ClosedForm:
+    """W of some pairs; settings that are not given are chosen on held-out classes.
+
+    Held out are the classes of `pairs.held_out(validation_share)`. They are no part of W, so that it can
+    be compared with another W on them. At most 1,000 of their translations are looked up among their
+    origins and other origins, those of training too, 10,000 in all.
+
+    Memory beside the pairs: about 10 matrices of float32[n,n] and 3 blocks of float32[block_rows,n].
+
+    Args:
+        pairs: the classes.
+        m: columns of W, at most n.
+        shrinkage: λ, above 0; by default the best of `SHRINKAGES`.
+        power: by default the best of `POWERS`.
+        centred: by default whatever is better.
+        validation_share: of the classes; 0 holds none out, then all three settings must be given.
+        block_rows: latents that are read at once.
+        progress: called with "statistics" and latents read, then with "shrinkage" and values tried.
+
+    Raises:
+        ClosedFormError: a setting is out of range, or the pairs are too few or too much alike.
+        PairsError: the share is out of range.
+    """
+    _check(pairs, m, shrinkage)
+    held_out = pairs.held_out(validation_share)
+    shrinkages = SHRINKAGES if shrinkage is None else (shrinkage,)
+    shapes = [
+        Shape(p, c)
+        for p in (POWERS if power is None else (power,))
+        for c in ((False, True) if centred is None else (centred,))
+    ]
+    _check_held_out(held_out, choose=len(shrinkages) * len(shapes) > 1)
+    trial = _Trial.of(pairs, held_out) if held_out.any() else None
+    moments = gather(pairs, ~held_out, block_rows, progress)
+    used = {"origins": moments.origins, "pairs": moments.pairs}
+    solved = _solved(moments, m, shrinkages, progress)
+    best, shape, tried = _best(solved, shapes, trial)
+    facts = {
+        **pairs.ids,
+        "method": "closed form",
+        "shrinkage": best.shrinkage,
+        "power": shape.power,
+        "centred": shape.centred,
+        "validation_map": max((c.score for c in tried), default=None),
+        "data": pairs.digest,
+        **used,
+    }
+    weights = best.shaped(best.vectors, shape)
+    return ClosedForm(
+        Transform(weights, facts), best.shrinkage, shape.power, shape.centred, best.ratios, tuple(tried)
+    )
+
+
+def gather(
+    pairs: Pairs,
+    classes: NDArray[np.bool_],
+    block_rows: int = BLOCK_ROWS,
+    progress: Progress = lambda stage, done, total: None,
+) -> Moments:
+    """The moments of some classes, in one pass over the latents.
+
+    Args:
+        pairs: the classes.
+        classes: bool[C], which of them count.
+        block_rows: latents that are read at once; a class may lie in several blocks.
+        progress: called with "statistics", and how many latents of how many were read.
+    """
+    rows, n = pairs.latents.shape
+    moments = Moments(n)
+    none = np.empty((0, n), np.float32)
+    heads = pairs.offsets[:-1][classes]
+    for start in range(0, len(heads), block_rows):
+        moments.add(none, pairs.latents[heads[start : start + block_rows]])
+    buffer = np.empty((min(block_rows, rows), n), np.float32)  # fresh ones would cost more than the sums
+    for start in range(0, rows, block_rows):
+        block = slice(start, start + block_rows)
+        labels = pairs.labels[block]
+        first, last = int(labels[0]), int(labels[-1])
+        origins = pairs.latents[pairs.offsets[first : last + 1]].astype(np.float32)
+        translated = np.flatnonzero(classes[labels] & ~pairs.is_origin[block])
+        differences = buffer[: len(translated)]
+        np.take(origins, labels[translated] - first, axis=0, out=differences, mode="clip")
+        np.subtract(pairs.latents[block][translated], differences, out=differences)
+        moments.add(differences, none)
+        progress("statistics", min(start + block_rows, rows), rows)
+    return moments
+
+
+def solve(moments: Moments, m: int, shrinkages: Sequence[float]) -> Iterator[Directions]:
+    """The directions for each shrinkage, in float32.
+
+    Args:
+        moments: of n numbers, from at least two origins.
+        m: directions, at most n.
+        shrinkages: values of λ, above 0.
+
+    Raises:
+        ClosedFormError: origins are all alike, no translation differs from its origin, a latent is not
+            finite, or a shrinkage is too small for float32.
+    """
+    noise, signal, mean = moments.noise, moments.signal, moments.mean
+    scale = float(np.trace(noise)) / len(noise)
+    if not (0 < scale < np.inf and 0 < np.trace(signal) < np.inf):
+        raise ClosedFormError(
+            "origins are all alike, translations do not differ from them, or latents are not finite: "
+            "there is no W to find; look at the pictures and embed them again"
+        )
+    scaled_noise, scaled_signal = _single(noise / scale), _single(signal / scale)
+    del noise, signal
+    for shrinkage in shrinkages:
+        vectors, ratios = _leading(scaled_noise, scaled_signal, m, shrinkage)
+        yield Directions(vectors, ratios, (mean @ vectors).astype(np.float32), shrinkage)
+
+
+def _single(matrix: NDArray[np.float64]) -> Matrix:
+    """As LAPACK takes it without a copy."""
+    return np.asfortranarray(matrix, np.float32)
+
+
+def _leading(noise: Matrix, signal: Matrix, m: int, shrinkage: float) -> tuple[Matrix, Matrix]:
+    """Vectors with noise 1 and ratios: LAPACK's own way (Cholesky, then a standard problem), in parts.
+
+    The driver that does it in one call finds a subset of the vectors by inverse iteration, which is slow.
+    """
+    n = len(noise)
+    noisy = noise.copy(order="F")
+    noisy[np.diag_indices(n)] += np.float32(shrinkage)
+    try:
+        lower = scipy.linalg.cholesky(noisy, lower=True, overwrite_a=True, check_finite=False)
+        half = scipy.linalg.solve_triangular(lower, signal, lower=True, check_finite=False)
+        white = scipy.linalg.solve_triangular(lower, half.T, lower=True, check_finite=False)
+        del half
+        ratios, vectors = scipy.linalg.eigh(
+            white, subset_by_index=(n - m, n - 1), overwrite_a=True, check_finite=False
+        )
+    except scipy.linalg.LinAlgError as error:
+        raise ClosedFormError(
+            f"shrinkage {shrinkage:g} is too small: {error}; choose a larger one"
+        ) from error
+    vectors = scipy.linalg.solve_triangular(lower, vectors, trans="T", lower=True, check_finite=False)
+    return np.ascontiguousarray(vectors[:, ::-1]), np.maximum(ratios[::-1], 0)
+
+
+def _check(pairs: Pairs, m: int, shrinkage: float | None) -> None:
+    n = pairs.latents.shape[1]
+    if not 1 <= m <= n:
+        raise ClosedFormError(f"m is {m}: W of latents of {n} numbers has from 1 to {n} columns")
+    if shrinkage is not None and not 0 < shrinkage < np.inf:
+        raise ClosedFormError(f"shrinkage is {shrinkage}: choose more than 0; 0.01 is next to none")
+
+
+def _check_held_out(held_out: NDArray[np.bool_], choose: bool) -> None:
+    training = int((~held_out).sum())
+    if training < 2 or (choose and not held_out.any()):
+        raise ClosedFormError(
+            f"of {len(held_out)} origins, {len(held_out) - training} are held out for validation and "
+            f"{training} train W: change validation_share, give shrinkage, power and centred, or "
+            f"translate more origins"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """Held-out translations float16[Q,n], origins float16[R,n], and which of these is each one's own."""
+
+    queries: NDArray[np.float16]
+    references: NDArray[np.float16]
+    own: NDArray[np.int64]
+
+    @staticmethod
+    def of(pairs: Pairs, held_out: NDArray[np.bool_]) -> _Trial:
+        rows = _spread(np.flatnonzero(held_out[pairs.labels] & ~pairs.is_origin), MOST_QUERIES)
+        asked = np.unique(pairs.labels[rows])
+        others = np.setdiff1d(np.arange(len(held_out)), asked)
+        classes = np.sort(np.concatenate([asked, _spread(others, MOST_REFERENCES - len(asked))]))
+        return _Trial(
+            np.asarray(pairs.latents[rows]),
+            np.asarray(pairs.latents[pairs.offsets[classes]]),
+            np.searchsorted(classes, pairs.labels[rows]),
+        )
+
+    def scores(self, found: Directions, shapes: Sequence[Shape]) -> Iterator[Candidate]:
+        """Every shape of W with its score; the latents are multiplied once for all."""
+        queries, references = (_project(x, found.vectors) for x in (self.queries, self.references))
+        for shape in shapes:
+            q, r = (Transform().apply(found.shaped(x, shape)) for x in (queries, references))
+            yield Candidate(found.shrinkage, shape.power, shape.centred, *lookup(q, r, self.own))
+
+
+def _spread(numbers: NDArray[Any], most: int) -> NDArray[Any]:
+    """At most that many of some numbers, at even distances."""
+    if len(numbers) <= most:
+        return numbers
+    return numbers[np.linspace(0, len(numbers) - 1, most).astype(np.int64)]
+
+
+def _project(latents: NDArray[np.float16], vectors: Matrix) -> Matrix:
+    steps = range(0, len(latents), _AT_ONCE)
+    return np.concatenate([latents[i : i + _AT_ONCE].astype(np.float32) @ vectors for i in steps])
+
+
+def lookup(queries: Matrix, references: Matrix, own: NDArray[np.int64]) -> tuple[float, float]:
+    """An exact search with known answers.
+
+    Args:
+        queries: float32[Q,m], rows of length 1.
+        references: float32[R,m], rows of length 1.
+        own: int[Q], the true reference of each query.
+
+    Returns:
+        The mean of 1/rank, where at equal scores a false reference stands before the true one; and by how
+        many standard deviations the true reference's score lies above those of all, on average: among
+        the few references at hand many a W makes no error, among a million the larger distance counts.
+    """
+    ranked = separated = 0.0
+    for start in range(0, len(queries), _AT_ONCE):
+        scores = queries[start : start + _AT_ONCE] @ references.T
+        true = np.take_along_axis(scores, own[start : start + _AT_ONCE, None], 1)
+        ranked += float((1 / np.count_nonzero(scores >= true, axis=1)).sum())
+        mean = scores.mean(axis=1)
+        variance = np.einsum("ij,ij->i", scores, scores) / len(references) - mean**2
+        spread = np.sqrt(np.maximum(variance, 1e-6))  # float32 is not exact enough for less
+        separated += float(((true[:, 0] - mean) / spread).sum())
+    return ranked / len(queries), separated / len(queries)
+
+
+def _solved(
+    moments: Moments, m: int, shrinkages: Sequence[float], progress: Progress
+) -> Iterator[Directions]:
+    for done, found in enumerate(solve(moments, m, shrinkages), start=1):
+        progress("shrinkage", done, len(shrinkages))
+        yield found
+
+
+def _best(
+    solved: Iterator[Directions], shapes: Sequence[Shape], trial: _Trial | None
+) -> tuple[Directions, Shape, list[Candidate]]:
+    """The directions and shape of W with the best score, and all candidates."""
+    if trial is None:
+        return next(solved), shapes[0], []
+    chosen: tuple[Directions, Shape] | None = None
+    top, tried = (-1.0, 0.0), []
+    for found in solved:
+        for candidate in trial.scores(found, shapes):
+            tried.append(candidate)
+            reached = candidate.score, candidate.separation
+            if reached > top:
+                top, chosen = reached, (found, Shape(candidate.power, candidate.centred))
+    assert chosen is not None
+    return *chosen, tried

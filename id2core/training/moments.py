@@ -1,0 +1,69 @@
+"""Second moments of pair differences and of origins, gathered block by block and in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Moments:
+    """Sums over pairs and origins, from which S_T, S_O and the mean of origins follow.
+
+    A block is multiplied in float32 and added up in float64, so that neither the number of blocks nor
+    their order shows in the result beyond float32. Moments of parts of the data can be gathered apart,
+    also in other processes, and merged. Memory: two float64[n,n] and one block's float32[n,n].
+
+    Attributes:
+        pairs: differences added so far.
+        origins: origins added so far.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.pairs = self.origins = 0
+        self._differences = np.zeros((n, n))
+        self._products = np.zeros((n, n))
+        self._sum = np.zeros(n)
+
+    def add(self, differences: NDArray[Any], origins: NDArray[Any]) -> None:
+        """Add a block.
+
+        Args:
+            differences: float[P,n], latents of translations less those of their origins; P may be 0.
+            origins: float[O,n], latents of origins, each once; O may be 0.
+        """
+        _add_products(self._differences, differences)
+        _add_products(self._products, origins)
+        self._sum += origins.sum(axis=0, dtype=np.float64)
+        self.pairs += len(differences)
+        self.origins += len(origins)
+
+    def merge(self, other: Moments) -> None:
+        """Add what `other` has gathered from other data."""
+        self._differences += other._differences
+        self._products += other._products
+        self._sum += other._sum
+        self.pairs += other.pairs
+        self.origins += other.origins
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """float64[n]: the mean origin."""
+        return self._sum / max(1, self.origins)
+
+    @property
+    def noise(self) -> NDArray[np.float64]:
+        """float64[n,n]: S_T, the mean of d·dᵀ over all differences d."""
+        return self._differences / max(1, self.pairs)
+
+    @property
+    def signal(self) -> NDArray[np.float64]:
+        """float64[n,n]: S_O, the covariance of origins about their mean."""
+        return self._products / max(1, self.origins) - np.outer(self.mean, self.mean)
+
+
+def _add_products(total: NDArray[np.float64], rows: NDArray[Any]) -> None:
+    if len(rows):
+        x = np.ascontiguousarray(rows, np.float32)
+        total += x.T @ x  # NumPy computes one triangle only, as both sides are the same array
