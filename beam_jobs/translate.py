@@ -154,8 +154,10 @@ def plan(job: TranslateJob) -> parts.Job:
     source = prompts.load(job.prompts, job.images, job.out)
     maker = TranslateMaker(job, source)
     ids = maker.load()
-    config = {"limits": asdict(job.limits), "dtype": str(_translator(job).pipeline.dtype)}
-    todo = planning.make(job.recipe.product, job.images, job.out, ids, config, job.part_size)
+    dtype = str(_translator(job).pipeline.dtype)
+    config = {"limits": asdict(job.limits), "dtype": dtype, "prompts": source.identity}
+    product, part_size = job.recipe.product, job.part_size or 1
+    todo = planning.make(product, job.images, job.out, ids, config, part_size, leave=frozenset({source.uri}))
     return parts.Job(STAGE, todo, maker, TranslatorError)
 
 

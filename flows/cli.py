@@ -198,7 +198,7 @@ def translate(
     out: Out,
     strength: Annotated[
         float | None,
-        typer.Option(help="How much noise is added: 0 to 1.  \\[default: the paper's for the model]"),
+        typer.Option(help="Noise that is added, 0 to 1.  \\[default: the paper's where it gives one]"),
     ] = None,
     prompts: Annotated[
         str | None,
@@ -210,7 +210,7 @@ def translate(
     ] = None,
     per_image: Annotated[int, typer.Option(min=1, help="Translations of each original.")] = 1,
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance.  \\[default: 7.5]")
+        float | None, typer.Option(help="Classifier-free guidance.  \\[default: the model's, mostly 7.5]")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps at strength 1.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the translated square, in pixels.")] = None,
@@ -249,8 +249,14 @@ def translate(
     except (ValueError, TranslatorError) as error:
         raise typer.BadParameter(str(error)) from error
     if runners.template_location(arguments):
-        spec = job.TranslateJob.from_settings(images, out, chosen, settings, prompts, recipe, part_size)
-        typer.echo(_run(lambda: job.write_template(spec, arguments)))
+        make = job.TranslateJob.from_settings
+        typer.echo(
+            _run(
+                lambda: job.write_template(
+                    make(images, out, chosen, settings, prompts, recipe, part_size), arguments
+                )
+            )
+        )
         return
     summary = _run(
         lambda: flow.translate(

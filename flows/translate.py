@@ -99,6 +99,7 @@ def translate(
         "versions": environment.versions(),
     }
     counts = {name: summary[name] for name in ("listed", "translated", "rejected")}
-    if not found.resumed:
+    known = datasets.read_commit(storage.join(job.out, "runs"))
+    if known is None or found.run_id not in known.runs:
         record_run(job.out, "translate", run, counts)
     return summary

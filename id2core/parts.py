@@ -121,14 +121,17 @@ def decode(obj: Object, data: bytes, size: int, limits: Limits) -> Picture | Rej
 
 
 def read_ahead(
-    objects: Iterable[Object], fetch: Callable[[Object], Item | Reject], ahead: int
+    objects: Iterable[Object],
+    fetch: Callable[[Object], Item | Reject],
+    ahead: int,
+    threads: int = READ_THREADS,
 ) -> Iterator[tuple[Object, Item | Reject]]:
     """What `fetch` makes of the objects, in their order: by threads, at most `ahead` of them in memory."""
 
     def fetched(obj: Object) -> tuple[Object, Item | Reject]:
         return obj, fetch(obj)
 
-    with ThreadPoolExecutor(READ_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         source = iter(objects)
         waiting = deque(pool.submit(fetched, obj) for obj in islice(source, ahead))
         try:

@@ -29,7 +29,7 @@ PICTURES = "pictures"
 _TRIED_AGAIN = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
 # What runs write below their `out`, relative to it.
 _OWN_FILES = re.compile(
-    rf"[a-z]+/(part-[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*"
+    rf"[a-z]+/((part-|)[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*|truth\.csv"
     rf"|_prompts/[0-9a-f]{{16}}\.json|{PICTURES}/[0-9a-f]{{2}}/[0-9a-f]{{64}}-\d+-[0-9a-f]{{8}}\.[a-z]+"
 )
 
@@ -77,6 +77,7 @@ def make(
     config: dict[str, Any],
     part_size: int = PART_SIZE,
     results: str | None = None,
+    leave: frozenset[str] = frozenset(),
 ) -> Plan:
     """List `images`, subtract what `out` holds already, and stage a manifest of the rest.
 
@@ -87,6 +88,7 @@ def make(
         ids: what must agree within the data set, by column name.
         config: everything else that decides the rows; part of the run's identity.
         part_size: objects in one part.
+        leave: URIs that are no images and are not listed: a file of prompts.
         results: a folder of results; if it lies within `images` it is not listed. By default `out`.
 
     Raises:
@@ -97,7 +99,11 @@ def make(
     for dataset, commit in held.items():
         if commit:
             _check_addable(commit, ids, images, storage.join(out, dataset))
-    objects = [o for o in storage.list_objects(images) if not _is_output(o.uri, images, results or out, out)]
+    objects = [
+        o
+        for o in storage.list_objects(images)
+        if o.uri not in leave and not _is_output(o.uri, images, results or out, out)
+    ]
     if not objects and any(c and c.rows for c in held.values()):
         raise StorageError(
             f"{images} is empty, but {out} holds rows of it: is it mounted? Nothing was changed"

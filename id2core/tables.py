@@ -23,7 +23,17 @@ ROW_GROUP = 1024
 # What must agree before rows stand in one data set, or are compared.
 IDS = ("encoder_id", "transform_id", "preprocess_id")
 # Slow-changing text of an embeddings table; everything else in it is close to random.
-_DICTIONARY_COLUMNS = ("format", *IDS, "run_id", "reason", "paradigm", "model", "revision", "recipe_id")
+_DICTIONARY_COLUMNS = (
+    "format",
+    *IDS,
+    "run_id",
+    "reason",
+    "paradigm",
+    "dtype",
+    "model",
+    "revision",
+    "recipe_id",
+)
 _TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -83,6 +93,7 @@ TRANSLATIONS = _named(
         ("guidance", pa.float32()),
         ("steps", pa.int32()),
         ("seed", pa.int64()),
+        ("dtype", pa.string()),
         ("model", pa.string()),
         ("revision", pa.string()),
         ("recipe_id", pa.string()),

@@ -47,6 +47,7 @@ PARADIGMS: dict[str, type[Translator]] = {
     "edict": Edict,
     "plug-and-play": PlugAndPlay,
 }
+HASHED = {".safetensors", ".json", ".txt", ".model"}
 BUNDLED = "id2core/data/"
 # In an adapter's repository, or in the directory of a pipeline that brings its adapter along.
 ADAPTER_WEIGHTS = "models/ip-adapter_sd15.safetensors"
@@ -297,9 +298,13 @@ def locate(model: DiffusionModel) -> tuple[Path, str]:
 
 
 def hash_weights(folder: Path) -> str:
-    """First 12 hex of the SHA-256 over names and bytes of a directory's safetensors files."""
+    """First 12 hex of the SHA-256 over names and bytes of all that decides a pipeline's pictures.
+
+    Weights, configurations and vocabularies of the components; what else lies beside them does not count.
+    """
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
+    files = [f for f in folder.glob("*/**/*") if f.suffix in HASHED]
+    for file in sorted([*files, *folder.glob("model_index.json"), *folder.glob("*.safetensors")]):
         digest.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -163,6 +163,16 @@ class EndpointPrompts:
         return datasets.digest_of("endpoint", self.settings.model, self.settings.request, self.settings.count)
 
     @property
+    def place(self) -> str:
+        """As `identity`."""
+        return self.identity
+
+    @property
+    def uri(self) -> str:
+        """No file."""
+        return ""
+
+    @property
     def concurrency(self) -> int:
         """How many threads may ask at a time."""
         return self.settings.concurrency
@@ -199,7 +209,7 @@ class EndpointPrompts:
             found = stored if stored.complete else self._complete(stored, place, picture)
         if isinstance(found, Reject):
             return found
-        said = f"no prompt in the answer {found.answers[-1][:200]!r}; delete {place} to ask again"
+        said = f"no prompt in the answer {found.answers[-1][:200]!r}, stored at {place}"
         return found.prompts[:count] or Reject(Reason.NO_PROMPT, said)
 
     def _complete(self, stored: _Stored, place: str, picture: bytes | Image.Image) -> _Stored | Reject:

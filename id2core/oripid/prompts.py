@@ -10,8 +10,7 @@ import functools
 import hashlib
 import io
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -27,7 +26,7 @@ from id2core.oripid import prompt_service
 from id2core.oripid.prompt_service import PromptError
 from id2core.rejects import Reason, Reject
 
-__all__ = ["PromptError", "PromptSource", "ask_all", "load"]
+__all__ = ["PromptError", "PromptSource", "load"]
 
 T = TypeVar("T")
 
@@ -48,6 +47,14 @@ class PromptSource(Protocol):
     @property
     def identity(self) -> str:
         """Hash of all that decides the prompts: a part of the run's id."""
+
+    @property
+    def place(self) -> str:
+        """The file, or what else names the source: data sets made from different ones are not mixed."""
+
+    @property
+    def uri(self) -> str:
+        """The file, which is no image where it lies among them; empty where there is none."""
 
     @property
     def concurrency(self) -> int:
@@ -94,33 +101,13 @@ def load(spec: str | None, images_uri: str, out_uri: str) -> PromptSource:
     return _from_file(found, images)
 
 
-def ask_all(
-    source: PromptSource, pictures: Sequence[tuple[str, str, bytes | Image.Image]], count: int
-) -> list[list[str] | Reject]:
-    """`prompts_for` each (image_id, uri, picture) of a batch, in order, several at a time where that helps.
-
-    Raises:
-        PromptError: from any of them; no further image is then begun.
-    """
-
-    def ask(picture: tuple[str, str, bytes | Image.Image]) -> list[str] | Reject:
-        return source.prompts_for(*picture, count)
-
-    if source.concurrency == 1:
-        return [ask(picture) for picture in pictures]
-    with ThreadPoolExecutor(source.concurrency) as pool:
-        asked = [pool.submit(ask, picture) for picture in pictures]
-        wait(asked, return_when=FIRST_EXCEPTION)
-        for future in asked:
-            future.cancel()
-        return [future.result() for future in asked]
-
-
 @dataclass(frozen=True)
 class EmptyPrompt:
     """The empty prompt for every image."""
 
     identity: str = EMPTY
+    place: str = EMPTY
+    uri: str = ""
     concurrency: int = 1
 
     def prompts_for(
@@ -150,6 +137,11 @@ class TablePrompts:
         """Hash of the file's bytes."""
         return datasets.digest_of("table", self.digest)
 
+    @property
+    def place(self) -> str:
+        """The file: it may grow from run to run."""
+        return self.uri
+
     def prompts_for(
         self, image_id: str, uri: str, picture: bytes | Image.Image, count: int
     ) -> list[str] | Reject:
@@ -175,6 +167,11 @@ class LinePrompts:
     def identity(self) -> str:
         """Hash of the file's bytes."""
         return datasets.digest_of("lines", self.digest)
+
+    @property
+    def place(self) -> str:
+        """The file and its content: with another line an image draws other ones."""
+        return f"{self.uri} {self.digest}"
 
     def prompts_for(
         self, image_id: str, uri: str, picture: bytes | Image.Image, count: int

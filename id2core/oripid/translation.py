@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -28,6 +27,8 @@ from id2core.rejects import Reason, Reject
 from id2core.storage import Object
 
 TRANSLATIONS = "translations"
+# So many pictures in a row, of different origins, that overflow or have one colour stop a run.
+MOST_FAILURES = 8
 Format = Literal["jpeg", "png"]
 SAVE: dict[Format, dict[str, Any]] = {
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"},
@@ -71,7 +72,7 @@ class Recipe:
         return {
             "model": model.name,
             "revision": translator.revision,
-            "recipe_id": datasets.digest_of(asdict(self), settings, source.identity),
+            "recipe_id": datasets.digest_of(asdict(self), settings, source.place),
         }
 
 
@@ -111,11 +112,12 @@ class _Writer:
     recipe: Recipe
     lineage: Lineage
 
-    def write(self, made: tuple[_Task, Image.Image]) -> dict[str, Any] | Reject:
+    def write(self, made: tuple[_Task, Image.Image | None]) -> dict[str, Any] | Reject:
         """Store one picture; its row of `tables.TRANSLATIONS`."""
         task, picture = made
-        low, high = np.array(picture).min(), np.array(picture).max()
-        if low == high:
+        if picture is None:
+            return Reject(Reason.NOT_TRANSLATABLE, f"translation {task.number} overflowed")
+        if picture.getcolors(maxcolors=1):
             return Reject(Reason.NOT_TRANSLATABLE, f"translation {task.number} has one colour only")
         buffer = io.BytesIO()
         picture.save(buffer, **SAVE[self.recipe.format])
@@ -124,9 +126,10 @@ class _Writer:
         return self._row(task, uri, buffer.getvalue(), picture.size)
 
     def _uri(self, task: _Task) -> str:
-        """The same for the same picture: repeated work overwrites a file with the same bytes."""
+        """A place for this picture alone: repeated work overwrites a file with the same bytes."""
         image_id = task.origin.image_id
-        name = f"{image_id}-{task.number}-{datasets.digest_of(task.prompt)[:8]}.{self.recipe.format}"
+        made_by = datasets.digest_of(task.origin.obj.uri, task.prompt, sorted(self.lineage.ids.items()))
+        name = f"{image_id}-{task.number}-{made_by[:8]}.{self.recipe.format}"
         return storage.join(self.out, PICTURES, image_id[:2], name)
 
     def _row(self, task: _Task, uri: str, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
@@ -147,6 +150,7 @@ class _Writer:
             "guidance": model.guidance,
             "steps": model.steps,
             "seed": task.seed,
+            "dtype": str(self.translator.pipeline.dtype).removeprefix("torch."),
             **self.lineage.ids,
             "run_id": self.lineage.run_id,
             "translated_at": self.lineage.started,
@@ -156,24 +160,13 @@ class _Writer:
 def _make(
     batch: list[_Task], translator: Translator, writer: _Writer, pool: ThreadPoolExecutor
 ) -> list[dict[str, Any] | Reject]:
-    """Translate and store a batch; a row or a reject for each.
-
-    Raises:
-        TranslatorError: all of several pictures have one colour only. That is no accident of a picture:
-            half precision overflowed.
-    """
-    pictures = translator.translate(
+    """Translate and store a batch; a row or a reject for each."""
+    pictures = translator.attempt(
         [Image.fromarray(task.origin.decoded.pixels) for task in batch],
         [task.prompt for task in batch],
         [task.seed for task in batch],
     )
-    results = list(pool.map(writer.write, zip(batch, pictures, strict=True)))
-    if len(results) > 1 and all(isinstance(r, Reject) for r in results):
-        raise TranslatorError(
-            f"{translator.model.name} gives plain colours only: its numbers overflow in this precision; "
-            f"set ID2_DTYPE=float32 or bfloat16"
-        )
-    return results
+    return list(pool.map(writer.write, zip(batch, pictures, strict=True)))
 
 
 def translate_objects(
@@ -202,7 +195,7 @@ def translate_objects(
         Rows of `tables.TRANSLATIONS` (None where all were rejected) and of `tables.REJECTS`.
 
     Raises:
-        TranslatorError: the model gives nothing but plain colours.
+        TranslatorError: the model fails on one picture after another.
         PromptError: there will be prompts for no image at all.
     """
 
@@ -215,9 +208,10 @@ def translate_objects(
 
     step = translator.batch_size
     writer = _Writer(out, translator, recipe, lineage)
-    gathered = _Gathered(recipe.per_image, lineage.run_id)
+    gathered = _Gathered(translator.model.name, recipe.per_image, lineage.run_id)
+    threads = max(parts.READ_THREADS, source.concurrency)
     with ThreadPoolExecutor(parts.READ_THREADS) as pool:
-        tasks = _flat(parts.read_ahead(objects, fetch, 2 * step))
+        tasks = _flat(parts.read_ahead(objects, fetch, max(2 * step, threads), threads))
         for batch, bad in parts.batches(tasks, step):
             for obj, reject in bad:
                 gathered.reject(obj, reject)
@@ -234,12 +228,13 @@ def translate_objects(
 class _Gathered:
     """Rows of whole origins: one of whose translations failed is a reject, with no row at all."""
 
-    def __init__(self, per_image: int, run_id: str) -> None:
-        self._per_image, self._run_id = per_image, run_id
+    def __init__(self, model: str, per_image: int, run_id: str) -> None:
+        self._model, self._per_image, self._run_id = model, per_image, run_id
         self.rows: list[dict[str, Any]] = []
         self.rejected: list[dict[str, str]] = []
         self._open: list[dict[str, Any]] = []
         self._failed: Reject | None = None
+        self._in_a_row: list[str] = []
         self._counts = [0, 0]
 
     def reject(self, obj: Object, reject: Reject) -> None:
@@ -250,16 +245,29 @@ class _Gathered:
         """Translations arrive in order: an origin's last number closes it."""
         if isinstance(result, Reject):
             self._failed = self._failed or result
+            self._check_some_work(obj.uri)
         else:
             self._open.append(result)
+            self._in_a_row.clear()
         if number < self._per_image - 1:
             return
         if self._failed:
+            for row in self._open:
+                storage.delete(row["uri"])
             self.reject(obj, self._failed)
         else:
             self.rows += self._open
             self._counts[0] += 1
         self._open, self._failed = [], None
+
+    def _check_some_work(self, uri: str) -> None:
+        """Failures one after the other, of several origins, are no accident of a picture."""
+        self._in_a_row.append(uri)
+        if len(self._in_a_row) >= MOST_FAILURES and len(set(self._in_a_row)) > 1:
+            raise TranslatorError(
+                f"{self._model} failed on {len(self._in_a_row)} pictures in a row: its numbers overflow in "
+                f"this precision, or its weights are broken; set ID2_DTYPE=float32 or bfloat16"
+            )
 
     def counted(self) -> tuple[int, int]:
         """Origins finished and rejected since the last call."""

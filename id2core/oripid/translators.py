@@ -111,17 +111,38 @@ class Translator(ABC):
     ) -> list[Image.Image]:
         """Translate each picture by its own prompt, from its own noise.
 
+        As `attempt`, but for callers that cannot go on without one of the pictures.
+
+        Raises:
+            ValueError: as `attempt`.
+            TranslatorError: the network overflowed on a picture.
+        """
+        made = self.attempt(images, prompts, seeds)
+        whole = [picture for picture in made if picture is not None]
+        if len(whole) < len(made):
+            raise TranslatorError(
+                f"{self.model.name} overflowed in {self.pipeline.dtype} and would give black pictures; "
+                "load it with dtype float32 (or bfloat16)"
+            )
+        return whole
+
+    @final
+    def attempt(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Image.Image | None]:
+        """Translate each picture by its own prompt, from its own noise.
+
         Args:
             images: RGB, any sizes; each is stretched to the square of side `model.size`.
             prompts: one for each picture. What exceeds the text encoder's length is cut off.
             seeds: one for each picture, 0 to 2⁶³ − 1. EDICT and Plug-and-Play draw no noise and ignore it.
 
         Returns:
-            One RGB picture of `model.size`² for each picture, in their order.
+            One RGB picture of `model.size`² for each picture, in their order; None where the network
+            overflowed.
 
         Raises:
             ValueError: the lengths differ, a picture is not RGB, or a seed is out of range.
-            TranslatorError: the network overflowed on every picture of a batch. One alone comes out black.
         """
         if not len(images) == len(prompts) == len(seeds):
             counts = f"{len(images)} pictures, {len(prompts)} prompts, {len(seeds)} seeds"
@@ -130,7 +151,7 @@ class Translator(ABC):
             raise ValueError(f"pictures of mode {', '.join(sorted(modes))}; convert them to RGB first")
         if any(not 0 <= seed < 2**63 for seed in seeds):
             raise ValueError("a seed is out of range; take it modulo 2**63")
-        results: list[Image.Image] = []
+        results: list[Image.Image | None] = []
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
             results += self._translate_batch(images[part], prompts[part], seeds[part])
@@ -138,7 +159,7 @@ class Translator(ABC):
 
     def _translate_batch(
         self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Image.Image]:
+    ) -> list[Image.Image | None]:
         square = (self.model.size, self.model.size)
         count, spare = len(images), self.batch_size - len(images)
         # Pillow's bilinear filter widens with the scale: it is the antialiased one.
@@ -148,14 +169,7 @@ class Translator(ABC):
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in [*seeds, *[0] * spare]]
         with self._lock, quiet(), torch.inference_mode():
             pixels = self._impl(inputs, [*prompts, *[""] * spare], generators)[:count]
-        finite = np.isfinite(pixels).all(axis=(1, 2, 3))
-        if not finite.any():
-            raise TranslatorError(
-                f"{self.model.name} overflowed in {self.pipeline.dtype} and would give black pictures; "
-                "load it with dtype float32 (or bfloat16)"
-            )
-        pixels[~finite] = 0
-        return [Image.fromarray(p) for p in (pixels * 255).round().clip(0, 255).astype(np.uint8)]
+        return [_picture(p) if np.isfinite(p).all() else None for p in pixels]
 
     @abstractmethod
     def _impl(
@@ -166,6 +180,10 @@ class Translator(ABC):
         Returns:
             float32[batch_size,size,size,3] in [0,1].
         """
+
+
+def _picture(pixels: NDArray[np.float32]) -> Image.Image:
+    return Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
 
 
 class SDEdit(Translator):

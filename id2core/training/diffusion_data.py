@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +81,9 @@ def encode(
     """
     known = captions.read(photos)
     subjects = [known.get(name) for name in names]
-    words = cache.with_suffix(".json")
-    if words.exists():
-        return Encoded(np.load(cache), json.loads(words.read_text()), subjects)
+    words, key = cache.with_suffix(".json"), _key(vae, names, variants, seed)
+    if words.exists() and (kept := json.loads(words.read_text()))["key"] == key:
+        return Encoded(np.load(cache), kept["looks"], subjects)
     pictures = photo_folder.load(photos, names)
     latents, looks = [], []
     for number in range(variants):
@@ -93,8 +94,16 @@ def encode(
         latents.append(np.concatenate([_modes(vae, made[i : i + BATCH]) for i in range(0, len(made), BATCH)]))
     encoded = Encoded(np.stack(latents), looks, subjects)
     np.save(cache, encoded.latents)
-    words.write_text(json.dumps(looks))
+    words.write_text(json.dumps({"key": key, "looks": looks}))
     return encoded
+
+
+def _key(vae: AutoencoderKL, names: list[str], variants: int, seed: int) -> str:
+    """Names what a cache was made from."""
+    digest = hashlib.sha256(json.dumps([names, variants, seed]).encode())
+    for name, weight in vae.state_dict().items():
+        digest.update(name.encode() + weight.float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _modes(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:

@@ -114,8 +114,9 @@ class Loop(ABC):
 
     def run(self, log_every: int = 250, checkpoint_every: int = 250) -> None:
         """Train to the last step of the recipe."""
+        resumed = self.resume()
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
-        if not self.resume():
+        if not resumed:
             self.begin()
             self._log(**self.measure())
         losses: list[float] = []

@@ -61,6 +61,12 @@ def pictures(out: Path | str) -> dict[str, bytes]:
     return {o.uri.rsplit("/", 1)[-1]: storage.read_bytes(o.uri) for o in listed}
 
 
+def made(out: Path | str) -> dict[tuple[str, int, str], bytes]:
+    """Origin, number and prompt → the bytes of the picture."""
+    listed = rows(out).to_pylist()
+    return {(r["origin_id"], r["number"], r["prompt"]): storage.read_bytes(r["uri"]) for r in listed}
+
+
 def test_every_origin_has_its_pictures_with_full_lineage_or_a_reject(
     photos: Path, pipeline: str, lines: str, tmp_path: Path
 ) -> None:
@@ -71,10 +77,10 @@ def test_every_origin_has_its_pictures_with_full_lineage_or_a_reject(
     assert (summary.listed, summary.translated, summary.rejected, summary.pictures) == (14, 12, 2, 36)
     rejects = rows(tmp_path / "out", "rejects")
     assert rejects["reason"].to_pylist() == ["truncated", "not_an_image"]
-    made = rows(tmp_path / "out").to_pylist()
-    assert len(made) == 36 and len({row["uri"] for row in made}) == 36
-    assert {row["uri"].rsplit("/", 1)[-1] for row in made} == set(pictures(tmp_path / "out"))
-    for row in made:
+    every = rows(tmp_path / "out").to_pylist()
+    assert len(every) == 36 and len({row["uri"] for row in every}) == 36
+    assert {row["uri"].rsplit("/", 1)[-1] for row in every} == set(pictures(tmp_path / "out"))
+    for row in every:
         data = Path(row["uri"]).read_bytes()
         assert row["image_id"] == hashlib.sha256(data).hexdigest() and row["bytes"] == len(data)
         assert row["origin_id"] == hashlib.sha256(Path(row["origin_uri"]).read_bytes()).hexdigest()
@@ -83,7 +89,7 @@ def test_every_origin_has_its_pictures_with_full_lineage_or_a_reject(
         assert row["prompt"] in LINES.splitlines()
         assert (row["model"], row["revision"]) == (spec.model.name, summary.revision)
         assert (row["paradigm"], row["strength"], row["steps"]) == ("sdedit", 0.5, 2)
-    of_one = [row for row in made if row["origin_uri"] == made[0]["origin_uri"]]
+    of_one = [row for row in every if row["origin_uri"] == every[0]["origin_uri"]]
     assert [row["number"] for row in of_one] == [0, 1, 2]
     assert len({row["seed"] for row in of_one}) == len({row["prompt"] for row in of_one}) == 3
     assert translate.run(spec) == replace(summary, resumed=True)
@@ -99,10 +105,10 @@ def test_any_subset_run_again_gives_the_same_pictures(
     for name in ("p0007.jpg", "p0002.jpg", "p0011.jpg"):
         shutil.copy(photos / name, some / name)
     translate.run(job(some, tmp_path / "part", pipeline, lines, recipe=recipe, part_size=2))
-    whole, part = pictures(tmp_path / "whole"), pictures(tmp_path / "part")
+    whole, part = made(tmp_path / "whole"), made(tmp_path / "part")
     assert len(part) == 6 and part.items() <= whole.items()
     translate.run(job(some, tmp_path / "other", pipeline, lines, recipe=replace(recipe, seed=1)))
-    assert not set(pictures(tmp_path / "other").values()) & set(part.values())
+    assert not set(made(tmp_path / "other").values()) & set(part.values())
 
 
 def test_a_new_origin_is_translated_without_the_others(
@@ -115,8 +121,8 @@ def test_a_new_origin_is_translated_without_the_others(
     (photos / "p0003.jpg").unlink()
     summary = translate.run(spec)
     assert (summary.listed, summary.translated) == (12, 12)
-    made = rows(tmp_path / "out")
-    assert made.num_rows == 12 and not any("p0003" in uri for uri in made["origin_uri"].to_pylist())
+    left = rows(tmp_path / "out")
+    assert left.num_rows == 12 and not any("p0003" in uri for uri in left["origin_uri"].to_pylist())
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/pictures").rglob("*.jpeg")}
     assert len(after) == 13 and before.items() <= after.items()
 
@@ -136,7 +142,7 @@ def test_a_run_cut_off_between_parts_gives_the_rows_of_an_undisturbed_one(
     assert len(first) == 14
     for out in ("cut", "whole"):
         translate.run(spec(out))
-    assert pictures(tmp_path / "cut") == pictures(tmp_path / "whole")
+    assert made(tmp_path / "cut") == made(tmp_path / "whole")
     assert {p: p.stat().st_mtime_ns for p in first} == first
     drop = [*TIMES, "uri", "run_id"]
     cut, whole = (rows(tmp_path / out).drop(drop) for out in ("cut", "whole"))
@@ -167,7 +173,7 @@ def test_in_worker_processes_and_on_a_bucket(
     processes = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     summary = translate.run(there, processes)
     assert (summary.translated, summary.rejected) == (12, 0)
-    assert pictures(f"{where}/out") == pictures(tmp_path / "out")
+    assert made(f"{where}/out") == made(tmp_path / "out") and len(made(tmp_path / "out")) == 12
 
 
 def test_an_origin_without_prompt_is_a_reject_and_is_tried_again(
@@ -188,20 +194,65 @@ def test_numbers_that_overflow_are_rejects_and_an_error_when_all_do(
 ) -> None:
     from id2core.oripid.translators import SDEdit
 
-    real, doubtful = SDEdit._impl, random.Random(3)
+    real = SDEdit._impl
 
     def overflowing(self: SDEdit, images, prompts, generators):  # type: ignore[no-untyped-def]
         pixels = real(self, images, prompts, generators)
-        pixels[doubtful.randrange(4)] = np.nan
+        pixels[1] = np.nan
         return pixels
 
     monkeypatch.setattr(SDEdit, "_impl", overflowing)
-    summary = translate.run(job(photos, tmp_path / "out", pipeline, lines))
-    assert summary.rejected == 2 and summary.translated == 10
-    assert set(rows(tmp_path / "out", "rejects")["reason"].to_pylist()) == {Reason.NOT_TRANSLATABLE}
+    out = tmp_path / "out"
+    summary = translate.run(job(photos, out, pipeline, lines, recipe=Recipe(per_image=2)))
+    assert (summary.translated, summary.rejected) == (9, 3)  # 24 pictures in three batches
+    assert set(rows(out, "rejects")["reason"].to_pylist()) == {Reason.NOT_TRANSLATABLE}
+    assert {row["uri"].rsplit("/", 1)[-1] for row in rows(out).to_pylist()} == set(pictures(out))
     monkeypatch.setattr(SDEdit, "_impl", lambda *args: real(*args) * np.nan)
     with pytest.raises(TranslatorError, match="float32"):
         translate.run(job(photos, tmp_path / "all", pipeline, lines))
+
+
+def test_copies_have_their_own_pictures_and_recipes_do_not_overwrite_each_other(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path
+) -> None:
+    shutil.copy(photos / "p0001.jpg", photos / "copy.jpg")
+    spec = job(photos, tmp_path / "out", pipeline, lines)
+    planned = translate.plan(spec)
+    planned.maker.make(planned.plan, 0, lambda made, rejected: None)  # and killed before the commit
+    stronger = translate.plan(replace(spec, model=replace(spec.model, strength=1.0)))
+    stronger.maker.make(stronger.plan, 0, lambda made, rejected: None)
+    summary = translate.run(spec)
+    assert summary.pictures == 13 and rows(spec.out).num_rows == 13
+    for row in rows(spec.out).to_pylist():
+        assert row["image_id"] == hashlib.sha256(Path(row["uri"]).read_bytes()).hexdigest()
+    assert len(set(rows(spec.out)["uri"].to_pylist())) == 13
+
+
+def test_prompts_may_grow_and_lie_among_the_images(photos: Path, pipeline: str, tmp_path: Path) -> None:
+    names = sorted(p.name for p in photos.iterdir())
+    captions = photos / "captions.csv"
+    captions.write_text("\n".join(["file,caption", *(f"{n},a house" for n in names[:-1])]) + "\n")
+    spec = job(photos, tmp_path / "out", pipeline, "captions")
+    first = translate.run(spec)
+    assert (first.listed, first.translated, first.rejected) == (12, 11, 1)
+    captions.write_text(captions.read_text() + f"{names[-1]},a tree\n")
+    second = translate.run(spec)
+    assert (second.translated, second.rejected) == (12, 0)
+    assert sorted(set(rows(spec.out)["prompt"].to_pylist())) == ["a house", "a tree"]
+
+
+def test_results_may_lie_in_the_folder_of_the_images(
+    photos: Path, pipeline: str, lines: str, tmp_path: Path
+) -> None:
+    from flows import tasks
+    from flows import translate as flow
+
+    spec = job(photos, photos, pipeline, lines)
+    first = translate.run(spec)
+    flow.write_truth.fn(spec.out)
+    run = {"run_id": first.run_id, "config": {}, "seconds": {}, "versions": {}}
+    tasks.record_run(spec.out, "translate", run, {})
+    assert translate.run(spec) == replace(first, resumed=True)
 
 
 def test_an_endpoint_that_fails_a_fifth_of_the_time_loses_nothing_and_is_paid_once(

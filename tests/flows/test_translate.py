@@ -109,5 +109,5 @@ def test_bad_input_is_said_in_one_line(
 
 def test_help_teaches(id2: str, place: Path) -> None:
     done = run(place, {"COLUMNS": "200", "TERM": "dumb"}, [id2, "translate", "--help"])
-    for words in ("mini-a", "instruct-pix2pix", "captions.csv", "the paper's for the model", "Example"):
+    for words in ("mini-a", "instruct-pix2pix", "captions.csv", "the paper's where it gives one", "Example"):
         assert words in done.stdout

@@ -8,6 +8,7 @@ import random
 import socket
 import traceback
 from collections import Counter
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ from tests.vision_server import (
 @pytest.fixture
 def source(vision_server: Server, tmp_path: Path) -> PromptSource:
     return prompts.load("endpoint", "/images", str(tmp_path / "out"))
+
+
+def ask_all(source: PromptSource, pictures: list[tuple[str, str, bytes]], count: int) -> list[Any]:
+    """As a run does: several threads at a time, and an error stops what has not begun."""
+    with ThreadPoolExecutor(source.concurrency) as pool:
+        asked = [pool.submit(source.prompts_for, *picture, count) for picture in pictures]
+        wait(asked, return_when=FIRST_EXCEPTION)
+        for future in asked:
+            future.cancel()
+        return [future.result() for future in asked]
 
 
 def jpeg(seed: int, size: tuple[int, int] = (48, 32)) -> bytes:
@@ -93,7 +104,7 @@ def test_nothing_is_lost_when_a_fifth_fails_and_nothing_is_asked_twice(
         return text
 
     vision_server.reply = flaky
-    found = prompts.ask_all(source, batch(60), 20)
+    found = ask_all(source, batch(60), 20)
     assert all(isinstance(f, list) and len(f) == 20 for f in found)
     assert len({f[0] for f in found}) == 60 and vision_server.answered == 60
     assert 5 < len(failed) < 30 and len(vision_server.requests) == 60 + len(failed)
@@ -102,7 +113,7 @@ def test_nothing_is_lost_when_a_fifth_fails_and_nothing_is_asked_twice(
     monkeypatch.setenv("ID2_PROMPT_BASE_URL", other.url)
     again = prompts.load("endpoint", "/images", str(tmp_path / "out"))
     assert again.identity == source.identity
-    assert prompts.ask_all(again, batch(60), 20) == found
+    assert ask_all(again, batch(60), 20) == found
     assert other.requests == [] and len(vision_server.requests) == 60 + len(failed)
     monkeypatch.setenv("ID2_PROMPT_MODEL", "another")
     assert prompts.load("endpoint", "/images", str(tmp_path / "out")).identity != source.identity
@@ -114,12 +125,12 @@ def test_a_run_that_is_stopped_has_paid_for_nothing_in_vain(
 ) -> None:
     vision_server.reply = lambda body: numbered(body) if vision_server.answered < 10 else error(401)
     with pytest.raises(PromptError):
-        prompts.ask_all(source, batch(60), 20)
+        ask_all(source, batch(60), 20)
     # Some more may have been under way when the first was refused, but not the rest of the batch.
     assert len(vision_server.requests) < 60
     paid, vision_server.reply = vision_server.answered, numbered
     assert paid >= 10
-    found = prompts.ask_all(source, batch(60), 20)
+    found = ask_all(source, batch(60), 20)
     assert all(isinstance(f, list) for f in found) and vision_server.answered == 60
 
 
@@ -133,7 +144,7 @@ def test_answers_are_stored_in_a_bucket_too(vision_server: Server, gcs: str, tmp
 def test_the_same_picture_twice_at_a_time_is_asked_about_once(
     vision_server: Server, source: PromptSource
 ) -> None:
-    found = prompts.ask_all(source, batch(1) * 16, 20)
+    found = ask_all(source, batch(1) * 16, 20)
     assert len(vision_server.requests) == 1 and len({tuple(f) for f in found}) == 1
 
 
