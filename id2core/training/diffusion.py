@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,7 @@ class Trainer(Loop):
         """Train to the last step, then write the pipeline."""
         super().run(log_every, checkpoint_every)
         self.pipeline().save_pretrained(self.out / "pipeline")
+        _forget_paths(self.out / "pipeline")
 
     def pipeline(self) -> StableDiffusionImg2ImgPipeline:
         """The averaged weights as a diffusers pipeline, UNet and VAE in float16.
@@ -268,6 +270,14 @@ class Trainer(Loop):
             feature_extractor=None,
             requires_safety_checker=False,
         )
+
+
+def _forget_paths(pipeline: Path) -> None:
+    """Take out of the configurations where the parts were loaded from: places of one machine."""
+    for file in pipeline.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def schedule(recipe: Recipe) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def test_training_lowers_the_noise_error_and_the_pipeline_loads_as_it_is(
     assert after["train_error"] < 0.9 * before["train_error"]
     assert after["held_out_error"] < 0.9 * before["held_out_error"]
 
+    assert not any(tiny_vae in path.read_text() for path in (tmp_path / "pipeline").rglob("*.json"))
     pipe = AutoPipelineForImage2Image.from_pretrained(tmp_path / "pipeline", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.vae.config.scaling_factor == pytest.approx(trainer.scale)
