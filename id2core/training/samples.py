@@ -1,0 +1,151 @@
+"""What the training of W sees: batches of classes, read ahead by a thread, and a trial on held-out ones."""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from id2core.training import closed_form
+from id2core.training.pairs import Pairs
+from id2core.transform import Transform
+
+AHEAD = 4
+# One stream of random numbers each: what is drawn for one says nothing about the others.
+_CLASSES, _MEMBERS, _CENTRES = range(3)
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B latents of one step, sorted by class.
+
+    Attributes:
+        latents: float32[B,n].
+        labels: int64[B], numbers of the K classes that are trained on.
+        centres: int64[S], ascending, the classes whose centres take part; None for all.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    centres: Tensor | None
+
+
+class Batches:
+    """The batch of every step, a function of the seed and the step alone.
+
+    A pass takes every class at most once, in an order of its own; what is left at the end and would not
+    fill a batch is left out. Where there are fewer classes than a batch takes, each batch has them all.
+
+    Memory: `AHEAD` + 1 batches, and one order of the classes.
+    """
+
+    def __init__(
+        self, pairs: Pairs, classes: Integers, batch: int, per_class: int, negatives: int | None, seed: int
+    ) -> None:
+        """Batches of `batch` rows, `per_class` of each class.
+
+        Args:
+            pairs: the rows.
+            classes: int64[K], the classes to take; the k-th gets the label k.
+            batch, per_class: rows of a batch, and of each class in it.
+            negatives: how many other classes' centres take part, or None for all.
+            seed: of the draws.
+        """
+        self._latents = pairs.latents
+        self._starts = pairs.offsets[classes]
+        self._sizes = pairs.offsets[classes + 1] - self._starts
+        self._at_once = min(len(classes), batch // per_class)
+        self._per_class, self._negatives, self._seed = per_class, negatives, seed
+        self._order = functools.lru_cache(maxsize=1)(self._draw_order)
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._waiting: dict[int, Future[Batch]] = {}
+
+    def get(self, step: int, steps: int) -> Batch:
+        """The batch of a step; those of the next steps, below `steps`, are made meanwhile."""
+        for later in range(step, min(step + AHEAD + 1, steps)):
+            if later not in self._waiting:
+                self._waiting[later] = self._pool.submit(self.make, later)
+        return self._waiting.pop(step).result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def rows(self, step: int) -> tuple[Integers, Integers]:
+        """The rows of a step, ascending, and their labels: int64[B] both."""
+        chosen = self._chosen(step)
+        rng = np.random.default_rng((self._seed, _MEMBERS, step))
+        members = _members(self._sizes[chosen], self._per_class, rng)
+        rows = np.sort(self._starts[chosen, None] + members, axis=1).ravel()
+        return rows, np.repeat(chosen, self._per_class)
+
+    def make(self, step: int) -> Batch:
+        """The batch of a step."""
+        rows, labels = self.rows(step)
+        # The rows ascend, so that a disk is read in one direction.
+        latents = torch.from_numpy(self._latents[rows].astype(np.float32))
+        centres = None if self._negatives is None else torch.from_numpy(self._centres(step, self._negatives))
+        return Batch(latents, torch.from_numpy(labels), centres)
+
+    def _draw_order(self, number: int) -> Integers:
+        return np.random.default_rng((self._seed, _CLASSES, number)).permutation(len(self._sizes))
+
+    def _chosen(self, step: int) -> Integers:
+        number, place = divmod(step, len(self._sizes) // self._at_once)
+        start = place * self._at_once
+        return np.sort(self._order(number)[start : start + self._at_once])
+
+    def _centres(self, step: int, negatives: int) -> Integers:
+        own = self._chosen(step)
+        rng = np.random.default_rng((self._seed, _CENTRES, step))
+        # As many more as there are classes in the batch: at worst all of those are drawn again.
+        drawn = rng.choice(len(self._sizes), min(len(self._sizes), negatives + len(own)), replace=False)
+        return np.sort(np.concatenate([own, drawn[~np.isin(drawn, own)][:negatives]]))
+
+
+def _members(sizes: Integers, count: int, rng: np.random.Generator) -> Integers:
+    """So many members of each class, int64[B/count,count]; repeated only where a class has fewer."""
+    # In few calls: a thread that holds Python's lock for long would slow down the training beside it.
+    keys = rng.random((len(sizes), max(count, int(sizes.max()))))
+    keys[np.arange(keys.shape[1]) >= sizes[:, None]] = 1
+    drawn = np.argsort(keys, axis=1)[:, :count]
+    few = sizes < count
+    drawn[few] = rng.integers(0, sizes[few, None], (int(few.sum()), count))
+    return drawn
+
+
+class Trial:
+    """Held-out translations and the origins among which each is looked up: theirs, and others.
+
+    At most 1,000 translations at even distances and 10,000 origins, as many as `closed_form` takes.
+    """
+
+    def __init__(self, pairs: Pairs, held_out: NDArray[np.bool_]) -> None:
+        rows = _spread(np.flatnonzero(held_out[pairs.labels] & ~pairs.is_origin), closed_form.MOST_QUERIES)
+        asked = np.unique(pairs.labels[rows])
+        others = np.setdiff1d(np.arange(len(held_out)), asked)
+        others = _spread(others, closed_form.MOST_REFERENCES - len(asked))
+        classes = np.sort(np.concatenate([asked, others]))
+        self._queries = np.asarray(pairs.latents[rows])
+        self._references = np.asarray(pairs.latents[pairs.offsets[classes]])
+        self._own = np.searchsorted(classes, pairs.labels[rows])
+
+    def score(self, transform: Transform) -> tuple[float, float]:
+        """mAP and separation, see `closed_form.lookup`."""
+        queries, references = (transform.apply(x) for x in (self._queries, self._references))
+        return closed_form.lookup(queries, references, self._own)
+
+
+def _spread(numbers: NDArray[Any], most: int) -> NDArray[Any]:
+    """At most that many of some numbers, at even distances."""
+    if len(numbers) <= most:
+        return numbers
+    return numbers[np.linspace(0, len(numbers) - 1, most).astype(np.int64)]

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pytorch_metric_learning.losses import CosFaceLoss
+
+from id2core import transform
+from id2core.training import closed_form, metric
+from id2core.training.metric import MetricError, Recipe
+from id2core.training.pairs import Pairs
+from id2core.training.samples import Batches, Trial
+from id2core.transform import Transform
+
+N = 64
+SMALL = Recipe(
+    scale=16.0, dimensions=32, batch=64, epochs=6, iterations=30, lr=3e-2, ema=0.99, validation_share=0.3
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """In steps this small, on cores that others use too, two threads mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def made(origins: int = 200, most: int = 6, seed: int = 0) -> Pairs:
+    """Translations that differ from their origin by much, but in a quarter of all directions."""
+    rng = np.random.default_rng(seed)
+    noisy = rng.standard_normal((N // 4, N))
+    rows: list[NDArray[Any]] = []
+    sizes = rng.integers(2, most + 1, origins)
+    for size in sizes:
+        origin = rng.standard_normal(N)
+        rows += [origin, *(origin + 1.5 * rng.standard_normal((size - 1, N // 4)) @ noisy)]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    ids = [f"{i:064x}" for i in range(origins)]
+    return Pairs(np.array(rows, np.float16), ids, offsets, {"encoder_id": "mini-0"}, f"made-{seed}")
+
+
+def log(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_beats_the_cosine_of_latents_on_origins_it_never_saw(tmp_path: Path) -> None:
+    pairs = made()
+    told: list[tuple[str, int, int]] = []
+    found = metric.fit(pairs, SMALL, tmp_path, progress=lambda *event: told.append(event))
+    rows = log(tmp_path)
+    trial = Trial(pairs, pairs.held_out(SMALL.validation_share))
+    reached, raw = trial.score(found)[0], trial.score(Transform())[0]
+    assert rows[-1]["loss"] < rows[1]["loss"] / 2
+    assert reached > 0.8 and raw < 0.5
+    assert found.metadata["validation_map"] == reached == pytest.approx(rows[-1]["validation_map"], abs=1e-3)
+    assert told[-1] == ("training", SMALL.steps, SMALL.steps)
+    saved = transform.load(str(tmp_path / metric.WEIGHTS))
+    assert saved.transform_id == found.transform_id and saved.metadata == found.metadata
+    saved.check_encoder("mini-0")
+    again = metric.fit(pairs, SMALL, tmp_path)
+    assert again.transform_id == found.transform_id and log(tmp_path) == rows
+
+
+@pytest.mark.parametrize(
+    "change", [{"loss": "circle", "scale": None}, {"loss": "softmax", "iterations": 60}, {"negatives": 32}]
+)
+def test_the_other_losses_learn_too(change: dict[str, Any], tmp_path: Path) -> None:
+    found = metric.fit(made(), replace(SMALL, **change), tmp_path)
+    rows = log(tmp_path)
+    assert rows[-1]["loss"] < rows[1]["loss"]
+    assert found.metadata["validation_map"] > 0.7
+
+
+KILLED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from id2core.training import metric
+from tests.id2core.test_metric_training import SMALL, made
+torch.set_num_threads(1)
+recipe = replace(SMALL, negatives=int(sys.argv[2]) or None)
+metric.fit(made(), recipe, Path(sys.argv[1]), checkpoint_every=7,
+    progress=lambda _, done, total: done == 70 and (print(flush=True), sys.stdin.read()))
+"""
+
+
+@pytest.mark.parametrize("negatives", [None, 16])
+def test_a_killed_training_goes_on_as_if_it_had_not_been(negatives: int | None, tmp_path: Path) -> None:
+    pairs, recipe = made(), replace(SMALL, negatives=negatives)
+    whole = metric.fit(pairs, recipe, tmp_path / "whole")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "parts"), str(negatives or 0)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "parts" / metric.WEIGHTS).exists()
+    steps: list[int] = []
+    parts = metric.fit(pairs, recipe, tmp_path / "parts", progress=lambda _, done, total: steps.append(done))
+    assert steps[0] == 64
+    assert parts.transform_id == whole.transform_id
+    for other in (replace(recipe, lr=1.0), replace(recipe, seed=2)):
+        with pytest.raises(ValueError, match="another recipe"):
+            metric.fit(pairs, other, tmp_path / "parts")
+    with pytest.raises(ValueError, match="another recipe"):
+        metric.fit(made(seed=1), recipe, tmp_path / "parts")
+
+
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path) -> None:
+    pairs = made()
+    start = closed_form.fit(pairs, SMALL.dimensions, validation_share=SMALL.validation_share).transform
+    held_out = pairs.held_out(SMALL.validation_share)
+    recipe = replace(SMALL, lr=3.0, epochs=20, patience=2, warmup=0.0)
+    found = metric.fit(pairs, recipe, tmp_path, start=start)
+    rows = log(tmp_path)
+    assert found.metadata["validation_map"] == Trial(pairs, held_out).score(found)[0]
+    assert round(found.metadata["validation_map"], 4) == max(row["validation_map"] for row in rows)
+    assert rows[-1]["step"] == found.metadata["steps"] + 2 * recipe.iterations < recipe.steps
+
+
+def test_a_start_is_where_training_starts(tmp_path: Path) -> None:
+    pairs = made()
+    start = closed_form.fit(pairs, SMALL.dimensions, validation_share=SMALL.validation_share).transform
+    reached = Trial(pairs, pairs.held_out(SMALL.validation_share)).score(start)[0]
+    for negatives in (None, 32):
+        out = tmp_path / str(negatives)
+        recipe = replace(SMALL, lr=1e-4, epochs=1, negatives=negatives)
+        found = metric.fit(pairs, recipe, out, start=start)
+        assert log(out)[0]["validation_map"] == pytest.approx(reached, abs=1e-3)
+        assert found.metadata["validation_map"] >= reached
+        metric.fit(pairs, recipe, tmp_path / f"random-{negatives}")
+        assert log(out)[1]["loss"] < log(tmp_path / f"random-{negatives}")[1]["loss"] - 5
+
+
+def test_the_rate_is_the_papers() -> None:
+    rates = [Recipe().rate(epoch) / 3.5e-4 for epoch in range(25)]
+    assert rates[:5] == pytest.approx([0.01, 0.208, 0.406, 0.604, 0.802])
+    assert rates[5:11] == [1.0] * 6
+    assert rates[11:] == sorted(rates[11:], reverse=True) and 0 < rates[-1] < 0.02
+    assert rates[17] + rates[18] == pytest.approx(1)
+    assert Recipe(epochs=1).rate(0) == 3.5e-4
+
+
+def test_batches_are_balanced_and_the_same_every_time() -> None:
+    pairs = made(most=9)
+    classes = np.flatnonzero(~pairs.held_out(0.2))
+    batches = Batches(pairs, classes, batch=40, per_class=4, negatives=7, seed=5)
+    a_pass = len(classes) // 10
+    seen: list[int] = []
+    for step in range(a_pass, 2 * a_pass):
+        rows, labels = batches.rows(step)
+        assert (np.diff(rows) >= 0).all() and (pairs.labels[rows] == classes[labels]).all()
+        chosen, counts = np.unique(labels, return_counts=True)
+        assert len(chosen) == 10 and (counts == 4).all()
+        for label in chosen:
+            size = int(np.diff(pairs.offsets)[classes[label]])
+            distinct = len(set(rows[labels == label].tolist()))
+            assert distinct == 4 if size >= 4 else distinct <= size
+        seen += chosen.tolist()
+    assert len(seen) == len(set(seen)) == a_pass * 10
+
+    same = Batches(pairs, classes, 40, 4, 7, seed=5)
+    for step in (3, 4, 40):
+        one, two = batches.get(step, 41), same.make(step)
+        assert torch.equal(one.latents, two.latents) and torch.equal(one.labels, two.labels)
+        assert one.centres is not None and two.centres is not None and torch.equal(one.centres, two.centres)
+        assert len(one.centres) == 17 and np.isin(one.labels, one.centres).all()
+        assert (np.diff(one.centres) > 0).all() and one.latents.dtype == torch.float32
+        assert (one.latents.numpy() == pairs.latents[same.rows(step)[0]]).all()
+    assert (batches.rows(0)[0] != batches.rows(a_pass)[0]).any()
+    assert (batches.rows(0)[0] != Batches(pairs, classes, 40, 4, 7, seed=6).rows(0)[0]).any()
+    batches.close()
+    same.close()
+
+
+def test_with_all_negatives_the_partial_loss_is_the_full_one() -> None:
+    pairs = made(origins=50)
+    recipe = Recipe(dimensions=16, negatives=50)
+    batches = Batches(pairs, np.arange(50), 64, 4, recipe.negatives, seed=1)
+    batch = batches.make(0)
+    batches.close()
+    torch.manual_seed(0)
+    partial = metric.build_loss(recipe, 50)
+    full = metric.build_loss(replace(recipe, negatives=None), 50)
+    assert isinstance(full, CosFaceLoss) and isinstance(partial, metric.PartialCosFace)
+    full.W.data = partial.centres.weight.detach().T.clone()
+    x, y = (torch.nn.Parameter(batch.latents[:, :16].clone()) for _ in range(2))
+    ours, theirs = partial(x, batch.labels, batch.centres), full(y, batch.labels)
+    assert batch.centres is not None and len(batch.centres) == 50
+    torch.testing.assert_close(ours, theirs)
+    ours.backward()
+    theirs.backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(partial.centres.weight.grad.to_dense(), full.W.grad.T)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 30}, "2 or more classes"),
+        ({"loss": "circle", "negatives": 5}, "for cosface"),
+        ({"epochs": 0}, "1 or more"),
+        ({"warmup": 0.5}, "warmup ≤ decay_from"),
+        ({"patience": 0}, "or None"),
+        ({"loss": "triplet"}, "choose cosface, circle, softmax"),
+        ({"validation_share": 0.999}, "hold out less"),
+        ({"lr": 1e38}, "lower lr"),
+    ],
+)
+def test_a_recipe_that_cannot_work_says_why(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(MetricError, match=message):
+        metric.fit(made(), replace(SMALL, **change), tmp_path)
+
+
+def test_a_start_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MetricError, match=r"\(64, 32\) is needed"):
+        metric.fit(made(), SMALL, tmp_path, start=Transform(np.ones((N, 8), np.float32)))
