@@ -1,0 +1,1 @@
+"""The commands of `id2`, a module for each kind of work."""

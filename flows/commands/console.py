@@ -1,0 +1,91 @@
+"""What every command shares: options with one meaning, progress, failures in one line, JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+stderr = Console(stderr=True)
+# For commands that hand the options after `--` to Beam.
+BEAM = {"allow_extra_args": True}
+
+Out = Annotated[str, typer.Option("--out", help="Where results go; run again with the same to resume.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        help="mini (bundled), sd2, sdxl, sd3 (from the hub), a diffusers directory, a TorchScript file, "
+        "or a hub id owner/name\\[:subfolder]\\[@revision].  \\[default: ID2_ENCODER or mini]"
+    ),
+]
+Transform = Annotated[
+    str | None,
+    typer.Option(
+        help="W: .safetensors, the authors' checkpoint, or none.  \\[default: ID2_TRANSFORM or none]"
+    ),
+]
+TopK = Annotated[
+    int | None, typer.Option(min=1, help="References kept per upload.  \\[default: ID2_TOP_K or 10]")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")]
+Runner = Annotated[
+    str | None,
+    typer.Option(
+        help="Beam runner: FnApiRunner (this process, the default), FlinkRunner, SparkRunner, "
+        "DataflowRunner, PortableRunner. Its own options follow after `--`."
+    ),
+]
+
+
+def run(work: Callable[[], Any]) -> Any:
+    """Do the work with progress shown; a failure becomes one line and exit code 1 (ID2_DEBUG shows all)."""
+    from flows import progress
+
+    try:
+        with progress.shown(stderr):
+            return work()
+    except Exception as error:
+        if os.environ.get("ID2_DEBUG"):
+            raise
+        from flows.tasks import PERMANENT
+
+        known = isinstance(error, PERMANENT)
+        text = str(error) if known else f"{type(error).__name__}: {error} (ID2_DEBUG=1 shows the traceback)"
+        stderr.print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, default=str) + "\n")
+
+
+def beam_arguments(runner: str | None, rest: list[str]) -> list[str]:
+    """The options after `--`, checked: what Beam would only warn of is bad usage here."""
+    from beam_jobs import runners
+
+    arguments = ([f"--runner={runner}"] if runner else []) + rest
+    try:
+        runners.check(arguments)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return arguments
+
+
+def settings(**overrides: Any) -> Any:
+    """The settings with some replaced; one that is not valid is bad usage."""
+    from pydantic import ValidationError
+
+    from id2core.settings import Settings
+
+    try:
+        return Settings(**{k: v for k, v in overrides.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"ID2_{str(first['loc'][0]).upper()}: {first['msg']}") from error
