@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ PACKAGES = (
     "faiss-gpu",
     "google-cloud-storage",
 )
+_SOURCE = Path(__file__).parents[1]
 
 
 def versions() -> dict[str, str]:
@@ -37,6 +40,27 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit(source: Path = _SOURCE) -> str:
+    """Which code runs: `commit 0123456789ab`, then `, changed since` where files differ; or `version 0.1.0`.
+
+    Args:
+        source: the folder that holds `id2core/`; only a git checkout of exactly this folder counts, not
+            one around the environment that the package is installed in.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ("git", "--no-optional-locks", "-C", str(source), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) == source.resolve():
+            changed = git("status", "--porcelain", "--untracked-files=no")
+            return f"commit {git('rev-parse', '--short=12', 'HEAD')}{', changed since' if changed else ''}"
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return f"version {versions().get('id2', 'unknown')}"
 
 
 def devices() -> dict[str, Any]:

@@ -1,0 +1,362 @@
+"""What an experiment returns, and how it is written: Parquet, a table in Markdown, a plot.
+
+`write` makes three files of a result, named by its experiment; `collect` joins what a folder holds to one
+page. Figures are never written by hand: each stands with its date, the code, the machine and the data.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from id2core import environment, storage, tables
+from id2core.experiments import plots
+from id2core.metrics import Measure
+from id2core.theory import Spread
+
+LOW, HIGH, STD = "_low", "_high", "_std"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_NONE = "–"
+_METADATA = "id2.experiment"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table in Markdown; the Parquet file has all columns, as they were measured.
+
+    Where the rows also hold KEY_low and KEY_high, ± half of that interval is added, where they hold KEY_std,
+    ± that.
+
+    Attributes:
+        key: of the rows.
+        title: its head; by default the key with spaces.
+        percent: whether to multiply by 100; the head should then say %.
+        digits: decimals; by default 1 of a percentage, else two digits of what follows ±, else three in all.
+        merge: whether a value that repeats the one above is left blank, as a method's kind in Table 2.
+    """
+
+    key: str
+    title: str = ""
+    percent: bool = False
+    digits: int | None = None
+    merge: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment found.
+
+    Attributes:
+        name: of the files, such as `t3`: small letters, digits, `-` and `_`.
+        title: such as `Table 3: seen and unseen models`.
+        rows: of the table in order; a `Measure` counts as KEY, KEY_low and KEY_high, a `Spread` as KEY and
+            KEY_std. What a row does not have is null.
+        data: a sentence on the data used: which pictures, how many, disjoint from what.
+        seconds: that it took.
+        columns: of the table in Markdown; by default all but the ends of intervals.
+        plot: drawn under the title; values as they are to be read.
+        notes: sentences below the table: what differs from the paper, what to be careful of.
+        facts: JSON-able settings and ids, kept with the Parquet file.
+    """
+
+    name: str
+    title: str
+    rows: Sequence[Mapping[str, Any]] | pa.Table
+    data: str
+    seconds: float
+    columns: Sequence[Column] = ()
+    plot: plots.Plot | None = None
+    notes: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if not self.table.num_rows:
+            raise ValueError(f"{self.name} has no rows; an experiment that cannot run is `Skipped`")
+        for column in self.columns:
+            if column.key not in self.table.column_names:
+                raise ValueError(
+                    f"{self.name} has no column {column.key!r}, only {', '.join(self.table.column_names)}"
+                )
+
+    @functools.cached_property
+    def table(self) -> pa.Table:
+        """The rows as they go into Parquet."""
+        return self.rows if isinstance(self.rows, pa.Table) else _table(self.rows)
+
+    @property
+    def shown(self) -> Sequence[Column]:
+        """The columns in Markdown."""
+        names = self.table.column_names
+        ends = {name + end for name in names for end in (LOW, HIGH, STD)}
+        return self.columns or [Column(name) for name in names if name not in ends]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An experiment that did not run, and why: data that are not there, a model that cannot be had."""
+
+    name: str
+    title: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """When, by which code and on what machine.
+
+    Attributes:
+        date: of the measurement, in UTC, such as 2026-11-24.
+        code: see `environment.commit`.
+        machine: see `environment.devices`.
+        versions: see `environment.versions`.
+    """
+
+    date: str
+    code: str
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    @classmethod
+    def here(cls) -> Provenance:
+        """Of this process."""
+        today = datetime.now(UTC).date().isoformat()
+        return cls(today, environment.commit(), environment.devices(), environment.versions())
+
+    def __str__(self) -> str:
+        m = self.machine
+        gpus = ", ".join(m["gpus"]) or "no GPU"
+        return (
+            f"{self.date}, {self.code}, {m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {gpus}, "
+            f"device {m['encoder_device']}"
+        )
+
+
+def write(
+    outcome: Result | Skipped, out: str | os.PathLike[str], provenance: Provenance | None = None
+) -> str:
+    """Write an outcome: `NAME.parquet`, `NAME.png` where there is a plot, and last `NAME.md`.
+
+    Without matplotlib the rest is written, and says why there is no plot. What was `Skipped` is only
+    `NAME.md`, and does not replace figures that were measured before.
+
+    Args:
+        outcome: of an experiment.
+        out: folder or gs:// URI.
+        provenance: by default that of this process.
+
+    Returns:
+        The content of `NAME.md`.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+    """
+    folder = storage.normalize(out)
+    page = storage.join(folder, f"{outcome.name}.md")
+    if isinstance(outcome, Skipped):
+        if storage.exists(storage.join(folder, f"{outcome.name}.parquet")) and storage.exists(page):
+            return storage.read_bytes(page).decode()
+        text = _skipped(outcome.title, outcome.reason)
+    else:
+        provenance = provenance or Provenance.here()
+        _write_parquet(outcome, storage.join(folder, f"{outcome.name}.parquet"), provenance)
+        missing = _write_plot(outcome, storage.join(folder, f"{outcome.name}.png"))
+        text = _page(outcome, provenance, missing)
+    storage.write_bytes(page, text.encode())
+    return text
+
+
+def collect(folder: str | os.PathLike[str], order: Mapping[str, str], target: str | os.PathLike[str]) -> str:
+    """All experiments of a folder on one page.
+
+    Args:
+        folder: what `write` wrote to.
+        order: name → title of every experiment there is, in the order of the page. One without a page in the
+            folder is listed as not run.
+        target: the file that the page will be, for links relative to it. Nothing is written there.
+
+    Returns:
+        Markdown.
+    """
+    source, base = storage.normalize(folder), Path(storage.normalize(target)).parent
+    way = source if storage.is_remote(source) else Path(os.path.relpath(source, base)).as_posix()
+    pages = {name: _read_page(source, name, title) for name, title in order.items()}
+    measured = [name for name, text in pages.items() if f"]({name}.parquet)" in text]
+    head = (
+        "# Results\n\nEvery figure here was measured by `id2 experiment`, none is typed in by hand. Below "
+        "each table stand the data, the date, the code and the machine.\n\n"
+        f"{len(measured)} of {len(order)} experiments have run here"
+    )
+    others = [f"`{name}`" for name in order if name not in measured]
+    head += f"; not yet: {', '.join(others)}." if others else "."
+    return "\n".join([head + "\n", *(_embedded(text, name, way) for name, text in pages.items())])
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name files: use small letters, digits, - and _")
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Every key that any row has becomes a column, in the order in which they are met."""
+    plain = [dict(_plain(row)) for row in rows]
+    names = dict.fromkeys(name for row in plain for name in row)
+    return pa.table({name: [row.get(name) for row in plain] for name in names})
+
+
+def _plain(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in row.items():
+        if isinstance(value, Measure):
+            yield from ((key, value.value), (key + LOW, value.low), (key + HIGH, value.high))
+        elif isinstance(value, Spread):
+            yield from ((key, value.mean), (key + STD, value.std))
+        else:
+            yield key, value
+
+
+def _write_parquet(result: Result, uri: str, provenance: Provenance) -> None:
+    facts = {
+        "name": result.name,
+        "title": result.title,
+        "data": result.data,
+        "notes": list(result.notes),
+        "seconds": result.seconds,
+        "facts": dict(result.facts),
+        **vars(provenance),
+    }
+    metadata = {_METADATA: json.dumps(facts, ensure_ascii=False), "id2.schema_version": tables.SCHEMA_VERSION}
+    table = result.table.replace_schema_metadata(metadata)
+    with storage.replacing(uri) as path, tables.parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_plot(result: Result, uri: str) -> str:
+    """Why there is no plot; empty where there is one, or none is wanted."""
+    if result.plot is None:
+        storage.delete(uri)  # of an earlier run
+        return ""
+    try:
+        storage.write_bytes(uri, plots.draw(result.plot, result.title))
+    except plots.PlotError as error:
+        storage.delete(uri)
+        return str(error)
+    return ""
+
+
+def _page(result: Result, provenance: Provenance, missing: str) -> str:
+    notes = [*result.notes, *_told(result), *([f"Not plotted: {missing}."] if missing else [])]
+    blocks = [f"# {result.title}", "\n".join(_lines(result))]
+    if result.plot is not None and not missing:
+        blocks.append(f"![{result.title}]({result.name}.png)")
+    blocks.append(result.data)
+    if notes:
+        blocks.append("\n".join(f"- {note}" for note in notes))
+    files = f"All columns: [{result.name}.parquet]({result.name}.parquet)."
+    blocks.append(f"Measured {provenance}, in {_duration(result.seconds)}. {files}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _skipped(title: str, reason: str) -> str:
+    return f"# {title}\n\nNot run here: {reason.rstrip('.')}.\n"
+
+
+def _told(result: Result) -> Iterator[str]:
+    """What ± stands for."""
+    names, keys = result.table.column_names, [column.key for column in result.shown]
+    if any(key + LOW in names and key + HIGH in names for key in keys):
+        yield "± is half of the 95 % interval, whose ends are in the Parquet file."
+    if any(key + STD in names for key in keys):
+        yield "± is the standard deviation."
+
+
+def _lines(result: Result) -> Iterator[str]:
+    columns = result.shown
+    heads = [column.title or column.key.replace("_", " ") for column in columns]
+    kinds = [result.table.schema.field(column.key).type for column in columns]
+    yield "| " + " | ".join(map(_escaped, heads)) + " |"
+    yield "|" + "|".join("---" if pa.types.is_string(kind) else "---:" for kind in kinds) + "|"
+    above: list[str] = []
+    for row in result.table.to_pylist():
+        cells = [_cell(row, column) for column in columns]
+        # Blank only below the same to its left: another method's kind begins anew.
+        shown = [
+            "" if column.merge and above[: i + 1] == cells[: i + 1] else cells[i]
+            for i, column in enumerate(columns)
+        ]
+        yield "| " + " | ".join(shown) + " |"
+        above = cells
+
+
+def _cell(row: Mapping[str, Any], column: Column) -> str:
+    value, scale = row[column.key], 100 if column.percent else 1
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return _NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
+        return _escaped(str(value))
+    around = _around(row, column.key)
+    if isinstance(value, int) and around is None and not column.percent and column.digits is None:
+        return f"{value:,}"
+    spread = None if around is None else around * scale
+    return _number(value * scale, spread, 1 if column.percent and column.digits is None else column.digits)
+
+
+def _around(row: Mapping[str, Any], key: str) -> float | None:
+    low, high, std = (row.get(key + end) for end in (LOW, HIGH, STD))
+    if std is not None:
+        return float(std)
+    return None if low is None or high is None else (high - low) / 2
+
+
+def _number(value: float, around: float | None, digits: int | None) -> str:
+    if digits is None and around is None and 0 < abs(value) < 1e-4:
+        return f"{value:.3g}"
+    if digits is None:
+        digits = _decimals(around, 2) if around else _decimals(value, 3)
+    text = f"{value:,.{digits}f}"
+    return text if around is None else f"{text} ± {around:,.{digits}f}"
+
+
+def _decimals(value: float, significant: int) -> int:
+    """Decimals that leave so many significant digits, none of them before the point cut off."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return max(0, significant - 1 - math.floor(math.log10(abs(value))))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{_number(seconds, None, None)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _read_page(folder: str, name: str, title: str) -> str:
+    _check_name(name)
+    try:
+        return storage.read_bytes(storage.join(folder, f"{name}.md")).decode()
+    except FileNotFoundError:
+        return _skipped(title, f"`id2 experiment {name}` was not started")
+
+
+def _embedded(text: str, name: str, way: str) -> str:
+    """A page as a section, its links as seen from elsewhere."""
+    linked = re.sub(rf"\]\(({re.escape(name)}\.(?:png|parquet))\)", rf"]({way}/\1)", text)
+    return re.sub(r"\A# ", "## ", linked)
