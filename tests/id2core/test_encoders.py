@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import diffusers
@@ -123,6 +124,24 @@ def test_torchscript_runs_with_its_own_size_and_scaling(tmp_path: Path) -> None:
         encoder.encode(noise(1))
 
 
+def test_a_copy_detection_model_gives_a_vector_of_its_own_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.AdaptiveAvgPool2d(1))
+    model = torch.nn.Sequential(trunk, torch.nn.Flatten(), torch.nn.Linear(8, 5), torch.nn.LayerNorm(5))
+    path = tmp_path / "sscd.torchscript.pt"
+    torch.jit.script(model).save(str(path))
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    path.with_suffix(".json").write_text(json.dumps({"size": 320, "mean": mean, "std": std}))
+    encoder = encoders.load(str(path), batch_size=2)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 320, 320, 3), np.uint8)
+    latents = encoder.encode(pixels)
+    assert latents.dtype == np.float16 and latents.shape == (3, 5) == (3, encoder.latent_size)
+    x = (torch.from_numpy(pixels) / 255 - torch.tensor(mean)) / torch.tensor(std)
+    with torch.no_grad():
+        np.testing.assert_allclose(latents, model(x.permute(0, 3, 1, 2)), atol=2e-3)
+    assert encoder.encoder_id.startswith("sscd.torchscript-")
+
+
 def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
     diffusers.UNet2DModel(
         block_out_channels=(4, 4),
@@ -136,6 +155,7 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
         str(tmp_path / "unet"): "not an autoencoder",
         str(tmp_path / "weights.pt"): "TorchScript",
         "sd2": "local directory",
+        "stabilityai/stable-diffusion-2:vae": "withdrawn.*sd2-community",
         "someone/some-vae": "local directory",
     }.items():
         with pytest.raises(EncoderError, match=hint):

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from id2core import backbones, encoders
+from id2core.encoders import EncoderError
+from id2core.oripid import models
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+SIDE = 32
+SMALL: dict[str, Any] = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+VIT: dict[str, Any] = SMALL | {"image_size": SIDE, "patch_size": 8}
+WORDS: dict[str, Any] = SMALL | {"vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LAYERS: dict[str, Any] = {"hidden_sizes": [4, 8], "depths": [1, 1]}
+PAIR: dict[str, Any] = {"text_config": WORDS | {"sep_token_id": 2}, "vision_config": VIT}
+# Configuration and how many numbers an embedding has.
+FAMILIES: dict[str, tuple[Callable[[], Any], int]] = {
+    "swin": (
+        lambda: transformers.SwinConfig(
+            image_size=SIDE, patch_size=4, window_size=4, embed_dim=4, depths=[1, 1], num_heads=[1, 2]
+        ),
+        8,
+    ),
+    "resnet": (
+        lambda: transformers.ResNetConfig(embedding_size=4, layer_type="basic", **LAYERS),
+        8,
+    ),
+    "convnext": (lambda: transformers.ConvNextConfig(num_stages=2, **LAYERS), 8),
+    "efficientnet": (
+        lambda: transformers.EfficientNetConfig(
+            image_size=SIDE,
+            width_coefficient=0.1,
+            depth_coefficient=0.1,
+            hidden_dim=128,
+            batch_norm_eps=1e-9,
+        ),
+        128,
+    ),
+    "vit": (lambda: transformers.ViTConfig(**VIT), 8),
+    "dinov2": (lambda: transformers.Dinov2Config(**VIT), 8),
+    "vit_mae": (
+        lambda: transformers.ViTMAEConfig(
+            **VIT,
+            decoder_hidden_size=8,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=8,
+        ),
+        8,
+    ),
+    "clip": (lambda: transformers.CLIPConfig(**PAIR, projection_dim=6), 6),
+    "blip": (lambda: transformers.BlipConfig(**PAIR), 8),
+    "siglip": (lambda: transformers.SiglipConfig(**PAIR), 8),
+}
+PUBLISHED = {
+    "vit": "ViTForImageClassification",
+    "vit_mae": "ViTMAEForPreTraining",
+    "blip": "BlipForImageTextRetrieval",
+    "swin": "SwinForImageClassification",
+    "resnet": "ResNetForImageClassification",
+    "convnext": "ConvNextForImageClassification",
+    "efficientnet": "EfficientNetForImageClassification",
+}
+
+
+def pictures(count: int, side: int = SIDE) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def saved(family: str, folder: Path, processor: dict[str, Any] | None = None) -> Path:
+    """A random model as the hub has one of this family: the class that was published, and a processor."""
+    torch.manual_seed(0)
+    config = FAMILIES[family][0]()
+    name = PUBLISHED.get(family)
+    model = getattr(transformers, name)(config) if name else transformers.AutoModel.from_config(config)
+    # With their own small start, the deeper ones give every picture the same vector.
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.ndim > 1:
+                values.normal_(std=1 / values[0].numel() ** 0.5)
+        if family == "efficientnet":  # its batch norms must have seen pictures
+            for module in model.modules():
+                module.momentum = 1.0
+            model.train()(pixel_values=scaled(pictures(5)))
+    model.save_pretrained(folder)
+    facts = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}} | IMAGENET
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor or facts))
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_loads_and_gives_one_vector_per_picture(family: str, tmp_path: Path) -> None:
+    folder = saved(family, tmp_path / "tiny")
+    encoder = encoders.load(str(folder), dtype="float32", batch_size=3)
+    latents = encoder.encode(pictures(5))
+    assert latents.dtype == np.float16 and latents.shape == (5, FAMILIES[family][1]) == (
+        5,
+        encoder.latent_size,
+    )
+    assert len(np.unique(latents, axis=0)) == 5 and np.isfinite(latents).all()
+    alone = np.concatenate([encoder.encode(pictures(5)[i : i + 1]) for i in range(5)])
+    assert np.array_equal(latents, alone)
+    again = encoders.load(str(folder), dtype="float32", batch_size=3)
+    assert again.encoder_id == encoder.encoder_id and encoder.encoder_id.startswith("tiny-")
+    assert np.array_equal(again.encode(pictures(5)), latents)
+    assert encoder.preprocess == encoders.Preprocess(SIDE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def scaled(pixels: np.ndarray) -> torch.Tensor:
+    mean, std = (torch.tensor(IMAGENET[k]).view(1, 3, 1, 1) for k in ("image_mean", "image_std"))
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+
+
+def test_the_embedding_is_the_one_that_transformers_gives(tmp_path: Path) -> None:
+    x = scaled(pictures(2))
+    clip = transformers.CLIPModel.from_pretrained(saved("clip", tmp_path / "clip")).eval()
+    vit = transformers.ViTForImageClassification.from_pretrained(saved("vit", tmp_path / "vit")).eval()
+    with torch.no_grad():
+        expected = {
+            "clip": clip.get_image_features(pixel_values=x).pooler_output,
+            "vit": vit.vit(pixel_values=x).last_hidden_state[:, 0],
+        }
+    for name, embedding in expected.items():
+        latents = encoders.load(str(tmp_path / name), dtype="float32").encode(pictures(2))
+        np.testing.assert_allclose(latents, embedding, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", ["vit", "vit_mae", "clip", "blip"])
+def test_a_saved_backbone_loads_as_the_same_encoder(family: str, tmp_path: Path) -> None:
+    original = saved(family, tmp_path / "tiny")
+    backbones.load(str(original)).save(tmp_path / "copy" / "tiny")
+    first, second = (encoders.load(str(f), dtype="float32") for f in (original, tmp_path / "copy" / "tiny"))
+    assert second.encoder_id == first.encoder_id and second.preprocess == first.preprocess
+    assert np.array_equal(second.encode(pictures(2)), first.encode(pictures(2)))
+
+
+def test_the_id_is_of_the_weights_that_are_used(tmp_path: Path) -> None:
+    model = transformers.CLIPModel.from_pretrained(saved("clip", tmp_path / "clip"))
+    original = encoders.load(str(tmp_path / "clip")).encoder_id
+    for part, same in (("text_projection", True), ("visual_projection", False)):
+        with torch.no_grad():
+            getattr(model, part).weight.add_(1)
+        saved("clip", tmp_path / part / "clip")
+        model.save_pretrained(tmp_path / part / "clip")
+        assert (encoders.load(str(tmp_path / part / "clip")).encoder_id == original) is same
+
+
+def test_a_bin_file_is_read_as_tensors_and_never_unpickled(tmp_path: Path) -> None:
+    folder = saved("resnet", tmp_path / "tiny")
+    expected = encoders.load(str(folder)).encoder_id
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert encoders.load(str(folder)).encoder_id == expected
+    torch.save(weights | {"harm": Path()}, folder / "pytorch_model.bin")
+    with pytest.raises(EncoderError, match=r"[Ww]eights"):
+        encoders.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "asked, side, mean, std",
+    [
+        ({"size": 48, "crop_size": 32, "do_center_crop": True}, 32, 0.5, 0.25),
+        ({"size": 48, "crop_size": 32, "do_center_crop": False}, 48, 0.5, 0.25),
+        ({"size": {"shortest_edge": 40}, "do_normalize": False}, 40, 0.0, 1.0),
+        ({"size": {"shortest_edge": 40}, "rescale_factor": 2 / 255}, 40, 0.25, 0.125),
+        ({"size": {"shortest_edge": 40}, "do_rescale": False}, 40, 0.5 / 255, 0.25 / 255),
+    ],
+)
+def test_size_and_scaling_are_those_of_the_image_processor(
+    asked: dict, side: int, mean: float, std: float, tmp_path: Path
+) -> None:
+    plain = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}
+    facts = plain | {"image_mean": [0.5] * 3, "image_std": [0.25] * 3} | asked
+    found = encoders.load(str(saved("resnet", tmp_path, facts)), dtype="float32")
+    assert found.preprocess.size == side
+    np.testing.assert_allclose(found.preprocess.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(found.preprocess.std, std, rtol=1e-6)
+    assert found.encode(pictures(1, side)).shape == (1, 8)
+
+
+def test_what_is_no_vision_backbone_says_what_to_do(tmp_path: Path) -> None:
+    bert = transformers.BertConfig(**SMALL, vocab_size=10)
+    transformers.BertModel(bert).save_pretrained(tmp_path / "text")
+    saved("vit", tmp_path / "bare")
+    (tmp_path / "bare" / "preprocessor_config.json").unlink()
+    wide = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 64}} | IMAGENET
+    saved("vit", tmp_path / "wide", wide)
+    cut = saved("vit", tmp_path / "cut")
+    model = transformers.ViTModel.from_pretrained(cut)
+    weights = {k: v for k, v in model.state_dict().items() if "layers.1" not in k and "layer.1" not in k}
+    model.save_pretrained(cut, state_dict=weights)
+    unknown = saved("vit", tmp_path / "unknown")
+    config = json.loads((unknown / "config.json").read_text()) | {"model_type": "no-such-type"}
+    (unknown / "config.json").write_text(json.dumps(config))
+    for name, hint in {
+        "text": "bert, which takes no pictures",
+        "bare": "preprocessor_config.json",
+        "wide": "square",
+        "cut": "lacks weights",
+        "unknown": "no-such-type",
+    }.items():
+        with pytest.raises(EncoderError, match=hint):
+            encoders.load(str(tmp_path / name))
+    with pytest.raises(EncoderError, match="local directory"):
+        backbones.load("someone/some-vit")
+
+
+def test_short_names_are_known_and_shared() -> None:
+    with pytest.raises(EncoderError, match="swin-b"):
+        encoders.load("no-such-name")
+    assert not set(backbones.BACKBONES) & set(encoders.HUB)
+    for name, (source, _, revision) in encoders.HUB.items():
+        assert (models.TABLE[name].source, models.TABLE[name].revision) == (source, revision)
