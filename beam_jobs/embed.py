@@ -29,7 +29,7 @@ class EmbedJob:
         images: folder or bucket prefix of images.
         out: parent of the data sets that are written.
         encoder: short name, directory, TorchScript file or hub id.
-        transform: file of W; None or `none` for raw latents.
+        transform: file of W, `auto` for the encoder's own; None or `none` for raw latents.
         device, dtype: of the encoder; `auto` takes what the worker has.
         part_size: objects in one part: what a killed run loses at most, per worker.
         limits: of file size and pixels.
@@ -39,7 +39,7 @@ class EmbedJob:
     images: str
     out: str
     encoder: str = encoders.MINI
-    transform: str | None = None
+    transform: str | None = transform.AUTO
     device: str = "auto"
     dtype: str = "auto"
     part_size: int = planning.PART_SIZE
@@ -64,7 +64,7 @@ class EmbedJob:
     def load(self) -> tuple[encoders.Encoder, Transform]:
         """The encoder and the transform, checked against each other."""
         encoder = encoders.load(self.encoder, self.device, self.dtype)
-        chosen = transform.load(self.transform)
+        chosen = transform.load(self.transform, encoder.encoder_id)
         chosen.check_encoder(encoder.encoder_id)
         chosen.output_size(encoder.latent_size)
         return encoder, chosen
@@ -72,15 +72,14 @@ class EmbedJob:
     @property
     def model_tag(self) -> str:
         """Jobs with equal tags share one loaded model in a process; a file that changed is another one."""
-        stamps = [
-            Path(p).stat().st_mtime_ns for p in (self.encoder, self.transform or "") if Path(p).is_file()
-        ]
+        files = [Path(self.encoder), transform.file_of(self.transform)]
+        stamps = [(str(p), p.stat().st_mtime_ns) for p in files if p and p.is_file()]
         return json.dumps([self.encoder, self.transform, self.device, self.dtype, stamps])
 
 
 @dataclass(frozen=True)
 class EmbedSummary:
-    """Counts of the data sets after the run."""
+    """Counts of the data sets after the run; `transform_from` is `transform.source` of the transform."""
 
     run_id: str
     listed: int
@@ -88,6 +87,7 @@ class EmbedSummary:
     rejected: int
     encoder_id: str
     transform_id: str
+    transform_from: str
     resumed: bool
 
 
@@ -168,6 +168,7 @@ def run(job: EmbedJob, beam_arguments: Sequence[str] = ()) -> EmbedSummary:
         rejected=counted.rejected,
         encoder_id=ids["encoder_id"],
         transform_id=ids["transform_id"],
+        transform_from=transform.source(job.transform, ids["transform_id"], ids["encoder_id"]),
         resumed=todo.done,
     )
 

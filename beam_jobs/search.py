@@ -1,4 +1,8 @@
-"""The search job: query blocks × reference shards → top-k → `matches/`."""
+"""The search job: query blocks × reference shards → top-k → verdicts → `matches/`.
+
+A background is searched first, by the same job over the same query blocks, into matches of its own; the block
+of references then finds the block of its background by name.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from id2core.datasets import FileRecord
 from id2core.matching import QueryBlock, SearchPlan
 from id2core.planning import LostRowsError
 from id2core.progress import tally
+from id2core.verdicts import Judge
 
 STAGE = "search"
 # Query blocks that one load of a shard is good for: enough to pay for it, few enough to spread.
@@ -22,12 +27,13 @@ BLOCKS_PER_LOAD = 64
 
 @dataclass(frozen=True)
 class SearchSummary:
-    """Counts of a search run."""
+    """Counts of a search run; `corpus` is the number of references."""
 
     run_id: str
     queries: int
     matches: int
     index_id: str
+    corpus: int
     resumed: bool
 
 
@@ -70,7 +76,10 @@ class _Merge(beam.CombineFn):
 
 
 class _WriteBlock(beam.DoFn):
-    """(block name, merged result) → record of the block's match file; a shard that is missing is an error."""
+    """(block name, merged result) → record of the block's match file; a shard that is missing is an error.
+
+    A block holds its queries with all their ranks: it is judged here, without any other.
+    """
 
     def __init__(self, plan: SearchPlan, blocks: tuple[QueryBlock, ...], shards: int) -> None:
         self._plan, self._shards = plan, shards
@@ -98,7 +107,7 @@ class Search(beam.PTransform):
     shards: int
 
     def expand(self, files: beam.PCollection[FileRecord]) -> beam.PCollection[FileRecord]:
-        """Pair, search, merge per block, write."""
+        """Pair, search, merge per block, judge and write."""
         starts = range(0, len(self.blocks), BLOCKS_PER_LOAD)
         groups = [list(self.blocks[i : i + BLOCKS_PER_LOAD]) for i in starts]
         return (
@@ -126,7 +135,12 @@ def build(pipeline: beam.Pipeline, plan: SearchPlan) -> None:
 
 
 def run(
-    references: str, queries: str, out: str, top_k: int = 10, beam_arguments: Sequence[str] = ()
+    references: str,
+    queries: str,
+    out: str,
+    top_k: int = 10,
+    beam_arguments: Sequence[str] = (),
+    judge: Judge | None = None,
 ) -> SearchSummary:
     """Search every query in every reference and wait for the end.
 
@@ -135,13 +149,17 @@ def run(
         out: the matches data set.
         top_k: references kept per query.
         beam_arguments: Beam's own options, see `runners.pipeline`.
+        judge: gives the verdicts; None leaves them open.
 
     Raises:
         DatasetError: a data set is incomplete or the two cannot be compared.
+        CalibrationError: the calibration is for other scores.
     """
-    plan = matching.make(references, queries, out, top_k)
+    plan = matching.make(references, queries, out, top_k, judge)
     if not plan.done:
         with runners.pipeline(beam_arguments) as pipeline:
             build(pipeline, plan)
     counts = datasets.require_commit(out).runs[plan.run_id]
-    return SearchSummary(plan.run_id, counts["queries"], counts["matches"], plan.index_id, plan.done)
+    return SearchSummary(
+        plan.run_id, counts["queries"], counts["matches"], plan.index_id, plan.corpus, plan.done
+    )

@@ -1,4 +1,4 @@
-"""The scan flow: embed references (only what is new), embed uploads, search, report."""
+"""The scan flow: embed references (only what is new), embed uploads, search, judge, report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,24 @@ from prefect import flow, task
 
 from beam_jobs import embed as embed_job
 from beam_jobs import search as search_job
-from beam_jobs.embed import EmbedJob
+from beam_jobs.embed import EmbedJob, EmbedMaker
 from flows.tasks import RETRY, record_run
-from id2core import datasets, embedding, environment, index, reports, storage, truth
+from id2core import (
+    datasets,
+    embedding,
+    environment,
+    index,
+    reports,
+    storage,
+    tables,
+    transform,
+    truth,
+    verdicts,
+)
+from id2core.calibration import Calibration
 from id2core.parts import REJECTS
 from id2core.settings import Settings
+from id2core.verdicts import Judge
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,45 @@ def find_embeddings(uri: str) -> str | None:
         if commit and commit.dataset == embedding.EMBEDDINGS and commit.source != uri:
             return candidate
     return None
+
+
+def scores_of(reference: str, queries: str, settings: Settings) -> dict[str, str]:
+    """The ids (`tables.IDS`) that both sides of a scan will have, known before any work.
+
+    Raises:
+        DatasetError: a side is a data set that was made with something else than the scan asks for.
+        EncoderError, TransformError: the encoder or the transform cannot be loaded.
+    """
+    held = [d for d in map(find_embeddings, (reference, queries)) if d]
+    if len(held) == 2:
+        ids = _ids_of_data_sets(held[0], settings.transform)
+    else:
+        ids = EmbedMaker(EmbedJob.from_settings(queries, queries, settings)).load()
+    for uri in held:
+        _check_made_with(uri, ids, settings.transform)
+    return ids
+
+
+def _ids_of_data_sets(uri: str, spec: str) -> dict[str, str]:
+    """Nothing is embedded: the transform is asked for only if it is named, or belongs to the encoder."""
+    commit = datasets.require_commit(uri)
+    ids = {name: commit.ids[name] for name in tables.IDS}
+    chosen = transform.load(spec, ids["encoder_id"])
+    chosen.check_encoder(ids["encoder_id"])
+    nothing_asked = spec == transform.AUTO and chosen.transform_id == transform.IDENTITY
+    return ids if nothing_asked else ids | {"transform_id": chosen.transform_id}
+
+
+def _check_made_with(uri: str, ids: dict[str, str], spec: str) -> None:
+    commit = datasets.require_commit(uri)
+    made, asked = commit.ids["transform_id"], ids["transform_id"]
+    if made != asked:
+        right = "`none`" if made == transform.IDENTITY else "the file it was made with"
+        raise datasets.DatasetError(
+            f"{uri} was embedded with transform_id {made}, this scan asks for {asked} (--transform {spec}): "
+            f"embed those images again, or give --transform {right}"
+        )
+    datasets.check_ids(commit, ids, uri)
 
 
 def images_of(uri: str) -> str:
@@ -67,12 +119,26 @@ def embed_side(source: str, out: str, name: str, settings: Settings, beam_argume
 
 @task(**RETRY)
 def search_references(
-    references: Side, queries: Side, out: str, top_k: int, beam_arguments: list[str]
+    references: Side, queries: Side, out: str, top_k: int, beam_arguments: list[str], judge: Judge | None
 ) -> tuple[search_job.SearchSummary, float]:
-    """Search every upload in every reference; the second number is seconds."""
+    """Search every upload in every reference and judge what is found; the second number is seconds."""
     started = time.monotonic()
-    found = search_job.run(references.embeddings, queries.embeddings, out, top_k, beam_arguments)
+    found = search_job.run(references.embeddings, queries.embeddings, out, top_k, beam_arguments, judge)
     return found, time.monotonic() - started
+
+
+@task(**RETRY)
+def search_background(
+    background: Side, references: Side, queries: Side, out: str, chosen: Calibration, arguments: list[str]
+) -> tuple[Judge, float]:
+    """Search every upload among strangers; the judge that normalizes by what was found, and seconds."""
+    started = time.monotonic()
+    matches = storage.join(out, "background", "matches")
+    verdicts.check_corpus(chosen, background.embeddings)
+    verdicts.check_disjoint(background.embeddings, references.embeddings)
+    depth = chosen.normalization.k if chosen.normalization else 1
+    found = search_job.run(background.embeddings, queries.embeddings, matches, depth, arguments)
+    return Judge(chosen, matches, found.run_id), time.monotonic() - started
 
 
 @task(**RETRY)
@@ -112,54 +178,94 @@ def scan(
     transform: str | None = None,
     top_k: int | None = None,
     truth_file: str | None = None,
+    calibration: str | None = None,
+    background: str | None = None,
     beam_arguments: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Find, for every upload, the protected originals nearest to it.
+    """Find, for every upload, the protected originals nearest to it, and say how sure that is.
 
     Args:
         reference: folder or bucket of protected images, or an embeddings data set.
         queries: folder or bucket of uploads, or an embeddings data set.
         out: where `reference/`, `queries/`, `matches/`, `report.html` and `summary.json` go.
-        encoder, transform, top_k: override the settings (`ID2_ENCODER`, …).
-        truth_file: CSV or Parquet `query_uri,reference_uri`: adds accuracy to the report.
+        encoder, transform, top_k, calibration: override the settings (`ID2_ENCODER`, …).
+        truth_file: CSV or Parquet `query_uri,reference_uri[,group]`: adds measures to the report.
+        background: images or an embeddings data set that hold no reference, where the calibration
+            normalizes scores by one.
         beam_arguments: Beam's own options, e.g. `["--runner=DataflowRunner", …]`.
 
     Returns:
         What summary.json holds.
     """
     reference, queries, out = (storage.normalize(uri) for uri in (reference, queries, out))
-    chosen = {"encoder": encoder, "transform": transform, "top_k": top_k}
+    background = storage.normalize(background) if background else None
+    chosen = {"encoder": encoder, "transform": transform, "top_k": top_k, "calibration": calibration}
     settings = Settings(**{k: v for k, v in chosen.items() if v is not None})
     arguments = beam_arguments or []
-    _look_before_work(reference, queries)
-    known = _read_truth(truth_file, reference, queries)
+    _look_before_work(reference, queries, background)
+    ids = scores_of(reference, queries, settings)
+    judged_by = _choose(settings.calibration, ids, background)
+    known, groups = _read_truth(truth_file, reference, queries)
     left = embed_side(reference, out, "reference", settings, arguments)
     right = embed_side(queries, out, "queries", settings, arguments)
+    seconds = {"embed references": left.seconds, "embed uploads": right.seconds}
+    judge = Judge(judged_by) if judged_by else None
+    strangers = None
+    if judged_by and background:
+        strangers = embed_side(background, out, "background", settings, arguments)
+        judge, took = search_background(strangers, left, right, out, judged_by, arguments)
+        seconds |= {"embed background": strangers.seconds, "search background": took}
     matches = storage.join(out, "matches")
-    found, seconds = search_references(left, right, matches, settings.top_k, arguments)
+    found, took = search_references(left, right, matches, settings.top_k, arguments, judge)
     config = settings.model_dump() | {"reference": reference, "queries": queries, "out": out}
+    # What was really used, and not how it was asked for, makes two runs the same.
+    used = {"transform": ids["transform_id"], "calibration": judge.identity if judge else None}
     sides = [[side.embeddings, _run_of(side.embeddings), _run_of(side.rejects)] for side in (left, right)]
+    asked = [sorted(answers.items()) for answers in (known or {}, groups)]
     run = {
-        "run_id": datasets.digest_of(found.run_id, config, sides, sorted((known or {}).items())),
-        "config": config | {"truth": storage.normalize(truth_file) if truth_file else None},
+        "run_id": datasets.digest_of(found.run_id, config | used, sides, *asked),
+        "config": config
+        | {"background": background, "truth": storage.normalize(truth_file) if truth_file else None},
         "listed": left.counts["listed"] + right.counts["listed"],
-        "seconds": {
-            "embed references": round(left.seconds, 2),
-            "embed uploads": round(right.seconds, 2),
-            "search": round(seconds, 2),
-        },
+        "seconds": {stage: round(s, 2) for stage, s in (seconds | {"search": took}).items()},
         "versions": environment.versions(),
+        "transform": {"id": ids["transform_id"], "from": _source(settings.transform, ids)},
+        "calibration": verdicts.facts(
+            judged_by, settings.calibration, found.corpus, strangers.embeddings if strangers else None
+        ),
     }
     inputs = reports.ReportInputs(
-        matches, found.run_id, left.embeddings, right.embeddings, left.rejects, right.rejects, run, known
+        matches,
+        found.run_id,
+        left.embeddings,
+        right.embeddings,
+        left.rejects,
+        right.rejects,
+        run,
+        known,
+        groups,
     )
     return write_report(inputs, out)
 
 
-def _look_before_work(reference: str, queries: str) -> None:
+def _source(spec: str, ids: dict[str, str]) -> str:
+    return transform.source(spec, ids["transform_id"], ids["encoder_id"])
+
+
+def _choose(spec: str, ids: dict[str, str], background: str | None) -> Calibration | None:
+    """The calibration of the scan; fails at once when it and the background do not go together."""
+    chosen = verdicts.choose(spec, ids)
+    verdicts.check_background(chosen, background)
+    held = find_embeddings(background) if background else None
+    if chosen and held:
+        verdicts.check_corpus(chosen, held)
+    return chosen
+
+
+def _look_before_work(reference: str, queries: str, background: str | None) -> None:
     """Fail at once, and not after hours, for a place that is not there or a search that cannot run."""
-    storage.require(reference)
-    storage.require(queries)
+    for place in filter(None, (reference, queries, background)):
+        storage.require(place)
     index.require()
 
 
@@ -180,16 +286,18 @@ def rewrite_report(out: str, max_pairs: int = 200) -> dict[str, Any]:
     if summary is None:
         raise datasets.DatasetError(f"{out} has no summary.json: it is not the --out of a finished scan")
     config = summary["config"]
-    run = {key: summary[key] for key in ("run_id", "config", "seconds", "versions")}
-    known = _read_truth(config["truth"], config["reference"], config["queries"])
-    inputs = reports.ReportInputs(**summary["inputs"], run=run, truth=known)
+    facts = ("run_id", "config", "seconds", "versions", "transform", "calibration")
+    run = {key: summary.get(key) for key in facts}
+    known, groups = _read_truth(config["truth"], config["reference"], config["queries"])
+    inputs = reports.ReportInputs(**summary["inputs"], run=run, truth=known, groups=groups)
     fresh = reports.summarize(inputs)
     reports.write(inputs, fresh, out, max_pairs)
     return fresh
 
 
-def _read_truth(uri: str | None, reference: str, queries: str) -> truth.Truth | None:
-    """The truth; relative URIs in it belong to the images, also where a side is a data set of them."""
+def _read_truth(uri: str | None, reference: str, queries: str) -> tuple[truth.Truth | None, dict[str, str]]:
+    """The truth and its groups; relative URIs belong to the images, also of a side that is a data set."""
     if uri is None:
-        return None
-    return truth.read(storage.normalize(uri), images_of(reference), images_of(queries))
+        return None, {}
+    file, uploads = storage.normalize(uri), images_of(queries)
+    return truth.read(file, images_of(reference), uploads), truth.read_groups(file, uploads)

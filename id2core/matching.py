@@ -11,6 +11,7 @@ import pyarrow as pa
 from id2core import datasets, index, tables
 from id2core.datasets import Commit, FileRecord
 from id2core.planning import LostRowsError
+from id2core.verdicts import Judge
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class SearchPlan:
         run_id: hash of all of the above and of the content of both sides.
         scanned_at: time of the run.
         done: True when this very run was committed before.
+        corpus: pictures in the references.
+        judge: gives the verdicts; None for none.
     """
 
     references: str
@@ -50,6 +53,8 @@ class SearchPlan:
     run_id: str
     scanned_at: datetime
     done: bool
+    corpus: int
+    judge: Judge | None = None
 
     @property
     def partition(self) -> str:
@@ -57,18 +62,22 @@ class SearchPlan:
         return f"scan_date={self.scanned_at.date().isoformat()}"
 
 
-def make(references: str, queries: str, out: str, top_k: int) -> SearchPlan:
-    """Check that two embeddings data sets can be compared and name the run.
+def make(references: str, queries: str, out: str, top_k: int, judge: Judge | None = None) -> SearchPlan:
+    """Check that two embeddings data sets can be compared, and judged so, and name the run.
 
     Raises:
         DatasetError: one of them is incomplete, or their encoder, transform or preprocessing differ.
+        CalibrationError: the calibration is for other scores.
     """
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
     reference, query = datasets.require_commit(references), datasets.require_commit(queries)
     ids = {key: reference.ids[key] for key in tables.IDS}
     datasets.check_ids(query, ids, queries)
-    run_id = datasets.digest_of(reference.digest, query.digest, top_k, ids)
+    if judge:
+        judge.calibration.check_ids(ids)
+    judged = [judge.identity] if judge else []
+    run_id = datasets.digest_of(reference.digest, query.digest, top_k, ids, *judged)
     last = datasets.read_commit(out)
     return SearchPlan(
         references=references,
@@ -80,6 +89,8 @@ def make(references: str, queries: str, out: str, top_k: int) -> SearchPlan:
         run_id=run_id,
         scanned_at=datetime.now(UTC).replace(microsecond=0),
         done=last is not None and last.run_id == run_id,
+        corpus=reference.rows,
+        judge=judge,
     )
 
 
@@ -96,7 +107,7 @@ def search(plan: SearchPlan, block: QueryBlock, shard: index.Shard) -> pa.Table:
 
 
 def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> FileRecord:
-    """Write the merged candidates of a block as one file of `matches/`; its record is returned."""
+    """Judge and write the merged candidates of a block as one file of `matches/`; its record is returned."""
     queries = datasets.read_file(plan.queries, block.file, ["image_id", "uri"], block.row_group)
     rows = candidates["query_row"]
     found = queries.take(rows)
@@ -116,6 +127,8 @@ def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> Fi
     }
     arrays = [_column(field, columns, constants, count) for field in tables.MATCHES]
     table = pa.Table.from_arrays(arrays, schema=tables.MATCHES)
+    if plan.judge:
+        table = plan.judge.judge(table, block.name, plan.corpus)
     return datasets.write_file(
         plan.out, f"{plan.partition}/{plan.run_id}-{block.name}", [table], tables.MATCHES
     )

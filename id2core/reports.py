@@ -22,7 +22,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from id2core import datasets, images, matching, storage, tables
+from id2core import datasets, images, matching, measuring, metrics, storage, tables
+from id2core.calibration import Verdict
 from id2core.images import Limits
 from id2core.rejects import Reason, Reject
 from id2core.storage import Object
@@ -45,8 +46,10 @@ class ReportInputs:
         search_run: run_id of the search whose matches are reported.
         reference_embeddings, query_embeddings: URIs of the two embeddings data sets.
         reference_rejects, query_rejects: URIs of rejects data sets, where there are any.
-        run: JSON-able facts of the scan: `run_id`, `config`, `seconds` (stage → s), `versions`.
+        run: JSON-able facts of the scan: `run_id`, `config`, `seconds` (stage → s), `versions`, `transform`
+            (`id` and where it is `from`), `calibration` (`verdicts.facts`).
         truth: absolute query URI → URI of its origin, or None where it has none.
+        groups: absolute query URI → the group that it is also counted in.
     """
 
     matches: str
@@ -57,6 +60,7 @@ class ReportInputs:
     query_rejects: str | None
     run: dict[str, Any]
     truth: dict[str, str | None] | None = None
+    groups: dict[str, str] | None = None
 
     @property
     def rejects(self) -> dict[str, str | None]:
@@ -79,9 +83,11 @@ def write(inputs: ReportInputs, summary: dict[str, Any], out: str, max_pairs: in
 def summarize(inputs: ReportInputs) -> dict[str, Any]:
     """The facts of a scan, JSON-able.
 
-    Scores are summed up over each query's best reference (rank 1). With a truth, `accuracy` is the share
-    of the `accuracy_of` scanned queries with an origin whose best reference is that origin, and
-    `truth_not_scanned` counts the queries of the truth that this scan never saw.
+    Scores (normalized ones where there are some, as `scores_are` says) and verdicts are summed up over each
+    query's best reference (rank 1). With a truth, `accuracy` is the share of the `accuracy_of` scanned
+    queries with an origin whose best reference is that origin, `measures` has it and the others with their
+    intervals (`metrics.Evaluation`), `groups` those of each group, `verdicts_of` the verdicts of queries with
+    and without origin; `truth_not_scanned` counts the queries of the truth that this scan never saw.
 
     Raises:
         DatasetError: a data set is incomplete or damaged.
@@ -102,18 +108,21 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
             "matches": firsts.rows,
         },
         "rejects": rejects,
-        "verdicts": dict(firsts.verdicts),
+        "verdicts": firsts.verdicts_of(*SERIES),
+        "scores_are": firsts.column,
         **{key: reference.ids.get(key) for key in tables.IDS},
         "index_id": firsts.index_id,
         "top_k": inputs.run.get("config", {}).get("top_k", firsts.last_rank),
         "score_quantiles": _quantiles(firsts.scores),
         "histogram": _histogram(firsts, ("all",) if inputs.truth is None else SERIES),
         **{key: inputs.run.get(key, {}) for key in ("versions", "seconds", "config")},
-        "inputs": {key: value for key, value in vars(inputs).items() if key not in ("run", "truth")},
+        **{key: inputs.run.get(key) for key in ("transform", "calibration")},
+        "inputs": {k: v for k, v in vars(inputs).items() if k not in ("run", "truth", "groups")},
     }
     if inputs.truth is not None:
         summary |= {f"{name}_scores": _quantiles(firsts.of(name)) for name in SERIES[:2]}
-        summary |= _accuracy(inputs, firsts)
+        summary |= {"verdicts_of": {name: firsts.verdicts_of(name) for name in SERIES[:2]}}
+        summary |= _measures(inputs, firsts)
     return summary
 
 
@@ -123,18 +132,20 @@ class _Firsts:
     Attributes:
         scores: float32[q], rank-1 scores.
         series: int8[q], an index into SERIES for each.
-        answers: query that has an origin → image_id of its best reference.
+        column: of the matches, that the scores are from.
+        verdicts: (name of a series, or of a group preceded by `group:`; verdict) → queries.
     """
 
     def __init__(self, inputs: ReportInputs) -> None:
         self.scores, self.series = np.empty(0, np.float32), np.empty(0, np.int8)
-        self.answers: dict[str, str] = {}
-        self.verdicts: Counter[str] = Counter()
+        self.column = "score"
+        self.verdicts: Counter[tuple[str, str]] = Counter()
+        self._groups = inputs.groups or {}
         self.rows, self.last_rank = 0, None
         self.index_id, self.scanned_at = None, None
         self._with = list(inputs.origins)
         self._without = list(set(inputs.truth or {}) - set(inputs.origins))
-        columns = ["query_uri", "reference_id", "score", "verdict", "rank", "index_id", "scanned_at"]
+        columns = ["query_uri", "score", "normalized_score", "verdict", "rank", "index_id", "scanned_at"]
         found = [self._read(t) for t in _match_tables(inputs, columns) if t.num_rows]
         if found:
             self.scores, self.series = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -145,12 +156,23 @@ class _Firsts:
         self.index_id = table["index_id"][0].as_py()
         self.scanned_at = table["scanned_at"][0].as_py().isoformat(timespec="seconds")
         first = table.filter(pc.equal(table["rank"], 1))
-        self.verdicts.update(first["verdict"].drop_null().to_pylist())
+        if first["normalized_score"].null_count < first.num_rows:
+            self.column = "normalized_score"
         with_origin, without = (_among(first["query_uri"], uris) for uris in (self._with, self._without))
-        asked = first.filter(with_origin).select(["query_uri", "reference_id"]).to_pydict()
-        self.answers |= dict(zip(*asked.values(), strict=True))
         series = np.select([with_origin.to_numpy(), without.to_numpy()], [0, 1], 2)
-        return first["score"].to_numpy(), series.astype(np.int8)
+        if first["verdict"].null_count < first.num_rows:
+            self._count(first["query_uri"].to_pylist(), first["verdict"].to_pylist(), series)
+        return first[self.column].to_numpy(), series.astype(np.int8)
+
+    def _count(self, queries: list[str], verdicts: list[str], series: NDArray[np.integer[Any]]) -> None:
+        self.verdicts.update(zip([SERIES[i] for i in series], verdicts, strict=True))
+        pairs = zip(map(self._groups.get, queries), verdicts, strict=True)
+        self.verdicts.update((f"group:{group}", verdict) for group, verdict in pairs if group)
+
+    def verdicts_of(self, *names: str) -> dict[str, int]:
+        """How many queries of some series or group have which verdict; empty where none has any."""
+        counts = {v.value: sum(self.verdicts[name, v] for name in names) for v in Verdict}
+        return counts if self.verdicts else {}
 
     def of(self, name: str) -> NDArray[np.float32]:
         """The scores of one of SERIES, or of `all`."""
@@ -172,20 +194,25 @@ def _rows_of(uri: str, wanted: set[str], columns: list[str]) -> Iterator[dict[st
         yield from table.filter(_among(table["uri"], wanted)).select(columns).to_pylist()
 
 
-def _accuracy(inputs: ReportInputs, firsts: _Firsts) -> dict[str, Any]:
+def _measures(inputs: ReportInputs, firsts: _Firsts) -> dict[str, Any]:
     seen: set[str] = set()
     for uri in filter(None, (inputs.query_embeddings, inputs.query_rejects)):
         seen |= {row["uri"] for row in _rows_of(uri, set(inputs.truth or {}), ["uri"])}
     # A rejected query is not left out: an origin that an unreadable upload hides was not found, and a
     # system that rejects what it finds hard must not score better for it.
-    asked = {query: origin for query, origin in inputs.origins.items() if query in seen}
-    rows = _rows_of(inputs.reference_embeddings, set(asked.values()), ["image_id", "uri"])
+    asked = {query: origin for query, origin in (inputs.truth or {}).items() if query in seen}
+    rows = _rows_of(inputs.reference_embeddings, set(filter(None, asked.values())), ["image_id", "uri"])
     # By content and not by URI: the same picture may stand at several URIs, and any of them is right.
     ids = {row["uri"]: row["image_id"] for row in rows}
-    hits = sum(q in firsts.answers and firsts.answers[q] == ids.get(origin) for q, origin in asked.items())
+    answers = measuring.read(_match_tables(inputs, measuring.COLUMNS), asked, ids)
+    found = metrics.measure(answers)
+    groups = measuring.by_group(answers, inputs.groups or {})
+    verdicts = {name: {"verdicts": firsts.verdicts_of(f"group:{name}")} for name in groups}
     return {
-        "accuracy": hits / len(asked) if asked else None,
-        "accuracy_of": len(asked),
+        "accuracy": found.accuracy.value,
+        "accuracy_of": found.counts.with_origin,
+        "measures": found.to_dict(),
+        "groups": {name: group | verdicts[name] for name, group in groups.items()},
         "truth_not_scanned": len(inputs.truth or {}) - len(seen),
     }
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from id2core import encoders, images, planning
+from id2core.transform import AUTO
 
 
 class Settings(BaseSettings):
@@ -16,7 +17,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ID2_", env_file=".env", extra="ignore")
 
     encoder: str = Field(encoders.MINI, description="short name, directory, TorchScript file or hub id")
-    transform: str = Field("none", description="file of W, or `none` for raw latents")
+    transform: str = Field(
+        AUTO, description="file of W, `auto` for the encoder's own, or `none` for raw latents"
+    )
+    calibration: str = Field(
+        AUTO, description="file of thresholds, `auto` for those of the bundled W, or `none`"
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="of the encoder: auto, cpu, cuda, cuda:1"
     )

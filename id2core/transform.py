@@ -1,6 +1,7 @@
 """W: the learned matrix that takes a latent to the space in which translations lie near their origin.
 
-descriptor = normalise(latent · W), compared by cosine (paper, Section 4, Eq. 1).
+descriptor = normalise(latent · W), compared by cosine (paper, Section 4, Eq. 1). A W belongs to the encoder
+that its metadata name; the one that ships with the package is found by `auto`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,16 @@ from numpy.typing import NDArray
 from id2core import storage
 
 IDENTITY = "identity"
+# What stands for a transform on a command line instead of a file.
+AUTO, NONE = "auto", "none"
+# Where a transform in use can come from besides a file or `none`.
+BUNDLED, GIVEN = "bundled", "data set"
+# The encoder that ships with the package, its W and its calibration.
+FOLDER = Path(__file__).parent / "data" / "mini"
+WEIGHTS = "W.safetensors"
 _KEY = "W"
 _METADATA = "id2"
+_HEAD = "head"  # in the header of a file that holds a non-linear head
 
 
 class TransformError(Exception):
@@ -88,23 +97,81 @@ class Transform:
         save_file({_KEY: np.ascontiguousarray(self.weights)}, path, metadata=header)
 
 
-def load(spec: str | None) -> Transform:
+def load(spec: str | None, encoder_id: str | None = None) -> Transform:
     """A transform by name.
 
     Args:
-        spec: None or `none` for the identity; the path or gs:// URI of a `.safetensors` file written by
-            `Transform.save`, or of the authors' published checkpoint (`.pth`, `.tar`, `.pt`).
+        spec: None or `none` for the identity; `auto` for the transform that belongs to the encoder; the path
+            or gs:// URI of a `.safetensors` file written by `Transform.save`, or of the authors' published
+            checkpoint (`.pth`, `.tar`, `.pt`).
+        encoder_id: of the latents; what `auto` needs to know.
 
     Raises:
         TransformError: the file is missing or is neither of the two.
     """
-    if spec is None or spec == "none":
+    if spec is None or spec == NONE:
         return Transform()
+    if spec == AUTO:
+        return belonging_to(encoder_id)
     try:
         data = storage.read_bytes(storage.normalize(spec))
     except FileNotFoundError as error:
-        raise TransformError(f"{spec}: no such transform file (or `none` for raw latents)") from error
+        raise TransformError(
+            f"{spec}: no such transform file (or `auto` for the encoder's own, `none` for raw latents)"
+        ) from error
     return _from_safetensors(data, spec) if spec.endswith(".safetensors") else _from_published(data, spec)
+
+
+def belonging_to(encoder_id: str | None, folder: Path | None = None) -> Transform:
+    """The bundled transform that was trained for an encoder; the identity where there is none.
+
+    Args:
+        encoder_id: of the latents; the transform's metadata must name it.
+        folder: with `W.safetensors` (float16 or float32); by default the package's own.
+    """
+    path = (folder or FOLDER) / WEIGHTS
+    if encoder_id is None or not path.is_file():
+        return Transform()
+    found = load(str(path))
+    return found if found.metadata.get("encoder_id") == encoder_id else Transform()
+
+
+def source(spec: str | None, transform_id: str, encoder_id: str) -> str:
+    """Where the transform in use is from: `none`, `bundled`, its file, or `data set`.
+
+    Args:
+        spec: what was asked for, as `load` takes it.
+        transform_id, encoder_id: of the descriptors.
+    """
+    if transform_id == IDENTITY:
+        return NONE
+    if spec not in (None, NONE, AUTO):
+        return storage.normalize(str(spec))
+    return BUNDLED if belonging_to(encoder_id).transform_id == transform_id else GIVEN
+
+
+def file_of(spec: str | None) -> Path | None:
+    """The local file that `load(spec)` would read; None where there is none."""
+    path = FOLDER / WEIGHTS if spec == AUTO else Path(spec or NONE)
+    return path if path.is_file() else None
+
+
+def save_half(transform: Transform, path: Path) -> Transform:
+    """Write a W in float16, at half the size; returned is what `load` then gives, with an id of its own.
+
+    Raises:
+        TransformError: it has no weights, or they do not fit into float16.
+    """
+    from safetensors.numpy import save_file
+
+    if transform.weights is None:
+        raise TransformError("the identity has no weights to save")
+    with np.errstate(over="ignore"):
+        halves = np.ascontiguousarray(transform.weights, np.float16)
+    if not np.isfinite(halves).all():
+        raise TransformError("these weights are too large for float16: save them whole")
+    save_file({_KEY: halves}, path, metadata={_METADATA: json.dumps(transform.metadata, sort_keys=True)})
+    return load(str(path))
 
 
 def _from_safetensors(data: bytes, spec: str) -> Transform:
@@ -112,9 +179,13 @@ def _from_safetensors(data: bytes, spec: str) -> Transform:
     from safetensors.numpy import load as load_tensors
 
     try:
-        weights = load_tensors(data)[_KEY]
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = json.loads(header.get("__metadata__", {}).get(_METADATA, "{}"))
+        tensors = load_tensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        if _HEAD in header:
+            from id2core import heads
+
+            return heads.from_file(tensors, header, spec)
+        weights, metadata = tensors[_KEY], json.loads(header.get(_METADATA, "{}"))
     except (SafetensorError, ValueError, LookupError) as error:
         raise TransformError(f"{spec} is not a transform: {error}") from error
     return Transform(_checked(weights, spec), metadata)

@@ -1,4 +1,7 @@
-"""Truth files: which upload comes from which original, as CSV or Parquet `query_uri,reference_uri`."""
+"""Truth files: which upload comes from which original, as CSV or Parquet `query_uri,reference_uri`.
+
+A third column `group` may name a kind of upload (an edit, a model); other columns are ignored.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,32 @@ def read(uri: str, reference: str, queries: str) -> Truth:
     return truth
 
 
+def read_groups(uri: str, queries: str) -> dict[str, str]:
+    """The groups of a truth file's uploads.
+
+    Args:
+        uri, queries: as `read` takes them.
+
+    Returns:
+        Absolute query URI → name of its group, less uploads whose group is empty; nothing without a column
+        `group`.
+
+    Raises:
+        TruthError: a query stands in two groups.
+    """
+    table = _table(uri)
+    if not {"query_uri", "group"} <= set(table.column_names):
+        return {}
+    groups: dict[str, str] = {}
+    rows = zip(table["query_uri"].to_pylist(), table["group"].cast(pa.string()).to_pylist(), strict=True)
+    for query, group in rows:
+        name = (group or "").strip()
+        key = absolute((query or "").strip(), queries)
+        if name and groups.setdefault(key, name) != name:
+            raise TruthError(f"{uri} names two groups for {query}")
+    return groups
+
+
 def _table(uri: str) -> pa.Table:
     try:
         data = storage.read_bytes(uri)
@@ -53,7 +82,9 @@ def _table(uri: str) -> pa.Table:
         raise TruthError(f"{uri}: no such truth file") from error
     if uri.endswith(".parquet"):
         return pq.read_table(io.BytesIO(data))
-    text = pa.csv.ConvertOptions(column_types={"query_uri": pa.string(), "reference_uri": pa.string()})
+    text = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(("query_uri", "reference_uri", "group"), pa.string())
+    )
     try:
         return pa.csv.read_csv(io.BytesIO(data), convert_options=text)
     except pa.ArrowInvalid as error:

@@ -27,7 +27,26 @@ Encoder = Annotated[
 Transform = Annotated[
     str | None,
     typer.Option(
-        help="W: .safetensors, the authors' checkpoint, or none.  \\[default: ID2_TRANSFORM or none]"
+        help="W: auto (the one that ships for the encoder, if any; else raw latents), none (raw latents), "
+        "a .safetensors file, or the authors' checkpoint. Both sides of a scan need the same one.  "
+        "\\[default: ID2_TRANSFORM or auto]"
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="Thresholds for verdicts at a known false-positive rate: auto (those that ship with the "
+        "bundled W, where it is used; else no verdicts), none (scores only), or a file. It holds for one "
+        "encoder and one W, and for uploads like those it was made from.  "
+        "\\[default: ID2_CALIBRATION or auto]"
+    ),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        help="Pictures that are neither references nor their copies, or an embeddings data set of them: how "
+        "near an upload lies to strangers is subtracted from its scores. For a calibration that was made "
+        "with this very background, which then needs it."
     ),
 ]
 TopK = Annotated[

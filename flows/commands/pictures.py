@@ -49,7 +49,7 @@ def embed(
     done = "nothing new to do; " if summary["resumed"] else ""
     console.stderr.print(
         f"{done}{summary['embedded']} embedded, {summary['rejected']} rejected "
-        f"of {summary['listed']} listed: {out}",
+        f"of {summary['listed']} listed, transform {summary['transform_from']}: {out}",
         highlight=False,
     )
 

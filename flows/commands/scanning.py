@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -24,16 +25,26 @@ def scan(
     encoder: console.Encoder = None,
     transform: console.Transform = None,
     top_k: console.TopK = None,
+    calibration: console.Calibration = None,
+    background: console.Background = None,
     truth: Annotated[
-        str | None, typer.Option(help="CSV or Parquet query_uri,reference_uri: adds accuracy to the report.")
+        str | None,
+        typer.Option(
+            help="CSV or Parquet query_uri,reference_uri (empty = no origin): adds Acc, mAP, µAP and R@P90 "
+            "to the report; a third column, group, has them per kind of upload."
+        ),
     ] = None,
     runner: console.Runner = None,
     as_json: console.AsJson = False,
 ) -> None:
-    """Compare uploads with protected originals; write OUT/report.html, OUT/summary.json and OUT/matches."""
+    """Compare uploads with protected originals; write OUT/report.html, OUT/summary.json and OUT/matches.
+
+    With a calibration every pair gets a verdict: match, review or none. The false-positive rate beside it is
+    the share of uploads without any origin here that would get it too.
+    """
     from flows import scan as flow
 
-    console.settings(encoder=encoder, transform=transform, top_k=top_k)
+    console.settings(encoder=encoder, transform=transform, top_k=top_k, calibration=calibration)
     arguments = console.beam_arguments(runner, context.args)
     summary = console.run(
         lambda: flow.scan(
@@ -44,6 +55,8 @@ def scan(
             transform=transform,
             top_k=top_k,
             truth_file=truth,
+            calibration=calibration,
+            background=background,
             beam_arguments=arguments,
         )
     )
@@ -76,18 +89,47 @@ def _announce(summary: dict[str, Any], out: str, as_json: bool) -> None:
     if as_json:
         console.print_json(summary)
         return
-    counts = summary["counts"]
-    console.stderr.print(
-        f"{counts['queries']} uploads compared with {counts['references']} originals; "
-        f"{counts['query_rejects'] + counts['reference_rejects']} files rejected",
-        highlight=False,
-    )
-    if summary.get("accuracy") is not None:
-        console.stderr.print(
-            f"Acc {summary['accuracy']:.1%} of {summary['accuracy_of']} uploads with an origin",
-            highlight=False,
-        )
+    for line in _lines(summary):
+        console.stderr.print(line, highlight=False, markup=False, soft_wrap=True)
     typer.echo(f"{out.rstrip('/')}/report.html")
+
+
+def _lines(summary: dict[str, Any]) -> Iterator[str]:
+    """What a scan found, in a few lines."""
+    counts = summary["counts"]
+    yield (
+        f"{counts['queries']} uploads compared with {counts['references']} originals; "
+        f"{counts['query_rejects'] + counts['reference_rejects']} files rejected"
+    )
+    if used := summary.get("transform"):
+        yield f"transform: {used['id']} ({used['from']})" if used["from"] != "none" else "transform: none"
+    if judged := summary.get("calibration"):
+        yield _verdicts(summary["verdicts"], judged)
+    if summary.get("accuracy") is not None:
+        others = summary.get("measures", {})
+        more = [_measure("mAP", others.get("mean_ap")), _measure("µAP", others.get("micro_ap"))]
+        yield ", ".join(
+            [
+                f"Acc {summary['accuracy']:.1%} of {summary['accuracy_of']} uploads with an origin",
+                *filter(None, more),
+            ]
+        )
+
+
+def _verdicts(found: dict[str, int], judged: dict[str, Any]) -> str:
+    rate = judged["verdicts"]["match"]
+    words = ", ".join(f"{n} {verdict}" for verdict, n in found.items()) or "no verdicts"
+    if rate["false_positive_rate"] is None:
+        return words
+    return (
+        f"{words}; false-positive rate of a match {100 * rate['false_positive_rate']:.3g}% "
+        f"({judged['confidence']:.0%} interval {100 * rate['low']:.3g} to {100 * rate['high']:.3g}%), "
+        f"calibration {judged['calibration_id']} ({judged['from']})"
+    )
+
+
+def _measure(name: str, measure: dict[str, float | None] | None) -> str | None:
+    return f"{name} {measure['value']:.3f}" if measure and measure["value"] is not None else None
 
 
 @app.command()

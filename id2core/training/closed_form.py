@@ -164,7 +164,7 @@ def fit(
         for c in ((False, True) if centred is None else (centred,))
     ]
     _check_held_out(held_out, choose=len(shrinkages) * len(shapes) > 1)
-    trial = _Trial.of(pairs, held_out) if held_out.any() else None
+    trial = Trial.of(pairs, held_out) if held_out.any() else None
     moments = gather(pairs, ~held_out, block_rows, progress)
     used = {"origins": moments.origins, "pairs": moments.pairs}
     solved = _solved(moments, m, shrinkages, progress)
@@ -294,24 +294,36 @@ def _check_held_out(held_out: NDArray[np.bool_], choose: bool) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Trial:
-    """Held-out translations float16[Q,n], origins float16[R,n], and which of these is each one's own."""
+class Trial:
+    """Held-out translations and the origins among which each is looked up: theirs, and others.
+
+    Attributes:
+        queries: float16[Q,n], at most 1,000 translations, at even distances.
+        references: float16[R,n], at most 10,000 origins.
+        own: int64[Q], which of these is each one's own.
+    """
 
     queries: NDArray[np.float16]
     references: NDArray[np.float16]
     own: NDArray[np.int64]
 
     @staticmethod
-    def of(pairs: Pairs, held_out: NDArray[np.bool_]) -> _Trial:
+    def of(pairs: Pairs, held_out: NDArray[np.bool_]) -> Trial:
+        """The trial of the held-out classes, bool[C]; there must be one."""
         rows = _spread(np.flatnonzero(held_out[pairs.labels] & ~pairs.is_origin), MOST_QUERIES)
         asked = np.unique(pairs.labels[rows])
         others = np.setdiff1d(np.arange(len(held_out)), asked)
         classes = np.sort(np.concatenate([asked, _spread(others, MOST_REFERENCES - len(asked))]))
-        return _Trial(
+        return Trial(
             np.asarray(pairs.latents[rows]),
             np.asarray(pairs.latents[pairs.offsets[classes]]),
             np.searchsorted(classes, pairs.labels[rows]),
         )
+
+    def score(self, transform: Transform) -> tuple[float, float]:
+        """mAP and separation, see `lookup`."""
+        queries, references = (transform.apply(x) for x in (self.queries, self.references))
+        return lookup(queries, references, self.own)
 
     def scores(self, found: Directions, shapes: Sequence[Shape]) -> Iterator[Candidate]:
         """Every shape of W with its score; the latents are multiplied once for all."""
@@ -367,7 +379,7 @@ def _solved(
 
 
 def _best(
-    solved: Iterator[Directions], shapes: Sequence[Shape], trial: _Trial | None
+    solved: Iterator[Directions], shapes: Sequence[Shape], trial: Trial | None
 ) -> tuple[Directions, Shape, list[Candidate]]:
     """The directions and shape of W with the best score, and all candidates."""
     if trial is None:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from id2core import encoders
 
+LOG = "log.jsonl"
+
 
 def autocast() -> contextlib.AbstractContextManager[Any]:
     """bfloat16 where the processor multiplies it in hardware, else plain float32."""
@@ -36,19 +38,23 @@ class Loop(ABC):
     """Steps, logging and checkpoints; a subclass gives the loss of a step and what is measured.
 
     Attributes:
-        recipe: dataclass with `steps`, `lr`, `warmup`, `weight_decay`, and all else that decides the outcome.
+        recipe: dataclass with `steps`, `lr`, `weight_decay`, `warmup` where `rate` is not overridden, and
+            all else that decides the outcome.
         out: directory of `checkpoint.pt`, `log.jsonl` and `recipe.json`.
         step: how many steps are done.
+        clip: longest gradient of all weights of the model together; None for any length.
+        writes: whether this process writes files; where several train together, one does.
     """
 
     # Not compiled: torch 2.13's CPU inductor returns other gradients (cosine 0.94 to eager).
 
+    clip: float | None = 1.0
+    writes = True
+
     def __init__(self, recipe: Any, out: Path, model: nn.Module) -> None:
         self.recipe, self.out, self.model = recipe, out, model
         out.mkdir(parents=True, exist_ok=True)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-        )
+        self.optimizers = self.build_optimizers()
         self.step = 0
 
     @abstractmethod
@@ -59,6 +65,28 @@ class Loop(ABC):
     def measure(self) -> dict[str, float]:
         """What the log tells besides the loss."""
 
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By their names in a checkpoint; every step moves all of them, at the same rate."""
+        found = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=self.recipe.lr,
+            betas=(0.9, 0.99),
+            weight_decay=self.recipe.weight_decay,
+        )
+        return {"optimizer": found}
+
+    def rate(self) -> float:
+        """The learning rate of step `self.step`."""
+        return warm_cosine(self.step, self.recipe.steps, self.recipe.warmup, self.recipe.lr)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """In what precision the loss is computed."""
+        return autocast()
+
+    def finished(self) -> bool:
+        """Whether there is no step left to do."""
+        return bool(self.step >= self.recipe.steps)
+
     def begin(self) -> None:  # noqa: B027 (a hook)
         """Called before the first step of a run that is not resumed."""
 
@@ -67,7 +95,7 @@ class Loop(ABC):
 
     def state(self) -> dict[str, Any]:
         """Everything with a `state_dict` that a checkpoint holds."""
-        return {"model": self.model, "optimizer": self.optimizer}
+        return {"model": self.model} | self.optimizers
 
     @property
     def _checkpoint(self) -> Path:
@@ -77,7 +105,8 @@ class Loop(ABC):
         """Load the last checkpoint, if there is one; refuse one made with another recipe."""
         if not self._checkpoint.exists():
             return False
-        saved = torch.load(self._checkpoint, weights_only=True)
+        # To the CPU: each part copies what it takes to where it computes, and Adam counts steps on the CPU.
+        saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         if saved["recipe"] != json.dumps(asdict(self.recipe)):
             raise ValueError(f"{self._checkpoint} belongs to another recipe; choose another --out")
         for name, part in self.state().items():
@@ -87,21 +116,25 @@ class Loop(ABC):
 
     def save(self) -> None:
         """Replace the checkpoint by the present state."""
+        if not self.writes:
+            return
         saved = {name: part.state_dict() for name, part in self.state().items()}
         partial = self._checkpoint.with_suffix(".partial")
         torch.save(saved | {"recipe": json.dumps(asdict(self.recipe)), "step": self.step}, partial)
         partial.replace(self._checkpoint)
 
     def _one_step(self) -> float:
-        rate = warm_cosine(self.step, self.recipe.steps, self.recipe.warmup, self.recipe.lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with autocast():
+        with self.autocast():
             loss = self.loss()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        rate = self.rate()
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         self.stepped()
         return float(loss.detach())
@@ -109,24 +142,37 @@ class Loop(ABC):
     def _log(self, **values: float) -> None:
         row = {"step": self.step} | {k: round(float(v), 4) for k, v in values.items()}
         print(json.dumps(row), flush=True)
-        with (self.out / "log.jsonl").open("a") as log:
+        self._append(row)
+
+    def _append(self, row: dict[str, float]) -> None:
+        with (self.out / LOG).open("a") as log:
             log.write(json.dumps(row) + "\n")
 
-    def run(self, log_every: int = 250, checkpoint_every: int = 250) -> None:
-        """Train to the last step of the recipe."""
-        resumed = self.resume()
+    def _prepare(self, resumed: bool) -> None:
+        """Write the recipe; take from the log what was logged after the checkpoint and is done again."""
+        if not self.writes:
+            return
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
+        log = self.out / LOG
+        if log.exists():
+            lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in lines if resumed and json.loads(line)["step"] <= self.step]
+            log.write_text("".join(kept))
+
+    def run(self, log_every: int = 250, checkpoint_every: int = 250) -> None:
+        """Train until `finished`."""
+        resumed = self.resume()
+        self._prepare(resumed)
         if not resumed:
             self.begin()
             self._log(**self.measure())
         losses: list[float] = []
         started = time.monotonic()
-        while self.step < self.recipe.steps:
+        while not self.finished():
             losses.append(self._one_step())
-            last = self.step == self.recipe.steps
-            if last or self.step % log_every == 0:
+            if self.step == self.recipe.steps or self.step % log_every == 0:
                 seconds = time.monotonic() - started
                 self._log(loss=float(np.mean(losses)), **self.measure(), seconds=seconds)
                 losses.clear()
-            if last or self.step % checkpoint_every == 0:
+            if self.finished() or self.step % checkpoint_every == 0:
                 self.save()

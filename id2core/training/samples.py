@@ -1,20 +1,18 @@
-"""What the training of W sees: batches of classes, read ahead by a thread, and a trial on held-out ones."""
+"""What the training of W sees: batches of classes, read ahead by a thread."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from id2core.training import closed_form
 from id2core.training.pairs import Pairs
-from id2core.transform import Transform
 
 AHEAD = 4
 # One stream of random numbers each: what is drawn for one says nothing about the others.
@@ -48,7 +46,14 @@ class Batches:
     """
 
     def __init__(
-        self, pairs: Pairs, classes: Integers, batch: int, per_class: int, negatives: int | None, seed: int
+        self,
+        pairs: Pairs,
+        classes: Integers,
+        batch: int,
+        per_class: int,
+        negatives: int | None,
+        seed: int,
+        share: Callable[[int], slice] = slice,
     ) -> None:
         """Batches of `batch` rows, `per_class` of each class.
 
@@ -58,12 +63,14 @@ class Batches:
             batch, per_class: rows of a batch, and of each class in it.
             negatives: how many other classes' centres take part, or None for all.
             seed: of the draws.
+            share: which of a step's rows to read, by their number: by default all.
         """
         self._latents = pairs.latents
         self._starts = pairs.offsets[classes]
         self._sizes = pairs.offsets[classes + 1] - self._starts
         self._at_once = min(len(classes), batch // per_class)
         self._per_class, self._negatives, self._seed = per_class, negatives, seed
+        self._share = share(self._at_once * per_class)
         self._order = functools.lru_cache(maxsize=1)(self._draw_order)
         self._pool = ThreadPoolExecutor(1, "batches")
         self._waiting: dict[int, Future[Batch]] = {}
@@ -88,8 +95,8 @@ class Batches:
         return rows, np.repeat(chosen, self._per_class)
 
     def make(self, step: int) -> Batch:
-        """The batch of a step."""
-        rows, labels = self.rows(step)
+        """The batch of a step, or the share of it."""
+        rows, labels = (x[self._share] for x in self.rows(step))
         # The rows ascend, so that a disk is read in one direction.
         latents = torch.from_numpy(self._latents[rows].astype(np.float32))
         centres = None if self._negatives is None else torch.from_numpy(self._centres(step, self._negatives))
@@ -120,32 +127,3 @@ def _members(sizes: Integers, count: int, rng: np.random.Generator) -> Integers:
     few = sizes < count
     drawn[few] = rng.integers(0, sizes[few, None], (int(few.sum()), count))
     return drawn
-
-
-class Trial:
-    """Held-out translations and the origins among which each is looked up: theirs, and others.
-
-    At most 1,000 translations at even distances and 10,000 origins, as many as `closed_form` takes.
-    """
-
-    def __init__(self, pairs: Pairs, held_out: NDArray[np.bool_]) -> None:
-        rows = _spread(np.flatnonzero(held_out[pairs.labels] & ~pairs.is_origin), closed_form.MOST_QUERIES)
-        asked = np.unique(pairs.labels[rows])
-        others = np.setdiff1d(np.arange(len(held_out)), asked)
-        others = _spread(others, closed_form.MOST_REFERENCES - len(asked))
-        classes = np.sort(np.concatenate([asked, others]))
-        self._queries = np.asarray(pairs.latents[rows])
-        self._references = np.asarray(pairs.latents[pairs.offsets[classes]])
-        self._own = np.searchsorted(classes, pairs.labels[rows])
-
-    def score(self, transform: Transform) -> tuple[float, float]:
-        """mAP and separation, see `closed_form.lookup`."""
-        queries, references = (transform.apply(x) for x in (self._queries, self._references))
-        return closed_form.lookup(queries, references, self._own)
-
-
-def _spread(numbers: NDArray[Any], most: int) -> NDArray[Any]:
-    """At most that many of some numbers, at even distances."""
-    if len(numbers) <= most:
-        return numbers
-    return numbers[np.linspace(0, len(numbers) - 1, most).astype(np.int64)]

@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_jobs import runners, search
-from id2core import datasets, index, matching, tables
+from id2core import calibration, datasets, index, matching, scoring, tables
+from id2core.calibration import Calibration, CalibrationError
 from id2core.datasets import Commit, DatasetError
 from id2core.planning import LostRowsError
+from id2core.scoring import Normalization
+from id2core.verdicts import Judge
 
 IDS = {"encoder_id": "e-1", "transform_id": "t", "preprocess_id": "p"}
 
@@ -74,11 +77,77 @@ def test_again_does_nothing_and_another_top_k_adds_a_run(tmp_path: Path) -> None
         matching.read_run(args[2], "0000")
 
 
+def thresholds(
+    low: float, high: float, normalization: Normalization | None = None, **ids: str
+) -> Calibration:
+    """A calibration on made-up scores between two values, for what `write_embeddings` writes."""
+    made_up = np.linspace(low, high, 200)
+    given = {"references": 350, "ids": IDS | ids, "normalization": normalization}
+    return calibration.calibrate(made_up, match=0.05, review=0.3, **given)
+
+
+def test_every_block_is_judged_as_the_whole_would_be(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "r", unit(700, 8, 0), 3, "r")
+    write_embeddings(tmp_path / "b", unit(50, 8, 2), 2, "b")
+    write_embeddings(tmp_path / "q", unit(90, 8, 1), 4, "q")
+    references, queries, out = (str(tmp_path / name) for name in ("r", "q", "m"))
+    background, strangers = str(tmp_path / "bm"), str(tmp_path / "b")
+    plain = search.run(references, queries, out, 5)
+    raw = matching.read_run(out)
+    beside = search.run(strangers, queries, background, 3)
+    # Not the last run of its data set, and of other rows.
+    search.run(strangers, queries, background, 1)
+    chosen = thresholds(0.3, 0.6, Normalization(factor=0.5, k=3, background_id=beside.index_id))
+    judge = Judge(chosen, background, beside.run_id)
+    found = search.run(references, queries, out, 5, judge=judge)
+    judged = matching.read_run(out)
+    expected = scoring.normalize_matches(
+        raw, matching.read_run(background, beside.run_id), chosen.normalization
+    )
+    expected = calibration.judge(expected, chosen, 700)
+    own = ["run_id", "scanned_at"]
+    assert judged.drop(own).equals(expected.drop(own))
+    assert set(judged["verdict"].to_pylist()) == {"match", "review", "none"}
+    assert set(judged["false_positive_rate"].drop_null().to_pylist()) == {np.float32(0.1), np.float32(0.6)}
+    assert judged["calibration_id"].unique().to_pylist() == [chosen.calibration_id]
+    assert found.run_id != plain.run_id
+    assert search.run(references, queries, out, 5, judge=judge) == replace(found, resumed=True)
+
+
+def test_another_calibration_or_background_is_another_run(tmp_path: Path) -> None:
+    for name, rows, seed in (("r", 30, 0), ("q", 6, 1), ("b1", 9, 2), ("b2", 8, 3)):
+        write_embeddings(tmp_path / name, unit(rows, 4, seed), 2, name)
+    ends = (str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), 2)
+    ids = [search.run(*ends, judge=Judge(thresholds(0, high))).run_id for high in (0.5, 0.9)]
+    chosen = thresholds(0, 0.5, Normalization(factor=1, k=2, background_id="b"))
+    for name in ("b1", "b2"):
+        beside = search.run(str(tmp_path / name), str(tmp_path / "q"), str(tmp_path / "bm"), 2)
+        ids.append(search.run(*ends, judge=Judge(chosen, str(tmp_path / "bm"), beside.run_id)).run_id)
+    assert len(set(ids)) == 4
+    assert {matching.read_run(ends[2], run).num_rows for run in ids} == {12}
+
+
+def test_what_cannot_be_judged_is_no_matches_and_says_so(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "r", unit(30, 4, 0), 2, "r")
+    write_embeddings(tmp_path / "q", unit(6, 4, 1), 2, "q")
+    ends = (str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), 2)
+    with pytest.raises(CalibrationError, match="calibrated for preprocess_id other, these scores are of p"):
+        search.run(*ends, judge=Judge(thresholds(0, 1, preprocess_id="other")))
+    chosen = thresholds(0, 1, Normalization(factor=1, k=2, background_id="b"))
+    beside = search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "bm"), 1)
+    with pytest.raises(Exception, match="fewer than 2 background scores"):
+        search.run(*ends, judge=Judge(chosen, str(tmp_path / "bm"), beside.run_id))
+    with pytest.raises(Exception, match="no background of block"):
+        search.run(*ends, judge=Judge(chosen, str(tmp_path / "bm"), "0000"))
+    assert datasets.read_commit(ends[2]) is None
+
+
 @pytest.mark.parametrize(("references", "queries"), [(0, 5), (5, 0)])
 def test_nothing_on_one_side_is_no_match_and_no_error(references: int, queries: int, tmp_path: Path) -> None:
     write_embeddings(tmp_path / "r", unit(references, 4, 0), 1, "r")
     write_embeddings(tmp_path / "q", unit(queries, 4, 1), 1, "q")
-    summary = search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
+    judge = Judge(thresholds(0, 1))
+    summary = search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), judge=judge)
     assert (summary.queries, summary.matches) == (queries, 0)
     assert matching.read_run(str(tmp_path / "m")).num_rows == 0
 

@@ -6,12 +6,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from beam_jobs import embed
 from flows import scan as flow
-from id2core import datasets, encoders, matching, storage, tables
+from id2core import calibration, datasets, encoders, index, matching, storage, tables, transform, verdicts
+from id2core.calibration import Calibration, CalibrationError
+from id2core.scoring import Normalization
+from id2core.transform import Transform
 from tests.conftest import run_until
 from tests.drawing import draw_photos, scene
 
@@ -27,8 +31,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (2, 5):
         scene(seed).resize((60, 45), Image.Resampling.BILINEAR).save(folder / "uploads" / f"copy{seed}.png")
     (folder / "uploads" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
-    truth = ["query_uri,reference_uri", "uploads/p0500.jpg,"]
-    truth += [f"uploads/copy{seed}.png,references/p{seed:04d}.jpg" for seed in (2, 5)]
+    truth = ["query_uri,reference_uri,group", "uploads/p0500.jpg,,"]
+    truth += [f"uploads/copy{seed}.png,references/p{seed:04d}.jpg,small" for seed in (2, 5)]
     (folder / "truth.csv").write_text("\n".join(truth) + "\n")
     return folder
 
@@ -55,6 +59,104 @@ def test_a_scan_finds_the_origins_and_reports_them(pictures: Path, tiny_vae: str
     assert run["run_id"] == summary["run_id"] and run["embedded"] == 11 and run["rejected"] == 1
     again = flow.scan(**arguments(pictures, tmp_path, tiny_vae))
     assert again == summary and (tmp_path / "report.html").read_text() == page
+
+
+def calibrated(ids: dict[str, str], score: float, normalization: Normalization | None = None) -> Calibration:
+    """A calibration that asks for a little more than `score`; the review threshold is 0.1 below."""
+    scores = np.repeat([score - 0.1, score, score + 0.01], [480, 510, 10])
+    given = {"references": 8, "ids": ids, "normalization": normalization}
+    return calibration.calibrate(scores, match=0.01, review=1 - 1e-9, **given)
+
+
+@pytest.fixture
+def bundled(tiny_vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Transform:
+    """A W that belongs to the encoder, with its calibration, where the package's own would be."""
+    encoder = encoders.load(tiny_vae)
+    folder = tmp_path / "package"
+    folder.mkdir()
+    monkeypatch.setattr(transform, "FOLDER", folder)
+    weights = np.random.default_rng(0).standard_normal((encoder.latent_size, 64)).astype(np.float32)
+    w = transform.save_half(
+        Transform(weights, {"encoder_id": encoder.encoder_id}), folder / transform.WEIGHTS
+    )
+    ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
+    calibrated(ids | {"transform_id": w.transform_id}, 0.9).save(str(folder / verdicts.FILE))
+    return w
+
+
+def test_a_scan_takes_what_belongs_to_its_encoder_and_says_so(
+    pictures: Path, tiny_vae: str, tmp_path: Path, bundled: Transform
+) -> None:
+    given = arguments(pictures, tmp_path / "out", tiny_vae)
+    summary = flow.scan(**given)
+    assert summary["transform"] == {"id": bundled.transform_id, "from": "bundled"}
+    assert summary["calibration"]["from"] == "bundled" and sum(summary["verdicts"].values()) == 3
+    assert summary["verdicts"]["match"] >= 2  # both copies
+    assert summary["groups"]["small"]["accuracy"] == 1.0 and summary["groups"]["small"]["of"] == 2
+    found = matching.read_run(str(tmp_path / "out/matches"))
+    assert found["verdict"].null_count == 0
+    assert found["transform_id"].unique().to_pylist() == [bundled.transform_id]
+    assert flow.scan(**given) == summary
+    assert flow.rewrite_report(str(tmp_path / "out"))["calibration"] == summary["calibration"]
+    raw = flow.scan(**given | {"calibration": "none"})
+    assert raw["run_id"] != summary["run_id"] and (raw["calibration"], raw["verdicts"]) == (None, {})
+    file = str(transform.FOLDER / transform.WEIGHTS)
+    assert (
+        flow.scan(**given | {"transform": file, "calibration": str(transform.FOLDER / verdicts.FILE)})[
+            "run_id"
+        ]
+        == summary["run_id"]
+    )
+    plain = flow.scan(**given | {"out": str(tmp_path / "plain"), "transform": "none"})
+    assert plain["transform"] == {"id": "identity", "from": "none"} and plain["calibration"] is None
+
+
+def test_a_data_set_of_another_transform_is_refused_before_any_work(
+    pictures: Path, tiny_vae: str, tmp_path: Path, bundled: Transform
+) -> None:
+    for side in ("references", "uploads"):
+        embed.run(embed.EmbedJob(f"{pictures}/{side}", str(tmp_path / side), tiny_vae, transform="none"))
+    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": str(tmp_path / "references")}
+    hint = rf"transform_id identity, this scan asks for {bundled.transform_id} .*--transform `none`"
+    both = given | {"queries": str(tmp_path / "uploads")}
+    for one in (given, both):
+        with pytest.raises(datasets.DatasetError, match=hint):
+            flow.scan(**one)
+    assert not (tmp_path / "out").exists()
+    assert flow.scan(**both | {"transform": "none"})["transform"] == {"id": "identity", "from": "none"}
+    embed.run(embed.EmbedJob(f"{pictures}/references", str(tmp_path / "w"), tiny_vae))
+    with pytest.raises(datasets.DatasetError, match="the file it was made with"):
+        flow.scan(**given | {"reference": str(tmp_path / "w"), "transform": "none"})
+
+
+def test_scores_are_normalized_by_the_background_of_the_calibration(
+    pictures: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    draw_photos(tmp_path / "strangers", 5, first_seed=900)
+    embed.run(embed.EmbedJob(str(tmp_path / "strangers"), str(tmp_path / "b"), tiny_vae))
+    held = datasets.require_commit(str(tmp_path / "b/embeddings"))
+    normalization = Normalization(factor=0.5, k=2, background_id=index.index_id(held))
+    chosen = calibrated(held.ids, 0.5, normalization)
+    chosen.save(str(tmp_path / "c.json"))
+    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"calibration": str(tmp_path / "c.json")}
+    with pytest.raises(CalibrationError, match="--background"):
+        flow.scan(**given)
+    with pytest.raises(CalibrationError, match="calibrated with the background"):
+        embed.run(embed.EmbedJob(str(pictures / "uploads"), str(tmp_path / "u"), tiny_vae))
+        flow.scan(**given | {"background": str(tmp_path / "u")})
+    assert not (tmp_path / "out").exists()
+    given |= {"background": str(tmp_path / "strangers"), "out": str(tmp_path / "images")}
+    summary = flow.scan(**given)
+    assert summary["calibration"]["calibration_id"] == chosen.calibration_id
+    assert summary["calibration"]["background"] == str(tmp_path / "images/background/embeddings")
+    found = matching.read_run(str(tmp_path / "images/matches")).to_pylist()
+    for row in found:
+        assert row["normalized_score"] == pytest.approx(row["score"] - 0.5 * row["background"], abs=1e-6)
+        assert row["verdict"] in ("match", "review", "none")
+    strangers = matching.read_run(str(tmp_path / "images/background/matches")).to_pylist()
+    beside = [row["score"] for row in strangers if row["query_uri"] == found[0]["query_uri"]]
+    assert len(beside) == 2 and found[0]["background"] == pytest.approx(sum(beside) / 2)
+    assert flow.scan(**given) == summary
 
 
 def test_a_new_upload_is_found_without_embedding_the_rest_again(
@@ -116,7 +218,7 @@ def test_a_fault_that_passes_is_retried_and_a_bad_name_is_not(
     asked[:] = ["counted from here"]
     with pytest.raises(encoders.EncoderError, match="short name"):
         flow.scan(**arguments(pictures, tmp_path / "other", "no-such-encoder"))
-    assert asked[1:] == ["no-such-encoder"]
+    assert len(asked) == 1, "it was found out before anything was embedded"
 
 
 def test_the_report_follows_what_changed(pictures: Path, tiny_vae: str, tmp_path: Path) -> None:
@@ -131,25 +233,42 @@ def test_the_report_follows_what_changed(pictures: Path, tiny_vae: str, tmp_path
     assert flow.scan(**given)["counts"]["query_rejects"] == first["counts"]["query_rejects"] + 1
 
 
-SCAN = ("scan", "--reference", "in/references", "--queries", "in/uploads", "--out")
+SCAN = (
+    "scan",
+    "--reference",
+    "in/references",
+    "--queries",
+    "in/uploads",
+    "--background",
+    "strangers",
+    "--out",
+)
 
 
 def scanning(vae: str, api: str) -> dict[str, str]:
-    return {"ID2_PART_SIZE": "8", "ID2_ENCODER": vae, "PREFECT_API_URL": api}
+    settings = {"ID2_PART_SIZE": "8", "ID2_ENCODER": vae, "ID2_CALIBRATION": "calibration.json"}
+    return settings | {"PREFECT_API_URL": api}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2: str, prefect_api: str) -> Path:
-    """A folder with images and, in `whole`, the results of a scan of them in parts of eight."""
+    """A folder with images and, in `whole`, the judged results of a scan of them in parts of eight."""
     folder = tmp_path_factory.mktemp("undisturbed")
     draw_photos(folder / "in/references", 40)
     draw_photos(folder / "in/uploads", 12, first_seed=30)
+    draw_photos(folder / "in/strangers", 6, first_seed=900)
+    embed.run(embed.EmbedJob(str(folder / "in/strangers"), str(folder / "strangers"), tiny_vae))
+    held = datasets.require_commit(str(folder / "strangers/embeddings"))
+    normalization = Normalization(factor=0.5, k=3, background_id=index.index_id(held))
+    calibrated(held.ids, 0.5, normalization).save(str(folder / "calibration.json"))
     environment = os.environ | scanning(tiny_vae, prefect_api)
     subprocess.run([id2, *SCAN, "whole"], cwd=folder, env=environment, check=True, capture_output=True)
     return folder
 
 
-@pytest.mark.parametrize("kill_at", ["reference/embeddings/part-*", "matches/*/*.parquet"])
+@pytest.mark.parametrize(
+    "kill_at", ["reference/embeddings/part-*", "background/matches/*/*.parquet", "matches/*/*.parquet"]
+)
 def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
     kill_at: str, undisturbed: Path, tiny_vae: str, id2: str, prefect_api: str
 ) -> None:
@@ -159,7 +278,8 @@ def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
     assert not (out / "summary.json").exists(), "it ended before it could be killed"
     subprocess.run([id2, *SCAN, out], cwd=undisturbed, env=environment, check=True, capture_output=True)
     resumed, whole = (matching.read_run(str(o / "matches")) for o in (out, undisturbed / "whole"))
-    assert resumed.num_rows == 120 and resumed.drop(["scanned_at"]).equals(whole.drop(["scanned_at"]))
+    assert resumed.num_rows == 120 and resumed["verdict"].null_count == 0
+    assert resumed.drop(["scanned_at"]).equals(whole.drop(["scanned_at"]))
     for side in ("reference", "queries"):
         ours, theirs = (
             datasets.read_all(str(o / side / "embeddings"), tables.embeddings_schema(1024, 1024))

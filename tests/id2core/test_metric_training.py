@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from pytorch_metric_learning.losses import CosFaceLoss
 
 from id2core import transform
-from id2core.training import closed_form, metric
+from id2core.training import closed_form, criteria, metric, ranks
+from id2core.training.closed_form import Trial
 from id2core.training.metric import MetricError, Recipe
 from id2core.training.pairs import Pairs
-from id2core.training.samples import Batches, Trial
+from id2core.training.samples import Batches
 from id2core.transform import Transform
 
 N = 64
@@ -60,7 +61,7 @@ def test_training_beats_the_cosine_of_latents_on_origins_it_never_saw(tmp_path: 
     told: list[tuple[str, int, int]] = []
     found = metric.fit(pairs, SMALL, tmp_path, progress=lambda *event: told.append(event))
     rows = log(tmp_path)
-    trial = Trial(pairs, pairs.held_out(SMALL.validation_share))
+    trial = Trial.of(pairs, pairs.held_out(SMALL.validation_share))
     reached, raw = trial.score(found)[0], trial.score(Transform())[0]
     assert rows[-1]["loss"] < rows[1]["loss"] / 2
     assert reached > 0.8 and raw < 0.5
@@ -124,7 +125,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Pa
     recipe = replace(SMALL, lr=3.0, epochs=20, patience=2, warmup=0.0)
     found = metric.fit(pairs, recipe, tmp_path, start=start)
     rows = log(tmp_path)
-    assert found.metadata["validation_map"] == Trial(pairs, held_out).score(found)[0]
+    assert found.metadata["validation_map"] == Trial.of(pairs, held_out).score(found)[0]
     assert round(found.metadata["validation_map"], 4) == max(row["validation_map"] for row in rows)
     assert rows[-1]["step"] == found.metadata["steps"] + 2 * recipe.iterations < recipe.steps
 
@@ -132,7 +133,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Pa
 def test_a_start_is_where_training_starts(tmp_path: Path) -> None:
     pairs = made()
     start = closed_form.fit(pairs, SMALL.dimensions, validation_share=SMALL.validation_share).transform
-    reached = Trial(pairs, pairs.held_out(SMALL.validation_share)).score(start)[0]
+    reached = Trial.of(pairs, pairs.held_out(SMALL.validation_share)).score(start)[0]
     for negatives in (None, 32):
         out = tmp_path / str(negatives)
         recipe = replace(SMALL, lr=1e-4, epochs=1, negatives=negatives)
@@ -191,9 +192,9 @@ def test_with_all_negatives_the_partial_loss_is_the_full_one() -> None:
     batch = batches.make(0)
     batches.close()
     torch.manual_seed(0)
-    partial = metric.build_loss(recipe, 50)
-    full = metric.build_loss(replace(recipe, negatives=None), 50)
-    assert isinstance(full, CosFaceLoss) and isinstance(partial, metric.PartialCosFace)
+    partial = criteria.build_loss(recipe, 50)
+    full = criteria.build_loss(replace(recipe, negatives=None), 50)
+    assert isinstance(full, CosFaceLoss) and isinstance(partial, criteria.PartialCosFace)
     full.W.data = partial.centres.weight.detach().T.clone()
     x, y = (torch.nn.Parameter(batch.latents[:, :16].clone()) for _ in range(2))
     ours, theirs = partial(x, batch.labels, batch.centres), full(y, batch.labels)
@@ -226,3 +227,68 @@ def test_a_recipe_that_cannot_work_says_why(change: dict[str, Any], message: str
 def test_a_start_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"\(64, 32\) is needed"):
         metric.fit(made(), SMALL, tmp_path, start=Transform(np.ones((N, 8), np.float32)))
+
+
+def test_in_bfloat16_a_run_learns_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    class InterruptedRunError(Exception):
+        pass
+
+    def interrupt(_: str, done: int, total: int) -> None:
+        if done == 70:
+            raise InterruptedRunError
+
+    pairs, recipe = made(), replace(SMALL, precision="bfloat16")
+    lower = metric.fit(pairs, recipe, tmp_path / "whole", device="cpu")
+    whole = metric.fit(pairs, SMALL, tmp_path / "float32", device="cpu")
+    assert lower.metadata["validation_map"] > 0.8 and lower.transform_id != whole.transform_id
+    assert whole.metadata["recipe"]["precision"] == "float32"
+    with pytest.raises(InterruptedRunError):
+        metric.fit(pairs, recipe, tmp_path / "parts", checkpoint_every=7, device="cpu", progress=interrupt)
+    again = metric.fit(pairs, recipe, tmp_path / "parts", device="cpu")
+    assert again.transform_id == lower.transform_id
+    with pytest.raises(ValueError, match="another recipe"):
+        metric.fit(pairs, SMALL, tmp_path / "parts", device="cpu")
+
+
+def test_logits_are_float32_whatever_the_head_is_in(tmp_path: Path) -> None:
+    seen: list[torch.dtype] = []
+
+    class Watching(torch.nn.Module):
+        def forward(self, descriptors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            seen.extend([descriptors.dtype, (descriptors @ descriptors.T).dtype])
+            return descriptors.sum()
+
+    head = torch.nn.Linear(N, 8, bias=False)
+    alone = ranks.Ranks(torch.device("cpu"))
+    x, labels = torch.randn(4, N), torch.zeros(4, dtype=torch.long)
+    lower, plain = (
+        criteria.Objective(head, Watching(), dtype, alone)(x, labels)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert seen == [torch.float32] * 4 and lower != plain
+
+
+def test_a_log_has_every_epoch_once_and_tensorboard_shows_the_same(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    class InterruptedRunError(Exception):
+        pass
+
+    def interrupt(_: str, done: int, total: int) -> None:
+        if done == 95:
+            raise InterruptedRunError
+
+    pairs = made()
+    with pytest.raises(InterruptedRunError):
+        metric.fit(pairs, SMALL, tmp_path, checkpoint_every=50, progress=interrupt)
+    assert log(tmp_path)[-1]["step"] == 90
+    metric.fit(pairs, SMALL, tmp_path, checkpoint_every=50)
+    rows = log(tmp_path)
+    assert [row["step"] for row in rows] == [30 * epoch for epoch in range(SMALL.epochs + 1)]
+    curves = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "validation_map", "separation"):
+        points = [(event.step, event.value) for event in curves.Scalars(name)]
+        wanted = [(row["step"], pytest.approx(row[name], abs=1e-3)) for row in rows if name in row]
+        assert points == wanted
+    rates = [event.value for event in curves.Scalars("rate")]
+    assert rates[1:] == pytest.approx([SMALL.rate(epoch) for epoch in range(SMALL.epochs)])

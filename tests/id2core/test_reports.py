@@ -21,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from beam_jobs import embed, search
-from id2core import datasets, matching, reports, tables
+from id2core import calibration, datasets, matching, reports, tables, verdicts
 from id2core.rejects import Reason
 from id2core.reports import ReportInputs
 from tests import broken
@@ -84,8 +84,8 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
     }
     broken_uploads = {"<b>half</b>.png": bad["png_half.png"], "page.png": bad["html_error_page.png"]}
     fill(queries, {**uploads, **broken_uploads})
-    embed.run(embed.EmbedJob(str(reference), str(out / "reference")))
-    embed.run(embed.EmbedJob(str(queries), str(out / "queries")))
+    for folder, name in ((reference, "reference"), (queries, "queries")):
+        embed.run(embed.EmbedJob(str(folder), str(out / name), transform="none"))
     # An earlier run in the same data set, of which nothing may be counted.
     for top_k in (1, 4):
         found = search.run(
@@ -112,8 +112,11 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
             "config": {"encoder": "mini", "transform": None, "limits": {"max_bytes": 1 << 26}},
             "seconds": {"search": 0.25},
             "versions": {"id2": "0.1.0"},
+            "transform": {"id": "identity", "from": "none"},
+            "calibration": None,
         },
         truth=truth,
+        groups={query: "none" if origin is None else "jpeg" for query, origin in truth.items()},
     )
     return Scan(reference, queries, inputs)
 
@@ -172,7 +175,7 @@ def test_the_summary_says_what_the_data_sets_say(scan: Scan) -> None:
 
 
 def test_accuracy_counts_rejected_uploads_as_misses_and_copies_as_hits(scan: Scan) -> None:
-    """u0 and u1 hit (u1 by a copy of its origin), one truth is wrong, one upload could not be read."""
+    """u0 and u1 hit (u1 by a copy of its origin), one origin is not the best, one upload is unreadable."""
     summary = reports.summarize(scan.inputs)
     assert (summary["accuracy"], summary["accuracy_of"]) == (0.5, 4)
     assert summary["truth_not_scanned"] == 1
@@ -186,6 +189,23 @@ def test_accuracy_counts_rejected_uploads_as_misses_and_copies_as_hits(scan: Sca
     text = rendered(scan.inputs).text
     assert (text.count("✓ the origin"), text.count("✗ not the origin")) == (2, 1)
     assert text.count("has no origin") == 2
+
+
+def test_the_measures_stand_beside_the_accuracy_with_their_intervals(scan: Scan) -> None:
+    summary = reports.summarize(scan.inputs)
+    measures = summary["measures"]
+    values = {name: measures[name]["value"] for name in ("accuracy", "mean_ap", "recall_at_p90")}
+    # One origin is second best, and what stands before it scores above the origin of u1.
+    assert values == {"accuracy": 0.5, "mean_ap": 0.625, "recall_at_p90": 0.25}
+    assert measures["mean_ap"]["low"] < 0.625 < measures["mean_ap"]["high"]
+    assert measures["micro_ap"]["value"] == pytest.approx((1 + 2 / 3 + 3 / 7) / 4)
+    counts = measures["counts"]
+    assert (counts["with_origin"], counts["without_origin"], counts["not_in_truth"]) == (4, 2, 1)
+    groups = summary["groups"]
+    assert groups["jpeg"] == {"accuracy": 0.5, "mean_ap": 0.625, "of": 4, "uploads": 4, "verdicts": {}}
+    assert (groups["none"]["accuracy"], groups["none"]["uploads"]) == (None, 2)
+    text = rendered(scan.inputs).text
+    assert all(word in text for word in ("Acc50 %", "mAP62.5 %", "R@P9025 %", "jpeg4450 %62.5 %"))
 
 
 def test_an_earlier_run_can_be_reported(scan: Scan) -> None:
@@ -240,28 +260,49 @@ def _data_of(uri: str) -> bytes:
     return base64.b64decode(uri.partition(",")[2])
 
 
-def _with_verdicts(table: pa.Table) -> pa.Table:
-    """Judged rows in which the normalised score orders the queries the other way round than the score."""
-    values = {
-        "normalized_score": pa.array([-x for x in table["score"].to_pylist()], pa.float32()),
-        "verdict": pa.array((["match", "review", "none"] * table.num_rows)[: table.num_rows]),
-        "false_positive_rate": pa.array([0.001] * table.num_rows, pa.float32()),
-    }
-    for name, column in values.items():
-        table = table.set_column(table.schema.get_field_index(name), tables.MATCHES.field(name), column)
-    return table
+NORMALIZATION = calibration.Normalization(factor=0.5, k=1, background_id="flat-b")
 
 
-def test_verdicts_are_shown_where_there_are_some(scan: Scan, tmp_path: Path) -> None:
-    table = _with_verdicts(matching.read_run(scan.inputs.matches))
-    record = datasets.write_file(str(tmp_path), "scan_date=2025-01-01/r1-a", [table], tables.MATCHES)
-    datasets.write_commit(str(tmp_path), datasets.Commit("matches", "r1", {}, (record,), {"r1": {}}))
-    inputs = replace(scan.inputs, matches=str(tmp_path), search_run="r1")
-    first = table.filter(pc.equal(table["rank"], 1))
-    assert sum(reports.summarize(inputs)["verdicts"].values()) == first.num_rows
-    text = rendered(inputs).text
-    assert "Match" in text and "0.1 % false positives" in text and "uncalibrated" not in text
-    normalized = [float(s.replace("−", "-")) for s in re.findall(r"(\S+) normalised", text)]
+@pytest.fixture
+def judged(scan: Scan, tmp_path: Path) -> ReportInputs:
+    """The scan with verdicts on scores that order the queries the other way round than the raw ones."""
+    table = matching.read_run(scan.inputs.matches)
+    scores = table["score"].to_numpy()
+    moved = {"background": 4 * scores, "normalized_score": scores - 2 * scores}
+    table = calibration.scoring.with_columns(table, {name: pa.array(x) for name, x in moved.items()})
+    ids = datasets.require_commit(scan.inputs.query_embeddings).ids
+    first = np.sort(-table.filter(pc.equal(table["rank"], 1))["score"].to_numpy())
+    review, match = (first[:-1] + first[1:])[[0, 3]] / 2
+    chosen = calibration.calibrate(
+        np.repeat([review - 1, review, match], [500, 490, 10]),
+        match=0.01,
+        review=0.5,
+        references=4,
+        ids=ids,
+        normalization=NORMALIZATION,
+    )
+    table = calibration.judge(table, chosen, 8)
+    out = tmp_path / "judged"
+    record = datasets.write_file(str(out), "scan_date=2025-01-01/r1-a", [table], tables.MATCHES)
+    datasets.write_commit(str(out), datasets.Commit("matches", "r1", {}, (record,), {"r1": {}}))
+    facts = verdicts.facts(chosen, "auto", 8, "/background")
+    run = scan.inputs.run | {"calibration": facts, "transform": {"id": "0123", "from": "bundled"}}
+    return replace(scan.inputs, matches=str(out), search_run="r1", run=run)
+
+
+def test_verdicts_are_shown_with_their_rates(judged: ReportInputs) -> None:
+    summary = reports.summarize(judged)
+    assert summary["verdicts"] == {"match": 2, "review": 3, "none": 1}
+    by_truth = summary["verdicts_of"]
+    assert {name: sum(counts.values()) for name, counts in by_truth.items()} == {"origin": 3, "no_origin": 2}
+    assert summary["groups"]["none"]["verdicts"] == by_truth["no_origin"]
+    assert summary["scores_are"] == "normalized_score" and summary["score_quantiles"]["max"] < 0
+    stated = summary["calibration"]["verdicts"]["match"]
+    assert stated["false_positive_rate"] == 0.02 and stated["low"] < 0.01 < 0.02 < stated["high"] < 0.05
+    text = rendered(judged).text
+    assert "uncalibrated" not in text and "scaled up to the 8 of this scan" in text
+    assert "false-positive rate 2 %" in text and "bundled" in text
+    normalized = [float(s.replace("−", "-")) for s in re.findall(r"(\S+\d) normalised", text)]
     assert len(normalized) == 6 and normalized == sorted(normalized, reverse=True)
 
 
@@ -306,10 +347,10 @@ def page() -> Iterator[Page]:
 
 
 def test_a_browser_shows_it_whole_asks_for_nothing_and_runs_nothing(
-    scan: Scan, page: Page, tmp_path: Path
+    judged: ReportInputs, page: Page, tmp_path: Path
 ) -> None:
-    summary = reports.summarize(scan.inputs)
-    reports.write(scan.inputs, summary, str(tmp_path))
+    summary = reports.summarize(judged)
+    reports.write(judged, summary, str(tmp_path))
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     url = (tmp_path / "report.html").as_uri()
     asked: list[str] = []

@@ -39,6 +39,34 @@ def test_a_saved_transform_comes_back_with_its_id_and_metadata(tmp_path: Path) -
         loaded.output_size(17)
 
 
+def test_auto_is_the_bundled_transform_of_the_encoder_and_else_raw_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transform, "FOLDER", tmp_path)
+    assert transform.load("auto", "mini-0123").transform_id == "identity"
+    halved = transform.save_half(Transform(W, {"encoder_id": "mini-0123"}), tmp_path / transform.WEIGHTS)
+    assert (tmp_path / transform.WEIGHTS).stat().st_size < W.nbytes
+    found = transform.load("auto", "mini-0123")
+    assert found.weights is not None and found.weights.dtype == np.float32
+    assert np.array_equal(found.weights, W.astype(np.float16))
+    assert found.transform_id == halved.transform_id == transform.belonging_to("mini-0123").transform_id
+    assert [transform.load("auto", other).transform_id for other in ("sd2-4567", None)] == ["identity"] * 2
+    with pytest.raises(TransformError, match="too large for float16"):
+        transform.save_half(Transform(W * 1e6), tmp_path / "large.safetensors")
+
+
+def test_where_a_transform_is_from_can_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transform, "FOLDER", tmp_path)
+    Transform(W, {"encoder_id": "mini-0123"}).save(tmp_path / transform.WEIGHTS)
+    mine = transform.load("auto", "mini-0123").transform_id
+    assert transform.source("auto", mine, "mini-0123") == "bundled"
+    assert transform.source("auto", "identity", "sd2-4567") == "none"
+    assert transform.source("auto", "another", "sd2-4567") == "data set"
+    assert transform.source(str(tmp_path / "mine.safetensors"), mine, "x") == str(
+        tmp_path / "mine.safetensors"
+    )
+
+
 def test_the_published_checkpoint_is_one_tensor_transposed(tmp_path: Path) -> None:
     path = tmp_path / "w_512f.pth.tar"
     torch.save(torch.from_numpy(W.T.copy()), path)

@@ -27,6 +27,26 @@ def test_relative_uris_belong_to_the_given_folders(kind: str, tmp_path: Path) ->
     assert truth.read(str(path), "/d/refs", "/d/uploads") == EXPECTED
 
 
+def test_groups_stand_in_a_third_column_and_other_columns_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text(
+        "note,query_uri,group,reference_uri\n7,u1.jpg,1,r.jpg\n,uploads/u2.jpg, crop ,\n,u3.jpg,,r.jpg\n"
+    )
+    assert truth.read_groups(str(path), "/d/uploads") == {
+        "/d/uploads/u1.jpg": "1",
+        "/d/uploads/u2.jpg": "crop",
+    }
+    assert truth.read(str(path), "/d/refs", "/d/uploads")["/d/uploads/u2.jpg"] is None
+    pq.write_table(pa.table(ROWS | {"group": [1, None, 2]}), tmp_path / "truth.parquet")
+    found = truth.read_groups(str(tmp_path / "truth.parquet"), "/d/uploads")
+    assert found == {"/d/uploads/u1.jpg": "1", "gs://b/u3.jpg": "2"}
+    path.write_text("query_uri,reference_uri\nu1.jpg,\n")
+    assert truth.read_groups(str(path), "/d/uploads") == {}
+    path.write_text("query_uri,reference_uri,group\nu1.jpg,,a\nu1.jpg,,b\n")
+    with pytest.raises(TruthError, match=r"two groups for u1\.jpg"):
+        truth.read_groups(str(path), "/d/uploads")
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [

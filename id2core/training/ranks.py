@@ -1,0 +1,92 @@
+"""Several processes that train one W, as `torchrun` starts them; without it, this one alone."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together.
+
+    Attributes:
+        rank: from 0; that one writes files.
+        count: of processes.
+        device: where this one computes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    def share(self, rows: int) -> slice:
+        """Which rows of a batch are this rank's; all ranks get as many where `count` divides them."""
+        return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
+
+    def around(self, module: nn.Module) -> nn.Module:
+        """The module, with gradients that are the mean of all ranks' and weights as those of rank 0."""
+        if self.count == 1:
+            return module
+        where = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, where, gradient_as_bucket_view=True)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in their order; each rank must have as many.
+
+        Only a rank's own rows pass gradients on. They are `count` times as large, so that the mean of all
+        ranks' gradients is the gradient of a loss over all rows, which every rank has computed.
+        """
+        if self.count == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.count)]
+        dist.all_gather(parts, rows.detach().contiguous())
+        parts[self.rank] = rows
+        if rows.requires_grad:
+            rows.register_hook(lambda gradient: gradient * self.count)  # type: ignore[no-untyped-call]
+        return torch.cat(parts)
+
+    def mean(self, value: float) -> float:
+        """Over all ranks."""
+        if self.count == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total) / self.count
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """The values of rank 0, for all."""
+        if self.count == 1:
+            return values
+        told = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(told, 0)
+        return tuple(told.tolist())
+
+
+def join(device: str | None = None) -> Ranks:
+    """Meet the other processes that `torchrun` has started, for the life of this one.
+
+    Args:
+        device: a torch device; by default a GPU where there is one, or else the CPU. Of several GPUs, each
+            process of a machine takes one.
+    """
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks(kind)
+    if kind.type == "cuda":
+        kind = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(kind)
+    if not dist.is_initialized():
+        dist.init_process_group()
+        atexit.register(_part)
+    return Ranks(kind, dist.get_rank(), dist.get_world_size())
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from id2core import encoders, images
+from id2core.training import finetune
+from id2core.training.finetune import FinetuneError, Recipe
+from tests.drawing import scene
+from tests.id2core.test_backbones import saved
+
+ORIGINS = 4
+SMALL = {"batch": 8, "per_class": 4, "warmup": 2, "lr": 3e-3}
+
+
+def jpeg(seed: int, blur: int) -> bytes:
+    file = io.BytesIO()
+    scene(seed, (64 - 2 * blur, 48 + blur)).save(file, "JPEG", quality=90 - 5 * blur)
+    return file.getvalue()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[tuple[str | Path | bytes, str]]:
+    """Bytes and files of a few origins, each in four forms, in mixed order."""
+    found: list[tuple[str | Path | bytes, str]] = []
+    for form in range(4):
+        for seed in range(ORIGINS):
+            data = jpeg(seed, form)
+            path = tmp_path / f"{seed}-{form}.jpg"
+            path.write_bytes(data)
+            found.append((path if form % 2 else data, f"origin-{seed}"))
+    return found
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def decoded(side: int) -> np.ndarray:
+    found = [images.decode(jpeg(seed, form), side) for seed in range(ORIGINS) for form in (0, 3)]
+    return np.stack([picture.pixels for picture in found if isinstance(picture, images.Decoded)])
+
+
+@pytest.mark.parametrize("loss", ["cosface", "softmax", "circle"])
+def test_training_lowers_the_loss_and_saves_an_encoder(loss: str, pictures: list, tmp_path: Path) -> None:
+    start = saved("vit", tmp_path / "tiny")
+    recipe = Recipe(str(start), loss, **SMALL, steps=24)
+    seen: list[tuple] = []
+    out = tmp_path / "run"
+    folder = finetune.finetune(
+        pictures, recipe, out, device="cpu", checkpoint_every=4, progress=lambda *facts: seen.append(facts)
+    )
+    values = losses(out)
+    assert len(values) == 6 and values[-1] < 0.8 * values[0]
+    assert seen[-1] == ("training", 24, 24)
+    assert folder == out / f"tiny-{loss}"
+    before, after = (encoders.load(str(f), dtype="float32", batch_size=8) for f in (start, folder))
+    assert after.encoder_id.startswith(f"tiny-{loss}-") and after.preprocess == before.preprocess
+    pixels = decoded(32)
+    assert after.latent_size == before.latent_size
+    assert not np.allclose(after.encode(pixels), before.encode(pixels), atol=1e-2)
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path: Path) -> None:
+    recipe = Recipe(str(saved("vit", tmp_path / "tiny")), **SMALL, steps=6)
+    whole = finetune.finetune(pictures, recipe, tmp_path / "whole", device="cpu", checkpoint_every=2)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    again = tmp_path / "again"
+    with pytest.raises(KeyboardInterrupt):
+        finetune.finetune(pictures, recipe, again, device="cpu", checkpoint_every=2, progress=stop)
+    resumed = finetune.finetune(pictures, recipe, again, device="cpu", checkpoint_every=2)
+    assert encoders.load(str(resumed)).encoder_id == encoders.load(str(whole)).encoder_id
+    with pytest.raises(ValueError, match="another recipe"):
+        finetune.finetune(pictures[1:], recipe, again, device="cpu")
+
+
+def test_what_cannot_be_trained_on_says_what_to_do(pictures: list, tmp_path: Path) -> None:
+    start = str(saved("vit", tmp_path / "tiny"))
+    broken = [(b"no picture", origin) for _, origin in pictures]
+    for data, recipe, hint in (
+        (pictures, Recipe(start, "triplet"), "choose cosface"),  # type: ignore[arg-type]
+        (pictures, Recipe(start, batch=6, per_class=4), "2 or more"),
+        (pictures, Recipe(start, steps=0), "steps"),
+        (pictures[:1], Recipe(start, **SMALL, steps=2), "1 origins"),
+        (broken, Recipe(start, **SMALL, steps=2), "not_an_image.*leave it out"),
+    ):
+        with pytest.raises(FinetuneError, match=hint):
+            finetune.finetune(data, recipe, tmp_path / "out", device="cpu")

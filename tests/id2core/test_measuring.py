@@ -1,0 +1,67 @@
+"""Measures of matches that come file by file are those of the matches as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from id2core import measuring, metrics
+from id2core.truth import Truth
+
+
+def matches(queries: int = 60, k: int = 4, seed: int = 0) -> tuple[pa.Table, Truth]:
+    """Every third query has an origin, found at some place or not; one in five is not in the truth."""
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    truth: Truth = {"missing": "/r/0", "unread": None}
+    for i in range(queries):
+        picked = rng.choice(20, k, replace=False)
+        scores = -np.sort(-rng.random(k))
+        rows += [
+            {
+                "query_uri": f"q{i}",
+                "reference_uri": f"/r/{r}",
+                "reference_id": f"{r // 2}",
+                "rank": j + 1,
+                "score": float(scores[j]),
+                "normalized_score": None,
+            }
+            for j, r in enumerate(picked)
+        ]
+        if i % 5:
+            truth[f"q{i}"] = f"/r/{rng.choice(picked)}" if i % 3 == 0 else None
+    # An origin whose own address was never retrieved, while a copy of it was.
+    truth["q3"] = "/r/away"
+    table = pa.Table.from_pylist(rows)
+    return table.set_column(5, "normalized_score", pa.nulls(len(rows), pa.float32())), truth
+
+
+def test_file_by_file_is_the_same_as_at_once() -> None:
+    table, truth = matches()
+    ids = {"/r/away": table["reference_id"][12].as_py()}
+    pieces = [table.slice(start, 40) for start in range(0, table.num_rows, 40)]
+    found = measuring.read([table.slice(0, 0), *pieces[::-1]], truth, ids)
+    whole = metrics.read(table, truth, image_ids=ids)
+    assert (found.queries, found.budget, found.counts) == (whole.queries, whole.budget, whole.counts)
+    assert metrics.measure(found, resamples=50) == metrics.measure(whole, resamples=50)
+    assert found.counts.without_matches == 2 and found.counts.not_in_truth == 12
+    nothing = metrics.measure(measuring.read([], {}, {}))
+    assert (nothing.accuracy.value, nothing.micro_ap.value) == (None, None)
+
+
+def test_groups_are_measured_by_themselves() -> None:
+    table, truth = matches()
+    groups = {query: "even" if i % 2 else "odd" for i, query in enumerate(truth) if query != "missing"}
+    groups |= {"unread": "strangers", "never scanned": "nowhere"}
+    found = measuring.by_group(measuring.read([table], truth, {}), groups)
+    assert found.keys() == {"even", "odd", "strangers"}
+    assert found["strangers"] == {"accuracy": None, "mean_ap": None, "of": 0, "uploads": 1}
+    for name in ("even", "odd"):
+        part = {query: origin for query, origin in truth.items() if groups.get(query) == name}
+        alone = metrics.evaluate(table, part, resamples=0)
+        assert (found[name]["of"], found[name]["uploads"]) == (alone.counts.with_origin, len(part))
+        assert found[name]["accuracy"] == pytest.approx(alone.accuracy.value)
+        assert found[name]["mean_ap"] == pytest.approx(alone.mean_ap.value)
