@@ -20,7 +20,7 @@ from benchmarks.common import Row
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-NAMES = ("decode", "encoder", "embed", "translate", "search", "closed_form", "memory")
+NAMES = ("decode", "encoder", "embed", "translate", "search", "closed_form", "training", "memory")
 VERSIONS = (
     "python",
     "torch",
@@ -39,6 +39,7 @@ QUICK = {
     "translate": ["--count", "16", "--rounds", "1"],
     "search": ["--references", "5000", "--queries", "50", "--rounds", "2", "--job-rounds", "1"],
     "closed_form": ["--latents", "20000", "--size", "512", "--columns", "128"],
+    "training": ["--classes", "200", "--size", "256", "--steps", "10", "--rounds", "1"],
     "memory": ["--sizes", "100", "400"],
 }
 
@@ -52,6 +53,8 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
         ["embed", *photos],
         ["translate", *photos],
         ["search"],
+        ["closed_form"],
+        ["training"],
         ["memory", *photos],
     ]
     if options.long:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,7 +12,16 @@ from id2core.progress import Counts, tally
 
 LOG_EVERY_SECONDS = 10.0
 LIVE_EVERY_SECONDS = 0.2
-UNITS = {"embed": "images", "search": "blocks of uploads × shards", "translate": "origins"}
+UNITS = {
+    "embed": "images",
+    "search": "blocks of uploads × shards",
+    "translate": "origins",
+    "latents": "latents read",
+    "statistics": "latents read",
+    "shrinkage": "values tried",
+    "training": "steps",
+    "lookup": "pairs",
+}
 
 
 class _Printer:
@@ -22,15 +31,19 @@ class _Printer:
         self._console = console
         self._every = LIVE_EVERY_SECONDS if console.is_terminal else LOG_EVERY_SECONDS
         self._line = ""
-        self._started = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def __call__(self, stage: str, counts: Counts) -> None:
-        now = time.monotonic()
-        if counts.done + counts.rejected == 0:
+        now, finished = time.monotonic(), counts.done + counts.rejected
+        if finished == 0:
             self.finish()
-            self._started = self._shown = now
+            self._shown, self._first = now, None
             return
-        self._line = _line(stage, counts, now - self._started)
+        # From the first count on: before it a model is loaded, and a resumed stage starts with many.
+        began, before = self._first = self._first or (now, finished)
+        rate = (finished - before) / (now - began) if finished > before and now > began else None
+        self._line = _line(stage, counts, rate)
         if now - self._shown >= self._every:
             self._shown = now
             self._print(end="\r" if self._console.is_terminal else "\n")
@@ -45,12 +58,37 @@ class _Printer:
         self._console.print(self._line, end=end, highlight=False)
 
 
-def _line(stage: str, counts: Counts, seconds: float) -> str:
+def _line(stage: str, counts: Counts, rate: float | None) -> str:
+    """What is shown; `rate` is in objects per second, None where it is not known yet."""
     finished = counts.done + counts.rejected
     of = f"/{counts.total}" if counts.total is not None else ""
-    rate = f", {finished / seconds:.1f}/s" if seconds > 0 else ""
     rejected = f", {counts.rejected} of them rejected" if counts.rejected else ""
-    return f"{stage}: {finished}{of} {UNITS.get(stage, 'done')}{rejected}{rate}"
+    speed = f", {rate:.1f}/s" if rate else ""
+    left = (counts.total or 0) - finished
+    eta = f", eta {_duration(left / rate)}" if rate and left > 0 else ""
+    return f"{stage}: {finished}{of} {UNITS.get(stage, 'done')}{rejected}{speed}{eta}"
+
+
+def _duration(seconds: float) -> str:
+    """In the unit in which it is a number of one or two digits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def reporter() -> Callable[[str, int, int], None]:
+    """A callback (stage, done, total) that counts into the tally: for work that tells how far it is."""
+    last: dict[str, tuple[int, int]] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        before, whole = last.get(stage, (0, -1))
+        if whole != total or done < before:
+            tally.start(stage, total)
+            before = 0
+        tally.add(stage, done - before)
+        last[stage] = done, total
+
+    return report
 
 
 @contextmanager

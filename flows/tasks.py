@@ -15,12 +15,18 @@ from id2core.encoders import EncoderError
 from id2core.index import SearchError
 from id2core.oripid.translators import TranslatorError
 from id2core.storage import StorageError
+from id2core.training.closed_form import ClosedFormError
+from id2core.training.pairs import PairsError
+from id2core.training.recipe import MetricError
 from id2core.transform import TransformError
 
 # Asking again would not help: the message says what the caller has to change.
 PERMANENT = (
+    ClosedFormError,
     datasets.DatasetError,
     EncoderError,
+    MetricError,
+    PairsError,
     SearchError,
     StorageError,
     TransformError,

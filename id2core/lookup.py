@@ -1,0 +1,190 @@
+"""Exact search among stored latents under any transforms: measure or calibrate a W without embedding again.
+
+`matching` searches the descriptors that stand in the data sets, spread over many machines; here descriptors
+are made of the latents beside them, in one process. Both order candidates alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from id2core import datasets, index, tables
+from id2core.datasets import Commit, FileRecord
+from id2core.transform import Transform
+
+# Latents compare only where these agree; which W the descriptors beside them are of is no matter.
+IDS = ("encoder_id", "preprocess_id")
+# References of one shard: enough that merging costs little beside multiplying.
+SHARD_ROWS = 8192
+# Of the queries' descriptors under all transforms.
+QUERY_BYTES = 1 << 29
+_READ_AHEAD = 4  # row groups; 8 MB each where a latent has 4,096 numbers
+
+Progress = Callable[[str, int, int], None]
+
+
+def search(
+    references: str,
+    queries: str,
+    transforms: Sequence[Transform],
+    k: int = 10,
+    *,
+    query_bytes: int = QUERY_BYTES,
+    progress: Progress = lambda stage, done, total: None,
+) -> list[pa.Table]:
+    """The k best references of every query under each of some transforms, in one pass over the latents.
+
+    Memory: the descriptors of queries, twice `query_bytes` at most (where they need more, the references
+    are passed over again for each further part of the queries), the latents of `SHARD_ROWS` references
+    and their descriptors (400 MB at n = 4,096), and k candidates per query and transform.
+
+    Args:
+        references, queries: embeddings data sets with latents of one encoder and one preprocessing. The
+            transforms that they were made with do not matter.
+        transforms: one or more, for latents of this encoder.
+        k: references per query; all where there are fewer.
+        query_bytes: of memory.
+        progress: called with "lookup", and how many pairs of a query and a reference of how many were
+            compared.
+
+    Returns:
+        One `tables.MATCHES` table per transform, ordered by query_uri and rank. `index_id` names the
+        references and the transform, `run_id` the queries and k besides; the columns of background and
+        verdicts are null.
+
+    Raises:
+        DatasetError: a data set is incomplete or damaged, or the two do not compare.
+        SearchError: FAISS is not installed.
+        TransformError: a transform belongs to another encoder or takes latents of another size.
+        ValueError: k is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; look up 1 reference per query or more")
+    left, right = _checked(references, queries, transforms)
+    total, compared = left.rows * right.rows, 0
+    parts: list[list[pa.Table]] = [[] for _ in transforms]
+    for names, descriptors in _query_parts(queries, right, transforms, query_bytes):
+        best = [index.CANDIDATES.empty_table() for _ in transforms]
+        for ids, latents in _blocks(_row_groups(references, left), SHARD_ROWS):
+            for i, transform in enumerate(transforms):
+                shard = index.build(transform.apply(latents), ids)
+                best[i] = index.merge([best[i], shard.search(descriptors[i], k)], k)
+            compared += len(latents) * names.num_rows
+            progress("lookup", compared, total)
+        for i, candidates in enumerate(best):
+            parts[i].append(_matches(names, candidates, _constants(left, right, transforms[i], k)))
+    return [
+        pa.concat_tables([tables.MATCHES.empty_table(), *found]).sort_by(
+            [("query_uri", "ascending"), ("rank", "ascending")]
+        )
+        for found in parts
+    ]
+
+
+def index_id(commit: Commit, transform: Transform) -> str:
+    """Names the exact index over a committed reference data set under a transform.
+
+    Where the descriptors in the data set are of this transform, it is that of `index.index_id`.
+    """
+    if commit.ids["transform_id"] == transform.transform_id:
+        return index.index_id(commit)
+    return f"flat-{datasets.digest_of(commit.digest, transform.transform_id)}"
+
+
+def _checked(references: str, queries: str, transforms: Sequence[Transform]) -> tuple[Commit, Commit]:
+    index.require()
+    left, right = datasets.require_commit(references), datasets.require_commit(queries)
+    datasets.check_ids(right, {name: left.ids[name] for name in IDS}, queries)
+    for transform in transforms:
+        transform.check_encoder(left.ids["encoder_id"])
+    return left, right
+
+
+def _row_groups(uri: str, commit: Commit) -> Iterator[pa.Table]:
+    """`image_id`, `uri` and `latent`, row group by row group in order; read ahead by threads."""
+    tasks = [(record, group) for record in commit.files for group in range(record.row_groups)]
+
+    def read(task: tuple[FileRecord, int]) -> pa.Table:
+        record, group = task
+        return datasets.read_file(uri, record, ["image_id", "uri", "latent"], group)
+
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        for start in range(0, len(tasks), _READ_AHEAD):
+            yield from pool.map(read, tasks[start : start + _READ_AHEAD])
+
+
+def _blocks(groups: Iterator[pa.Table], rows: int) -> Iterator[tuple[pa.Table, NDArray[np.float16]]]:
+    """`image_id` and `uri`, and latents, of whole row groups that together have `rows` rows or more."""
+    waiting: list[pa.Table] = []
+    for group in groups:
+        waiting.append(group)
+        if sum(table.num_rows for table in waiting) >= rows:
+            yield _block(waiting)
+            waiting = []
+    if waiting:
+        yield _block(waiting)
+
+
+def _block(groups: list[pa.Table]) -> tuple[pa.Table, NDArray[np.float16]]:
+    whole = pa.concat_tables(groups)
+    return whole.select(["image_id", "uri"]), tables.column_to_vectors(whole["latent"])
+
+
+def _query_parts(
+    uri: str, commit: Commit, transforms: Sequence[Transform], most: int
+) -> Iterator[tuple[pa.Table, list[NDArray[np.float32]]]]:
+    """`image_id` and `uri` of some queries, and their descriptors under each transform."""
+    names: list[pa.Table] = []
+    made: list[list[NDArray[np.float32]]] = []
+    size = 0
+    for ids, latents in _blocks(_row_groups(uri, commit), tables.ROW_GROUP):
+        names.append(ids)
+        made.append([_apply(transform, latents) for transform in transforms])
+        size += sum(descriptors.nbytes for descriptors in made[-1])
+        if size >= most:
+            yield pa.concat_tables(names), [np.concatenate(x) for x in zip(*made, strict=True)]
+            names, made, size = [], [], 0
+    if names:
+        yield pa.concat_tables(names), [np.concatenate(x) for x in zip(*made, strict=True)]
+
+
+def _apply(transform: Transform, latents: NDArray[np.float16]) -> NDArray[np.float32]:
+    transform.output_size(latents.shape[1])
+    return transform.apply(latents)
+
+
+def _constants(left: Commit, right: Commit, transform: Transform, k: int) -> dict[str, Any]:
+    """What is the same in all rows of a table of matches."""
+    name = index_id(left, transform)
+    return {
+        "encoder_id": left.ids["encoder_id"],
+        "transform_id": transform.transform_id,
+        "index_id": name,
+        "run_id": datasets.digest_of(name, right.digest, k),
+        "scanned_at": datetime.now(UTC).replace(microsecond=0),
+    }
+
+
+def _matches(queries: pa.Table, candidates: pa.Table, constants: dict[str, Any]) -> pa.Table:
+    rows = candidates["query_row"]
+    asked = queries.take(rows)
+    columns = {
+        "query_id": asked["image_id"],
+        "query_uri": asked["uri"],
+        "rank": pa.array(index.ranks(rows.to_numpy()) + 1, pa.int32()),
+        **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
+    }
+    arrays = [
+        columns[field.name]
+        if field.name in columns
+        else pa.repeat(pa.scalar(constants.get(field.name), field.type), len(rows))
+        for field in tables.MATCHES
+    ]
+    return pa.Table.from_arrays(arrays, schema=tables.MATCHES)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from flows import progress
+from flows import train as flow
+from id2core import datasets, tables, transform
+from id2core.datasets import DatasetError
+from id2core.training.closed_form import ClosedFormError
+from id2core.training.pairs import PairsError
+from tests.conftest import run_until
+from tests.latent_sets import origins, translated, write_embeddings, write_translations
+
+ORIGINS, EACH = 200, 3
+SMALL = {"dimensions": 32, "batch": 64, "epochs": 4, "iterations": 25, "lr": 3e-2, "ema": 0.99} | {
+    "validation_share": 0.3
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with latents of originals and of their translations, and what is a translation of what."""
+    folder = tmp_path_factory.mktemp("train")
+    known = origins(ORIGINS, 0)
+    write_embeddings(folder / "originals", known, "o")
+    again = np.concatenate([translated(known, seed, much=8) for seed in range(1, EACH + 1)])
+    write_embeddings(folder / "translated/embeddings", again, "t")
+    pairs = [(f"t{i:06d}", f"o{i % ORIGINS:06d}") for i in range(EACH * ORIGINS)]
+    write_translations(folder / "made/translations", [*pairs, ("nowhere", "o000001")])
+    return folder
+
+
+def arguments(out: str, method: str, **recipe: object) -> list[str]:
+    """As an operator gives them: two data sets by the `--out` that they stand in."""
+    chosen = SMALL | recipe if method != "closed-form" else {"dimensions": 32, "validation_share": 0.3}
+    options = [part for name, value in chosen.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    data = ["--embeddings", "originals", "--embeddings", "translated", "--translations", "made"]
+    return ["train", *data, "--out", out, "--method", method, "--cache", "cache", *options]
+
+
+def environment(api: str) -> dict[str, str]:
+    return os.environ | {"PREFECT_API_URL": api, "OMP_NUM_THREADS": "1"}
+
+
+def run(place: Path, api: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=place, env=environment(api), capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+def test_both_methods_beat_raw_latents_and_again_does_nothing(
+    place: Path, prefect_api: str, id2: str
+) -> None:
+    done = run(place, prefect_api, [id2, *arguments("both", "both"), "--json"])
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    reached = {name: m["mean_ap"] for name, m in report["validation"]["methods"].items()}
+    assert set(reached) == {"raw", "closed-form", "both"}
+    assert reached["both"] >= reached["closed-form"] > reached["raw"] + 0.05
+    assert report["data"]["origins"] == ORIGINS and report["data"]["latents"] == ORIGINS * (1 + EACH)
+    assert report["data"]["left_out"]["translations_without_latent"] == 1
+    assert "training: 100/100 steps" in done.stderr and report["seconds"]["both"] > 0
+    w = transform.load(report["W"])
+    assert w.transform_id == report["transform_id"] and report["W"] == str(place / "both/W.safetensors")
+    assert w.metadata["encoder_id"] == "e-1" and w.metadata["recipe"]["init"] != "random"
+    [row] = datasets.read_all(str(place / "both/runs"), tables.RUNS).to_pylist()
+    assert (row["flow"], row["listed"]) == ("train", 800) and json.loads(row["versions"])["torch"]
+
+    before = (place / "both/report.json").stat().st_mtime_ns
+    again = run(place, prefect_api, [id2, *arguments("both", "both")])
+    assert again.returncode == 0 and "nothing new to do" in again.stderr, again.stderr
+    assert again.stdout.strip() == report["W"]
+    assert (place / "both/report.json").stat().st_mtime_ns == before
+    other = run(place, prefect_api, [id2, *arguments("both", "both", lr=1e-3, seed=5)])
+    assert other.returncode == 1 and "other lr, seed" in other.stderr, other.stderr
+
+
+def test_killed_and_run_again_gives_the_same_w(place: Path, prefect_api: str, id2: str) -> None:
+    whole = run(place, prefect_api, [id2, *arguments("whole", "gradient", iterations=200), "--json"])
+    assert whole.returncode == 0, whole.stderr
+    command = [id2, *arguments("killed", "gradient", iterations=200)]
+    run_until(place / "killed", "gradient/checkpoint.pt", command, place, environment(prefect_api))
+    assert not (place / "killed/report.json").exists(), "it ended before it could be killed"
+    resumed = run(place, prefect_api, [*command, "--json"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["transform_id"] == json.loads(whole.stdout)["transform_id"]
+
+
+def test_under_torchrun_one_process_tells_and_writes(place: Path, prefect_api: str, id2: str) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--standalone"]
+    command = [
+        *torchrun,
+        "--nproc-per-node",
+        "2",
+        id2,
+        *arguments("two", "both"),
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    done = run(place, prefect_api, command)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["validation"]["methods"]["both"]["mean_ap"] > 0.9
+    assert transform.load(report["W"]).transform_id == report["transform_id"]
+    again = run(place, prefect_api, command)
+    assert again.returncode == 0 and json.loads(again.stdout)["resumed"], again.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"translations": "originals"}, PairsError, "holds embeddings"),
+        ({"embeddings": "nothing"}, DatasetError, "nothing has no _SUCCESS"),
+        ({"embeddings": "originals"}, PairsError, "no origin has a latent as well as a translation"),
+        ({"recipe": {"dimensions": 65}}, ClosedFormError, "m is 65"),
+        ({"recipe": {"epochs": 3}}, flow.TrainError, "epochs: not for the closed form"),
+        ({"recipe": {"speed": 3}}, flow.TrainError, "no speed"),
+        ({"out": "gs://bucket/w"}, flow.TrainError, "local directory"),
+        ({"method": "both", "recipe": {"head": "mlp-2"}}, flow.TrainError, "not mlp-2"),
+        ({"method": "gradient", "shrinkage": 1.0}, flow.TrainError, "closed-form or both"),
+    ],
+)
+def test_what_cannot_be_trained_is_said(
+    change: dict[str, object], error: type[Exception], message: str, place: Path, tmp_path: Path
+) -> None:
+    given = {"embeddings": "originals", "translations": "made/translations", "out": tmp_path / "w"} | change
+    data = {name: [str(place / str(given.pop(name)))] for name in ("embeddings", "translations")}
+    if "embeddings" not in change:
+        data["embeddings"].append(str(place / "translated/embeddings"))
+    given |= {"method": given.get("method", "closed-form"), "recipe": given.get("recipe", {})}
+    with pytest.raises(error, match=message):
+        flow.fit(flow.plan(**data, **(given | {"out": str(given["out"])})))
+
+
+def test_bad_usage_is_told_before_any_work(place: Path, prefect_api: str, id2: str) -> None:
+    done = run(place, prefect_api, [id2, *arguments("bad", "gradient", head="mlp-9")])
+    assert done.returncode == 2 and "mlp-9" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_progress_says_when_it_will_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.0)
+    console = Console(file=io.StringIO(), width=200)
+    report = progress.reporter()
+    with progress.shown(console):
+        report("training", 600, 1000)  # a resumed run: these were not done in no time
+        for step in (601, 602):
+            time.sleep(0.05)
+            report("training", step, 1000)
+        report("training", 1000, 1000)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "training: 600/1000 steps"
+    assert lines[2].startswith("training: 602/1000 steps, ")
+    seconds = int(lines[2].split("eta ")[1].removesuffix(" s"))
+    assert 10 < seconds < 90 and "eta" not in lines[-1]
+    assert progress._duration(80) == "80 s" and progress._duration(720) == "12 min"
+    assert progress._duration(4 * 3600) == "4.0 h"

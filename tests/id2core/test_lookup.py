@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from id2core import datasets, index, lookup, tables
+from id2core.datasets import DatasetError
+from id2core.transform import Transform, TransformError
+from tests.latent_sets import N, write_embeddings
+
+
+def drawn(rows: int, seed: int) -> NDArray[np.float16]:
+    return np.random.default_rng(seed).standard_normal((rows, N)).astype(np.float16)
+
+
+def some_w(seed: int = 9) -> Transform:
+    weights = np.random.default_rng(seed).standard_normal((N, 6)).astype(np.float32)
+    return Transform(weights, {"encoder_id": "e-1"})
+
+
+def test_the_best_references_under_each_transform_in_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "SHARD_ROWS", 100)
+    references, queries = drawn(730, 0), drawn(130, 1)
+    left, right = (
+        write_embeddings(tmp_path / "r", references, "r", 3),
+        write_embeddings(tmp_path / "q", queries, "q"),
+    )
+    read: list[str] = []
+    real = datasets.read_file
+    monkeypatch.setattr(datasets, "read_file", lambda uri, *more: (read.append(uri), real(uri, *more))[1])
+    told: list[tuple[str, int, int]] = []
+    transforms = [Transform(), some_w()]
+    found = lookup.search(left, right, transforms, 7, progress=lambda *step: told.append(step))
+    assert read.count(left) == 15 and told[-1] == ("lookup", 730 * 130, 730 * 130)
+    for transform, matches in zip(transforms, found, strict=True):
+        scores = transform.apply(queries) @ transform.apply(references).T
+        best = np.argsort(-scores, axis=1)[:, :7]
+        assert matches.schema.equals(tables.MATCHES, check_metadata=True)
+        assert matches["reference_id"].to_pylist() == [f"r{i:06d}" for i in best.ravel()]
+        np.testing.assert_allclose(
+            matches["score"].to_numpy(), np.take_along_axis(scores, best, 1).ravel(), atol=1e-5
+        )
+        assert matches["rank"].to_pylist() == [1, 2, 3, 4, 5, 6, 7] * 130
+        assert matches["query_uri"].to_pylist()[::7] == [f"/q/{i:06d}.jpg" for i in range(130)]
+        assert matches["transform_id"].unique().to_pylist() == [transform.transform_id]
+    names = [m["index_id"][0].as_py() for m in found]
+    assert names[0] == index.index_id(datasets.require_commit(left)) != names[1]
+    assert len({m["run_id"][0].as_py() for m in found}) == 2
+    bytes_of_fifty = 50 * 4 * (N + 6)
+    parts = lookup.search(left, right, transforms, 7, query_bytes=bytes_of_fifty)
+    for a, b in zip(found, parts, strict=True):
+        assert a.drop(["score", "scanned_at"]).equals(b.drop(["score", "scanned_at"]))
+
+
+def test_equal_scores_are_ordered_by_id_and_a_small_corpus_gives_all_it_has(tmp_path: Path) -> None:
+    same = np.ones((60, N))
+    left = write_embeddings(tmp_path / "r", same, "r")
+    right = write_embeddings(tmp_path / "q", drawn(3, 1), "q", 1)
+    [found] = lookup.search(left, right, [some_w()], 100)
+    assert found["reference_id"].to_pylist() == [f"r{i:06d}" for i in range(60)] * 3
+    empty = write_embeddings(tmp_path / "empty", np.empty((0, N)), "x", 1)
+    assert lookup.search(empty, right, [Transform()])[0].num_rows == 0
+    assert lookup.search(left, empty, [Transform()])[0].num_rows == 0
+
+
+def test_what_does_not_compare_is_refused(tmp_path: Path) -> None:
+    left = write_embeddings(tmp_path / "r", drawn(9, 0), "r", transform_id="other")
+    right = write_embeddings(tmp_path / "q", drawn(9, 1), "q")
+    assert lookup.search(left, right, [some_w()], 2)[0].num_rows == 18  # their own transforms do not matter
+    other = write_embeddings(tmp_path / "o", drawn(9, 1), "o", encoder_id="e-2")
+    with pytest.raises(DatasetError, match="encoder_id e-2"):
+        lookup.search(left, other, [Transform()])
+    with pytest.raises(TransformError, match="trained for e-3"):
+        lookup.search(left, right, [Transform(some_w().weights, {"encoder_id": "e-3"})])
+    with pytest.raises(TransformError, match="latents of 5 numbers"):
+        lookup.search(left, right, [Transform(np.ones((5, 2), np.float32))])
+    with pytest.raises(ValueError, match="k is 0"):
+        lookup.search(left, right, [Transform()], 0)

@@ -1,0 +1,74 @@
+"""Data sets of drawn latents, in which a translation differs from its origin in some directions only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from id2core import datasets, tables
+from id2core.datasets import Commit
+from id2core.transform import Transform
+
+N = 64
+IDS = {"encoder_id": "e-1", "transform_id": "identity", "preprocess_id": "p"}
+# Rows: the directions in which translations go astray.
+ASTRAY = np.linalg.qr(np.random.default_rng(7).standard_normal((N, N)))[0][: N // 4]
+
+
+def origins(count: int, seed: int) -> NDArray[np.float16]:
+    return np.random.default_rng(seed).standard_normal((count, N)).astype(np.float16)
+
+
+def translated(latents: NDArray[Any], seed: int, much: float = 12.0, little: float = 0.3) -> NDArray[Any]:
+    """One translation of each latent: much astray, and a little everywhere."""
+    rng = np.random.default_rng(seed)
+    astray = much * rng.standard_normal((len(latents), len(ASTRAY))) @ ASTRAY
+    return (latents + astray + little * rng.standard_normal(latents.shape)).astype(np.float16)
+
+
+def good_w() -> Transform:
+    """W that does not see where translations go astray."""
+    whole = np.linalg.svd(ASTRAY)[2][len(ASTRAY) :]
+    return Transform(np.ascontiguousarray(whole.T, np.float32), {"encoder_id": IDS["encoder_id"]})
+
+
+def write_embeddings(
+    uri: Path, latents: NDArray[Any], prefix: str, files: int = 2, rows_at_once: int = 50, **ids: str
+) -> str:
+    """Pictures PREFIX000000 … at /PREFIX/000000.jpg …, in small row groups; descriptors say nothing."""
+    schema = tables.embeddings_schema(latents.shape[1], 1)
+    records = []
+    for i, rows in enumerate(np.array_split(np.arange(len(latents)), files)):
+        parts = []
+        for start in range(0, len(rows), rows_at_once):
+            part = rows[start : start + rows_at_once]
+            columns = {
+                "image_id": [f"{prefix}{r:06d}" for r in part],
+                "uri": [f"/{prefix}/{r:06d}.jpg" for r in part],
+                "latent": tables.vectors_to_array(latents[part].astype(np.float16), latents.shape[1]),
+            }
+            parts.append(_table(schema, columns, len(part)))
+        records.append(datasets.write_file(str(uri), f"part-{prefix}{i}", parts, schema))
+    commit = Commit("embeddings", "r", IDS | ids, tuple(records), source=f"/{prefix}")
+    datasets.write_commit(str(uri), commit)
+    return str(uri)
+
+
+def write_translations(uri: Path, pairs: Sequence[tuple[str, str]]) -> str:
+    """A data set of (image_id, origin_id)."""
+    columns = {"image_id": [p[0] for p in pairs], "origin_id": [p[1] for p in pairs]}
+    table = _table(tables.TRANSLATIONS, columns, len(pairs))
+    record = datasets.write_file(str(uri), f"part-{len(pairs)}", [table], tables.TRANSLATIONS)
+    datasets.write_commit(str(uri), Commit("translations", "r", {}, (record,)))
+    return str(uri)
+
+
+def _table(schema: pa.Schema, columns: dict[str, Any], rows: int) -> pa.Table:
+    return pa.Table.from_pydict(
+        {field.name: pa.nulls(rows, field.type) for field in schema} | columns, schema
+    )
