@@ -13,16 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
+from id2core.oripid import models
 from id2core.training import captions
 from id2core.training import photos as photo_folder
 
 SEEN, UNSEEN = "mini-a", "mini-b"
 TRAIN, TEST, CALIBRATION, FRESH, DISTRACTORS = "train", "test", "calibration", "fresh", "distractors"
-TRAIN_COUNT, WITHOUT_ORIGIN = 2000, 500
-# The kept part of a distractor's crop: far enough from the whole photo to be a picture of its own.
-_CROP = (0.1, 0.1, 0.8, 0.8)
+# Some of the test's photos, translated in more ways.
+SOME = "some"
+PARTS = (SOME,)
+TRAIN_COUNT, WITHOUT_ORIGIN, SOME_COUNT = 2000, 500, 100
+# Views of a photo beside the whole, each an origin of its own: the mirror image, then crops. A matrix is
+# learned from many origins rather than from many translations of few.
+VIEWS = {TRAIN: 5, DISTRACTORS: 2}
+_CROP_SIDES = (0.6, 0.9)
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,11 @@ class Translated:
         role: whose photos.
         model: `mini-a` or `mini-b`.
         per_image: translations of each photo.
-        steps: of denoising at strength 1; half as many in training, where number counts for more.
+        steps: of denoising at strength 1; a third of the usual in training, where number counts for more. A
+            multiple of 10, so that a strength begins at the same noise everywhere.
         seed: of prompts and pictures.
+        strength: of the editing; by default the model's.
+        paradigm: another way to translate with the model's weights: a row of `models.TABLE`.
     """
 
     role: str
@@ -42,24 +52,42 @@ class Translated:
     per_image: int
     steps: int
     seed: int
+    strength: float | None = None
+    paradigm: str | None = None
 
     @property
     def name(self) -> str:
         """Of its folder and its prompts."""
-        return f"{self.role}-{self.model}"
+        if self.strength is not None:
+            return f"strength-{self.strength}-{self.model}"
+        return f"{TEST}-{self.paradigm}" if self.paradigm else f"{self.role}-{self.model}"
+
+    @property
+    def source(self) -> str | None:
+        """The weights, where they are not those of the row of `models.TABLE`."""
+        return str(models.locate(models.find(self.model))[0]) if self.paradigm else None
 
 
-RUNS = tuple(
-    Translated(role, model, per_image, steps, 100 * place + number)
-    for place, (role, per_image, steps) in enumerate(
-        ((TRAIN, 4, 15), (TEST, 2, 30), (CALIBRATION, 2, 30), (FRESH, 2, 30))
-    )
-    for number, model in enumerate((SEEN, UNSEEN))
+RUNS = (
+    *(
+        Translated(role, model, per_image, steps, 100 * place + number)
+        for place, (role, per_image, steps) in enumerate(
+            ((TRAIN, 1, 10), (TEST, 2, 30), (CALIBRATION, 2, 30), (FRESH, 2, 30))
+        )
+        for number, model in enumerate((SEEN, UNSEEN))
+    ),
+    *(
+        Translated(SOME, model, 1, 30, 400 + number, strength=tenth / 10)
+        for tenth in range(1, 11)
+        for number, model in enumerate((SEEN, UNSEEN))
+    ),
+    Translated(SOME, SEEN, 1, 30, 500, paradigm="edict"),
+    Translated(SOME, SEEN, 1, 30, 501, paradigm="plug-and-play"),
 )
 
 
 def roles(photos: Path) -> dict[str, list[str]]:
-    """Role → file names, the same on every machine.
+    """Role → names of whole photos, the same on every machine.
 
     `test` has the photos that no training run of the project has seen. `calibration` and `fresh` are photos
     whose translations have no origin among the references: to set thresholds by, and to check them.
@@ -78,46 +106,52 @@ def roles(photos: Path) -> dict[str, list[str]]:
         CALIBRATION: ranked[train:calibration],
         FRESH: ranked[calibration:fresh],
         TEST: split.held_out,
+        SOME: split.held_out[:SOME_COUNT],
         DISTRACTORS: ranked[fresh:] + split.never,
     }
 
 
 def lay_out(photos: Path, out: Path) -> None:
-    """Make OUT/photos/ROLE with links to photos, and OUT/prompts/ROLE-MODEL.csv; a repetition is harmless.
+    """Make OUT/photos/ROLE with links to photos and views of them, and OUT/prompts/ROLE-MODEL.csv.
+
+    Done again, it changes nothing.
 
     Args:
         photos: folder of at least 3,500 photos, with a captions.csv that names subjects.
         out: local directory.
     """
+    (out / "prompts").mkdir(parents=True, exist_ok=True)
+    subjects = sorted(set(captions.read(photos).values()))
     for role, names in roles(photos).items():
         folder = out / "photos" / role
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             if not (folder / name).exists():
                 (folder / name).symlink_to((photos / name).absolute())
-        if role == DISTRACTORS:
-            _add_variants(folder, names)
-    subjects = sorted(set(captions.read(photos).values()))
-    (out / "prompts").mkdir(exist_ok=True)
-    for run in RUNS:
-        own = subjects[::2] if run.role == TRAIN else subjects[1::2]
-        write_prompts(sorted(roles(photos)[run.role]), own, run, out / "prompts" / f"{run.name}.csv")
+            for number in range(VIEWS.get(role, 0)):
+                _write_view(folder, name, number)
+        own = subjects[::2] if role == TRAIN else subjects[1::2]
+        for run in RUNS:
+            if run.role == role:
+                pictures = sorted(path.name for path in folder.iterdir())
+                write_prompts(pictures, own, run, out / "prompts" / f"{run.name}.csv")
 
 
-def _add_variants(folder: Path, names: list[str]) -> None:
-    """Mirror images and mirrored crops of distractors, as distractors more."""
-    for name in names:
-        for kind, path in (("mirror", folder / f"mirror-{name}"), ("crop", folder / f"crop-{name}")):
-            if path.exists():
-                continue
-            with Image.open(folder / name) as photo:
-                turned = ImageOps.mirror(photo.convert("RGB"))
-            if kind == "crop":
-                left, top, wide, high = _CROP
-                w, h = turned.size
-                box = (left * w, top * h, (left + wide) * w, (top + high) * h)
-                turned = turned.resize(turned.size, Image.Resampling.LANCZOS, box=box)
-            turned.save(path, quality=95)
+def _write_view(folder: Path, name: str, number: int) -> None:
+    """View 0 is the mirror image; the others are crops, mirrored or not, drawn from the name and number."""
+    path = folder / f"view{number}-{name}"
+    if path.exists():
+        return
+    digest = hashlib.sha256(path.name.encode()).digest()
+    rng = np.random.default_rng(list(digest))
+    with Image.open(folder / name) as image:
+        photo = image.convert("RGB")
+    side = 1.0 if number == 0 else rng.uniform(*_CROP_SIDES)
+    wide, high = photo.width * side, photo.height * side
+    left, top = rng.random(2) * (photo.width - wide, photo.height - high)
+    view = photo.resize(photo.size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
+    turned = ImageOps.mirror(view) if number == 0 or rng.random() < 0.5 else view
+    turned.save(path, quality=95)
 
 
 def write_prompts(names: list[str], subjects: list[str], run: Translated, file: Path) -> None:

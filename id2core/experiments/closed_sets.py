@@ -1,0 +1,235 @@
+"""Tables 3, 5, 6, 7 and 10, Figures 8 and 9: mAP and Acc on the seen model and on unseen ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from id2core import heads
+from id2core.experiments import bench as benches
+from id2core.experiments import plots
+from id2core.experiments.bench import Bench, Found
+from id2core.experiments.methods import Methods
+from id2core.experiments.results import Column, Result, Skipped
+from id2core.metrics import Measure
+from id2core.training.recipe import Recipe
+from id2core.transform import Transform
+
+RANKS = (16, 32, 64, 128, 256, 512)
+LOSS_NAMES = {"softmax": "SoftMax", "circle": "Circle loss", "cosface": "CosFace"}
+_TIMED = 2000
+
+
+def found_by(bench: Bench, transform: Transform) -> dict[str, Found]:
+    """Model → what a transform finds for its queries."""
+    return {model: bench.find(transform, model) for model in bench.models}
+
+
+def row(bench: Bench, name: str, found: dict[str, Found]) -> dict[str, Any]:
+    """A method's row: `seen_map`, `seen_acc`, and the means over unseen models."""
+    seen = benches.closed_set(found[bench.seen])
+    values: dict[str, Any] = {"method": name, "seen_map": seen["map"], "seen_acc": seen["acc"]}
+    for key, what in (("map", "precision"), ("acc", "correct")):
+        values[f"unseen_{key}"] = _mean_of([(getattr(found[m], what), found[m]) for m in bench.unseen])
+    return values
+
+
+def _mean_of(parts: Sequence[tuple[Any, Found]]) -> Measure:
+    """The mean over models; where one photo has queries by several, they are resampled together."""
+    values = np.concatenate([x / len(x) for x, _ in parts])
+    photos = np.concatenate([found.queries.photos for _, found in parts])
+    return benches.mean(values * len(values) / len(parts), photos)
+
+
+COLUMNS = (
+    Column("method"),
+    Column("seen_map", "seen mAP %", percent=True),
+    Column("seen_acc", "seen Acc %", percent=True),
+    Column("unseen_map", "unseen mAP %", percent=True),
+    Column("unseen_acc", "unseen Acc %", percent=True),
+)
+
+
+def bars(rows: Sequence[dict[str, Any]]) -> plots.Bars:
+    """mAP of methods, seen and unseen side by side."""
+    sides = {"seen model": "seen_map", "unseen models": "unseen_map"}
+    ends = {
+        end: {side: [100 * getattr(r[key], end) for r in rows] for side, key in sides.items()}
+        for end in ("value", "low", "high")
+    }
+    return plots.Bars([r["method"] for r in rows], ends["value"], "mAP, %", ends["low"], ends["high"])
+
+
+def described(bench: Bench) -> str:
+    """The data of the closed set in one sentence."""
+    queries = len(bench.queries(bench.seen).latents)
+    return (
+        f"Trained on translations by {bench.seen}; {queries:,} test translations by each of "
+        f"{', '.join(bench.models)} looked up among {len(bench.references):,} pictures; no photo and no "
+        f"prompt of the test was trained on."
+    )
+
+
+def compare(methods: Methods, name: str, title: str, transforms: Iterable[tuple[str, Transform]]) -> Result:
+    """A table of transforms on one bench."""
+    started = time.monotonic()
+    rows = [row(methods.bench, label, found_by(methods.bench, w)) for label, w in transforms]
+    return Result(
+        name, title, rows, described(methods.bench), time.monotonic() - started, COLUMNS, bars(rows)
+    )
+
+
+def table_3(methods: Methods) -> Result:
+    """Tables 3 and 10: the methods by model, with what they cost."""
+    started = time.monotonic()
+    bench = methods.bench
+    trained = {
+        "Embeddings of VAE": methods.raw(),
+        "W, the paper's recipe": methods.recipe(bench.seen),
+        "W, closed form": methods.closed(bench.seen),
+        "W, both": methods.both(bench.seen),
+    }
+    found = {name: found_by(bench, w) for name, w in trained.items()}
+    rows = [row(bench, name, found[name]) | _costs(methods, w) for name, w in trained.items()]
+    rows += _upper(methods)
+    columns = (*COLUMNS, Column("train_s", "train, s"), Column("match_s", "match, 1e-10 s/pair", digits=2))
+    by_model = [
+        {"method": name} | {f"{m}_map": benches.closed_set(f[m])["map"] for m in bench.models}
+        for name, f in found.items()
+    ]
+    gains = _gains(bench, found)
+    return Result(
+        "t3",
+        "Tables 3 and 10: seen and unseen models, and costs",
+        rows,
+        described(bench),
+        time.monotonic() - started,
+        columns,
+        bars(rows),
+        [
+            *gains,
+            "`Upper` is trained on the unseen model itself, and has no column for the seen one.",
+            "What needs weights from a hub, the paper's fine-tuned and generalizable models, did not run.",
+        ],
+        {"by_model": [_plain(r) for r in by_model]},
+    )
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.value if isinstance(v, Measure) else v for k, v in values.items()}
+
+
+def _gains(bench: Bench, found: dict[str, dict[str, Found]]) -> list[str]:
+    """Each method against the one above it, on unseen models."""
+    names = list(found)
+    told = []
+    for first, second in zip(names[1:], names, strict=False):
+        for model in bench.unseen:
+            d = benches.difference(found[first][model], found[second][model])
+            assert d.value is not None and d.low is not None and d.high is not None
+            told.append(
+                f"{model}: mAP of “{first}” less that of “{second}”: {100 * d.value:+.1f} points "
+                f"(95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f})."
+            )
+    return told
+
+
+def _costs(methods: Methods, w: Transform) -> dict[str, float]:
+    """Seconds of training, and of a comparison of two descriptors."""
+    r = w.apply(methods.bench.references[:_TIMED])
+    started = time.perf_counter()
+    repeated = 5
+    for _ in range(repeated):
+        r @ r.T
+    seconds = (time.perf_counter() - started) / (repeated * len(r) ** 2)
+    return {"train_s": methods.seconds(w), "match_s": seconds * 1e10}
+
+
+def _upper(methods: Methods) -> list[dict[str, Any]]:
+    """Trained and tested on the same unseen model, where its translations of training photos are there."""
+    bench, rows = methods.bench, []
+    for model in bench.unseen:
+        if not bench.has(f"train-{model}"):
+            continue
+        for name, w in (
+            ("recipe", methods.recipe(model)),
+            ("closed form", methods.closed(model)),
+            ("both", methods.both(model)),
+        ):
+            measured = benches.closed_set(bench.find(w, model))
+            rows.append(
+                {
+                    "method": f"Upper, {name} on {model}",
+                    "seen_map": Measure(None),
+                    "seen_acc": Measure(None),
+                    "unseen_map": measured["map"],
+                    "unseen_acc": measured["acc"],
+                }
+                | _costs(methods, w)
+            )
+    return rows
+
+
+def table_5(methods: Methods) -> Result | Skipped:
+    """Other VAEs as encoders, each with a W of its own."""
+    title = "Table 5: encoders"
+    bench = methods.bench
+    others = [name for name in bench.encoders() if bench.by(name).has("train", f"train-{bench.seen}")]
+    if not others:
+        return Skipped("t5", title, "no other VAE has embedded the data (`id2 experiment data --encoder …`)")
+    started = time.monotonic()
+    rows = []
+    for name in ("", *others):
+        own = Methods(bench.by(name), methods.out / name if name else methods.out, methods.passes)
+        label = name or bench.ids["encoder_id"].rsplit("-", 1)[0]
+        for kind, w in (("closed form", own.closed(bench.seen)), ("recipe", own.recipe(bench.seen))):
+            rows.append(row(own.bench, f"{label}, {kind}", found_by(own.bench, w)))
+    return Result("t5", title, rows, described(bench), time.monotonic() - started, COLUMNS, bars(rows))
+
+
+def table_6(methods: Methods) -> Result:
+    """Losses."""
+    seen = methods.bench.seen
+    runs = (
+        (label, methods.recipe(seen, Recipe(loss=loss), "recipe" if loss == "cosface" else loss))  # type: ignore[arg-type]
+        for loss, label in LOSS_NAMES.items()
+    )
+    return compare(methods, "t6", "Table 6: losses", runs)
+
+
+def table_7(methods: Methods) -> Result:
+    """Non-linear heads; Figure 9 is the row of MLPs."""
+    seen = methods.bench.seen
+    kinds = (heads.LINEAR, *heads.KINDS)
+    runs = ((k, methods.recipe(seen, Recipe(head=k), "recipe" if k == heads.LINEAR else k)) for k in kinds)
+    return compare(methods, "t7", "Table 7 and Figure 9: linear and non-linear transformations", runs)
+
+
+def figure_8(methods: Methods) -> Result:
+    """The rank of W, in closed form and by the recipe."""
+    bench = methods.bench
+    started = time.monotonic()
+    rows = []
+    for m in RANKS:
+        recipe = methods.recipe(
+            bench.seen, Recipe(dimensions=m), f"recipe-{m}" if m != RANKS[-1] else "recipe"
+        )
+        for kind, w in (("closed form", methods.closed(bench.seen, m)), ("recipe", recipe)):
+            rows.append({"m": m} | row(bench, kind, found_by(bench, w)))
+    series = {
+        f"{kind}, {side}": [100 * r[f"{side}_map"].value for r in rows if r["method"] == kind]
+        for kind in ("closed form", "recipe")
+        for side in ("seen", "unseen")
+    }
+    return Result(
+        "f8",
+        "Figure 8: the rank of W",
+        rows,
+        described(bench),
+        time.monotonic() - started,
+        (Column("m"), *COLUMNS),
+        plots.Lines(list(RANKS), series, "columns of W", "mAP, %", logarithmic=True),
+    )

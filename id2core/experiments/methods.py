@@ -1,0 +1,105 @@
+"""The transforms that experiments compare, each trained once per output folder and kept there.
+
+- `raw`: latents as they are ("Embeddings of VAE").
+- `recipe`: the paper's W: CosFace and all else of `training.recipe`, as many passes over the data as there.
+- `closed`: W in closed form. `both`: the recipe, begun from it.
+- `upper` (`recipe` trained on an unseen model itself): the paper's upper bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from id2core import transform as transforms
+from id2core.experiments.bench import Bench
+from id2core.training import closed_form, metric
+from id2core.training.pairs import Pairs
+from id2core.training.recipe import Recipe
+from id2core.transform import Transform
+
+# 50,000 steps of 512 over 100,000 origins with 20 translations each (Sections 3 and 5.1).
+PAPER_PASSES = 50_000 * 512 / 2_100_000
+_SECONDS = "seconds"
+Progress = Callable[[str, int, int], None]
+
+
+def scaled(recipe: Recipe, pairs: Pairs, passes: float = PAPER_PASSES) -> Recipe:
+    """The recipe with as many steps as make `passes` over the pairs, in the same number of epochs."""
+    share = 1 - recipe.validation_share
+    steps = passes * share * len(pairs.latents) / recipe.batch
+    return replace(recipe, iterations=max(1, round(steps / recipe.epochs)))
+
+
+@dataclass(eq=False)
+class Methods:
+    """Trains what is asked for, or takes it from an earlier run.
+
+    Attributes:
+        bench: data.
+        out: parent of `runs/`.
+        passes: of a recipe over its data.
+        progress: of training.
+    """
+
+    bench: Bench
+    out: Path
+    passes: float = PAPER_PASSES
+    progress: Progress = lambda stage, done, total: None
+    _pairs: dict[str, Pairs] = field(default_factory=dict)
+
+    def pairs(self, model: str) -> Pairs:
+        """Of a model, opened once."""
+        if model not in self._pairs:
+            self._pairs[model] = self.bench.pairs(model)
+        return self._pairs[model]
+
+    def raw(self) -> Transform:
+        """The identity."""
+        return Transform()
+
+    def recipe(self, model: str, recipe: Recipe | None = None, name: str = "recipe") -> Transform:
+        """The paper's W, or one of another recipe under another name."""
+        return self._gradient(model, recipe or Recipe(), name, None)
+
+    def both(self, model: str) -> Transform:
+        """The recipe, begun from the closed form."""
+        return self._gradient(model, Recipe(), "both", self.closed(model))
+
+    def closed(self, model: str, m: int = 512) -> Transform:
+        """W in closed form."""
+        path = self._folder(model, f"closed-{m}") / metric.WEIGHTS
+        if not path.exists():
+            started = time.monotonic()
+            found = closed_form.fit(self.pairs(model), m, progress=self.progress).transform
+            self._keep(found, path, started)
+        return transforms.load(str(path))
+
+    def seconds(self, transform: Transform) -> float:
+        """How long its training took."""
+        return float(transform.metadata.get(_SECONDS, 0.0))
+
+    def _gradient(self, model: str, recipe: Recipe, name: str, start: Transform | None) -> Transform:
+        folder = self._folder(model, name)
+        path = folder / "kept.safetensors"
+        if not path.exists():
+            started = time.monotonic()
+            pairs = self.pairs(model)
+            plan = scaled(recipe, pairs, self.passes)
+            found = metric.fit(pairs, plan, folder, start=start, progress=self.progress)
+            self._keep(found, path, started)
+        return transforms.load(str(path))
+
+    def _folder(self, model: str, name: str) -> Path:
+        folder = self.out / "runs" / f"{name}-{model}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @staticmethod
+    def _keep(found: Transform, path: Path, started: float) -> None:
+        found.metadata[_SECONDS] = round(time.monotonic() - started, 1)
+        partial = path.with_suffix(".partial")
+        found.save(partial)
+        partial.replace(path)

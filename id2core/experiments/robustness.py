@@ -1,0 +1,232 @@
+"""Figure 7, Table 8, Table 11 and manual edits: queries that were attacked, or made in other ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from id2core import datasets, encoders
+from id2core.encoders import Encoder
+from id2core.experiments import bench as benches
+from id2core.experiments import plots
+from id2core.experiments.bench import TEST, Bench, Queries
+from id2core.experiments.closed_sets import described
+from id2core.experiments.methods import Methods
+from id2core.experiments.results import Column, Result, Skipped
+from id2core.metrics import Measure
+from id2core.oripid import attacks
+from id2core.transform import Transform
+
+STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+PARADIGMS = ("edict", "plug-and-play", "instruct-pix2pix", "ip-adapter")
+MANUAL = "manual"
+_ATTACKED = 250
+_AT_ONCE = 64
+
+
+def figure_7(methods: Methods, encoder: str = encoders.MINI) -> Result:
+    """mAP of attacked queries, by kind and intensity of the attack, with W and without.
+
+    Args:
+        methods: trained ones.
+        encoder: of the bench's latents.
+    """
+    started = time.monotonic()
+    bench, network = methods.bench, encoders.load(encoder)
+    if network.encoder_id != bench.ids["encoder_id"]:
+        raise benches.BenchError(
+            f"latents are by {bench.ids['encoder_id']}, {encoder} is {network.encoder_id}"
+        )
+    transforms = {"closed form": methods.closed(bench.seen), "VAE": methods.raw()}
+    rows = [row for model in bench.models for row in _attacked(bench, model, network, transforms)]
+    series = {
+        kind: plots.Lines(
+            list(dict.fromkeys(r["attack"] for r in rows if r["kind"] == kind)),
+            {
+                f"{name}, {model}": [
+                    100 * r[name].value for r in rows if r["kind"] == kind and r["model"] == model
+                ]
+                for name in transforms
+                for model in bench.models
+            },
+            kind,
+            "mAP, %",
+        )
+        for kind in attacks.FIGURE_7
+    }
+    return Result(
+        "f7",
+        "Figure 7: attacked queries",
+        rows,
+        f"{described(bench)} Of the test, {_ATTACKED} translations by each model, attacked.",
+        time.monotonic() - started,
+        (
+            Column("kind", merge=True),
+            Column("attack"),
+            Column("model"),
+            *(Column(name, f"mAP %, {name}", percent=True) for name in transforms),
+        ),
+        plots.Panels(series),
+    )
+
+
+def _attacked(
+    bench: Bench, model: str, network: Encoder, transforms: dict[str, Transform]
+) -> Iterator[dict[str, Any]]:
+    pictures, origins, photos = _pictures(bench, model)
+    table = {kind: ("none", *(a.name for a in row)) for kind, row in attacks.FIGURE_7.items()}
+    table |= {kind: tuple(a.name for a in row) for kind, row in attacks.BEYOND_FIGURE_7.items()}
+    untouched: dict[str, Measure] = {}
+    for kind, names in table.items():
+        for name in names:
+            if name != "none" or not untouched:
+                latents = _encode(pictures, network, name)
+                queries = Queries(latents, origins, photos)
+                found = {k: benches.find(w, queries, bench.references) for k, w in transforms.items()}
+                measured = {k: benches.closed_set(f)["map"] for k, f in found.items()}
+                untouched = untouched or measured
+            yield {"kind": kind, "attack": name, "model": model} | (untouched if name == "none" else measured)
+
+
+def _pictures(bench: Bench, model: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Files of some test translations, with rows of their origins and numbers of their photos."""
+    name = f"{TEST}-{model}"
+    tables = list(datasets.iterate(bench.dataset(name), ["image_id", "uri"]))
+    place = {i: uri for t in tables for i, uri in zip(*t.to_pydict().values(), strict=True)}
+    uris = [place[image_id] for image_id in bench.read(name)[1]]
+    queries = bench.queries(model)
+    step = max(1, len(uris) // _ATTACKED)
+    some = slice(0, step * _ATTACKED, step)
+    return uris[some], queries.origins[some], queries.photos[some]
+
+
+def _encode(files: list[str], network: Encoder, attack: str) -> NDArray[np.float16]:
+    """Latents of attacked pictures, float16[Q,n]; they go through no file again."""
+    size = network.preprocess.size
+
+    def load(file: str) -> NDArray[np.uint8]:
+        with Image.open(file) as image:
+            picture = image.convert("RGB")
+        changed = picture if attack == "none" else attacks.apply(attack, picture)
+        return np.asarray(changed.resize((size, size), Image.Resampling.BILINEAR))
+
+    with ThreadPoolExecutor(2) as pool:
+        parts = [
+            network.encode(np.stack(list(pool.map(load, files[i : i + _AT_ONCE]))))
+            for i in range(0, len(files), _AT_ONCE)
+        ]
+    return np.concatenate(parts)
+
+
+def table_8(methods: Methods) -> Result | Skipped:
+    """mAP and Acc by editing strength."""
+    title = "Table 8: editing strengths"
+    bench = methods.bench
+    there = [(s, model) for s in STRENGTHS for model in bench.models if bench.has(f"strength-{s}-{model}")]
+    if not there:
+        return Skipped("t8", title, "no translations of several strengths are there")
+    started = time.monotonic()
+    transforms = {"closed form": methods.closed(bench.seen), "recipe": methods.recipe(bench.seen)}
+    transforms["VAE"] = methods.raw()
+    measured = {
+        (s, model, name): benches.closed_set(bench.find(w, model, f"strength-{s}"))
+        for s, model in there
+        for name, w in transforms.items()
+    }
+    rows: list[dict[str, Any]] = [
+        {"strength": s, "model": model, "method": name} | found
+        for (s, model, name), found in measured.items()
+    ]
+    strengths = sorted({s for s, _ in there})
+    series = {
+        f"{name}, {model}": [_percent(measured.get((s, model, name))) for s in strengths]
+        for name in ("closed form", "VAE")
+        for model in bench.models
+    }
+    queries = len(bench.queries(bench.seen, f"strength-{strengths[0]}").latents)
+    return Result(
+        "t8",
+        title,
+        rows,
+        f"{queries} test photos by each model and strength among {len(bench.references):,} pictures.",
+        time.monotonic() - started,
+        (
+            Column("strength", digits=1, merge=True),
+            Column("model", merge=True),
+            Column("method"),
+            Column("map", "mAP %", percent=True),
+            Column("acc", "Acc %", percent=True),
+        ),
+        plots.Lines(strengths, series, "strength", "mAP, %"),
+    )
+
+
+def _percent(found: dict[str, Measure] | None) -> float | None:
+    value = found["map"].value if found else None
+    return None if value is None else 100 * value
+
+
+def table_11(methods: Methods) -> Result | Skipped:
+    """Other paradigms of translation."""
+    return _other_queries(
+        methods,
+        "t11",
+        "Table 11: other paradigms",
+        [f"{TEST}-{p}" for p in PARADIGMS],
+        "no translations by another paradigm are there",
+    )
+
+
+def manual_edits(methods: Methods) -> Result | Skipped:
+    """Edits by people (Table 3, right)."""
+    return _other_queries(
+        methods,
+        "manual",
+        "Manual edits (Table 3, right)",
+        [f"{TEST}-{MANUAL}"],
+        "SEED-Data-Edit is not there",
+    )
+
+
+def _other_queries(methods: Methods, name: str, title: str, sets: list[str], reason: str) -> Result | Skipped:
+    bench = methods.bench
+    there = [s for s in sets if bench.has(s)]
+    if not there:
+        return Skipped(name, title, reason)
+    started = time.monotonic()
+    rows = [
+        {
+            "queries": s.removeprefix(f"{TEST}-"),
+            "method": label,
+            "of": len(bench.queries(s.removeprefix(f"{TEST}-")).latents),
+        }
+        | benches.closed_set(bench.find(w, s.removeprefix(f"{TEST}-")))
+        for s in there
+        for label, w in (
+            ("Embeddings of VAE", methods.raw()),
+            ("W, the paper's recipe", methods.recipe(bench.seen)),
+            ("W, closed form", methods.closed(bench.seen)),
+        )
+    ]
+    missing = [s.removeprefix(f"{TEST}-") for s in sets if s not in there]
+    return Result(
+        name,
+        title,
+        rows,
+        f"Looked up among {len(bench.references):,} pictures.",
+        time.monotonic() - started,
+        (
+            Column("queries", merge=True),
+            Column("method"),
+            Column("of", "queries"),
+            Column("map", "mAP %", percent=True),
+            Column("acc", "Acc %", percent=True),
+        ),
+        notes=[f"Not there: {', '.join(missing)}."] if missing else [],
+    )

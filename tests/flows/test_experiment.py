@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from flows import experiment as flow
+from id2core.experiments import bench as benches
+from id2core.experiments import closed_sets, open_sets
+from id2core.experiments.bench import Bench, BenchError, Found, Queries
+from id2core.experiments.methods import Methods, scaled
+from id2core.oripid import small_set
+from id2core.training.recipe import Recipe
+from id2core.transform import Transform
+from tests.latent_sets import good_w, origins, translated, write_embeddings, write_translations
+
+PHOTOS = {"train": 150, "test": 40, "calibration": 250, "fresh": 40, "distractors": 100}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bench of drawn latents: translations by `b` go less astray than those by `a`."""
+    root = tmp_path_factory.mktemp("bench")
+    for seed, (role, count) in enumerate(PHOTOS.items()):
+        known = origins(count, seed)
+        write_embeddings(root / f"latents/{role}/embeddings", known, f"{role}-")
+        for model, much in (("a", 12.0), ("b", 6.0)):
+            if role == "distractors":
+                continue
+            name = f"{role}-{model}"
+            again = np.concatenate([translated(known, 10 * seed + i, much) for i in range(2)])
+            write_embeddings(root / f"latents/{name}/embeddings", again, f"{name}-")
+            pairs = [(f"{name}-{i:06d}", f"{role}-{i % count:06d}") for i in range(2 * count)]
+            write_translations(root / f"translations/{name}/translations", pairs)
+    (root / benches.FACTS).write_text(json.dumps({"seen": "a", "unseen": ["b"]}))
+    return root
+
+
+def test_queries_know_their_origins(data: Path) -> None:
+    bench = Bench.load(data)
+
+    known, fresh = bench.queries("a"), bench.queries("b", "fresh")
+
+    assert len(bench.references) == 140
+    assert known.origins.tolist() == [*range(40), *range(40)]
+    assert np.bincount(known.photos).tolist() == [2] * 40
+    assert (fresh.origins == -1).all()
+
+
+def test_w_that_sees_the_origin_finds_it(data: Path) -> None:
+    bench = Bench.load(data)
+
+    raw, good = (benches.closed_set(bench.find(w, "a"))["map"] for w in (Transform(), good_w()))
+
+    assert good.value == 1.0
+    assert raw.value is not None and raw.high is not None and raw.high < 0.9
+
+
+def test_equal_scores_stand_before_the_origin() -> None:
+    references = np.ones((3, 4), np.float16)
+    queries = Queries(references[:1], np.array([1]), np.array([0]))
+
+    assert benches.find(Transform(), queries, references).ranks.tolist() == [3]
+
+
+def test_photos_and_not_their_translations_are_resampled() -> None:
+    values, photos = np.repeat([0.0, 1.0] * 20, 8), np.repeat(np.arange(40), 8)
+
+    together, apart = benches.mean(values, photos), benches.mean(values, np.arange(320))
+
+    assert together.value == apart.value == 0.5
+    assert _width(together) > 2 * _width(apart)
+
+
+def _width(measure: benches.Measure) -> float:
+    assert measure.low is not None and measure.high is not None
+    return measure.high - measure.low
+
+
+def test_half_without_origin_costs_precision(data: Path) -> None:
+    none, ranks = np.zeros(2), np.array([1, 1])
+    known = Found(ranks, np.array([[0.9], [0.5]], np.float32), np.array([[0], [1]]), _asked([0, 1]))
+    fresh = Found(ranks * 0, np.array([[0.7], [0.1]], np.float32), np.array([[0], [1]]), _asked([-1, -1]))
+
+    measured = benches.open_set([(known, none), (fresh, none)])
+
+    assert measured["micro_ap"].value == pytest.approx((1 + 2 / 3) / 2)
+    assert measured["recall_at_p90"].value == 0.5
+
+
+def _asked(rows: list[int]) -> Queries:
+    return Queries(np.zeros((len(rows), 4), np.float16), np.array(rows), np.arange(len(rows)))
+
+
+def test_background_is_tuned_without_test_uploads(data: Path, tmp_path: Path) -> None:
+    bench = Bench.load(data)
+    pairs = bench.pairs("a")
+
+    chosen = open_sets.tuned(bench, pairs, good_w())
+
+    held_out = pairs.latents[pairs.offsets[:-1][pairs.held_out(0.1)]]
+    assert not (chosen.latents[:, None] == held_out).all(axis=2).any()
+    assert chosen.factor >= 0
+
+
+def test_recipes_make_as_many_passes_as_the_paper(data: Path) -> None:
+    pairs = Bench.load(data).pairs("a")
+
+    plan = scaled(Recipe(batch=8), pairs)
+
+    passes = plan.steps * plan.batch / (0.9 * len(pairs.latents))
+    assert passes == pytest.approx(50_000 * 512 / 2_100_000, rel=0.1)
+
+
+def test_experiments_leave_tables_data_plots_and_a_page(
+    data: Path, tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closed_sets, "RANKS", (8, 16))
+    monkeypatch.setattr(flow, "Methods", _small_methods)
+    out, page = tmp_path / "out", tmp_path / "results.md"
+
+    found = flow.experiment(["t3", "open", "f8", "t1", "existence", "t8"], str(data), str(out), str(page))
+
+    rows = {r["method"]: r for r in pq.read_table(out / "t3.parquet").to_pylist()}
+    raw, closed = rows["Embeddings of VAE"], rows["W, closed form"]
+    assert raw["unseen_map_high"] < closed["unseen_map_low"]
+    assert (out / "t3.png").read_bytes().startswith(b"\x89PNG")
+    assert "Not run here" in found["tables"]["t8"]
+    text = page.read_text()
+    assert "4 of" not in text and "5 of" in text and "out/t3.png" in text
+
+
+def _small_methods(bench: Bench, out: Path, passes: float, progress: object) -> Methods:
+    return _Small(bench, out, 3)
+
+
+class _Small(Methods):
+    """W with few columns: latents of tests have 64 numbers."""
+
+    def recipe(self, model: str, recipe: Recipe | None = None, name: str = "recipe") -> Transform:
+        given = recipe or Recipe()
+        small = Recipe(dimensions=min(16, given.dimensions), batch=32, lr=1e-2, seed=given.seed)
+        return self._gradient(model, small, name, None)
+
+    def closed(self, model: str, m: int = 16) -> Transform:
+        return super().closed(model, min(m, 16))
+
+    def both(self, model: str) -> Transform:
+        return self._gradient(model, Recipe(dimensions=16, batch=32, lr=1e-3), "both", self.closed(model))
+
+
+def test_wrong_names_and_folders_say_what_there_is(data: Path, tmp_path: Path, prefect_api: str) -> None:
+    with pytest.raises(ValueError, match=r"t99.*t3"):
+        flow.experiment(["t99"], str(data), str(tmp_path))
+    with pytest.raises(BenchError, match="experiment data"):
+        flow.experiment(["t3"], str(tmp_path), str(tmp_path))
+
+
+def test_no_photo_has_two_roles_and_no_prompt_two_uses(photo_set: Path, tmp_path: Path) -> None:
+    small_set.lay_out(photo_set, tmp_path)
+
+    prompts = {
+        run.name: {line.split(",", 1)[1] for line in _lines(tmp_path / "prompts" / f"{run.name}.csv")}
+        for run in small_set.RUNS
+    }
+    roles = small_set.roles(photo_set)
+    names = [name for role, some in roles.items() if role not in small_set.PARTS for name in some]
+    assert len(names) == len(set(names))
+    assert len(list((tmp_path / "photos/train").iterdir())) == 6 * small_set.TRAIN_COUNT
+    trained = set().union(*(p for name, p in prompts.items() if name.startswith("train-")))
+    tested = set().union(*(p for name, p in prompts.items() if not name.startswith("train-")))
+    assert not trained & tested
+    assert len(_lines(tmp_path / "prompts/test-mini-a.csv")) == 2 * len(roles["test"])
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()[1:]
+
+
+@pytest.fixture
+def photo_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Few small photos, and roles that need few."""
+    from PIL import Image
+
+    from id2core.training import photos
+
+    for module, name, value in (
+        (photos, "HELD_OUT", 6),
+        (small_set, "TRAIN_COUNT", 10),
+        (small_set, "WITHOUT_ORIGIN", 4),
+        (small_set, "SOME_COUNT", 3),
+    ):
+        monkeypatch.setattr(module, name, value)
+    folder = tmp_path / "photos-in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"p{i}.jpg")
+    rows = "\n".join(f"p{i}.jpg,drawn,subject {i}" for i in range(20))
+    (folder / "captions.csv").write_text(f"file,source,caption\n{rows}\n")
+    return folder
