@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.table import Table
 
 from flows.commands import console
 
@@ -68,21 +70,26 @@ def demo(
     out: console.Out,
     as_json: console.AsJson = False,
 ) -> None:
-    """Scan the bundled demo: 200 uploads, 80 of them AI translations, against 200 protected tiles."""
-    from importlib import resources
+    """Scan the bundled demo: 200 uploads, 80 of them AI translations, against 200 protected tiles.
 
-    from flows import scan as flow
+    The bundled W has learned from translations by mini-a and has never seen one by mini-b.
+    """
+    from flows import demo as flow
 
-    with resources.as_file(resources.files("id2core") / "data" / "demo") as data:
-        summary = console.run(
-            lambda: flow.scan(
-                reference=str(data / "references"),
-                queries=str(data / "uploads"),
-                out=out,
-                truth_file=str(data / "truth.csv"),
-            )
-        )
+    summary = console.run(lambda: flow.run(out))
+    if not as_json:
+        console.stderr.print(_comparison(summary["compared"]))
     _announce(summary, out, as_json)
+
+
+def _comparison(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for head in ("", "uploads", "Acc, raw latents", "Acc, W", "µAP, raw latents", "µAP, W"):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for row in rows:
+        shares = ("accuracy_raw", "accuracy", "micro_ap_raw", "micro_ap")
+        table.add_row(row["kind"], str(row["uploads"]), *(f"{row[key]:.1%}" for key in shares))
+    return table
 
 
 def _announce(summary: dict[str, Any], out: str, as_json: bool) -> None:

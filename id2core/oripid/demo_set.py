@@ -222,6 +222,10 @@ class Chooser:
         return True
 
 
+TRUTH_COLUMNS = ("query_uri", "reference_uri", "group")
+EDITS = "edits"  # the group of uploads that no model translated
+
+
 def edit_functions(vae: object) -> dict[str, tuple[Callable[[Image.Image], Image.Image], int]]:
     """Each edit's name → the attack, and the JPEG quality in which the upload is stored."""
     return {
@@ -252,13 +256,13 @@ def write(out: Path, references: list[Tile], uploads: list[Upload], sources: lis
         (out / folder).mkdir(parents=True)
     for tile in references:
         (out / "references" / f"{tile.name}.jpg").write_bytes(tile.jpeg)
-    truth, kinds = [("query_uri", "reference_uri")], [("query_uri", "edit", "source")]
+    truth, kinds = [TRUTH_COLUMNS], [("query_uri", "edit", "source")]
     # In the order of a hash, so that an upload's number tells nothing.
     shuffled = sorted(uploads, key=lambda upload: draw("upload", upload.tile.name))
     for number, upload in enumerate(shuffled):
         uri = f"uploads/u{number:03d}.jpg"
         (out / uri).write_bytes(upload.jpeg)
-        truth.append((uri, upload.reference))
+        truth.append((uri, upload.reference, EDITS if upload.reference else ""))
         kinds.append((uri, upload.edit, upload.tile.source))
     _write_csv(out / "truth.csv", truth)
     _write_csv(out / "uploads.csv", kinds)

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from id2core.oripid import models
-from id2core.oripid.demo_set import draw, encode
+from id2core.oripid.demo_set import TRUTH_COLUMNS, draw, encode
 
 EACH = 40
 QUALITY = 90
@@ -103,9 +103,9 @@ def add(demo: Path) -> list[Upload]:
         source = re.sub(r"-\d+$", "", Path(upload.reference).stem)
         edit = f"{upload.model}@{upload.strength}"
         kinds.append({"query_uri": uri, "edit": edit, "source": source, "prompt": upload.prompt})
-        truth.append({"query_uri": uri, "reference_uri": upload.reference})
+        truth.append({"query_uri": uri, "reference_uri": upload.reference, "group": upload.model})
     _write_rows(demo / "uploads.csv", COLUMNS, kinds)
-    _write_rows(demo / "truth.csv", ("query_uri", "reference_uri"), truth)
+    _write_rows(demo / "truth.csv", TRUTH_COLUMNS, truth)
     return uploads
 
 

@@ -1,0 +1,57 @@
+"""The demo: scan the bundled pictures, and say by kind of upload what W adds to raw latents."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from prefect import task
+
+from flows.scan import scan
+from flows.tasks import RETRY
+from id2core import datasets, evaluation, lookup, metrics, storage, transform, truth
+from id2core.transform import Transform
+
+ALL = "all with an origin"
+
+
+def run(out: str) -> dict[str, Any]:
+    """Scan the demo into `out`.
+
+    Returns:
+        What summary.json holds, and `compared`: rows of kind, uploads, and Acc and µAP with W and without.
+    """
+    with resources.as_file(resources.files("id2core") / "data" / "demo") as data:
+        known = str(data / "truth.csv")
+        references, queries = str(data / "references"), str(data / "uploads")
+        summary = scan(reference=references, queries=queries, out=out, truth_file=known)
+        asked = truth.read(known, references, queries)
+        groups = truth.read_groups(known, queries)
+    return summary | {"compared": compare(storage.normalize(out), asked, groups)}
+
+
+@task(**RETRY)
+def compare(out: str, asked: truth.Truth, groups: dict[str, str]) -> list[dict[str, Any]]:
+    """Raw latents and the bundled W on what a scan embedded, by kind of upload.
+
+    µAP of a kind counts all uploads without origin too.
+    """
+    left, right = (storage.join(out, f"{side}/embeddings") for side in ("reference", "queries"))
+    encoder_id = datasets.require_commit(left).ids["encoder_id"]
+    ids = evaluation.origin_ids(left, asked)
+    raw, w = lookup.search(left, right, [Transform(), transform.load(transform.AUTO, encoder_id)])
+    rows = []
+    for kind in (ALL, *sorted(set(groups.values()))):
+        some = {q: o for q, o in asked.items() if o is None or kind in (ALL, groups.get(q))}
+        measured = [metrics.evaluate(table, some, image_ids=ids, resamples=0) for table in (raw, w)]
+        rows.append(
+            {
+                "kind": kind,
+                "uploads": measured[0].counts.with_origin,
+                "accuracy_raw": measured[0].accuracy.value,
+                "accuracy": measured[1].accuracy.value,
+                "micro_ap_raw": measured[0].micro_ap.value,
+                "micro_ap": measured[1].micro_ap.value,
+            }
+        )
+    return rows
