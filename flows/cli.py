@@ -9,6 +9,7 @@ import typer
 # Before Prefect is imported: a command line tool neither reports its use nor chats.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # on a busy machine
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # failures are told in one line of our own
 
 from flows.commands import doctor, experiment, pictures, scanning, training

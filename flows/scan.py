@@ -191,7 +191,7 @@ def scan(
         encoder, transform, top_k, calibration: override the settings (`ID2_ENCODER`, …).
         truth_file: CSV or Parquet `query_uri,reference_uri[,group]`: adds measures to the report.
         background: images or an embeddings data set that hold no reference, where the calibration
-            normalizes scores by one.
+            normalizes scores by one; by default the one that is bundled with the calibration.
         beam_arguments: Beam's own options, e.g. `["--runner=DataflowRunner", …]`.
 
     Returns:
@@ -204,7 +204,7 @@ def scan(
     arguments = beam_arguments or []
     _look_before_work(reference, queries, background)
     ids = scores_of(reference, queries, settings)
-    judged_by = _choose(settings.calibration, ids, background)
+    judged_by, background = _choose(settings.calibration, ids, background)
     known, groups = _read_truth(truth_file, reference, queries)
     left = embed_side(reference, out, "reference", settings, arguments)
     right = embed_side(queries, out, "queries", settings, arguments)
@@ -252,14 +252,15 @@ def _source(spec: str, ids: dict[str, str]) -> str:
     return transform.source(spec, ids["transform_id"], ids["encoder_id"])
 
 
-def _choose(spec: str, ids: dict[str, str], background: str | None) -> Calibration | None:
-    """The calibration of the scan; fails at once when it and the background do not go together."""
+def _choose(spec: str, ids: dict[str, str], background: str | None) -> tuple[Calibration | None, str | None]:
+    """The calibration of the scan and its background; fails at once when they do not go together."""
     chosen = verdicts.choose(spec, ids)
+    background = background or verdicts.bundled_background(chosen)
     verdicts.check_background(chosen, background)
     held = find_embeddings(background) if background else None
     if chosen and held:
         verdicts.check_corpus(chosen, held)
-    return chosen
+    return chosen, background
 
 
 def _look_before_work(reference: str, queries: str, background: str | None) -> None:

@@ -17,6 +17,7 @@ from id2core.datasets import DatasetError, FileRecord
 from id2core.transform import AUTO, BUNDLED, NONE
 
 FILE: Final = "calibration.json"
+BACKGROUND: Final = "background"
 _BACKGROUND_COLUMNS = ["query_uri", "rank", "score"]
 
 
@@ -45,6 +46,14 @@ def _belonging_to(ids: Mapping[str, str], folder: Path) -> Calibration | None:
     path = folder / FILE
     found = calibration.load(str(path)) if path.is_file() else None
     return found if found and all(getattr(found, name) == value for name, value in ids.items()) else None
+
+
+def bundled_background(chosen: Calibration | None, folder: Path | None = None) -> str | None:
+    """The background that ships with a calibration; None where it has none or is not bundled."""
+    uri = str((folder or transform.FOLDER) / BACKGROUND)
+    commit = datasets.read_commit(uri)
+    needed = chosen.normalization.background_id if chosen and chosen.normalization else None
+    return uri if commit and needed == index.index_id(commit) else None
 
 
 def check_background(chosen: Calibration | None, background: str | None) -> None:

@@ -83,8 +83,8 @@ def demo(
 
 
 def _comparison(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for head in ("", "uploads", "Acc, raw latents", "Acc, W", "µAP, raw latents", "µAP, W"):
+    table = Table(box=box.SIMPLE_HEAD, caption="raw: latents compared as they are; W: the bundled transform")
+    for head in ("", "uploads", "Acc raw", "Acc W", "µAP raw", "µAP W"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for row in rows:
         shares = ("accuracy_raw", "accuracy", "micro_ap_raw", "micro_ap")

@@ -27,10 +27,13 @@ Progress = Callable[[str, int, int], None]
 
 
 def scaled(recipe: Recipe, pairs: Pairs, passes: float = PAPER_PASSES) -> Recipe:
-    """The recipe with as many steps as make `passes` over the pairs, in the same number of epochs."""
+    """The recipe with as many steps as make `passes` over the pairs, in the same number of epochs.
+
+    Nothing stops it early: a random W may do better than one that has only begun to learn.
+    """
     share = 1 - recipe.validation_share
     steps = passes * share * len(pairs.latents) / recipe.batch
-    return replace(recipe, iterations=max(1, round(steps / recipe.epochs)))
+    return replace(recipe, iterations=max(1, round(steps / recipe.epochs)), patience=None)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,119 @@
+"""Make what ships beside an encoder: W in float16, a background and a calibration for them.
+
+Run `python -m id2core.experiments.bundle --bench DIR --transform W.safetensors --out id2core/data/mini`.
+The background holds descriptors of training photos and no latents, from which pictures could be decoded.
+Thresholds come from calibration uploads, by every model of the bench and the photos as they are; fresh
+uploads, which nothing was chosen on, say what the rates are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from id2core import calibration, datasets, index, scoring, tables, transform
+from id2core.calibration import Calibration
+from id2core.datasets import Commit
+from id2core.experiments import open_sets
+from id2core.experiments.bench import CALIBRATION, FRESH, TRAIN, Bench
+from id2core.scoring import Normalization
+from id2core.transform import Transform
+from id2core.verdicts import BACKGROUND, FILE
+
+MATCH, REVIEW = 0.005, 0.05
+FACTS = "W.json"
+COUNT = 1000
+
+
+def background(bench: Bench, w: Transform, out: Path) -> tuple[str, NDArray[np.float32]]:
+    """Write descriptors of training photos as an embeddings data set; its index_id, and float32[B,m]."""
+    latents, ids = bench.read(TRAIN)
+    some = np.linspace(0, len(ids) - 1, COUNT).astype(int)
+    descriptors = w.apply(latents[some]).astype(np.float16).astype(np.float32)
+    schema = tables.embeddings_schema(latents.shape[1], descriptors.shape[1])
+    columns = {
+        "image_id": [ids[i] for i in some],
+        "uri": [f"background/{ids[i]}" for i in some],
+        "descriptor": tables.vectors_to_array(descriptors, descriptors.shape[1]),
+    }
+    names = bench.ids | {"transform_id": w.transform_id}
+    columns |= {name: [value] * COUNT for name, value in names.items()}
+    rows = {field.name: columns.get(field.name, pa.nulls(COUNT, field.type)) for field in schema}
+    shutil.rmtree(out / BACKGROUND, ignore_errors=True)
+    record = datasets.write_file(
+        str(out / BACKGROUND), BACKGROUND, [pa.Table.from_pydict(rows, schema)], schema
+    )
+    commit = Commit("embeddings", BACKGROUND, names, (record,), source=BACKGROUND)
+    datasets.write_commit(str(out / BACKGROUND), commit)
+    return index.index_id(commit), descriptors
+
+
+def best_scores(
+    bench: Bench, w: Transform, strangers: NDArray[np.float32], chosen: Normalization, role: str
+) -> NDArray[np.float64]:
+    """float64[Q]: the best normalized score of every upload of a role, photos and translations alike."""
+    references = w.apply(bench.references)
+    latents = [bench.read(role)[0], *(bench.queries(model, role).latents for model in bench.models)]
+    scores = []
+    for part in latents:
+        queries = w.apply(part)
+        background = scoring.background_means(queries @ strangers.T, chosen.k)
+        scores.append(scoring.normalize((queries @ references.T).max(axis=1), background, chosen.factor))
+    return np.concatenate(scores)
+
+
+def calibrate(
+    bench: Bench, w: Transform, name: str, strangers: NDArray[np.float32]
+) -> tuple[Calibration, dict[str, Any]]:
+    """The calibration, and the rates of its verdicts on fresh uploads."""
+    tuned = open_sets.tuned(bench, bench.pairs(bench.seen), w)
+    chosen = Normalization(factor=tuned.factor, k=tuned.k, background_id=name)
+    scores = best_scores(bench, w, strangers, chosen, CALIBRATION)
+    found = calibration.calibrate(
+        scores,
+        match=MATCH,
+        review=REVIEW,
+        references=len(bench.references),
+        ids=bench.ids | {"transform_id": w.transform_id},
+        normalization=chosen,
+    )
+    fresh = best_scores(bench, w, strangers, chosen, FRESH)
+    rates = {
+        kind: {
+            "target": threshold.target,
+            "interval": [threshold.low, threshold.high],
+            "fresh_rate": float(np.mean(fresh >= threshold.score)),
+            "fresh_uploads": len(fresh),
+        }
+        for kind, threshold in (("match", found.match), ("review", found.review))
+    }
+    return found, rates
+
+
+def main() -> None:
+    """Write all of it, from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--bench", type=Path, required=True, help="folder, see docs/experiments.md"
+    )
+    parser.add_argument("--transform", type=Path, required=True, help="W, as `id2 train` wrote it")
+    parser.add_argument("--out", type=Path, required=True, help="the encoder's folder")
+    options = parser.parse_args()
+    bench = Bench.load(options.bench)
+    w = transform.save_half(transform.load(str(options.transform)), options.out / transform.WEIGHTS)
+    found, rates = calibrate(bench, w, *background(bench, w, options.out))
+    found.save(str(options.out / FILE))
+    facts = {"transform_id": w.transform_id, "trained": w.metadata, "rates": rates}
+    (options.out / FACTS).write_text(json.dumps(facts, indent=1))
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
