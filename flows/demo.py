@@ -9,7 +9,7 @@ from prefect import task
 
 from flows.scan import scan
 from flows.tasks import RETRY
-from id2core import datasets, evaluation, lookup, metrics, storage, transform, truth
+from id2core import evaluation, lookup, matching, metrics, truth
 from id2core.transform import Transform
 
 ALL = "all with an origin"
@@ -27,23 +27,28 @@ def run(out: str) -> dict[str, Any]:
         summary = scan(reference=references, queries=queries, out=out, truth_file=known)
         asked = truth.read(known, references, queries)
         groups = truth.read_groups(known, queries)
-    return summary | {"compared": compare(storage.normalize(out), asked, groups)}
+    return summary | {"compared": compare(summary["inputs"], asked, groups)}
 
 
 @task(**RETRY)
-def compare(out: str, asked: truth.Truth, groups: dict[str, str]) -> list[dict[str, Any]]:
-    """Raw latents and the bundled W on what a scan embedded, by kind of upload.
+def compare(inputs: dict[str, str], asked: truth.Truth, groups: dict[str, str]) -> list[dict[str, Any]]:
+    """A scan, ordered by the scores that its verdicts are drawn from, beside raw latents; by kind of upload.
 
     µAP of a kind counts all uploads without origin too.
+
+    Args:
+        inputs: places of the scan's data sets, as summary.json names them.
+        asked: truth of the uploads.
+        groups: upload → its kind.
     """
-    left, right = (storage.join(out, f"{side}/embeddings") for side in ("reference", "queries"))
-    encoder_id = datasets.require_commit(left).ids["encoder_id"]
+    left, right = inputs["reference_embeddings"], inputs["query_embeddings"]
     ids = evaluation.origin_ids(left, asked)
-    raw, w = lookup.search(left, right, [Transform(), transform.load(transform.AUTO, encoder_id)])
+    [raw] = lookup.search(left, right, [Transform()])
+    scanned = matching.read_run(inputs["matches"], inputs["search_run"])
     rows = []
     for kind in (ALL, *sorted(set(groups.values()))):
         some = {q: o for q, o in asked.items() if o is None or kind in (ALL, groups.get(q))}
-        measured = [metrics.evaluate(table, some, image_ids=ids, resamples=0) for table in (raw, w)]
+        measured = [metrics.evaluate(table, some, image_ids=ids, resamples=0) for table in (raw, scanned)]
         rows.append(
             {
                 "kind": kind,

@@ -70,6 +70,10 @@ def make_data(photos: str, data: str, encoder: str = encoders.MINI, name: str = 
     storage.write_bytes(str(root / benches.FACTS), json.dumps(facts).encode())
 
 
+def _silent(stage: str, done: int, total: int) -> None:
+    """For callers that show no progress."""
+
+
 @task(**RETRY)
 def run_experiment(name: str, methods: Methods, out: str) -> str:
     """Run one and write its table, data and plot; the Markdown."""
@@ -83,7 +87,7 @@ def experiment(
     out: str,
     page: str | None = None,
     passes: float = PAPER_PASSES,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run experiments on a bench.
 
@@ -105,7 +109,7 @@ def experiment(
     unknown = [name for name in chosen if name not in EXPERIMENTS]
     if unknown:
         raise ValueError(f"no experiment {', '.join(unknown)}: choose {', '.join(EXPERIMENTS)} or all")
-    methods = Methods(Bench.load(Path(data)), Path(out), passes, progress)
+    methods = Methods(Bench.load(Path(data)), Path(out), passes, progress or _silent)
     tables = {name: run_experiment(name, methods, out) for name in chosen}
     if page:
         storage.write_bytes(storage.normalize(page), results.collect(out, ORDER, page).encode())

@@ -83,7 +83,9 @@ def demo(
 
 
 def _comparison(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption="raw: latents compared as they are; W: the bundled transform")
+    table = Table(
+        box=box.SIMPLE_HEAD, caption="raw: latents as they are; W: the bundled transform, scores normalized"
+    )
     for head in ("", "uploads", "Acc raw", "Acc W", "µAP raw", "µAP W"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for row in rows:

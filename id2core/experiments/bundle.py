@@ -2,8 +2,8 @@
 
 Run `python -m id2core.experiments.bundle --bench DIR --transform W.safetensors --out id2core/data/mini`.
 The background holds descriptors of training photos and no latents, from which pictures could be decoded.
-Thresholds come from calibration uploads, by every model of the bench and the photos as they are; fresh
-uploads, which nothing was chosen on, say what the rates are.
+Thresholds come from calibration uploads, one of each photo: the photo as it is or a translation by one of the
+models in turn. Fresh uploads, which nothing was chosen on, say what the rates are.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from id2core import calibration, datasets, index, scoring, tables, transform
 from id2core.calibration import Calibration
 from id2core.datasets import Commit
 from id2core.experiments import open_sets
-from id2core.experiments.bench import CALIBRATION, FRESH, TRAIN, Bench
+from id2core.experiments.bench import CALIBRATION, FRESH, TRAIN, Bench, Queries
 from id2core.scoring import Normalization
 from id2core.transform import Transform
 from id2core.verdicts import BACKGROUND, FILE
 
-MATCH, REVIEW = 0.005, 0.05
+MATCH, REVIEW = 0.02, 0.1
 FACTS = "W.json"
 COUNT = 1000
 
@@ -55,18 +55,23 @@ def background(bench: Bench, w: Transform, out: Path) -> tuple[str, NDArray[np.f
     return index.index_id(commit), descriptors
 
 
+def uploads(bench: Bench, role: str) -> list[Queries]:
+    """The photos of a role as they are, and their translations by every model."""
+    latents, ids = bench.read(role)
+    numbers = np.argsort(np.argsort(np.array(ids)))
+    return [
+        Queries(latents, np.full(len(ids), -1), numbers),
+        *(bench.queries(model, role) for model in bench.models),
+    ]
+
+
 def best_scores(
-    bench: Bench, w: Transform, strangers: NDArray[np.float32], chosen: Normalization, role: str
+    bench: Bench, w: Transform, strangers: NDArray[np.float32], chosen: Normalization, latents: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """float64[Q]: the best normalized score of every upload of a role, photos and translations alike."""
-    references = w.apply(bench.references)
-    latents = [bench.read(role)[0], *(bench.queries(model, role).latents for model in bench.models)]
-    scores = []
-    for part in latents:
-        queries = w.apply(part)
-        background = scoring.background_means(queries @ strangers.T, chosen.k)
-        scores.append(scoring.normalize((queries @ references.T).max(axis=1), background, chosen.factor))
-    return np.concatenate(scores)
+    """float64[Q]: the best normalized score of each of some uploads, float16[Q,n], among the references."""
+    queries, references = w.apply(latents), w.apply(bench.references)
+    background = scoring.background_means(queries @ strangers.T, chosen.k)
+    return scoring.normalize((queries @ references.T).max(axis=1), background, chosen.factor)
 
 
 def calibrate(
@@ -75,7 +80,9 @@ def calibrate(
     """The calibration, and the rates of its verdicts on fresh uploads."""
     tuned = open_sets.tuned(bench, bench.pairs(bench.seen), w)
     chosen = Normalization(factor=tuned.factor, k=tuned.k, background_id=name)
-    scores = best_scores(bench, w, strangers, chosen, CALIBRATION)
+    kinds = uploads(bench, CALIBRATION)
+    some = [q.latents[open_sets.one_each(q, kind, len(kinds))] for kind, q in enumerate(kinds)]
+    scores = best_scores(bench, w, strangers, chosen, np.concatenate(some))
     found = calibration.calibrate(
         scores,
         match=MATCH,
@@ -84,7 +91,8 @@ def calibrate(
         ids=bench.ids | {"transform_id": w.transform_id},
         normalization=chosen,
     )
-    fresh = best_scores(bench, w, strangers, chosen, FRESH)
+    unseen = np.concatenate([q.latents for q in uploads(bench, FRESH)])
+    fresh = best_scores(bench, w, strangers, chosen, unseen)
     rates = {
         kind: {
             "target": threshold.target,
@@ -100,9 +108,7 @@ def calibrate(
 def main() -> None:
     """Write all of it, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--bench", type=Path, required=True, help="folder, see docs/experiments.md"
-    )
+    parser.add_argument("--bench", type=Path, required=True, help="folder, see docs/experiments.md")
     parser.add_argument("--transform", type=Path, required=True, help="W, as `id2 train` wrote it")
     parser.add_argument("--out", type=Path, required=True, help="the encoder's folder")
     options = parser.parse_args()

@@ -57,10 +57,15 @@ def bars(rows: Sequence[dict[str, Any]]) -> plots.Bars:
     """mAP of methods, seen and unseen side by side."""
     sides = {"seen model": "seen_map", "unseen models": "unseen_map"}
     ends = {
-        end: {side: [100 * getattr(r[key], end) for r in rows] for side, key in sides.items()}
+        end: {side: [percent(getattr(r[key], end)) for r in rows] for side, key in sides.items()}
         for end in ("value", "low", "high")
     }
     return plots.Bars([r["method"] for r in rows], ends["value"], "mAP, %", ends["low"], ends["high"])
+
+
+def percent(value: float | None) -> float | None:
+    """Of a share; None stays."""
+    return None if value is None else 100 * value
 
 
 def described(bench: Bench) -> str:
@@ -217,7 +222,7 @@ def figure_8(methods: Methods) -> Result:
     ]
     sides = {"seen model": "seen_map", "unseen models": "unseen_map"}
     values, low, high = (
-        {side: [100 * getattr(r[key], end) for r in rows] for side, key in sides.items()}
+        {side: [percent(getattr(r[key], end)) for r in rows] for side, key in sides.items()}
         for end in ("value", "low", "high")
     )
     return Result(

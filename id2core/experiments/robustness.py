@@ -16,7 +16,7 @@ from id2core.encoders import Encoder
 from id2core.experiments import bench as benches
 from id2core.experiments import plots
 from id2core.experiments.bench import TEST, Bench, Queries
-from id2core.experiments.closed_sets import described
+from id2core.experiments.closed_sets import described, percent
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
 from id2core.metrics import Measure
@@ -168,8 +168,7 @@ def table_8(methods: Methods) -> Result | Skipped:
 
 
 def _percent(found: dict[str, Measure] | None) -> float | None:
-    value = found["map"].value if found else None
-    return None if value is None else 100 * value
+    return percent(found["map"].value) if found else None
 
 
 def table_11(methods: Methods) -> Result | Skipped:
