@@ -6,7 +6,7 @@ OUT ?= out
 PHOTOS ?=
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo test lint bench translations setup browser clean
+.PHONY: demo test lint bench experiments translations setup browser clean
 
 demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
@@ -26,6 +26,13 @@ bench: setup
 # 1,000 photos translated by each bundled model: what accuracy is measured on.
 translations: setup
 	$(BIN)/python -m benchmarks.translations --photos $(or $(PHOTOS),$(error give PHOTOS=DIR)) --out $(OUT)/translations
+
+# The paper's tables on a small OriPID that is made from photos by the bundled models; hours on two cores.
+experiments: setup
+	$(BIN)/id2 experiment data --photos $(or $(PHOTOS),$(error give PHOTOS=DIR)) --data $(OUT)/bench
+	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench --encoder pdq --name pdq
+	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench --encoder id2core/data/mini-b/vae --name mini-b
+	$(BIN)/id2 experiment all --data $(OUT)/bench --out docs/results --page docs/results.md
 
 setup: $(VENV)/.installed
 

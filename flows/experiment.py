@@ -93,8 +93,8 @@ def experiment(
 
     Args:
         names: of `EXPERIMENTS`, or `all`.
-        data: bench folder.
-        out: where NAME.md, NAME.parquet and NAME.png go; trained Ws are kept in `runs/` there.
+        data: bench folder; trained Ws are kept in `runs/` there.
+        out: where NAME.md, NAME.parquet and NAME.png go.
         page: a Markdown file to join all experiments of `out` in.
         passes: over the training data, of every training by gradient descent.
         progress: of training.
@@ -109,7 +109,7 @@ def experiment(
     unknown = [name for name in chosen if name not in EXPERIMENTS]
     if unknown:
         raise ValueError(f"no experiment {', '.join(unknown)}: choose {', '.join(EXPERIMENTS)} or all")
-    methods = Methods(Bench.load(Path(data)), Path(out), passes, progress or _silent)
+    methods = Methods(Bench.load(Path(data)), Path(data), passes, progress or _silent)
     tables = {name: run_experiment(name, methods, out) for name in chosen}
     if page:
         storage.write_bytes(storage.normalize(page), results.collect(out, ORDER, page).encode())

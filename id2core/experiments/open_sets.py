@@ -140,7 +140,7 @@ def open_set(methods: Methods) -> Result:
             f"Chosen on training data: factor {background.factor}, mean of the {background.k} best of "
             f"{len(background.latents):,} background pictures.",
             *(
-                f"False positives of all fresh uploads, “{name}”: {_pooled(rows, name):.2%}."
+                f"“{name}”: {_pooled(rows, name):.2%} false positives of all fresh uploads."
                 for name in systems
             ),
             "Thresholds are from one upload of each photo: uploads of one photo depend on each other.",
