@@ -17,7 +17,7 @@ from id2core.training.recipe import Recipe
 from id2core.transform import Transform
 from tests.latent_sets import good_w, origins, translated, write_embeddings, write_translations
 
-PHOTOS = {"train": 150, "test": 40, "calibration": 250, "fresh": 40, "distractors": 100}
+PHOTOS = {"train": 150, "test": 40, "calibration": 500, "fresh": 40, "distractors": 100}
 
 
 @pytest.fixture(scope="module")
