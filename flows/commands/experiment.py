@@ -26,9 +26,7 @@ def experiment(
             "makes what the others are measured on."
         ),
     ],
-    data: Annotated[
-        str, typer.Option(help="Bench folder, see docs/experiments.md.")
-    ],
+    data: Annotated[str, typer.Option(help="Bench folder, see docs/experiments.md.")],
     out: Annotated[str, typer.Option(help="Where tables and plots go.")] = "results",
     photos: Annotated[
         str | None, typer.Option(help="For `data`: 3,500 photos or more, with a captions.csv.")

@@ -79,8 +79,9 @@ class Found:
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """float64[Q]: 1/rank, whose mean is the paper's mAP."""
-        return np.reciprocal(self.ranks.astype(np.float64))
+        """float64[Q]: 1/rank, whose mean is the paper's mAP; 0 where the origin is no reference."""
+        found = np.divide(1.0, self.ranks, out=np.zeros(len(self.ranks)), where=self.ranks > 0)
+        return np.asarray(found)
 
     @property
     def correct(self) -> NDArray[np.float64]:
@@ -113,11 +114,12 @@ class Bench:
         """
         try:
             facts = json.loads((root / FACTS).read_text())
-            return cls(root, facts["seen"], tuple(facts["unseen"]))
+            unseen = tuple(facts["unseen"])
+            return cls(root, facts["seen"], (unseen[0], *unseen[1:]))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise BenchError(
-                f"{root} has no {FACTS} with `seen` and `unseen`: make the data with `id2 experiment data "
-                f"--photos DIR`, or lay out OriPID's as docs/experiments.md says ({error})"
+                f"{root} has no {FACTS} with `seen` and one or more `unseen`: make the data with `id2 "
+                f"experiment data --photos DIR`, or lay out OriPID's as docs/experiments.md says ({error})"
             ) from error
 
     @property

@@ -19,7 +19,7 @@ from id2core.experiments import bench as benches
 from id2core.experiments import plots
 from id2core.experiments.bench import CALIBRATION, DISTRACTORS, FRESH, Bench, Found, Queries
 from id2core.experiments.methods import Methods
-from id2core.experiments.results import Column, Result
+from id2core.experiments.results import Column, Result, Skipped
 from id2core.metrics import Measure
 from id2core.training.pairs import Pairs
 from id2core.training.recipe import Recipe
@@ -98,10 +98,13 @@ def calibrated(bench: Bench, transform: Transform, background: Background) -> Ca
     )
 
 
-def open_set(methods: Methods) -> Result:
+def open_set(methods: Methods) -> Result | Skipped:
     """µAP and R@P90 with half of the uploads without origin; false positives on fresh uploads."""
     started = time.monotonic()
     bench = methods.bench
+    title = "Open set: half of the uploads without origin"
+    if not bench.has(*(f"{role}-{model}" for role in (CALIBRATION, FRESH) for model in bench.models)):
+        return Skipped("open", title, "uploads without origin are not there (`calibration-…`, `fresh-…`)")
     pairs = methods.pairs(bench.seen)
     none = Background(bench.references[:1], 0.0, 1)
     recipe, closed = methods.recipe(bench.seen), methods.closed(bench.seen)
@@ -120,7 +123,7 @@ def open_set(methods: Methods) -> Result:
     queries = len(bench.queries(bench.seen).latents), len(bench.queries(bench.seen, FRESH).latents)
     return Result(
         "open",
-        "Open set: half of the uploads without origin",
+        title,
         rows,
         f"By each model {queries[0]:,} uploads with an origin and {queries[1]:,} fresh ones without, among "
         f"{len(bench.references):,} pictures; 10 pairs of each upload are pooled. Thresholds are from other "
