@@ -41,21 +41,6 @@ def figure_7(methods: Methods) -> Result | Skipped:
         )
     transforms = {"closed form": methods.closed(bench.seen), "VAE": methods.raw()}
     rows = [row for model in bench.models for row in _attacked(bench, model, network, transforms)]
-    series = {
-        kind: plots.Lines(
-            list(dict.fromkeys(r["attack"] for r in rows if r["kind"] == kind)),
-            {
-                f"{name}, {model}": [
-                    100 * r[name].value for r in rows if r["kind"] == kind and r["model"] == model
-                ]
-                for name in transforms
-                for model in bench.models
-            },
-            kind,
-            "mAP, %",
-        )
-        for kind in attacks.FIGURE_7
-    }
     return Result(
         "f7",
         title,
@@ -68,8 +53,23 @@ def figure_7(methods: Methods) -> Result | Skipped:
             Column("model"),
             *(Column(name, f"mAP %, {name}", percent=True) for name in transforms),
         ),
-        plots.Panels(series),
+        _panels(rows, list(transforms)),
     )
+
+
+def _panels(rows: list[dict[str, Any]], names: list[str]) -> plots.Panels:
+    """A panel for each kind of attack of the paper's figure, by intensity."""
+    panels: dict[str, plots.Bars | plots.Lines | plots.Histograms] = {}
+    for kind in attacks.FIGURE_7:
+        some = [r for r in rows if r["kind"] == kind]
+        intensities = list(dict.fromkeys(r["attack"].removeprefix(f"{kind}-") for r in some))
+        lines = {
+            f"{name}, {model}": [percent(r[name].value) for r in some if r["model"] == model]
+            for name in names
+            for model in dict.fromkeys(r["model"] for r in some)
+        }
+        panels[kind] = plots.Lines(intensities, lines, "intensity", "mAP, %")
+    return plots.Panels(panels)
 
 
 def _attacked(
