@@ -164,7 +164,9 @@ class Trainer(Loop):
         if isinstance(self.criterion, PartialCosFace):
             found["sparse"], centres = torch.optim.SparseAdam(centres, lr=self.recipe.lr), []
         decay = self.recipe.weight_decay
-        found["optimizer"] = torch.optim.AdamW(weights + centres, lr=self.recipe.lr, weight_decay=decay)
+        found["optimizer"] = torch.optim.AdamW(
+            weights + centres, lr=self.recipe.lr, weight_decay=decay, fused=True
+        )
         return found
 
     def close(self) -> None:
