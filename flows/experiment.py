@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from id2core.experiments.registry import EXPERIMENTS, ORDER
 from id2core.oripid import models, small_set
 from id2core.oripid.small_set import SEEN, UNSEEN, Translated
 from id2core.oripid.translation import Recipe
-
-Progress = Callable[[str, int, int], None]
+from id2core.training.pairs import Progress
 
 
 @task(**RETRY)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core import datasets, index, tables
+from id2core import datasets, index, matching, tables
 from id2core.datasets import Commit, FileRecord
 from id2core.transform import Transform
 
@@ -79,7 +79,7 @@ def search(
             compared += len(latents) * names.num_rows
             progress("lookup", compared, total)
         for i, candidates in enumerate(best):
-            parts[i].append(_matches(names, candidates, _constants(left, right, transforms[i], k)))
+            parts[i].append(matching.to_matches(names, candidates, _constants(left, right, transforms[i], k)))
     return [
         pa.concat_tables([tables.MATCHES.empty_table(), *found]).sort_by(
             [("query_uri", "ascending"), ("rank", "ascending")]
@@ -170,21 +170,3 @@ def _constants(left: Commit, right: Commit, transform: Transform, k: int) -> dic
         "run_id": datasets.digest_of(name, right.digest, k),
         "scanned_at": datetime.now(UTC).replace(microsecond=0),
     }
-
-
-def _matches(queries: pa.Table, candidates: pa.Table, constants: dict[str, Any]) -> pa.Table:
-    rows = candidates["query_row"]
-    asked = queries.take(rows)
-    columns = {
-        "query_id": asked["image_id"],
-        "query_uri": asked["uri"],
-        "rank": pa.array(index.ranks(rows.to_numpy()) + 1, pa.int32()),
-        **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
-    }
-    arrays = [
-        columns[field.name]
-        if field.name in columns
-        else pa.repeat(pa.scalar(constants.get(field.name), field.type), len(rows))
-        for field in tables.MATCHES
-    ]
-    return pa.Table.from_arrays(arrays, schema=tables.MATCHES)

@@ -109,9 +109,6 @@ def search(plan: SearchPlan, block: QueryBlock, shard: index.Shard) -> pa.Table:
 def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> FileRecord:
     """Judge and write the merged candidates of a block as one file of `matches/`; its record is returned."""
     queries = datasets.read_file(plan.queries, block.file, ["image_id", "uri"], block.row_group)
-    rows = candidates["query_row"]
-    found = queries.take(rows)
-    count = candidates.num_rows
     constants: dict[str, Any] = {
         "encoder_id": plan.ids["encoder_id"],
         "transform_id": plan.ids["transform_id"],
@@ -119,14 +116,7 @@ def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> Fi
         "run_id": plan.run_id,
         "scanned_at": plan.scanned_at,
     }
-    columns = {
-        "query_id": found["image_id"],
-        "query_uri": found["uri"],
-        "rank": pa.array(index.ranks(rows.to_numpy()) + 1, pa.int32()),
-        **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
-    }
-    arrays = [_column(field, columns, constants, count) for field in tables.MATCHES]
-    table = pa.Table.from_arrays(arrays, schema=tables.MATCHES)
+    table = to_matches(queries, candidates, constants)
     if plan.judge:
         table = plan.judge.judge(table, block.name, plan.corpus)
     return datasets.write_file(
@@ -134,11 +124,29 @@ def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> Fi
     )
 
 
-def _column(field: pa.Field, columns: dict[str, Any], constants: dict[str, Any], count: int) -> Any:
-    """A column that was computed, is the same in every row, or is not known yet (null)."""
-    if field.name in columns:
-        return columns[field.name]
-    return pa.repeat(pa.scalar(constants.get(field.name), field.type), count)
+def to_matches(queries: pa.Table, candidates: pa.Table, constants: dict[str, Any]) -> pa.Table:
+    """Merged candidates as a `tables.MATCHES` table, rows in their order.
+
+    Args:
+        queries: `image_id` and `uri` of the queries that `query_row` counts.
+        candidates: an `index.CANDIDATES` table.
+        constants: columns that are the same in every row; what is in neither is not known yet (null).
+    """
+    rows = candidates["query_row"]
+    asked = queries.take(rows)
+    columns = {
+        "query_id": asked["image_id"],
+        "query_uri": asked["uri"],
+        "rank": pa.array(index.ranks(rows.to_numpy()) + 1, pa.int32()),
+        **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
+    }
+    arrays = [
+        columns[field.name]
+        if field.name in columns
+        else pa.repeat(pa.scalar(constants.get(field.name), field.type), len(rows))
+        for field in tables.MATCHES
+    ]
+    return pa.Table.from_arrays(arrays, schema=tables.MATCHES)
 
 
 def commit(plan: SearchPlan, files: list[FileRecord]) -> None:

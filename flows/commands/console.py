@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +17,8 @@ stderr = Console(stderr=True)
 BEAM = {"allow_extra_args": True}
 
 Out = Annotated[str, typer.Option("--out", help="Where results go; run again with the same to resume.")]
+Reference = Annotated[str, typer.Option(help="Protected originals: images, or an embeddings data set.")]
+Queries = Annotated[str, typer.Option(help="Uploads: images, or an embeddings data set.")]
 Encoder = Annotated[
     str | None,
     typer.Option(
@@ -78,6 +80,12 @@ def run(work: Callable[[], Any]) -> Any:
         text = str(error) if known else f"{type(error).__name__}: {error} (ID2_DEBUG=1 shows the traceback)"
         stderr.print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Lines on stderr as they are, however wide the terminal."""
+    for line in lines:
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(value: dict[str, Any]) -> None:

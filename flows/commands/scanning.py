@@ -21,8 +21,8 @@ app = typer.Typer()
 )
 def scan(
     context: typer.Context,
-    reference: Annotated[str, typer.Option(help="Protected originals: images, or an embeddings data set.")],
-    queries: Annotated[str, typer.Option(help="Uploads: images, or an embeddings data set.")],
+    reference: console.Reference,
+    queries: console.Queries,
     out: console.Out,
     encoder: console.Encoder = None,
     transform: console.Transform = None,
@@ -98,8 +98,7 @@ def _announce(summary: dict[str, Any], out: str, as_json: bool) -> None:
     if as_json:
         console.print_json(summary)
         return
-    for line in _lines(summary):
-        console.stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.tell(_lines(summary))
     typer.echo(f"{out.rstrip('/')}/report.html")
 
 

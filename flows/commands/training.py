@@ -10,8 +10,6 @@ from flows.commands import console
 
 app = typer.Typer()
 
-Reference = Annotated[str, typer.Option(help="Protected originals: images, or an embeddings data set.")]
-Queries = Annotated[str, typer.Option(help="Uploads: images, or an embeddings data set.")]
 Background = Annotated[
     str | None,
     typer.Option(
@@ -123,8 +121,7 @@ def train(
     if as_json:
         console.print_json(report)
         return
-    for line in _of_training(report):
-        console.stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.tell(_of_training(report))
     typer.echo(report["W"])
 
 
@@ -151,8 +148,8 @@ def _of_training(report: dict[str, Any]) -> list[str]:
 )
 def calibrate(
     context: typer.Context,
-    reference: Reference,
-    queries: Queries,
+    reference: console.Reference,
+    queries: console.Queries,
     match: Annotated[float, typer.Option(help="False-positive rate of the verdict match, such as 0.001.")],
     review: Annotated[float, typer.Option(help="That of the verdict review or match, such as 0.01.")],
     out: Annotated[str, typer.Option("--out", help="The JSON file that is written.")],
@@ -199,8 +196,7 @@ def calibrate(
     if as_json:
         console.print_json(found)
         return
-    for line in _of_calibration(found):
-        console.stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.tell(_of_calibration(found))
     typer.echo(found["out"])
 
 
@@ -237,8 +233,8 @@ def _of_calibration(found: dict[str, Any]) -> list[str]:
 )
 def evaluate(
     context: typer.Context,
-    reference: Reference,
-    queries: Queries,
+    reference: console.Reference,
+    queries: console.Queries,
     truth: Annotated[
         str,
         typer.Option(help="CSV or Parquet query_uri,reference_uri (empty = no origin); others do not count."),
@@ -285,5 +281,5 @@ def evaluate(
         return
     if found["resumed"]:
         console.stderr.print("nothing new to do")
-    console.stderr.print(flow.table(out), highlight=False, markup=False, soft_wrap=True)
+    console.tell([flow.table(out)])
     typer.echo(f"{out.rstrip('/')}/metrics.md")

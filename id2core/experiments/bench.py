@@ -114,8 +114,9 @@ class Bench:
         """
         try:
             facts = json.loads((root / FACTS).read_text())
-            unseen = tuple(facts["unseen"])
-            return cls(root, facts["seen"], (unseen[0], *unseen[1:]))
+            if not facts["unseen"]:
+                raise ValueError("no unseen model is named")
+            return cls(root, facts["seen"], tuple(facts["unseen"]))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise BenchError(
                 f"{root} has no {FACTS} with `seen` and one or more `unseen`: make the data with `id2 "

@@ -9,21 +9,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from id2core import transform as transforms
 from id2core.experiments.bench import Bench
 from id2core.training import closed_form, metric
-from id2core.training.pairs import Pairs
+from id2core.training.pairs import Pairs, Progress
 from id2core.training.recipe import Recipe
 from id2core.transform import Transform
 
 # 50,000 steps of 512 over 100,000 origins with 20 translations each (Sections 3 and 5.1).
 PAPER_PASSES = 50_000 * 512 / 2_100_000
 _SECONDS = "seconds"
-Progress = Callable[[str, int, int], None]
 
 
 def scaled(recipe: Recipe, pairs: Pairs, passes: float = PAPER_PASSES) -> Recipe:

@@ -173,7 +173,7 @@ def table_11(methods: Methods) -> Result | Skipped:
         methods,
         "t11",
         "Table 11: other paradigms",
-        [f"{TEST}-{p}" for p in PARADIGMS],
+        PARADIGMS,
         "no translations by another paradigm are there",
     )
 
@@ -184,32 +184,34 @@ def manual_edits(methods: Methods) -> Result | Skipped:
         methods,
         "manual",
         "Manual edits (Table 3, right)",
-        [f"{TEST}-{MANUAL}"],
+        (MANUAL,),
         "SEED-Data-Edit is not there",
     )
 
 
-def _other_queries(methods: Methods, name: str, title: str, sets: list[str], reason: str) -> Result | Skipped:
+def _other_queries(
+    methods: Methods, name: str, title: str, kinds: tuple[str, ...], reason: str
+) -> Result | Skipped:
     bench = methods.bench
-    there = [s for s in sets if bench.has(s)]
+    there = [kind for kind in kinds if bench.has(f"{TEST}-{kind}")]
     if not there:
         return Skipped(name, title, reason)
     started = time.monotonic()
     rows = [
         {
-            "queries": s.removeprefix(f"{TEST}-"),
+            "queries": kind,
             "method": label,
-            "of": len(bench.queries(s.removeprefix(f"{TEST}-")).latents),
+            "of": len(bench.queries(kind).latents),
         }
-        | benches.closed_set(bench.find(w, s.removeprefix(f"{TEST}-")))
-        for s in there
+        | benches.closed_set(bench.find(w, kind))
+        for kind in there
         for label, w in (
             ("Embeddings of VAE", methods.raw()),
             ("W, the paper's recipe", methods.recipe(bench.seen)),
             ("W, closed form", methods.closed(bench.seen)),
         )
     ]
-    missing = [s.removeprefix(f"{TEST}-") for s in sets if s not in there]
+    missing = [kind for kind in kinds if kind not in there]
     return Result(
         name,
         title,
