@@ -87,6 +87,7 @@ def answer(question: Question) -> tuple[Calibration, Tuning | None]:
         references=commit.rows,
         ids={name: commit.ids[name] for name in tables.IDS} | {"transform_id": w.transform_id},
         normalization=normalization,
+        tuned_on=TUNING_SHARE if tuning else 0.0,
     )
     return found, tuning
 

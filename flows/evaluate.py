@@ -13,7 +13,6 @@ from flows.progress import reporter
 from flows.sides import Sides, digests
 from flows.tasks import RETRY, record_run
 from id2core import (
-    calibration,
     datasets,
     environment,
     evaluation,
@@ -151,18 +150,21 @@ def evaluate(
         out: where `metrics.json`, `metrics.parquet`, `metrics.md` and, of images, the data sets go.
         transforms: files of W, `auto` or `none`; by default the setting's.
         encoder, top_k: override the settings.
-        background: images or embeddings of the corpus that the calibration was made with.
-        calibration_file: thresholds, whose rates are measured for the transform that they are for.
+        background: images or embeddings of the corpus that the calibration was made with; by default the
+            one that is bundled with it.
+        calibration_file: thresholds, whose rates are measured for the transform that they are for; `auto`
+            for those that ship with the package.
         beam_arguments: Beam's own options, for embedding.
 
     Returns:
         What metrics.json holds, and whether it was there before (`resumed`).
     """
+    found = verdicts.load(calibration_file) if calibration_file else None
+    background = background or verdicts.bundled_background(found)
+    verdicts.check_background(found, background)
     sides = Sides.of(reference, queries, background, out, beam_arguments)
     settings = Settings(**{k: v for k, v in {"encoder": encoder, "top_k": top_k}.items() if v is not None})
     known = sides.truth(truth_file)
-    found = calibration.load(calibration_file) if calibration_file else None
-    verdicts.check_background(found, sides.background)
     started = time.monotonic()
     left, right = sides.embed(settings)
     evaluation.check_truth(known, right)

@@ -245,6 +245,7 @@ def calibrate(
     references: int,
     ids: Mapping[str, str],
     normalization: Normalization | None = None,
+    tuned_on: float = 0.0,
 ) -> Calibration:
     """Thresholds for two target rates.
 
@@ -254,6 +255,8 @@ def calibrate(
         references: size of the reference corpus that was searched.
         ids: all of `tables.IDS` of that search.
         normalization: of the scores; None where they are raw.
+        tuned_on: share of the queries that was tuned on and is not among the scores, as it will be of
+            queries that are added.
 
     Raises:
         CalibrationError: there are too few queries for a target (its `missing` says how many), or a score
@@ -264,7 +267,7 @@ def calibrate(
         raise ValueError(f"the rates must be 0 < match ≤ review < 1, not {match} and {review}")
     if not np.isfinite(scores).all():
         raise CalibrationError("some scores are not finite; leave out queries without a score")
-    _require(len(scores), match)
+    _require(len(scores), match, tuned_on)
     return Calibration(
         match=_threshold(scores, match),
         review=_threshold(scores, review),
@@ -278,14 +281,17 @@ def calibrate(
     )
 
 
-def _require(queries: int, target: float) -> None:
+def _require(queries: int, target: float, tuned_on: float) -> None:
     needed = required_queries(target)
-    if queries < needed:
-        raise CalibrationError(
-            f"a false-positive rate of {target:g} needs {needed} queries without origin, there are "
-            f"{queries}: add {needed - queries}, or ask for a higher rate",
-            needed - queries,
-        )
+    if queries >= needed:
+        return
+    missing = math.ceil((needed - queries) / (1 - tuned_on))
+    aside = f" beside the {tuned_on:.0%} that the normalization is tuned on" if tuned_on else ""
+    raise CalibrationError(
+        f"a false-positive rate of {target:g} needs {needed} queries without origin{aside}, there are "
+        f"{queries}: add {missing}, or ask for a higher rate",
+        missing,
+    )
 
 
 def _threshold(scores: NDArray[np.floating], target: float) -> Threshold:

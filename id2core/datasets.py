@@ -6,6 +6,7 @@ interrupted run: no reader sees them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -189,10 +190,16 @@ def read_file(
     Raises:
         DatasetError: it is gone, damaged, or not the file that was committed.
     """
+    with _opened(uri, record) as (file, where):
+        return _read_parquet(file, where, record.rows, columns, row_group)
+
+
+@contextlib.contextmanager
+def _opened(uri: str, record: FileRecord) -> Iterator[tuple[IO[bytes], str]]:
     where = storage.join(uri, record.name)
     try:
         with storage.open_input(where) as file:
-            return _read_parquet(file, where, record.rows, columns, row_group)
+            yield file, where
     except FileNotFoundError as error:
         raise DatasetError(f"{where} is gone, but {SUCCESS} lists it: the data set is damaged") from error
 
@@ -208,6 +215,18 @@ def _read_parquet(
         return table.select(columns) if columns else table
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{where} is damaged: {error}") from error
+
+
+def holds(uri: str, record: FileRecord, column: str) -> bool:
+    """Whether a file has values in a column of vectors; where all are null, pyarrow cannot read it."""
+    with _opened(uri, record) as (file, _):
+        metadata = pq.read_metadata(file)
+    place = next(
+        i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] == column
+    )
+    groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups))
+    # A null vector counts once, any other as often as it has numbers.
+    return sum(group.num_values for group in groups) > metadata.num_rows
 
 
 def read_each(uri: str, records: Sequence[FileRecord], columns: list[str]) -> Iterator[pa.Table]:

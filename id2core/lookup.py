@@ -1,7 +1,8 @@
 """Exact search among stored latents under any transforms: measure or calibrate a W without embedding again.
 
 `matching` searches the descriptors that stand in the data sets, spread over many machines; here descriptors
-are made of the latents beside them, in one process. Both order candidates alike.
+are made of the latents beside them, in one process. Both order candidates alike. A data set that holds no
+latents, as a background that ships with a W, is compared under its own transform only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core import datasets, index, matching, tables
-from id2core.datasets import Commit, FileRecord
+from id2core.datasets import Commit, DatasetError, FileRecord
 from id2core.transform import Transform
 
 # Latents compare only where these agree; which W the descriptors beside them are of is no matter.
@@ -25,6 +26,7 @@ IDS = ("encoder_id", "preprocess_id")
 SHARD_ROWS = 8192
 # Of the queries' descriptors under all transforms.
 QUERY_BYTES = 1 << 29
+_LATENT, _DESCRIPTOR = "latent", "descriptor"
 _READ_AHEAD = 4  # row groups; 8 MB each where a latent has 4,096 numbers
 
 Progress = Callable[[str, int, int], None]
@@ -47,7 +49,7 @@ def search(
 
     Args:
         references, queries: embeddings data sets with latents of one encoder and one preprocessing. The
-            transforms that they were made with do not matter.
+            transforms that they were made with do not matter, but for one that holds no latents.
         transforms: one or more, for latents of this encoder.
         k: references per query; all where there are fewer.
         query_bytes: of memory.
@@ -68,15 +70,16 @@ def search(
     if k < 1:
         raise ValueError(f"k is {k}; look up 1 reference per query or more")
     left, right = _checked(references, queries, transforms)
+    column = _column(references, left, transforms)
     total, compared = left.rows * right.rows, 0
     parts: list[list[pa.Table]] = [[] for _ in transforms]
     for names, descriptors in _query_parts(queries, right, transforms, query_bytes):
         best = [index.CANDIDATES.empty_table() for _ in transforms]
-        for ids, latents in _blocks(_row_groups(references, left), SHARD_ROWS):
+        for ids, vectors in _blocks(references, left, column, SHARD_ROWS):
             for i, transform in enumerate(transforms):
-                shard = index.build(transform.apply(latents), ids)
+                shard = index.build(_descriptors(transform, vectors, column), ids)
                 best[i] = index.merge([best[i], shard.search(descriptors[i], k)], k)
-            compared += len(latents) * names.num_rows
+            compared += len(vectors) * names.num_rows
             progress("lookup", compared, total)
         for i, candidates in enumerate(best):
             parts[i].append(matching.to_matches(names, candidates, _constants(left, right, transforms[i], k)))
@@ -107,23 +110,38 @@ def _checked(references: str, queries: str, transforms: Sequence[Transform]) -> 
     return left, right
 
 
-def _row_groups(uri: str, commit: Commit) -> Iterator[pa.Table]:
-    """`image_id`, `uri` and `latent`, row group by row group in order; read ahead by threads."""
+def _column(uri: str, commit: Commit, transforms: Sequence[Transform]) -> str:
+    """What a data set is read by: its latents, or its descriptors where it has only these."""
+    first = next((record for record in commit.files if record.rows), None)
+    if first is None or datasets.holds(uri, first, _LATENT):
+        return _LATENT
+    made = commit.ids["transform_id"]
+    others = sorted({transform.transform_id for transform in transforms} - {made})
+    if others:
+        raise DatasetError(
+            f"{uri} holds no latents, only descriptors of transform {made}: it cannot be compared under "
+            f"{', '.join(others)}; give the W it was made with, or embed its images"
+        )
+    return _DESCRIPTOR
+
+
+def _row_groups(uri: str, commit: Commit, column: str) -> Iterator[pa.Table]:
+    """`image_id`, `uri` and a column of vectors, row group by row group in order; read ahead by threads."""
     tasks = [(record, group) for record in commit.files for group in range(record.row_groups)]
 
     def read(task: tuple[FileRecord, int]) -> pa.Table:
         record, group = task
-        return datasets.read_file(uri, record, ["image_id", "uri", "latent"], group)
+        return datasets.read_file(uri, record, ["image_id", "uri", column], group)
 
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         for start in range(0, len(tasks), _READ_AHEAD):
             yield from pool.map(read, tasks[start : start + _READ_AHEAD])
 
 
-def _blocks(groups: Iterator[pa.Table], rows: int) -> Iterator[tuple[pa.Table, NDArray[np.float16]]]:
-    """`image_id` and `uri`, and latents, of whole row groups that together have `rows` rows or more."""
+def _blocks(uri: str, commit: Commit, column: str, rows: int) -> Iterator[tuple[pa.Table, NDArray[Any]]]:
+    """`image_id` and `uri`, and vectors, of whole row groups that together have `rows` rows or more."""
     waiting: list[pa.Table] = []
-    for group in groups:
+    for group in _row_groups(uri, commit, column):
         waiting.append(group)
         if sum(table.num_rows for table in waiting) >= rows:
             yield _block(waiting)
@@ -132,21 +150,22 @@ def _blocks(groups: Iterator[pa.Table], rows: int) -> Iterator[tuple[pa.Table, N
         yield _block(waiting)
 
 
-def _block(groups: list[pa.Table]) -> tuple[pa.Table, NDArray[np.float16]]:
+def _block(groups: list[pa.Table]) -> tuple[pa.Table, NDArray[Any]]:
     whole = pa.concat_tables(groups)
-    return whole.select(["image_id", "uri"]), tables.column_to_vectors(whole["latent"])
+    return whole.select(["image_id", "uri"]), tables.column_to_vectors(whole.column(2))
 
 
 def _query_parts(
     uri: str, commit: Commit, transforms: Sequence[Transform], most: int
 ) -> Iterator[tuple[pa.Table, list[NDArray[np.float32]]]]:
     """`image_id` and `uri` of some queries, and their descriptors under each transform."""
+    column = _column(uri, commit, transforms)
     names: list[pa.Table] = []
     made: list[list[NDArray[np.float32]]] = []
     size = 0
-    for ids, latents in _blocks(_row_groups(uri, commit), tables.ROW_GROUP):
+    for ids, vectors in _blocks(uri, commit, column, tables.ROW_GROUP):
         names.append(ids)
-        made.append([_apply(transform, latents) for transform in transforms])
+        made.append([_descriptors(transform, vectors, column) for transform in transforms])
         size += sum(descriptors.nbytes for descriptors in made[-1])
         if size >= most:
             yield pa.concat_tables(names), [np.concatenate(x) for x in zip(*made, strict=True)]
@@ -155,9 +174,11 @@ def _query_parts(
         yield pa.concat_tables(names), [np.concatenate(x) for x in zip(*made, strict=True)]
 
 
-def _apply(transform: Transform, latents: NDArray[np.float16]) -> NDArray[np.float32]:
-    transform.output_size(latents.shape[1])
-    return transform.apply(latents)
+def _descriptors(transform: Transform, vectors: NDArray[Any], column: str) -> NDArray[np.float32]:
+    if column == _DESCRIPTOR:
+        return np.asarray(vectors, np.float32)
+    transform.output_size(vectors.shape[1])
+    return transform.apply(vectors)
 
 
 def _constants(left: Commit, right: Commit, transform: Transform, k: int) -> dict[str, Any]:

@@ -48,6 +48,15 @@ def _belonging_to(ids: Mapping[str, str], folder: Path) -> Calibration | None:
     return found if found and all(getattr(found, name) == value for name, value in ids.items()) else None
 
 
+def load(spec: str, folder: Path | None = None) -> Calibration:
+    """A calibration, whatever the scores: a file, or `auto` for the one that ships with the package.
+
+    Raises:
+        CalibrationError: the file is missing or damaged.
+    """
+    return calibration.load(str((folder or transform.FOLDER) / FILE) if spec == AUTO else spec)
+
+
 def bundled_background(chosen: Calibration | None, folder: Path | None = None) -> str | None:
     """The background that ships with a calibration; None where it has none or is not bundled."""
     uri = str((folder or transform.FOLDER) / BACKGROUND)

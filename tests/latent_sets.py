@@ -59,6 +59,21 @@ def write_embeddings(
     return str(uri)
 
 
+def write_descriptors(uri: Path, latents: NDArray[Any], prefix: str, w: Transform) -> str:
+    """The pictures of `write_embeddings`, with descriptors and without latents."""
+    descriptors = w.apply(latents)
+    schema = tables.embeddings_schema(latents.shape[1], descriptors.shape[1])
+    columns = {
+        "image_id": [f"{prefix}{r:06d}" for r in range(len(latents))],
+        "uri": [f"/{prefix}/{r:06d}.jpg" for r in range(len(latents))],
+        "descriptor": tables.vectors_to_array(descriptors, descriptors.shape[1]),
+    }
+    record = datasets.write_file(str(uri), "part-0", [_table(schema, columns, len(latents))], schema)
+    ids = IDS | {"transform_id": w.transform_id}
+    datasets.write_commit(str(uri), Commit("embeddings", "r", ids, (record,), source=f"/{prefix}"))
+    return str(uri)
+
+
 def write_translations(uri: Path, pairs: Sequence[tuple[str, str]]) -> str:
     """A data set of (image_id, origin_id)."""
     columns = {"image_id": [p[0] for p in pairs], "origin_id": [p[1] for p in pairs]}

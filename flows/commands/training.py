@@ -251,7 +251,8 @@ def evaluate(
     encoder: console.Encoder = None,
     background: Background = None,
     calibration: Annotated[
-        str | None, typer.Option(help="File of id2 calibrate: its rates are measured, too.")
+        str | None,
+        typer.Option(help="File of id2 calibrate, or auto for the bundled one: its rates are measured, too."),
     ] = None,
     top_k: console.TopK = None,
     runner: console.Runner = None,

@@ -190,6 +190,11 @@ def test_a_background_is_tuned_on_other_queries_and_raises_micro_ap(
     ("change", "error", "message"),
     [
         ({"match": 0.001}, CalibrationError, "needs 10000 queries without origin, there are 1200: add 8800"),
+        (
+            {"match": 0.005, "background": "background"},
+            CalibrationError,
+            "needs 2000 queries without origin beside the 30% that .* there are 8[0-9]+: add 1[67][0-9]+,",
+        ),
         ({"match": 0.2}, CalibrationError, "0 < match ≤ review < 1"),
         ({"factor": 1.0}, CalibrationError, "give --background"),
         ({"background": "background", "truth_file": None}, CalibrationError, "give a --truth"),
@@ -213,6 +218,35 @@ def test_what_cannot_be_calibrated_is_said(
     with pytest.raises(error, match=message):
         calibrate(place, tmp_path / "calibration.json", **given)
     assert not (tmp_path / "calibration.json").exists()
+
+
+def test_the_bundled_calibration_is_measured_with_its_background(prefect_api: str, tmp_path: Path) -> None:
+    draw_photos(tmp_path / "originals", 5)
+    draw_photos(tmp_path / "uploads", 4, first_seed=3)  # two of them are pictures of the corpus
+    names = sorted(p.name for p in (tmp_path / "uploads").iterdir())
+    originals = sorted(p.name for p in (tmp_path / "originals").iterdir())
+    rows = [f"{names[0]},{originals[3]}", f"{names[1]},{originals[4]}", f"{names[2]},", f"{names[3]},"]
+    (tmp_path / "truth.csv").write_text("\n".join(["query_uri,reference_uri", *rows]))
+    sides = {
+        "reference": str(tmp_path / "originals"),
+        "queries": str(tmp_path / "uploads"),
+        "encoder": "mini",
+    }
+    found = evaluating.evaluate(
+        **sides, truth_file=str(tmp_path / "truth.csv"), out=str(tmp_path / "out"), calibration_file="auto"
+    )
+    assert [system["name"] for system in found["systems"]] == ["auto", "auto, normalized"]
+    assert by_name(found)["auto, normalized"]["micro_ap"]["value"] == 1.0
+    rate = found["verdicts"]["match"]
+    assert (rate["queries"], rate["stated"], rate["origins_found"]) == (2, 0.02, 1.0)
+    with pytest.raises(CalibrationError, match="none of those measured"):
+        evaluating.evaluate(
+            **sides,
+            truth_file=str(tmp_path / "truth.csv"),
+            out=str(tmp_path / "raw"),
+            transforms=["none"],
+            calibration_file="auto",
+        )
 
 
 def test_pictures_are_embedded_once_for_every_transform(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from id2core import datasets, index, lookup, tables
 from id2core.datasets import DatasetError
 from id2core.transform import Transform, TransformError
-from tests.latent_sets import N, write_embeddings
+from tests.latent_sets import N, write_descriptors, write_embeddings
 
 
 def drawn(rows: int, seed: int) -> NDArray[np.float16]:
@@ -66,6 +66,22 @@ def test_equal_scores_are_ordered_by_id_and_a_small_corpus_gives_all_it_has(tmp_
     empty = write_embeddings(tmp_path / "empty", np.empty((0, N)), "x", 1)
     assert lookup.search(empty, right, [Transform()])[0].num_rows == 0
     assert lookup.search(left, empty, [Transform()])[0].num_rows == 0
+
+
+def test_a_data_set_without_latents_is_compared_under_its_own_transform(tmp_path: Path) -> None:
+    w, references, queries = some_w(), drawn(70, 0), drawn(9, 1)
+    left, right = (
+        write_embeddings(tmp_path / "r", references, "r"),
+        write_embeddings(tmp_path / "q", queries, "q", 1),
+    )
+    bare = write_descriptors(tmp_path / "d", references, "r", w)
+    asked = write_descriptors(tmp_path / "a", queries, "q", w)
+    [expected] = lookup.search(left, right, [w], 5)
+    for found in (lookup.search(bare, right, [w], 5), lookup.search(left, asked, [w], 5)):
+        same = ["query_uri", "reference_id", "rank", "score"]
+        assert found[0].select(same).equals(expected.select(same))
+    with pytest.raises(DatasetError, match="holds no latents, only descriptors of transform"):
+        lookup.search(bare, right, [w, Transform()], 5)
 
 
 def test_what_does_not_compare_is_refused(tmp_path: Path) -> None:
