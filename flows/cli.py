@@ -12,7 +12,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # on a busy machine
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # failures are told in one line of our own
 
-from flows.commands import doctor, experiment, pictures, scanning, training
+from flows.commands import doctor, experiment, importing, pictures, scanning, training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +22,7 @@ app = typer.Typer(
     epilog="URIs are local paths or gs://BUCKET/FOLDER. Progress goes to stderr; exit codes: "
     "0 done, 1 failed, 2 bad usage. Defaults come from ID2_… variables (id2 doctor shows them).",
 )
-for part in (pictures, scanning, training, experiment, doctor):
+for part in (pictures, importing, scanning, training, experiment, doctor):
     app.add_typer(part.app)
 
 

@@ -16,6 +16,8 @@ UNITS = {
     "embed": "images",
     "search": "blocks of uploads × shards",
     "translate": "origins",
+    "features": "files",
+    "pairs": "latents",
     "latents": "latents read",
     "statistics": "latents read",
     "shrinkage": "values tried",

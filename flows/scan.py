@@ -77,13 +77,19 @@ def _ids_of_data_sets(uri: str, spec: str) -> dict[str, str]:
     chosen = transform.load(spec, ids["encoder_id"])
     chosen.check_encoder(ids["encoder_id"])
     nothing_asked = spec == transform.AUTO and chosen.transform_id == transform.IDENTITY
-    return ids if nothing_asked else ids | {"transform_id": chosen.transform_id}
+    searchable = ids["transform_id"] != transform.LATENTS_ONLY
+    return ids if nothing_asked and searchable else ids | {"transform_id": chosen.transform_id}
 
 
 def _check_made_with(uri: str, ids: dict[str, str], spec: str) -> None:
     commit = datasets.require_commit(uri)
     made, asked = commit.ids["transform_id"], ids["transform_id"]
     if made != asked:
+        if made == transform.LATENTS_ONLY:
+            raise datasets.DatasetError(
+                f"{uri} holds latents for training, without descriptors: to search it, import it again with "
+                f"--transform {spec} into another --out"
+            )
         right = "`none`" if made == transform.IDENTITY else "the file it was made with"
         raise datasets.DatasetError(
             f"{uri} was embedded with transform_id {made}, this scan asks for {asked} (--transform {spec}): "

@@ -13,6 +13,7 @@ from prefect.states import State
 from id2core import datasets, storage, tables
 from id2core.encoders import EncoderError
 from id2core.index import SearchError
+from id2core.oripid.readers import ReaderError
 from id2core.oripid.translators import TranslatorError
 from id2core.storage import StorageError
 from id2core.training.closed_form import ClosedFormError
@@ -27,6 +28,7 @@ PERMANENT = (
     EncoderError,
     MetricError,
     PairsError,
+    ReaderError,
     SearchError,
     StorageError,
     TransformError,

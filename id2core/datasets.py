@@ -226,7 +226,7 @@ def holds(uri: str, record: FileRecord, column: str) -> bool:
     )
     groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups))
     # A null vector counts once, any other as often as it has numbers.
-    return sum(group.num_values for group in groups) > metadata.num_rows
+    return bool(sum(group.num_values for group in groups) > metadata.num_rows)
 
 
 def read_each(uri: str, records: Sequence[FileRecord], columns: list[str]) -> Iterator[pa.Table]:

@@ -25,12 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from id2core.transform import Transform, TransformError
+from id2core.transform import HEAD, METADATA, Transform, TransformError
 
 LINEAR = "linear"
 MLP = tuple(f"mlp-{layers}" for layers in range(1, 8))
 KINDS = (*MLP, "convolution", "attention")
-HEADER = "head"
 _CHANNELS = 4  # of the latent where only its length is known: SD2's VAE, SDXL's, and `mini`
 _PATCHES = 8  # along a side
 _HEADS = (8, 4, 2, 1)
@@ -211,8 +210,8 @@ class Head(Transform):
         """Write `path` (safetensors): all weights; in the header, metadata and architecture as JSON."""
         from safetensors.numpy import save_file
 
-        header = {"id2": json.dumps(self.metadata, sort_keys=True)}
-        header[HEADER] = json.dumps(asdict(self.architecture), sort_keys=True)
+        header = {METADATA: json.dumps(self.metadata, sort_keys=True)}
+        header[HEAD] = json.dumps(asdict(self.architecture), sort_keys=True)
         save_file({k: np.ascontiguousarray(v) for k, v in self.tensors.items()}, path, metadata=header)
 
 
@@ -228,10 +227,10 @@ def from_file(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, str], sp
         TransformError: the weights are not those of the architecture, or not finite.
     """
     try:
-        facts = json.loads(header[HEADER])
+        facts = json.loads(header[HEAD])
         shape = facts["latent_shape"]
         architecture = Architecture(**facts | {"latent_shape": shape and tuple(shape)})
-        metadata = json.loads(header.get("id2", "{}"))
+        metadata = json.loads(header.get(METADATA, "{}"))
     except (ValueError, TypeError, LookupError) as error:
         raise TransformError(f"{spec} is not a head: {error}") from error
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):

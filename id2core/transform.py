@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from numpy.typing import NDArray
 from id2core import storage
 
 IDENTITY = "identity"
+# The transform_id of a data set that holds latents, and one zero in place of each descriptor.
+LATENTS_ONLY = "latents-only"
+# How an encoder_id ends that names samples of an encoder's posterior instead of its mode.
+SAMPLE = "-sample"
 # What stands for a transform on a command line instead of a file.
 AUTO, NONE = "auto", "none"
 # Where a transform in use can come from besides a file or `none`.
@@ -28,8 +33,8 @@ BUNDLED, GIVEN = "bundled", "data set"
 FOLDER = Path(__file__).parent / "data" / "mini"
 WEIGHTS = "W.safetensors"
 _KEY = "W"
-_METADATA = "id2"
-_HEAD = "head"  # in the header of a file that holds a non-linear head
+# In the header of a file: the metadata; the architecture where it holds a non-linear head.
+METADATA, HEAD = "id2", "head"
 
 
 class TransformError(Exception):
@@ -68,9 +73,15 @@ class Transform:
         return int(self.weights.shape[1])
 
     def check_encoder(self, encoder_id: str) -> None:
-        """Raise TransformError when the metadata names another encoder than `encoder_id`."""
+        """Raise TransformError when the metadata names another encoder than `encoder_id`.
+
+        One trained for `NAME-sample` fits every encoder called NAME, with an id NAME-<12 hex>: samples of a
+        posterior and its mode lie in one space, and samples scatter about the mode. Nobody has hashed the
+        weights that those samples are of: that NAME means one model in both is the name's word. What the
+        difference costs is measured, as thresholds are calibrated on the scores as they are.
+        """
         trained_for = self.metadata.get("encoder_id")
-        if trained_for not in (None, encoder_id):
+        if trained_for is not None and trained_for != encoder_id and not _is_of(trained_for, encoder_id):
             raise TransformError(f"this transform was trained for {trained_for}, not for {encoder_id}")
 
     def apply(self, latents: NDArray[Any]) -> NDArray[np.float32]:
@@ -93,8 +104,14 @@ class Transform:
 
         if self.weights is None:
             raise TransformError("the identity has no weights to save")
-        header = {_METADATA: json.dumps(self.metadata, sort_keys=True)}
+        header = {METADATA: json.dumps(self.metadata, sort_keys=True)}
         save_file({_KEY: np.ascontiguousarray(self.weights)}, path, metadata=header)
+
+
+def _is_of(samples: str, encoder_id: str) -> bool:
+    """Whether an encoder_id of samples names the encoder, whatever its weights."""
+    name = samples.removesuffix(SAMPLE)
+    return name != samples and bool(re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", encoder_id))
 
 
 def load(spec: str | None, encoder_id: str | None = None) -> Transform:
@@ -170,7 +187,7 @@ def save_half(transform: Transform, path: Path) -> Transform:
         halves = np.ascontiguousarray(transform.weights, np.float16)
     if not np.isfinite(halves).all():
         raise TransformError("these weights are too large for float16: save them whole")
-    save_file({_KEY: halves}, path, metadata={_METADATA: json.dumps(transform.metadata, sort_keys=True)})
+    save_file({_KEY: halves}, path, metadata={METADATA: json.dumps(transform.metadata, sort_keys=True)})
     return load(str(path))
 
 
@@ -181,11 +198,11 @@ def _from_safetensors(data: bytes, spec: str) -> Transform:
     try:
         tensors = load_tensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        if _HEAD in header:
+        if HEAD in header:
             from id2core import heads
 
             return heads.from_file(tensors, header, spec)
-        weights, metadata = tensors[_KEY], json.loads(header.get(_METADATA, "{}"))
+        weights, metadata = tensors[_KEY], json.loads(header.get(METADATA, "{}"))
     except (SafetensorError, ValueError, LookupError) as error:
         raise TransformError(f"{spec} is not a transform: {error}") from error
     return Transform(_checked(weights, spec), metadata)

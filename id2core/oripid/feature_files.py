@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -27,13 +27,15 @@ from id2core.parts import Lineage
 from id2core.planning import Plan
 from id2core.rejects import Reason, Reject
 from id2core.storage import Object
-from id2core.transform import Transform
+from id2core.transform import LATENTS_ONLY, Transform
 
 LATENT_SIZE = 4096
+STAGE = "features"
 _READ_AHEAD = 256
 _MOST_HEADER = 1 << 16
 _MOST_AXES = 4
 
+Progress = Callable[[str, int, int], None]
 _Header = tuple[tuple[int, ...], bool, np.dtype[np.generic], int]
 
 
@@ -58,10 +60,14 @@ class FeatureBlock:
         """File names without folder and ending, `T000000_1`."""
         return [o.uri.rsplit("/", 1)[-1].rsplit(".", 1)[0] for o in self.objects]
 
-    def to_batch(self, transform: Transform, lineage: Lineage) -> pa.RecordBatch:
-        """The rows as `tables.embeddings_schema`; width and height are null: the picture is not known."""
-        rows, descriptors = len(self.objects), transform.apply(self.latents)
-        n, m = self.latents.shape[1], descriptors.shape[1]
+    def to_batch(self, transform: Transform | None, lineage: Lineage) -> pa.RecordBatch:
+        """The rows as `tables.embeddings_schema`; width and height are null: the picture is not known.
+
+        Without a transform a descriptor is one zero: pyarrow reads no column of null vectors.
+        """
+        rows, n = len(self.objects), self.latents.shape[1]
+        descriptors = transform.apply(self.latents) if transform else np.zeros((rows, 1), np.float32)
+        m = descriptors.shape[1]
         columns = {
             "image_id": self.image_ids,
             "uri": [o.uri for o in self.objects],
@@ -196,6 +202,46 @@ def _block(outcomes: list[tuple[Object, _Feature | Reject]], latent_size: int) -
     return FeatureBlock([obj for obj, _ in good], [f.image_id for _, f in good], latents, bad)
 
 
+def plan(
+    folder: str,
+    out: str,
+    encoder_id: str,
+    transform: Transform | None = None,
+    latent_size: int = LATENT_SIZE,
+) -> Plan:
+    """List a folder of feature files and stage what `OUT/embeddings` and `OUT/rejects` do not hold yet.
+
+    Args, Raises: as of `import_features`.
+    """
+    if transform:
+        transform.output_size(latent_size)
+        transform.check_encoder(encoder_id)
+    ids = {
+        "encoder_id": encoder_id,
+        "transform_id": transform.transform_id if transform else LATENTS_ONLY,
+        "preprocess_id": f"npy-{latent_size}",
+    }
+    source, target = storage.normalize(folder), storage.normalize(out)
+    return planning.make(embedding.PRODUCT, source, target, ids, {"kind": "features"})
+
+
+def carry_out(
+    planned: Plan,
+    transform: Transform | None = None,
+    latent_size: int = LATENT_SIZE,
+    progress: Progress = lambda stage, done, total: None,
+) -> None:
+    """Read the files of a plan, and commit; arguments as those that it was made with."""
+    done = 0
+    for index in range(planned.parts):
+        objects = planning.read_part(planned, index)
+        stream = _rows(read_blocks(objects, latent_size), transform, planned.lineage)
+        counted = _counted(stream, done, planned.objects, progress)
+        parts.write(planned.out, planned.product, objects, planned.lineage, counted)
+        done += len(objects)
+    planning.commit(planned)
+
+
 def import_features(
     folder: str,
     out: str,
@@ -213,7 +259,8 @@ def import_features(
         out: parent of the two data sets.
         encoder_id: names what made the latents. The release drew `latent_dist.sample()`: say so in the id
             (`sd2-sample`), and never reuse the id of one of this project's encoders, which take the mode.
-        transform: for the descriptors; by default the identity, which adds 16 kB a row of 4,096 numbers.
+        transform: for descriptors (the identity: 16 kB a row of 4,096 numbers). By default there are
+            none, and the data set's transform_id is `transform.LATENTS_ONLY`: training reads latents only.
         latent_size: n; part of the data set's preprocess_id, so that one data set has one n.
 
     Returns:
@@ -224,25 +271,20 @@ def import_features(
         DatasetError: `out` holds rows of another folder, encoder, transform or latent size.
         StorageError: no such folder.
     """
-    chosen = transform or Transform()
-    chosen.output_size(latent_size)
-    chosen.check_encoder(encoder_id)
-    ids = {
-        "encoder_id": encoder_id,
-        "transform_id": chosen.transform_id,
-        "preprocess_id": f"npy-{latent_size}",
-    }
-    source, target = storage.normalize(folder), storage.normalize(out)
-    plan = planning.make(embedding.PRODUCT, source, target, ids, {"kind": "features"})
-    for index in range(plan.parts):
-        objects = planning.read_part(plan, index)
-        stream = _rows(read_blocks(objects, latent_size), chosen, plan.lineage)
-        parts.write(plan.out, plan.product, objects, plan.lineage, stream)
-    planning.commit(plan)
-    return plan
+    planned = plan(folder, out, encoder_id, transform, latent_size)
+    carry_out(planned, transform, latent_size)
+    return planned
 
 
-def _rows(blocks: Iterator[FeatureBlock], transform: Transform, lineage: Lineage) -> parts.Stream:
+def _rows(blocks: Iterator[FeatureBlock], transform: Transform | None, lineage: Lineage) -> parts.Stream:
     for block in blocks:
         batch = block.to_batch(transform, lineage) if block.objects else None
         yield batch, block.reject_rows(lineage.run_id)
+
+
+def _counted(stream: parts.Stream, done: int, total: int, progress: Progress) -> parts.Stream:
+    """The stream; told is how many files of all have become rows or rejects, `done` before it."""
+    for batch, rejected in stream:
+        done += (batch.num_rows if batch else 0) + len(rejected)
+        progress(STAGE, done, total)
+        yield batch, rejected

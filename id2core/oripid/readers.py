@@ -42,6 +42,7 @@ class Drop(StrEnum):
     SAME_NAME = "same_name_twice"
     NO_ORIGIN = "origin_not_there"
     NO_QUERY = "query_not_there"
+    NO_TRANSLATION = "no_translation_there"
     BAD_LINE = "bad_line"
     NOT_READ = "image_not_read"
     UNEDITED = "target_is_its_source"
@@ -143,20 +144,21 @@ class OripidLayout:
     prompts and so 20 translations to each origin (paper); origins and references come from DISC21, which
     names them `T000000` and `R000000`; 5,000 queries for each of seven models, 1,000,000 references.
     Assumed, for the hub's own listing and card were not at hand: that index 0 is the origin and 1 to 20
-    are its translations; the folders' names; that a query's name holds its origin's name. The prompts'
-    file is not known and not read. Whatever turns out otherwise is set here, or goes through
-    `read_folder` with a truth file.
+    are its translations; the folders' names, but that of the features, and that these lie below the same
+    root; that a query's name holds its origin's name. The prompts' file is not known and not read.
+    Whatever turns out otherwise is set here, or goes through `read_folder` with a truth file.
 
     Attributes:
-        training, references: folders below the root; `""` for the root itself.
+        training, references, features: folders below the root; `""` for the root itself.
         queries: the same, with `{model}` for the model's folder.
         training_name: regular expression of a whole name without its ending, groups `origin` and `index`.
         origin_index: the index that is the origin itself.
-        reference_name, query_name: the same, with a group `origin`.
+        reference_name, query_name: as training_name, with a group `origin`.
     """
 
     training: str = "training"
     references: str = "references"
+    features: str = "sd2_d_multi_feature"
     queries: str = "queries/{model}"
     training_name: str = r"(?P<origin>T\d+)_(?P<index>\d+)"
     origin_index: int = 0

@@ -240,7 +240,7 @@ def test_importing_makes_a_committed_data_set(root: str, tmp_path: Path) -> None
     broken = broken_features(tmp_path / "exploded")
     fill(folder, {f"T{i // 3:06d}_{i % 3}.npy": npy(latent(i)) for i in range(6)})
     fill(folder, {f"{name}.npy": data for name, (data, _) in broken.items()})
-    plan = feature_files.import_features(folder, out, "sd2-sample", latent_size=N)
+    plan = feature_files.import_features(folder, out, "sd2-sample", Transform(), N)
 
     commit = datasets.require_commit(plan.out + "/embeddings")
     assert commit.ids == {"encoder_id": "sd2-sample", "transform_id": "identity", "preprocess_id": f"npy-{N}"}
@@ -255,10 +255,10 @@ def test_importing_makes_a_committed_data_set(root: str, tmp_path: Path) -> None
     rejects = datasets.read_all(plan.out + "/rejects", tables.REJECTS)
     assert sorted(rejects["reason"].to_pylist()) == sorted(reason for _, reason in broken.values())
 
-    again = feature_files.import_features(folder, out, "sd2-sample", latent_size=N)
+    again = feature_files.import_features(folder, out, "sd2-sample", Transform(), N)
     assert again.done and datasets.require_commit(plan.out + "/embeddings") == commit
     with pytest.raises(DatasetError, match="sd2-sample"):
-        feature_files.import_features(folder, out, "sd2-mode", latent_size=N)
+        feature_files.import_features(folder, out, "sd2-mode", Transform(), N)
     with pytest.raises(TransformError, match="another encoder"):
         feature_files.import_features(folder, out, "x", Transform(np.eye(3, dtype=np.float32)), N)
 

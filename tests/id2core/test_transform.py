@@ -39,6 +39,21 @@ def test_a_saved_transform_comes_back_with_its_id_and_metadata(tmp_path: Path) -
         loaded.output_size(17)
 
 
+def test_one_learned_from_samples_fits_the_encoder_of_that_name() -> None:
+    sampled = Transform(W, {"encoder_id": "sd2-sample"})
+    for fits in ("sd2-sample", "sd2-0123456789ab"):
+        sampled.check_encoder(fits)
+    for other in (
+        "sd2",
+        "sd2-other-0123456789ab",
+        "sdxl-0123456789ab",
+        "sd2-0123456789ab-sample",
+        "sd3-sample",
+    ):
+        with pytest.raises(TransformError, match="trained for sd2-sample"):
+            sampled.check_encoder(other)
+
+
 def test_auto_is_the_bundled_transform_of_the_encoder_and_else_raw_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
