@@ -32,6 +32,10 @@ experiments: setup
 	$(BIN)/id2 experiment data --photos $(or $(PHOTOS),$(error give PHOTOS=DIR)) --data $(OUT)/bench
 	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench --encoder pdq --name pdq
 	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench --encoder id2core/data/mini-b/vae --name mini-b
+	$(BIN)/id2 finetune --originals $(OUT)/bench/photos/train --translations $(OUT)/bench/translations/train-mini-a \
+		--backbone resnet-scratch --steps 2250 --per-class 2 --lr 1e-3 --warmup 100 --out $(OUT)/bench/tuned
+	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench \
+		--encoder $(OUT)/bench/tuned/resnet-scratch-cosface --name tuned-resnet-scratch-cosface
 	$(BIN)/id2 experiment all --data $(OUT)/bench --out docs/results --page docs/results.md
 
 setup: $(VENV)/.installed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ from beam_jobs import embed as embed_job
 from beam_jobs import translate as translate_job
 from beam_jobs.embed import EmbedJob
 from beam_jobs.translate import TranslateJob
+from flows.imports import import_features
 from flows.tasks import RETRY
 from flows.translate import write_truth
 from id2core import encoders, storage
+from id2core.embedding import EMBEDDINGS
 from id2core.experiments import bench as benches
 from id2core.experiments import results
-from id2core.experiments.bench import Bench
+from id2core.experiments.bench import DISTRACTORS, TEST, TRAIN, Bench, BenchError
 from id2core.experiments.methods import PAPER_PASSES, Methods
 from id2core.experiments.registry import EXPERIMENTS, ORDER
-from id2core.oripid import models, small_set
+from id2core.oripid import full_set, imports, models, small_set
+from id2core.oripid.full_set import LaidOut
 from id2core.oripid.small_set import SEEN, UNSEEN, Translated
-from id2core.oripid.translation import Recipe
+from id2core.oripid.translation import TRANSLATIONS, Recipe
 from id2core.training.pairs import Progress
 
 
@@ -51,21 +55,92 @@ def make_data(photos: str, data: str, encoder: str = encoders.MINI, name: str = 
         photos: folder of at least 3,500 photos with a captions.csv.
         data: local folder, which becomes a bench (see `experiments.bench`); about 4 GB.
         encoder: of the latents.
-        name: where it is not the first encoder, of its latents.
+        name: where it is not the first encoder, of its latents. One that begins with `tuned-` was
+            trained on the training pictures: only what is looked up, and among what, is embedded.
     """
     storage.require(storage.normalize(photos))
     root = Path(data)
     small_set.lay_out(Path(photos), root)
     folder = root / (f"latents-{name}" if name else "latents")
-    for role in sorted({run.role for run in small_set.RUNS} | {small_set.DISTRACTORS}):
-        if role in small_set.PARTS:
-            continue
-        embed(str(root / "photos" / role), str(folder / role), encoder)
+    needed = benches.tested((SEEN, UNSEEN)) if name.startswith(benches.TUNED) else None
+    for role in sorted({run.role for run in small_set.RUNS} | {DISTRACTORS}):
+        if role not in small_set.PARTS and (needed is None or role in needed):
+            embed(str(root / "photos" / role), str(folder / role), encoder)
     for run in small_set.RUNS:
-        translate_role(run, root)
-        embed(str(root / "translations" / run.name / "pictures"), str(folder / run.name), encoder)
-    facts = {"seen": SEEN, "unseen": [UNSEEN]}
-    storage.write_bytes(str(root / benches.FACTS), json.dumps(facts).encode())
+        if needed is None or run.name in needed:
+            translate_role(run, root)
+            embed(str(root / "translations" / run.name / "pictures"), str(folder / run.name), encoder)
+    benches.write_facts(root, SEEN, [UNSEEN], name, encoder)
+
+
+@task(**RETRY)
+def lay_out_oripid(root: str, data: Path, seed_edits: str | None) -> LaidOut:
+    """Link the pictures of a downloaded OriPID by role."""
+    return full_set.lay_out(root, data, seed_edits)
+
+
+@flow(name="oripid-data", flow_run_name="OriPID in {data}")
+def make_oripid_data(
+    root: str,
+    data: str,
+    encoder: str = full_set.SEEN,
+    name: str = "",
+    features: str | None = None,
+    seed_edits: str | None = None,
+) -> dict[str, Any]:
+    """Make a bench of a downloaded OriPID; started again, it goes on.
+
+    Args:
+        root: local folder of the unpacked data set, see `readers.OripidLayout`.
+        data: local folder, which becomes a bench (see `experiments.bench`).
+        encoder: of references and queries; the published training latents are of `sd2`.
+        name: where it is not the first encoder, of its latents; there are no training latents of it.
+        features: of the training latents, where they do not lie below the root.
+        seed_edits: local folder of SEED-Data-Edit, for the queries `test-manual`.
+
+    Returns:
+        `photos` by role, `queries` by role with those `dropped`, and `training`, as `imports.Imported`.
+
+    Raises:
+        ReaderError: a part of OriPID is missing, or its names do not fit.
+        BenchError: `data` is a bench of other data.
+    """
+    place = Path(storage.normalize(data))
+    _check_free(place)
+    source = None if name else full_set.features_of(root, features)
+    found = lay_out_oripid(root, place, seed_edits)
+    training = _train_set(source, place) if source else None
+    folder = place / (f"latents-{name}" if name else "latents")
+    for role in (TEST, DISTRACTORS, *found.truth):
+        embed(str(place / full_set.PHOTOS / role), str(folder / role), encoder)
+    queries = {role: _pair(folder, place, role, found) for role in found.truth}
+    benches.write_facts(place, found.models[0], found.models[1:], name, encoder)
+    return {"photos": found.photos, "queries": queries, "training": training, "data": str(place)}
+
+
+def _check_free(place: Path) -> None:
+    made = place / benches.FACTS
+    if made.exists() and Bench.load(place).seen != full_set.SEEN:
+        raise BenchError(f"{place} is a bench of other data ({made}): choose another --data")
+
+
+def _train_set(features: str, place: Path) -> dict[str, Any]:
+    """Import the training latents to where a bench has them: one data set of origins and translations."""
+    name = f"{TRAIN}-{full_set.SEEN}"
+    latents = place / "latents"
+    training = import_features(features, str(latents / name), imports.ENCODER_ID, None)
+    for link in (latents / TRAIN, place / "translations" / name):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(latents / name, link.parent))
+    return asdict(training)
+
+
+def _pair(folder: Path, place: Path, role: str, found: LaidOut) -> dict[str, Any]:
+    """Say which queries are of which references; how many there are."""
+    own, *others = (str(folder / name / EMBEDDINGS) for name in (role, TEST, DISTRACTORS))
+    target = str(place / "translations" / role / TRANSLATIONS)
+    return imports.pair_queries(target, own, others, found.truth[role]) | {"dropped": found.dropped[role]}
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -75,7 +150,8 @@ def _silent(stage: str, done: int, total: int) -> None:
 @task(**RETRY)
 def run_experiment(name: str, methods: Methods, out: str) -> str:
     """Run one and write its table, data and plot; the Markdown."""
-    return results.write(EXPERIMENTS[name].run(methods), out)
+    chosen = EXPERIMENTS[name]
+    return results.write(chosen.run(methods), name, chosen.title, out)
 
 
 @flow(name="experiment", flow_run_name="experiment {names}", validate_parameters=False)

@@ -103,8 +103,8 @@ def plan(
         raise TrainError(f"a closed form starts a linear W, not {chosen.head}: choose the method gradient")
     where = cache or storage.join(place, "cache")
     return Training(
-        _data_sets(embeddings, EMBEDDINGS),
-        _data_sets(translations, TRANSLATIONS),
+        data_sets(embeddings, EMBEDDINGS),
+        data_sets(translations, TRANSLATIONS),
         place,
         method,
         chosen,
@@ -114,7 +114,7 @@ def plan(
     )
 
 
-def _data_sets(uris: list[str], name: str) -> tuple[str, ...]:
+def data_sets(uris: list[str], name: str) -> tuple[str, ...]:
     """The data sets themselves, also where the `--out` is given that they stand in."""
     places = [storage.normalize(uri) for uri in uris]
     inside = {uri: storage.join(uri, name) for uri in places if datasets.read_commit(uri) is None}

@@ -26,6 +26,7 @@ from id2core.ranking import Predictions
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 KS = (1, 3, 5, 10)
+RAW = (0.0, 1)  # factor and k where nothing is subtracted
 
 
 class ScoringError(ValueError):
@@ -56,7 +57,7 @@ class Tuning:
         normalization: None where raw scores are as good as any.
         micro_ap, raw_micro_ap: µAP with it and without. The first was chosen for being the largest, so
             it promises too much: state the µAP of other queries.
-        grid: (factor, k) → µAP.
+        grid: (factor, k) → µAP, see `micro_aps`.
     """
 
     normalization: Normalization | None
@@ -183,17 +184,37 @@ def tune(
     best = background_scores(background, answers.queries, max(ks))
     if np.isnan(best[p.query]).any():
         raise ScoringError("some queries have no background score: search the background for all")
-    grid = {
-        (factor, k): _micro_ap(p, normalize(p.score, best[p.query, :k].mean(axis=1), factor))
-        for factor in sorted(factors)
-        for k in sorted(ks)
-    }
-    raw = _micro_ap(p, p.score)
-    factor, k = max(grid, key=lambda point: grid[point])
-    if grid[factor, k] <= raw:
-        return Tuning(None, raw, raw, grid)
-    chosen = Normalization(factor=factor, k=k, background_id=background_id)
-    return Tuning(chosen, grid[factor, k], raw, grid)
+    grid = micro_aps(p, best, factors, ks)
+    factor, k = max(grid, key=grid.__getitem__)
+    chosen = Normalization(factor=factor, k=k, background_id=background_id) if factor else None
+    return Tuning(chosen, grid[factor, k], grid[RAW], grid)
+
+
+def micro_aps(
+    p: Predictions,
+    background: NDArray[np.floating],
+    factors: Sequence[float] = FACTORS,
+    ks: Sequence[int] = KS,
+) -> dict[tuple[float, int], float]:
+    """µAP of raw scores and of every normalization, the simplest first: `max` takes that of equal ones.
+
+    Args:
+        p: raw scores of Q queries.
+        background: float[Q,K] in any order along K, their best background scores.
+        factors, ks: the grid; no k above K.
+
+    Returns:
+        (factor, k) → µAP: `RAW`, then by factor, then by k.
+
+    Raises:
+        ScoringError: there are fewer than max(ks) scores per query.
+    """
+    means = {k: background_means(background, k) for k in sorted(ks)}
+    found = {RAW: _micro_ap(p, p.score)}
+    for factor in sorted(factors):
+        for k, mean in means.items():
+            found[factor, k] = _micro_ap(p, normalize(p.score, mean[p.query], factor))
+    return found
 
 
 def _micro_ap(p: Predictions, scores: NDArray[np.floating]) -> float:

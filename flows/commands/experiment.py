@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flows.commands import console
+from flows.commands import console, importing
 
 app = typer.Typer()
 
 DATA = "data"
+OF_ORIPID = "sd2"  # the encoder whose latents OriPID publishes
 
 
 @app.command(
     epilog="Examples: id2 experiment data --photos photos --data bench makes a small OriPID with the bundled "
-    "models; id2 experiment t3 open --data bench --out results runs two experiments on it; "
+    "models; id2 experiment data --oripid OriPID --data bench lays out the real one; "
+    "id2 experiment t3 open --data bench --out results runs two experiments on it; "
     "id2 experiment all --data bench --out results --page results.md runs all that can run.",
 )
 def experiment(
@@ -31,8 +33,25 @@ def experiment(
     photos: Annotated[
         str | None, typer.Option(help="For `data`: 3,500 photos or more, with a captions.csv.")
     ] = None,
+    oripid: Annotated[
+        str | None,
+        typer.Option(
+            help="For `data`, instead of --photos: OriPID as it was downloaded and unpacked, with "
+            "sd2_d_multi_feature, references and queries/MODEL."
+        ),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="With --oripid: its training latents, where they lie elsewhere.")
+    ] = None,
+    seed_edits: Annotated[
+        str | None, typer.Option(help="With --oripid: SEED-Data-Edit, unpacked, for edits by people.")
+    ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="For `data`: an encoder beside `mini`, for Tables 2, 4 and 5.")
+        str | None,
+        typer.Option(
+            help="For `data`: with --name an encoder beside the first, for Tables 2, 4 and 5; without, with "
+            "--oripid, the first.  \\[default: mini; with --oripid sd2]"
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="For `data`: what that encoder is called in tables.")] = "",
     page: Annotated[str | None, typer.Option(help="Markdown file to join all results in.")] = None,
@@ -49,14 +68,21 @@ def experiment(
     from id2core.experiments.methods import PAPER_PASSES
 
     if names == [DATA]:
-        if photos is None:
-            raise typer.BadParameter("`data` needs --photos")
-        if bool(encoder) != bool(name):
-            raise typer.BadParameter("give --encoder and --name together")
-        console.run(lambda: flow.make_data(photos, data, encoder or encoders.MINI, name))
-        console.stderr.print(
-            f"{data} is ready: id2 experiment all --data {data} --out {out}", highlight=False
-        )
+        _check_sources(photos, oripid, features or seed_edits, encoder, name)
+        made = None
+        if oripid:
+            chosen = encoder or OF_ORIPID
+            made = console.run(
+                lambda: flow.make_oripid_data(oripid, data, chosen, name, features, seed_edits)
+            )
+        else:
+            console.run(lambda: flow.make_data(photos, data, encoder or encoders.MINI, name))
+        if as_json:
+            console.print_json(made or {"data": data})
+            return
+        first = "t3" if oripid else "all"  # of OriPID some need more than it has
+        ready = f"{data} is ready: id2 experiment {first} --data {data} --out {out}"
+        console.tell([*_of_oripid(made), ready])
         return
     found = console.run(
         lambda: flow.experiment(names, data, out, page, passes or PAPER_PASSES, progress.reporter())
@@ -66,3 +92,27 @@ def experiment(
         return
     for text in found["tables"].values():
         typer.echo(text)
+
+
+def _check_sources(
+    photos: str | None, oripid: str | None, of_oripid: str | None, encoder: str | None, name: str
+) -> None:
+    if bool(photos) == bool(oripid):
+        raise typer.BadParameter("`data` needs --photos or --oripid, one of them")
+    if of_oripid and not oripid:
+        raise typer.BadParameter("--features and --seed-edits go with --oripid")
+    if (name and not encoder) or (photos and encoder and not name):
+        raise typer.BadParameter("give --encoder and --name together")
+
+
+def _of_oripid(made: dict[str, Any] | None) -> list[str]:
+    """What a bench of OriPID was made of."""
+    if made is None:
+        return []
+    lines = [f"train: {line}" for line in importing.told(made["training"])] if made["training"] else []
+    lines.append("references: " + ", ".join(f"{count:,} {role}" for role, count in made["photos"].items()))
+    for role, counts in made["queries"].items():
+        lost = {**counts["dropped"], "whose reference could not be read": counts["without_reference"]}
+        notes = ", ".join(f"{count:,} {why}" for why, count in lost.items() if count)
+        lines.append(f"{role}: {counts['queries']:,} queries{f' ({notes})' if notes else ''}")
+    return lines

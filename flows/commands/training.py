@@ -142,6 +142,58 @@ def _of_training(report: dict[str, Any]) -> list[str]:
 
 
 @app.command(
+    epilog="Example: id2 finetune --originals originals --translations translated --backbone vit-b "
+    "--out tuned; then id2 scan --encoder tuned/vit-b-cosface --transform none …",
+)
+def finetune(
+    originals: Annotated[str, typer.Option(help="Folder of the pictures that were translated.")],
+    translations: Annotated[
+        list[str], typer.Option(help="Data set of id2 translate, with its pictures; give all of them.")
+    ],
+    out: console.Out,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="A vision backbone as --encoder takes it (vit-b, dinov2, a directory, a hub id), or "
+            "resnet-scratch: a small ResNet with random weights, where no hub can be reached."
+        ),
+    ],
+    loss: Annotated[Literal["cosface", "circle", "softmax"], typer.Option()] = "cosface",
+    steps: Annotated[int | None, typer.Option(min=1, help="\\[default: 20000]")] = None,
+    batch: Annotated[int | None, typer.Option(min=4, help="Pictures of a step.  \\[default: 128]")] = None,
+    per_class: Annotated[
+        int | None, typer.Option(min=2, help="Pictures of one origin in it.  \\[default: 4]")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.  \\[default: 0.0001]")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=1, help="Steps until the rate is highest.  \\[default: 1000]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Another one, another backbone.  \\[default: 1]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1.  \\[default: a GPU where there is one]")
+    ] = None,
+    as_json: console.AsJson = False,
+) -> None:
+    """Train a whole vision backbone on pictures, the paper's rivals of W; print what --encoder takes."""
+    from flows import finetune as flow
+
+    given = {"steps": steps, "batch": batch, "per_class": per_class, "lr": lr, "warmup": warmup, "seed": seed}
+    recipe: dict[str, Any] = {"backbone": backbone, "loss": loss}
+    recipe |= {name: value for name, value in given.items() if value is not None}
+    try:
+        flow.of_recipe(recipe)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    report = console.run(lambda: flow.finetune(originals, translations, out, recipe, device or "auto"))
+    if as_json:
+        console.print_json(report)
+        return
+    left_out = f"; {report['left_out']:,} origins left out, not in {originals}" if report["left_out"] else ""
+    console.tell([f"{report['pictures']:,} pictures of {report['origins']:,} origins{left_out}"])
+    typer.echo(report["encoder"])
+
+
+@app.command(
     context_settings=console.BEAM,
     epilog="Example: id2 calibrate --reference corpus-id2 --queries uploads-id2 --truth truth.csv "
     "--transform w/W.safetensors --match 0.001 --review 0.01 --out w/calibration.json",

@@ -2,7 +2,7 @@
 
 A bench is a folder:
 
-    bench.json                                seen, unseen: names of models
+    bench.json                                seen, unseen: names of models; encoders: what made latents
     latents/ROLE/embeddings                   of photos: train, test, distractors, calibration, fresh
     latents/ROLE-MODEL/embeddings             of their translations
     latents-NAME/…                            the same by another encoder
@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from id2core import bootstrap, datasets, ranking, tables
+from id2core import bootstrap, datasets, encoders, ranking, storage, tables
+from id2core.encoders import Encoder, EncoderError
 from id2core.metrics import Measure
 from id2core.oripid.small_set import CALIBRATION, DISTRACTORS, FRESH, TEST, TRAIN
 from id2core.ranking import Predictions
@@ -36,6 +37,8 @@ from id2core.training.pairs import Pairs
 from id2core.transform import Transform
 
 FACTS = "bench.json"
+# Names of encoders that begin so are backbones trained on the bench (`id2 finetune`).
+TUNED = "tuned-"
 KEPT = 10  # references per query in the pooled measures
 RESAMPLES = 1000
 _AT_ONCE = 512
@@ -98,12 +101,14 @@ class Bench:
         seen: model whose translations W is trained on.
         unseen: models that it is tested on besides.
         encoder: name of another encoder, whose latents stand in `latents-NAME`.
+        specs: name of an encoder, empty for the first → what `encoders.load` takes; those that are known.
     """
 
     root: Path
     seen: str
     unseen: tuple[str, ...]
     encoder: str = ""
+    specs: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, root: Path) -> Bench:
@@ -116,7 +121,8 @@ class Bench:
             facts = json.loads((root / FACTS).read_text())
             if not facts["unseen"]:
                 raise ValueError("no unseen model is named")
-            return cls(root, facts["seen"], tuple(facts["unseen"]))
+            specs = dict(facts.get("encoders", {}))
+            return cls(root, facts["seen"], tuple(facts["unseen"]), specs=specs)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise BenchError(
                 f"{root} has no {FACTS} with `seen` and one or more `unseen`: make the data with `id2 "
@@ -137,10 +143,32 @@ class Bench:
         return replace(self, encoder=encoder)
 
     def encoders(self) -> list[str]:
-        """Names of the other encoders by which the test was embedded, sorted."""
+        """Names of the other encoders by which the test was embedded, sorted, without `tuned` ones."""
+        return [name for name in self._others() if not name.startswith(TUNED)]
+
+    def tuned(self) -> list[str]:
+        """Names of the backbones trained on the bench by which the test was embedded, sorted."""
+        return [name for name in self._others() if name.startswith(TUNED)]
+
+    def _others(self) -> list[str]:
         names = sorted(path.name.removeprefix("latents-") for path in self.root.glob("latents-*"))
-        needed = (TEST, DISTRACTORS, *(f"{TEST}-{model}" for model in self.models))
+        needed = tested(self.models)
         return [name for name in names if self.by(name).has(*needed)]
+
+    @property
+    def spec(self) -> str | None:
+        """What `encoders.load` takes to make these latents; None where that is not known."""
+        return self.specs.get(self.encoder, None if self.encoder else encoders.MINI)
+
+    def network(self) -> Encoder | None:
+        """The encoder of these latents; None where it is not known, cannot be loaded, or is not the same."""
+        if self.spec is None:
+            return None
+        try:
+            found = encoders.load(self.spec)
+        except EncoderError:
+            return None
+        return found if found.encoder_id == self.ids["encoder_id"] else None
 
     def dataset(self, name: str) -> str:
         """URI of the embeddings of a role, or of its translations by a model."""
@@ -157,9 +185,13 @@ class Bench:
         found = list(datasets.iterate(self.dataset(name), ["image_id", "latent"]))
         ids = [i for table in found for i in table["image_id"].to_pylist()]
         latents = np.concatenate([tables.column_to_vectors(table["latent"]) for table in found])
-        _, first = np.unique(np.array(ids), return_index=True)
-        first.sort()
+        first = _first(ids)
         return latents[first], [ids[i] for i in first]
+
+    def uris(self, name: str) -> list[str]:
+        """Where the pictures of one data set are, in the order of `read`."""
+        found = pa.concat_tables(datasets.iterate(self.dataset(name), ["image_id", "uri"]))
+        return list(found["uri"].take(_first(found["image_id"].to_pylist())).to_pylist())
 
     @functools.cached_property
     def _references(self) -> tuple[NDArray[np.float16], list[str]]:
@@ -208,6 +240,34 @@ class Bench:
     def find(self, transform: Transform, model: str, role: str = TEST) -> Found:
         """Look up a model's queries among the references."""
         return find(transform, self.queries(model, role), self.references)
+
+
+def tested(models: Sequence[str]) -> tuple[str, ...]:
+    """Names of the data sets that a closed set needs: references, then the queries of each model."""
+    return (TEST, DISTRACTORS, *(f"{TEST}-{model}" for model in models))
+
+
+def write_facts(root: Path, seen: str, unseen: Sequence[str], encoder: str, spec: str) -> None:
+    """Write bench.json, or add to it which encoder made the latents of this name.
+
+    Args:
+        root: the folder.
+        seen, unseen: models.
+        encoder: name of the encoder, empty for the first.
+        spec: what `encoders.load` takes for it; a local one is kept by its whole path.
+    """
+    try:
+        specs = dict(json.loads((root / FACTS).read_text()).get("encoders", {}))
+    except FileNotFoundError:
+        specs = {}
+    specs[encoder] = str(Path(spec).resolve()) if Path(spec).exists() else spec
+    facts = {"seen": seen, "unseen": list(unseen), "encoders": specs}
+    storage.write_bytes(str(root / FACTS), json.dumps(facts).encode())
+
+
+def _first(ids: list[str]) -> NDArray[np.int64]:
+    """int64[N], ascending: where each of N ids stands first."""
+    return np.sort(np.unique(np.array(ids), return_index=True)[1])
 
 
 def find(transform: Transform, queries: Queries, references: NDArray[np.float16], kept: int = KEPT) -> Found:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from id2core import heads
+from id2core.backbones import SCRATCH
 from id2core.experiments import bench as benches
-from id2core.experiments import plots
-from id2core.experiments.bench import Bench, Found
+from id2core.experiments import costs, plots
+from id2core.experiments.bench import TUNED, Bench, Found
+from id2core.experiments.costs import Clock
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
 from id2core.metrics import Measure
@@ -20,7 +22,6 @@ from id2core.transform import Transform
 
 RANKS = (16, 32, 64, 128, 256, 512)
 LOSS_NAMES = {"softmax": "SoftMax", "circle": "Circle loss", "cosface": "CosFace"}
-_TIMED = 2000
 
 
 def found_by(bench: Bench, transform: Transform) -> dict[str, Found]:
@@ -78,13 +79,11 @@ def described(bench: Bench) -> str:
     )
 
 
-def compare(methods: Methods, name: str, title: str, transforms: Iterable[tuple[str, Transform]]) -> Result:
+def compare(methods: Methods, transforms: Iterable[tuple[str, Transform]]) -> Result:
     """A table of transforms on one bench."""
     started = time.monotonic()
     rows = [row(methods.bench, label, found_by(methods.bench, w)) for label, w in transforms]
-    return Result(
-        name, title, rows, described(methods.bench), time.monotonic() - started, COLUMNS, bars(rows)
-    )
+    return Result(rows, described(methods.bench), time.monotonic() - started, COLUMNS, bars(rows))
 
 
 def table_3(methods: Methods) -> Result:
@@ -97,27 +96,30 @@ def table_3(methods: Methods) -> Result:
         "W, closed form": methods.closed(bench.seen),
         "W, both": methods.both(bench.seen),
     }
+    clock = Clock(bench)
     found = {name: found_by(bench, w) for name, w in trained.items()}
-    rows = [row(bench, name, found[name]) | _costs(methods, w) for name, w in trained.items()]
-    rows += _upper(methods)
-    columns = (*COLUMNS, Column("train_s", "train, s"), Column("match_s", "match, 1e-10 s/pair", digits=2))
+    tuned = {name: found_by(bench.by(name), methods.raw()) for name in bench.tuned()}
+    rows = [_of_tuned(bench.by(name), f) for name, f in tuned.items()]
+    rows += [
+        row(bench, name, found[name]) | clock.costs(w, methods.seconds(w)) for name, w in trained.items()
+    ]
+    rows += _upper(methods, clock)
     by_model = [
         {"method": name} | {f"{m}_map": benches.closed_set(f[m])["map"] for m in bench.models}
-        for name, f in found.items()
+        for name, f in (tuned | found).items()
     ]
     gains = _gains(bench, found)
     return Result(
-        "t3",
-        "Tables 3 and 10: seen and unseen models, and costs",
         rows,
         described(bench),
         time.monotonic() - started,
-        columns,
+        (*COLUMNS, *costs.COLUMNS),
         bars(rows),
         [
             *gains,
             "`Upper` is trained on the unseen model itself, and has no column for the seen one.",
-            "What needs weights from a hub, the paper's fine-tuned and generalizable models, did not run.",
+            costs.NOTE,
+            _on_tuned(bench),
         ],
         {"by_model": [_plain(r) for r in by_model]},
     )
@@ -142,18 +144,28 @@ def _gains(bench: Bench, found: dict[str, dict[str, Found]]) -> list[str]:
     return told
 
 
-def _costs(methods: Methods, w: Transform) -> dict[str, float]:
-    """Seconds of training, and of a comparison of two descriptors."""
-    r = w.apply(methods.bench.references[:_TIMED])
-    started = time.perf_counter()
-    repeated = 5
-    for _ in range(repeated):
-        r @ r.T
-    seconds = (time.perf_counter() - started) / (repeated * len(r) ** 2)
-    return {"train_s": methods.seconds(w), "match_s": seconds * 1e10}
+def _of_tuned(bench: Bench, found: dict[str, Found]) -> dict[str, Any]:
+    """The row of a backbone that was trained on pictures, compared as it is."""
+    name = f"Tuned backbone, {bench.encoder.removeprefix(TUNED)}"
+    seconds = costs.of_tuning(bench).get("seconds")
+    return row(bench, name, found) | Clock(bench).costs(Transform(), seconds)
 
 
-def _upper(methods: Methods) -> list[dict[str, Any]]:
+def _on_tuned(bench: Bench) -> str:
+    """What the rows of tuned backbones are, and which of the paper's are missing."""
+    if not bench.tuned():
+        return "What needs weights from a hub, the paper's fine-tuned and generalizable models, did not run."
+    scratch = [name for name in bench.tuned() if SCRATCH in name]
+    random = f" {', '.join(scratch)} began with random weights, the paper's with pretrained ones." * bool(
+        scratch
+    )
+    return (
+        f"Tuned backbones are whole networks trained on the same pictures (`id2 finetune`), the paper's "
+        f"similarity-based models.{random} Its generalizable models did not run."
+    )
+
+
+def _upper(methods: Methods, clock: Clock) -> list[dict[str, Any]]:
     """Trained and tested on the same unseen model, where its translations of training photos are there."""
     bench, rows = methods.bench, []
     for model in bench.unseen:
@@ -173,18 +185,17 @@ def _upper(methods: Methods) -> list[dict[str, Any]]:
                     "unseen_map": measured["map"],
                     "unseen_acc": measured["acc"],
                 }
-                | _costs(methods, w)
+                | clock.costs(w, methods.seconds(w))
             )
     return rows
 
 
 def table_5(methods: Methods) -> Result | Skipped:
     """Other VAEs as encoders, each with a W of its own."""
-    title = "Table 5: encoders"
     bench = methods.bench
     others = [name for name in bench.encoders() if bench.by(name).has("train", f"train-{bench.seen}")]
     if not others:
-        return Skipped("t5", title, "no other VAE has embedded the data (`id2 experiment data --encoder …`)")
+        return Skipped("no other VAE has embedded the data (`id2 experiment data --encoder …`)")
     started = time.monotonic()
     rows = []
     for name in ("", *others):
@@ -192,7 +203,7 @@ def table_5(methods: Methods) -> Result | Skipped:
         label = name or bench.ids["encoder_id"].rsplit("-", 1)[0]
         for kind, w in (("closed form", own.closed(bench.seen)), ("recipe", own.recipe(bench.seen))):
             rows.append(row(own.bench, f"{label}, {kind}", found_by(own.bench, w)))
-    return Result("t5", title, rows, described(bench), time.monotonic() - started, COLUMNS, bars(rows))
+    return Result(rows, described(bench), time.monotonic() - started, COLUMNS, bars(rows))
 
 
 def table_6(methods: Methods) -> Result:
@@ -202,7 +213,7 @@ def table_6(methods: Methods) -> Result:
         (label, methods.recipe(seen, Recipe(loss=loss), "recipe" if loss == "cosface" else loss))  # type: ignore[arg-type]
         for loss, label in LOSS_NAMES.items()
     )
-    return compare(methods, "t6", "Table 6: losses", runs)
+    return compare(methods, runs)
 
 
 def table_7(methods: Methods) -> Result:
@@ -210,7 +221,7 @@ def table_7(methods: Methods) -> Result:
     seen = methods.bench.seen
     kinds = (heads.LINEAR, *heads.KINDS)
     runs = ((k, methods.recipe(seen, Recipe(head=k), "recipe" if k == heads.LINEAR else k)) for k in kinds)
-    return compare(methods, "t7", "Table 7 and Figure 9: linear and non-linear transformations", runs)
+    return compare(methods, runs)
 
 
 def figure_8(methods: Methods) -> Result:
@@ -226,8 +237,6 @@ def figure_8(methods: Methods) -> Result:
         for end in ("value", "low", "high")
     )
     return Result(
-        "f8",
-        "Figure 8: the rank of W",
         rows,
         described(bench),
         time.monotonic() - started,

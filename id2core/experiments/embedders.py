@@ -11,13 +11,10 @@ from id2core.experiments.results import Result, Skipped
 
 def table_2(methods: Methods) -> Result | Skipped:
     """Every encoder that has embedded the test, compared as it is."""
-    title = "Tables 2 and 9: embedders that were not trained for the task"
     bench = methods.bench
     names = bench.encoders()
     if not names:
-        return Skipped(
-            "t2", title, "no other encoder has embedded the data (`id2 experiment data --encoder …`)"
-        )
+        return Skipped("no other encoder has embedded the data (`id2 experiment data --encoder …`)")
     started = time.monotonic()
     raw = methods.raw()
     rows = [row(bench, name, found_by(bench.by(name), raw)) for name in names]
@@ -25,4 +22,4 @@ def table_2(methods: Methods) -> Result | Skipped:
     notes = [
         "The paper's models need weights from a hub: give them with `id2 experiment data --encoder NAME`."
     ]
-    return Result("t2", title, rows, described(bench), time.monotonic() - started, COLUMNS, bars(rows), notes)
+    return Result(rows, described(bench), time.monotonic() - started, COLUMNS, bars(rows), notes)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from id2core import calibration, ranking, scoring
+from id2core import calibration, scoring
 from id2core.calibration import Calibration
 from id2core.experiments import bench as benches
 from id2core.experiments import plots
-from id2core.experiments.bench import CALIBRATION, DISTRACTORS, FRESH, Bench, Found, Queries
+from id2core.experiments.bench import CALIBRATION, DISTRACTORS, FRESH, Bench, Queries
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
 from id2core.metrics import Measure
@@ -62,15 +62,13 @@ def tuned(bench: Bench, pairs: Pairs, transform: Transform) -> Background:
     known = Queries(pairs.latents[asked], place[labels].astype(np.int64), labels.astype(np.int64))
     references = np.concatenate([pairs.latents[heads[held_out]], bench.read(DISTRACTORS)[0]])
     strangers = bench.queries(bench.seen, CALIBRATION)
-    parts = [benches.find(transform, queries, references) for queries in (known, strangers)]
-    none = Background(background, 0.0, 1)
-    grid = [none, *(Background(background, f, k) for f in scoring.FACTORS for k in scoring.KS)]
-    return max(grid, key=lambda b: _micro_ap(transform, parts, b))
-
-
-def _micro_ap(transform: Transform, parts: list[Found], background: Background) -> float:
-    predictions, _ = benches.pooled([(f, background.of(transform, f.queries)) for f in parts])
-    return ranking.micro_average_precision(predictions) or 0.0
+    parts = (known, strangers)
+    found = [benches.find(transform, queries, references) for queries in parts]
+    predictions, _ = benches.pooled([(f, np.zeros(len(f.ranks))) for f in found])
+    scores = [benches.find(transform, queries, background, max(scoring.KS)).scores for queries in parts]
+    grid = scoring.micro_aps(predictions, np.concatenate(scores))
+    factor, k = max(grid, key=grid.__getitem__)
+    return Background(background, factor, k)
 
 
 def one_each(queries: Queries, kind: int, kinds: int) -> NDArray[np.int64]:
@@ -102,9 +100,8 @@ def open_set(methods: Methods) -> Result | Skipped:
     """µAP and R@P90 with half of the uploads without origin; false positives on fresh uploads."""
     started = time.monotonic()
     bench = methods.bench
-    title = "Open set: half of the uploads without origin"
     if not bench.has(*(f"{role}-{model}" for role in (CALIBRATION, FRESH) for model in bench.models)):
-        return Skipped("open", title, "uploads without origin are not there (`calibration-…`, `fresh-…`)")
+        return Skipped("uploads without origin are not there (`calibration-…`, `fresh-…`)")
     pairs = methods.pairs(bench.seen)
     none = Background(bench.references[:1], 0.0, 1)
     recipe, closed = methods.recipe(bench.seen), methods.closed(bench.seen)
@@ -122,8 +119,6 @@ def open_set(methods: Methods) -> Result | Skipped:
     ]
     queries = len(bench.queries(bench.seen).latents), len(bench.queries(bench.seen, FRESH).latents)
     return Result(
-        "open",
-        title,
         rows,
         f"By each model {queries[0]:,} uploads with an origin and {queries[1]:,} fresh ones without, among "
         f"{len(bench.references):,} pictures; 10 pairs of each upload are pooled. Thresholds are from other "

@@ -57,8 +57,6 @@ class Result:
     """What an experiment found.
 
     Attributes:
-        name: of the files, such as `t3`: small letters, digits, `-` and `_`.
-        title: such as `Table 3: seen and unseen models`.
         rows: of the table in order; a `Measure` counts as KEY, KEY_low and KEY_high, a `Spread` as KEY and
             KEY_std. What a row does not have is null.
         data: a sentence on the data used: which pictures, how many, disjoint from what.
@@ -69,8 +67,6 @@ class Result:
         facts: JSON-able settings and ids, kept with the Parquet file.
     """
 
-    name: str
-    title: str
     rows: Sequence[Mapping[str, Any]] | pa.Table
     data: str
     seconds: float
@@ -80,14 +76,12 @@ class Result:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
         if not self.table.num_rows:
-            raise ValueError(f"{self.name} has no rows; an experiment that cannot run is `Skipped`")
+            raise ValueError("a result has no rows; an experiment that cannot run is `Skipped`")
         for column in self.columns:
             if column.key not in self.table.column_names:
-                raise ValueError(
-                    f"{self.name} has no column {column.key!r}, only {', '.join(self.table.column_names)}"
-                )
+                there = ", ".join(self.table.column_names)
+                raise ValueError(f"a result has no column {column.key!r}, only {there}")
 
     @functools.cached_property
     def table(self) -> pa.Table:
@@ -106,12 +100,7 @@ class Result:
 class Skipped:
     """An experiment that did not run, and why: data that are not there, a model that cannot be had."""
 
-    name: str
-    title: str
     reason: str
-
-    def __post_init__(self) -> None:
-        _check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -146,7 +135,11 @@ class Provenance:
 
 
 def write(
-    outcome: Result | Skipped, out: str | os.PathLike[str], provenance: Provenance | None = None
+    outcome: Result | Skipped,
+    name: str,
+    title: str,
+    out: str | os.PathLike[str],
+    provenance: Provenance | None = None,
 ) -> str:
     """Write an outcome: `NAME.parquet`, `NAME.png` where there is a plot, and last `NAME.md`.
 
@@ -155,6 +148,8 @@ def write(
 
     Args:
         outcome: of an experiment.
+        name: of the files, such as `t3`: small letters, digits, `-` and `_`.
+        title: such as `Table 3: seen and unseen models`.
         out: folder or gs:// URI.
         provenance: by default that of this process.
 
@@ -162,19 +157,21 @@ def write(
         The content of `NAME.md`.
 
     Raises:
+        ValueError: the name cannot name files.
         StorageError: the folder cannot be written to.
     """
-    folder = storage.normalize(out)
-    page = storage.join(folder, f"{outcome.name}.md")
+    _check_name(name)
+    stem = storage.join(storage.normalize(out), name)
+    page, parquet = f"{stem}.md", f"{stem}.parquet"
     if isinstance(outcome, Skipped):
-        if storage.exists(storage.join(folder, f"{outcome.name}.parquet")) and storage.exists(page):
+        if storage.exists(parquet) and storage.exists(page):
             return storage.read_bytes(page).decode()
-        text = _skipped(outcome.title, outcome.reason)
+        text = _skipped(title, outcome.reason)
     else:
         provenance = provenance or Provenance.here()
-        _write_parquet(outcome, storage.join(folder, f"{outcome.name}.parquet"), provenance)
-        missing = _write_plot(outcome, storage.join(folder, f"{outcome.name}.png"))
-        text = _page(outcome, provenance, missing)
+        _write_parquet(outcome, {"name": name, "title": title}, parquet, provenance)
+        missing = _write_plot(outcome, title, f"{stem}.png")
+        text = _page(outcome, name, title, provenance, missing)
     storage.write_bytes(page, text.encode())
     return text
 
@@ -227,10 +224,9 @@ def _plain(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _write_parquet(result: Result, uri: str, provenance: Provenance) -> None:
+def _write_parquet(result: Result, names: Mapping[str, str], uri: str, provenance: Provenance) -> None:
     facts = {
-        "name": result.name,
-        "title": result.title,
+        **names,
         "data": result.data,
         "notes": list(result.notes),
         "seconds": result.seconds,
@@ -243,28 +239,28 @@ def _write_parquet(result: Result, uri: str, provenance: Provenance) -> None:
         writer.write_table(table)
 
 
-def _write_plot(result: Result, uri: str) -> str:
+def _write_plot(result: Result, title: str, uri: str) -> str:
     """Why there is no plot; empty where there is one, or none is wanted."""
     if result.plot is None:
         storage.delete(uri)  # of an earlier run
         return ""
     try:
-        storage.write_bytes(uri, plots.draw(result.plot, result.title))
+        storage.write_bytes(uri, plots.draw(result.plot, title))
     except plots.PlotError as error:
         storage.delete(uri)
         return str(error)
     return ""
 
 
-def _page(result: Result, provenance: Provenance, missing: str) -> str:
+def _page(result: Result, name: str, title: str, provenance: Provenance, missing: str) -> str:
     notes = [*result.notes, *_told(result), *([f"Not plotted: {missing}."] if missing else [])]
-    blocks = [f"# {result.title}", "\n".join(_lines(result))]
+    blocks = [f"# {title}", "\n".join(_lines(result))]
     if result.plot is not None and not missing:
-        blocks.append(f"![{result.title}]({result.name}.png)")
+        blocks.append(f"![{title}]({name}.png)")
     blocks.append(result.data)
     if notes:
         blocks.append("\n".join(f"- {note}" for note in notes))
-    files = f"All columns: [{result.name}.parquet]({result.name}.parquet)."
+    files = f"All columns: [{name}.parquet]({name}.parquet)."
     blocks.append(f"Measured {provenance}, in {_duration(result.seconds)}. {files}")
     return "\n\n".join(blocks) + "\n"
 

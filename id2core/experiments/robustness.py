@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from id2core import datasets, encoders
 from id2core.encoders import Encoder
 from id2core.experiments import bench as benches
 from id2core.experiments import plots
@@ -33,17 +32,12 @@ _AT_ONCE = 64
 def figure_7(methods: Methods) -> Result | Skipped:
     """mAP of attacked queries, by kind and intensity of the attack, with W and without."""
     started = time.monotonic()
-    title = "Figure 7: attacked queries"
-    bench, network = methods.bench, encoders.load(encoders.MINI)
-    if network.encoder_id != bench.ids["encoder_id"]:
-        return Skipped(
-            "f7", title, f"attacked pictures are encoded by {encoders.MINI}, the bench is by another"
-        )
+    bench, network = methods.bench, methods.bench.network()
+    if network is None:
+        return Skipped(f"the encoder of the latents, {bench.ids['encoder_id']}, is not here to encode with")
     transforms = {"closed form": methods.closed(bench.seen), "VAE": methods.raw()}
     rows = [row for model in bench.models for row in _attacked(bench, model, network, transforms)]
     return Result(
-        "f7",
-        title,
         rows,
         f"{described(bench)} Of the test, {_ATTACKED} translations by each model, attacked.",
         time.monotonic() - started,
@@ -92,11 +86,7 @@ def _attacked(
 
 def _pictures(bench: Bench, model: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
     """Files of some test translations, with rows of their origins and numbers of their photos."""
-    name = f"{TEST}-{model}"
-    tables = list(datasets.iterate(bench.dataset(name), ["image_id", "uri"]))
-    place = {i: uri for t in tables for i, uri in zip(*t.to_pydict().values(), strict=True)}
-    uris = [place[image_id] for image_id in bench.read(name)[1]]
-    queries = bench.queries(model)
+    uris, queries = bench.uris(f"{TEST}-{model}"), bench.queries(model)
     step = max(1, len(uris) // _ATTACKED)
     some = slice(0, step * _ATTACKED, step)
     return uris[some], queries.origins[some], queries.photos[some]
@@ -122,11 +112,10 @@ def _encode(files: list[str], network: Encoder, attack: str) -> NDArray[np.float
 
 def table_8(methods: Methods) -> Result | Skipped:
     """mAP and Acc by editing strength."""
-    title = "Table 8: editing strengths"
     bench = methods.bench
     there = [(s, model) for s in STRENGTHS for model in bench.models if bench.has(f"strength-{s}-{model}")]
     if not there:
-        return Skipped("t8", title, "no translations of several strengths are there")
+        return Skipped("no translations of several strengths are there")
     started = time.monotonic()
     transforms = {"closed form": methods.closed(bench.seen), "recipe": methods.recipe(bench.seen)}
     transforms["VAE"] = methods.raw()
@@ -147,8 +136,6 @@ def table_8(methods: Methods) -> Result | Skipped:
     }
     queries = len(bench.queries(bench.seen, f"strength-{strengths[0]}").latents)
     return Result(
-        "t8",
-        title,
         rows,
         f"{queries} test photos by each model and strength among {len(bench.references):,} pictures.",
         time.monotonic() - started,
@@ -169,33 +156,19 @@ def _percent(found: dict[str, Measure] | None) -> float | None:
 
 def table_11(methods: Methods) -> Result | Skipped:
     """Other paradigms of translation."""
-    return _other_queries(
-        methods,
-        "t11",
-        "Table 11: other paradigms",
-        PARADIGMS,
-        "no translations by another paradigm are there",
-    )
+    return _other_queries(methods, PARADIGMS, "no translations by another paradigm are there")
 
 
 def manual_edits(methods: Methods) -> Result | Skipped:
     """Edits by people (Table 3, right)."""
-    return _other_queries(
-        methods,
-        "manual",
-        "Manual edits (Table 3, right)",
-        (MANUAL,),
-        "SEED-Data-Edit is not there",
-    )
+    return _other_queries(methods, (MANUAL,), "SEED-Data-Edit is not there")
 
 
-def _other_queries(
-    methods: Methods, name: str, title: str, kinds: tuple[str, ...], reason: str
-) -> Result | Skipped:
+def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Result | Skipped:
     bench = methods.bench
     there = [kind for kind in kinds if bench.has(f"{TEST}-{kind}")]
     if not there:
-        return Skipped(name, title, reason)
+        return Skipped(reason)
     started = time.monotonic()
     rows = [
         {
@@ -213,8 +186,6 @@ def _other_queries(
     ]
     missing = [kind for kind in kinds if kind not in there]
     return Result(
-        name,
-        title,
         rows,
         f"Looked up among {len(bench.references):,} pictures.",
         time.monotonic() - started,

@@ -23,11 +23,10 @@ SHARE = Recipe().validation_share
 
 def table_1(methods: Methods) -> Result | Skipped:
     """Cosine of the singular values of Ws trained on different models, over repeated runs."""
-    title = "Table 1: singular values of W on different models"
     bench = methods.bench
     trained = [model for model in bench.models if bench.has(f"train-{model}")]
     if len(trained) < 2:
-        return Skipped("t1", title, "translations of training photos by a second model are not there")
+        return Skipped("translations of training photos by a second model are not there")
     started = time.monotonic()
     weights = {model: [_repeated(methods, model, run) for run in range(REPEATED)] for model in trained}
     rows: list[dict[str, Any]] = []
@@ -36,8 +35,6 @@ def table_1(methods: Methods) -> Result | Skipped:
             rows.append(_agreement(f"{first}, {second}", weights[first], weights[second]))
     rows.append(_agreement(f"{trained[0]}, other seeds", weights[trained[0]][:-1], weights[trained[0]][1:]))
     return Result(
-        "t1",
-        title,
         rows,
         f"Ws by the paper's recipe, {REPEATED} runs of different seed for each model.",
         time.monotonic() - started,
@@ -66,11 +63,10 @@ def _agreement(pair: str, first: Any, second: Any) -> dict[str, Any]:
 
 def table_4(methods: Methods) -> Result | Skipped:
     """How unlike the VAEs of the models are."""
-    title = "Table 4: the VAEs of seen and unseen models differ"
     bench = methods.bench
     names = [name for name in bench.encoders() if name in bench.models]
     if not names:
-        return Skipped("t4", title, "no model's own VAE has embedded the data")
+        return Skipped("no model's own VAE has embedded the data")
     started = time.monotonic()
     base = encoders.load_autoencoder(_folder(bench.seen), "vae")
     convolution = theory.last_convolution(base)
@@ -88,8 +84,6 @@ def table_4(methods: Methods) -> Result | Skipped:
             }
         )
     return Result(
-        "t4",
-        title,
         rows,
         f"{len(latents):,} photos embedded by the VAE of {bench.seen} and by that of each other model.",
         time.monotonic() - started,
@@ -113,8 +107,6 @@ def existence(methods: Methods) -> Result:
             found = Existence.of(theory.ratios(pairs, pairs.held_out(SHARE), w.weights))
             rows.append({"w": name, "model": model, "pairs": found.own.count} | _shown(found))
     return Result(
-        "existence",
-        "Theorems 1 and 2: what W leaves of the difference between a translation and its origin",
         rows,
         f"Pairs of training photos' held-out classes. {described(bench)}",
         time.monotonic() - started,

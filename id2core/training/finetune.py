@@ -3,7 +3,8 @@
 A class is an origin with its translations; the loss is Circle, a normalised softmax or CosFace over the
 embeddings, as for W. Pictures are stretched to the backbone's square and nothing else: no
 augmentation. The paper names neither the sizes nor the rates of these runs, only the losses and, by its
-comparison of costs, a ViT: all numbers of `Recipe` are ours. None has ever run here with real weights.
+comparison of costs, a ViT: all numbers of `Recipe` are ours. None has ever run here with weights from a hub;
+`backbones.SCRATCH` begins with random ones.
 
 What comes out is a directory that `encoders.load` takes, so that embedding, scanning and measuring go on as
 with any other encoder.
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,17 +29,20 @@ from torch import Tensor, nn
 from id2core import backbones, encoders, images, storage
 from id2core.rejects import Reject
 from id2core.training.criteria import build_loss
-from id2core.training.loop import Loop
+from id2core.training.loop import LOG, Loop
 from id2core.training.pairs import Progress
 from id2core.training.recipe import LOSSES
 from id2core.training.recipe import Recipe as LossRecipe
 from id2core.training.samples import Batches
 
+# Beside the trained weights: what made them.
+REPORT = "finetune.json"
+_DECODERS = 4
 # A file (local path or gs:// object) or its bytes, and the name of its origin.
 Labelled = tuple[str | Path | bytes, str]
 
 
-class FinetuneError(Exception):
+class FinetuneError(ValueError):
     """Pictures or a recipe that no training can follow; the message says what to do."""
 
 
@@ -46,7 +51,8 @@ class Recipe:
     """Everything that decides the outcome but the pictures.
 
     Attributes:
-        backbone: what to start from: a short name, directory or hub id, as `encoders.load` takes them.
+        backbone: what to start from: a short name, directory or hub id, as `encoders.load` takes them, or
+            `backbones.SCRATCH` for random weights.
         loss, scale, margin: as in `training.recipe.Recipe`.
         batch, per_class: pictures of a step, and of each origin among them.
         steps, warmup: of the run, and until the rate is at its peak; it then falls to zero as a cosine.
@@ -104,7 +110,8 @@ def finetune(
         progress: called with "training", steps done and steps in all.
 
     Returns:
-        The directory below `out` that `encoders.load` takes, named after backbone and loss.
+        The directory below `out` that `encoders.load` takes, named after backbone and loss. `REPORT` in it
+        has the recipe, the number of pictures and origins, and the `seconds` of training.
 
     Raises:
         FinetuneError: the recipe or the pictures do not fit, a picture cannot be read, or the loss is not
@@ -133,12 +140,20 @@ class _Pictures:
         self.offsets = np.concatenate([[0], np.cumsum(np.bincount(labels))])
         self.classes = len(names)
         self.size = 0  # set when the backbone is known
+        self._pool = ThreadPoolExecutor(_DECODERS, "decoders")
         lines = (f"{_digest(self._sources[i])} {names[labels[j]]}\n" for i, j in enumerate(order))
         self.digest = hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8[B,size,size,3]."""
-        return np.stack([self._decode(self._sources[row]) for row in rows])
+        return np.stack(list(self._pool.map(self._decode, [self._sources[row] for row in rows])))
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _decode(self, source: str | Path | bytes) -> NDArray[np.uint8]:
         data = source if isinstance(source, bytes) else storage.read_bytes(storage.normalize(source))
@@ -182,22 +197,22 @@ class _Trainer(Loop):
     def __init__(self, pictures: _Pictures, plan: Recipe, out: Path, device: str, progress: Progress) -> None:
         self.device = torch.device(encoders.best_device() if device == "auto" else device)
         self.progress = progress
-        place = encoders.locate(plan.backbone)
-        self.result = out / f"{place.name}-{plan.loss}"
-        backbone = backbones.load(place.source, place.subfolder, place.revision)
+        self.pictures = pictures
+        name, backbone = _start(plan)
+        self.result = out / f"{name}-{plan.loss}"
         pictures.size = backbone.preprocess.size
         plan = replace(plan, init=encoders.hash_tensors(backbone.state_dict())[:12], data=pictures.digest)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             criterion = _criterion(plan, backbone, pictures.classes)
         super().__init__(plan, out, _Model(backbone, criterion).to(self.device).train())
-        # Batches of latents, which it takes by row: here they are pictures, decoded ahead by its thread.
-        rows: Any = SimpleNamespace(latents=pictures, offsets=pictures.offsets)
-        self.batches = Batches(rows, np.arange(pictures.classes), plan.batch, plan.per_class, None, plan.seed)
+        classes = np.arange(pictures.classes)
+        self.batches = Batches(pictures, classes, plan.batch, plan.per_class, None, plan.seed)
 
     def close(self) -> None:
-        """End the thread that decodes ahead."""
+        """End the threads that decode ahead."""
         self.batches.close()
+        self.pictures.close()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 where the device multiplies it in hardware, else float32: float16 would need scaling."""
@@ -232,7 +247,28 @@ class _Trainer(Loop):
         backbone = self.model.backbone
         assert isinstance(backbone, backbones.Backbone)
         backbone.eval().cpu().save(self.result)
+        facts = {
+            "recipe": asdict(self.recipe),
+            "pictures": len(self.pictures),
+            "origins": self.pictures.classes,
+            "seconds": round(_seconds(self.out / LOG), 1),
+        }
+        (self.result / REPORT).write_text(json.dumps(facts, indent=1))
         return self.result
+
+
+def _start(plan: Recipe) -> tuple[str, backbones.Backbone]:
+    """The name and weights that a training begins with."""
+    if plan.backbone == backbones.SCRATCH:
+        return backbones.SCRATCH, backbones.from_scratch(plan.seed)
+    place = encoders.locate(plan.backbone)
+    return place.name, backbones.load(place.source, place.subfolder, place.revision)
+
+
+def _seconds(log: Path) -> float:
+    """Of the steps in a log; each process that took part counts its own from zero."""
+    told = [float(json.loads(line).get("seconds", 0)) for line in log.read_text().splitlines()]
+    return sum(now for now, later in zip(told, [*told[1:], 0.0], strict=True) if later < now)
 
 
 def _criterion(plan: Recipe, backbone: backbones.Backbone, classes: int) -> nn.Module:
@@ -240,4 +276,10 @@ def _criterion(plan: Recipe, backbone: backbones.Backbone, classes: int) -> nn.M
     with torch.inference_mode():
         size = backbone(torch.zeros(1, 3, side, side)).shape[1]
     asked = LossRecipe(loss=plan.loss, scale=plan.scale, margin=plan.margin, dimensions=size)
-    return build_loss(asked, classes)
+    criterion = build_loss(asked, classes)
+    # Only their directions count. A class is seen once in a pass: from their usual length, sqrt(size), so few
+    # steps would hardly turn them, and the backbone would learn random codes by heart.
+    with torch.no_grad():
+        for centres in criterion.parameters():
+            centres.div_(size**0.5)
+    return criterion

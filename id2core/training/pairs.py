@@ -88,6 +88,10 @@ class Pairs:
     digest: str = ""
     left_out: LeftOut = LeftOut()
 
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """float16[B,n]: the latents of some rows, int64[B]."""
+        return self.latents[rows]
+
     @functools.cached_property
     def labels(self) -> NDArray[np.int32]:
         """int32[N]: the class of each row."""

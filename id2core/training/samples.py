@@ -6,13 +6,12 @@ import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from id2core.training.pairs import Pairs
 
 AHEAD = 4
 # One stream of random numbers each: what is drawn for one says nothing about the others.
@@ -21,12 +20,23 @@ _CLASSES, _MEMBERS, _CENTRES = range(3)
 Integers = NDArray[np.int64]
 
 
+class Rows(Protocol):
+    """N rows sorted by class, such as the latents of `Pairs`; whatever takes long to read is read ahead."""
+
+    @property
+    def offsets(self) -> Integers:
+        """int64[C+1]; class c has the rows `offsets[c]` to `offsets[c+1]`."""
+
+    def __getitem__(self, rows: Integers) -> NDArray[Any]:
+        """Some rows, by their number: of int64[B] an array [B,…], which training sees as float32."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B latents of one step, sorted by class.
+    """B rows of one step, sorted by class.
 
     Attributes:
-        latents: float32[B,n].
+        latents: float32[B,n]; [B,…] where the rows are something else.
         labels: int64[B], numbers of the K classes that are trained on.
         centres: int64[S], ascending, the classes whose centres take part; None for all.
     """
@@ -47,7 +57,7 @@ class Batches:
 
     def __init__(
         self,
-        pairs: Pairs,
+        source: Rows,
         classes: Integers,
         batch: int,
         per_class: int,
@@ -58,16 +68,16 @@ class Batches:
         """Batches of `batch` rows, `per_class` of each class.
 
         Args:
-            pairs: the rows.
+            source: of the rows.
             classes: int64[K], the classes to take; the k-th gets the label k.
             batch, per_class: rows of a batch, and of each class in it.
             negatives: how many other classes' centres take part, or None for all.
             seed: of the draws.
             share: which of a step's rows to read, by their number: by default all.
         """
-        self._latents = pairs.latents
-        self._starts = pairs.offsets[classes]
-        self._sizes = pairs.offsets[classes + 1] - self._starts
+        self._source = source
+        self._starts = source.offsets[classes]
+        self._sizes = source.offsets[classes + 1] - self._starts
         self._at_once = min(len(classes), batch // per_class)
         self._per_class, self._negatives, self._seed = per_class, negatives, seed
         self._share = share(self._at_once * per_class)
@@ -98,7 +108,7 @@ class Batches:
         """The batch of a step, or the share of it."""
         rows, labels = (x[self._share] for x in self.rows(step))
         # The rows ascend, so that a disk is read in one direction.
-        latents = torch.from_numpy(self._latents[rows].astype(np.float32))
+        latents = torch.from_numpy(self._source[rows].astype(np.float32))
         centres = None if self._negatives is None else torch.from_numpy(self._centres(step, self._negatives))
         return Batch(latents, torch.from_numpy(labels), centres)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 
 from flows import experiment as flow
 from id2core.experiments import bench as benches
-from id2core.experiments import closed_sets, open_sets
+from id2core.experiments import closed_sets, embedders, open_sets
 from id2core.experiments.bench import Bench, BenchError, Found, Queries
+from id2core.experiments.costs import Clock
 from id2core.experiments.methods import Methods, scaled
+from id2core.experiments.results import Skipped
 from id2core.oripid import small_set
+from id2core.training.finetune import REPORT
 from id2core.training.recipe import Recipe
 from id2core.transform import Transform
+from tests.id2core.test_backbones import saved
 from tests.latent_sets import good_w, origins, translated, write_embeddings, write_translations
 
 PHOTOS = {"train": 150, "test": 40, "calibration": 500, "fresh": 40, "distractors": 100}
@@ -48,6 +53,14 @@ def test_queries_know_their_origins(data: Path) -> None:
     assert known.origins.tolist() == [*range(40), *range(40)]
     assert np.bincount(known.photos).tolist() == [2] * 40
     assert (fresh.origins == -1).all()
+
+
+def test_pictures_stand_in_the_order_of_their_latents(data: Path) -> None:
+    bench = Bench.load(data)
+
+    names = [f"test-a-{Path(uri).stem}" for uri in bench.uris("test-a")]
+
+    assert names == bench.read("test-a")[1] and len(names) == 80
 
 
 def test_w_that_sees_the_origin_finds_it(data: Path) -> None:
@@ -150,6 +163,43 @@ class _Small(Methods):
 
     def both(self, model: str) -> Transform:
         return self._gradient(model, Recipe(dimensions=16, batch=32, lr=1e-3), "both", self.closed(model))
+
+
+def test_a_tuned_backbone_stands_in_table_3_and_not_among_untrained_ones(data: Path, tmp_path: Path) -> None:
+    tuned, root = tmp_path / "tuned", tmp_path / "bench"
+    tuned.mkdir()
+    (tuned / REPORT).write_text(json.dumps({"seconds": 7.5}))
+    root.mkdir()
+    for path in data.iterdir():
+        (root / path.name).symlink_to(path)
+    (root / benches.FACTS).unlink()
+    (root / f"latents-{benches.TUNED}tiny").symlink_to(data / "latents")
+    benches.write_facts(root, "a", ["b"], "", "no such encoder")
+    benches.write_facts(root, "a", ["b"], f"{benches.TUNED}tiny", str(tuned))
+    methods = _Small(Bench.load(root), root, 3)
+
+    result = closed_sets.table_3(methods)
+
+    assert isinstance(embedders.table_2(methods), Skipped)
+    first, raw = result.table.to_pylist()[:2]
+    assert first["method"] == "Tuned backbone, tiny" and raw["method"] == "Embeddings of VAE"
+    assert (first["seen_map"], first["train_s"], first["extract_ms"]) == (raw["seen_map"], 7.5, None)
+
+
+def test_extraction_is_timed_where_encoder_and_pictures_are_there(photo_set: Path, tmp_path: Path) -> None:
+    encoder = str(saved("resnet", tmp_path / "tiny"))
+    for role in ("test", "distractors"):
+        flow.embed.fn(str(photo_set), str(tmp_path / "latents" / role), encoder)
+    benches.write_facts(tmp_path, "a", ["b"], "", encoder)
+    bench = Bench.load(tmp_path)
+
+    measured = Clock(bench).costs(Transform(), 1.0)
+    (photo_set / "p0.jpg").unlink()
+    gone = Clock(bench).costs(Transform(), 1.0)
+
+    assert (measured["extract_ms"] or 0) > 0 and (measured["match_s"] or 0) > 0
+    assert gone["extract_ms"] is None
+    assert Clock(replace(bench, specs={})).costs(Transform(), 1.0)["extract_ms"] is None
 
 
 def test_wrong_names_and_folders_say_what_there_is(data: Path, tmp_path: Path, prefect_api: str) -> None:

@@ -39,7 +39,11 @@ COLUMNS = (
 
 def result(**more: Any) -> Result:
     given: dict[str, Any] = {"rows": ROWS, "columns": COLUMNS, "data": "12 pictures.", "seconds": 600, **more}
-    return Result("t3", "Table 3: transforms", **given)
+    return Result(**given)
+
+
+def written(outcome: Result | Skipped, folder: Path) -> str:
+    return results.write(outcome, "t3", "Table 3: transforms", folder, PROVENANCE)
 
 
 def table_of(text: str) -> list[str]:
@@ -49,7 +53,7 @@ def table_of(text: str) -> list[str]:
 def test_a_result_becomes_three_files(tmp_path: Path) -> None:
     bars = Bars(["W", "raw"], {"mAP": [88.8, 50.0]}, "mAP, %")
     found = result(plot=bars, notes=["Not the paper's data."], facts={"seed": 3})
-    text = results.write(found, tmp_path / "new", PROVENANCE)
+    text = written(found, tmp_path / "new")
     files = {path.name for path in (tmp_path / "new").iterdir()}
     assert files == {"t3.md", "t3.png", "t3.parquet"}
     assert text == (tmp_path / "new/t3.md").read_text()
@@ -71,44 +75,45 @@ def test_a_result_becomes_three_files(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "new/t3.parquet")
     assert table["map_low"].to_pylist() == [0.879, None] and table["map"].to_pylist() == [0.8884, 0.5]
     facts = json.loads(table.schema.metadata[b"id2.experiment"])
+    assert facts["name"] == "t3" and facts["title"] == "Table 3: transforms"
     assert facts["facts"] == {"seed": 3} and facts["data"] == "12 pictures." and facts["seconds"] == 600
 
 
 def test_figures_are_rounded_to_what_they_are_worth(tmp_path: Path) -> None:
     spread = Spread(10, 0.99579012, 0.0000372, ())
     rows = [{"cosine": spread, "many": 123456.7, "few": 1.6e-10, "none": float("nan"), "on": True}]
-    text = results.write(result(rows=rows, columns=()), tmp_path, PROVENANCE)
+    text = written(result(rows=rows, columns=()), tmp_path)
     assert table_of(text)[::2] == [
         "| cosine | many | few | none | on |",
         "| 0.995790 ± 0.000037 | 123,457 | 1.6e-10 | – | yes |",
     ]
     assert "± is the standard deviation" in text
     given = pa.table({"x": [1.23456]})
-    assert table_of(results.write(result(rows=given, columns=[Column("x", digits=4)]), tmp_path, PROVENANCE))[
-        2:
-    ] == ["| 1.2346 |"]
+    text = written(result(rows=given, columns=[Column("x", digits=4)]), tmp_path)
+    assert table_of(text)[2:] == ["| 1.2346 |"]
 
 
-def test_what_cannot_be_a_result_is_refused() -> None:
+def test_what_cannot_be_a_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column 'acc'"):
         result(columns=[Column("acc")])
     with pytest.raises(ValueError, match="no rows"):
         result(rows=[], columns=())
     with pytest.raises(ValueError, match="cannot name files"):
-        Result("../t3", "", ROWS, "", 0)
+        results.write(result(), "../t3", "", tmp_path, PROVENANCE)
 
 
 def test_a_skip_says_why_and_never_replaces_figures(tmp_path: Path) -> None:
-    skipped = Skipped("t3", "Table 3", "SSCD's weights are not there.")
-    assert results.write(skipped, tmp_path) == "# Table 3\n\nNot run here: SSCD's weights are not there.\n"
-    measured = results.write(result(), tmp_path, PROVENANCE)
-    assert results.write(skipped, tmp_path) == measured == (tmp_path / "t3.md").read_text()
+    skipped = Skipped("SSCD's weights are not there.")
+    head = "# Table 3: transforms\n\n"
+    assert written(skipped, tmp_path) == f"{head}Not run here: SSCD's weights are not there.\n"
+    measured = written(result(), tmp_path)
+    assert written(skipped, tmp_path) == measured == (tmp_path / "t3.md").read_text()
 
 
 def test_all_experiments_stand_on_one_page_with_links_that_lead_somewhere(tmp_path: Path) -> None:
     folder, page = tmp_path / "docs/results", tmp_path / "docs/results.md"
-    results.write(result(plot=Bars(["a"], {"mAP": [1.0]}, "mAP")), folder, PROVENANCE)
-    results.write(Skipped("t4", "Table 4: VAEs", "no hub"), folder)
+    written(result(plot=Bars(["a"], {"mAP": [1.0]}, "mAP")), folder)
+    results.write(Skipped("no hub"), "t4", "Table 4: VAEs", folder)
     order = {"t4": "Table 4: VAEs", "t3": "Table 3", "f7": "Figure 7: attacks"}
     text = results.collect(folder, order, page)
     heads = [line for line in text.splitlines() if line.startswith("#")]
@@ -119,13 +124,13 @@ def test_all_experiments_stand_on_one_page_with_links_that_lead_somewhere(tmp_pa
     for link in ("results/t3.png", "results/t3.parquet"):
         assert f"]({link})" in text and (page.parent / link).is_file()
     # A plot that an experiment no longer has does not stay behind.
-    results.write(result(), folder, PROVENANCE)
+    written(result(), folder)
     assert not (folder / "t3.png").exists()
 
 
 def test_without_matplotlib_figures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = results.write(result(plot=Bars(["a"], {"mAP": [1.0]}, "mAP")), tmp_path, PROVENANCE)
+    text = written(result(plot=Bars(["a"], {"mAP": [1.0]}, "mAP")), tmp_path)
     assert "id2[experiments]" in text and ".png" not in text
     assert {path.name for path in tmp_path.iterdir()} == {"t3.md", "t3.parquet"}
 
