@@ -6,7 +6,7 @@ OUT ?= out
 PHOTOS ?=
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo test lint bench experiments translations setup browser clean
+.PHONY: demo test lint bench experiments setup browser clean
 
 demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
@@ -23,19 +23,18 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.run $(if $(PHOTOS),--photos $(PHOTOS))
 
-# 1,000 photos translated by each bundled model: what accuracy is measured on.
-translations: setup
-	$(BIN)/python -m benchmarks.translations --photos $(or $(PHOTOS),$(error give PHOTOS=DIR)) --out $(OUT)/translations
-
 # The paper's tables on a small OriPID that is made from photos by the bundled models; hours on two cores.
 experiments: setup
 	$(BIN)/id2 experiment data --photos $(or $(PHOTOS),$(error give PHOTOS=DIR)) --data $(OUT)/bench
 	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench --encoder pdq --name pdq
 	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench --encoder id2core/data/mini-b/vae --name mini-b
-	$(BIN)/id2 finetune --originals $(OUT)/bench/photos/train --translations $(OUT)/bench/translations/train-mini-a \
-		--backbone resnet-scratch --steps 2250 --per-class 2 --lr 1e-3 --warmup 100 --out $(OUT)/bench/tuned
-	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench \
-		--encoder $(OUT)/bench/tuned/resnet-scratch-cosface --name tuned-resnet-scratch-cosface
+	for loss in cosface circle; do \
+		$(BIN)/id2 finetune --originals $(OUT)/bench/photos/train --translations $(OUT)/bench/translations/train-mini-a \
+			--backbone resnet-scratch --loss $$loss --steps 2250 --per-class 2 --lr 1e-3 --warmup 100 \
+			--out $(OUT)/bench/tuned/$$loss && \
+		$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench \
+			--encoder $(OUT)/bench/tuned/$$loss/resnet-scratch-$$loss --name tuned-resnet-scratch-$$loss || exit 1; \
+	done
 	$(BIN)/id2 experiment all --data $(OUT)/bench --out docs/results --page docs/results.md
 
 setup: $(VENV)/.installed

@@ -28,11 +28,6 @@ class Split:
     held_out: list[str]
     never: list[str]
 
-    @property
-    def untrained(self) -> list[str]:
-        """Everything that no training run has seen, the held-out photos first."""
-        return self.held_out + self.never
-
 
 def split(folder: Path) -> Split:
     """Split a folder's photos by the hash of their names, the same way on every machine.
