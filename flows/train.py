@@ -97,8 +97,8 @@ def plan(
         raise TrainError("a shrinkage is for the closed form: choose the method closed-form or both")
     chosen = Recipe(**recipe)
     chosen.check()
-    if chosen.head not in (heads.LINEAR, *heads.KINDS):
-        raise TrainError(f"no head {chosen.head}: choose {', '.join((heads.LINEAR, *heads.KINDS))}")
+    if chosen.head not in heads.ALL:
+        raise TrainError(f"no head {chosen.head}: choose {', '.join(heads.ALL)}")
     if method == "both" and chosen.head != heads.LINEAR:
         raise TrainError(f"a closed form starts a linear W, not {chosen.head}: choose the method gradient")
     where = cache or storage.join(place, "cache")

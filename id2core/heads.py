@@ -30,6 +30,7 @@ from id2core.transform import HEAD, METADATA, Transform, TransformError
 LINEAR = "linear"
 MLP = tuple(f"mlp-{layers}" for layers in range(1, 8))
 KINDS = (*MLP, "convolution", "attention")
+ALL = (LINEAR, *KINDS)
 _CHANNELS = 4  # of the latent where only its length is known: SD2's VAE, SDXL's, and `mini`
 _PATCHES = 8  # along a side
 _HEADS = (8, 4, 2, 1)
@@ -104,7 +105,7 @@ def build(kind: str, n: int, m: int, latent_shape: Shape | None = None) -> nn.Mo
         more = [Residual(nn.Sequential(nn.ReLU(), nn.Linear(m, m))) for _ in range(MLP.index(kind))]
         return nn.Sequential(nn.Linear(n, m, bias=False), *more)
     if kind not in KINDS:
-        raise TransformError(f"no head {kind!r}: choose {', '.join([LINEAR, *KINDS])}")
+        raise TransformError(f"no head {kind!r}: choose {', '.join(ALL)}")
     shape = _square(kind, n, latent_shape)
     if kind == "attention":
         return nn.Sequential(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,15 @@ COLUMNS = (
 
 def bars(rows: Sequence[dict[str, Any]]) -> plots.Bars:
     """mAP of methods, seen and unseen side by side."""
+    values, low, high = _both_sides(rows)
+    return plots.Bars([r["method"] for r in rows], values, "mAP, %", low, high)
+
+
+def _both_sides(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, list[float | None]]]:
+    """mAP in % of rows on seen and unseen models: values, then lower and upper ends."""
     sides = {"seen model": "seen_map", "unseen models": "unseen_map"}
-    ends = {
-        end: {side: [percent(getattr(r[key], end)) for r in rows] for side, key in sides.items()}
-        for end in ("value", "low", "high")
-    }
-    return plots.Bars([r["method"] for r in rows], ends["value"], "mAP, %", ends["low"], ends["high"])
+    for end in ("value", "low", "high"):
+        yield {side: [percent(getattr(r[key], end)) for r in rows] for side, key in sides.items()}
 
 
 def percent(value: float | None) -> float | None:
@@ -83,7 +86,13 @@ def compare(methods: Methods, transforms: Iterable[tuple[str, Transform]]) -> Re
     """A table of transforms on one bench."""
     started = time.monotonic()
     rows = [row(methods.bench, label, found_by(methods.bench, w)) for label, w in transforms]
-    return Result(rows, described(methods.bench), time.monotonic() - started, COLUMNS, bars(rows))
+    return _closed(methods.bench, started, rows)
+
+
+def _closed(
+    bench: Bench, started: float, rows: list[dict[str, Any]], plot: plots.Plot | None = None
+) -> Result:
+    return Result(rows, described(bench), time.monotonic() - started, COLUMNS, plot or bars(rows))
 
 
 def table_3(methods: Methods) -> Result:
@@ -203,7 +212,7 @@ def table_5(methods: Methods) -> Result | Skipped:
         label = name or bench.ids["encoder_id"].rsplit("-", 1)[0]
         for kind, w in (("closed form", own.closed(bench.seen)), ("recipe", own.recipe(bench.seen))):
             rows.append(row(own.bench, f"{label}, {kind}", found_by(own.bench, w)))
-    return Result(rows, described(bench), time.monotonic() - started, COLUMNS, bars(rows))
+    return _closed(bench, started, rows)
 
 
 def table_6(methods: Methods) -> Result:
@@ -218,10 +227,19 @@ def table_6(methods: Methods) -> Result:
 
 def table_7(methods: Methods) -> Result:
     """Non-linear heads; Figure 9 is the row of MLPs."""
-    seen = methods.bench.seen
-    kinds = (heads.LINEAR, *heads.KINDS)
-    runs = ((k, methods.recipe(seen, Recipe(head=k), "recipe" if k == heads.LINEAR else k)) for k in kinds)
-    return compare(methods, runs)
+    started = time.monotonic()
+    bench = methods.bench
+    rows = {kind: row(bench, kind, found_by(bench, _head(methods, kind))) for kind in heads.ALL}
+    layers = [rows[kind] for kind in heads.MLP]
+    values, low, high = _both_sides(layers)
+    figure_9 = plots.Lines(list(range(1, len(layers) + 1)), values, "layers", "mAP, %", low, high)
+    others = bars([found for kind, found in rows.items() if kind not in heads.MLP])
+    plot = plots.Panels({"linear, convolution, attention": others, "MLPs (Figure 9)": figure_9})
+    return _closed(bench, started, list(rows.values()), plot)
+
+
+def _head(methods: Methods, kind: str) -> Transform:
+    return methods.recipe(methods.bench.seen, Recipe(head=kind), "recipe" if kind == heads.LINEAR else kind)
 
 
 def figure_8(methods: Methods) -> Result:
@@ -231,11 +249,7 @@ def figure_8(methods: Methods) -> Result:
     rows = [
         {"m": m} | row(bench, "closed form", found_by(bench, methods.closed(bench.seen, m))) for m in RANKS
     ]
-    sides = {"seen model": "seen_map", "unseen models": "unseen_map"}
-    values, low, high = (
-        {side: [percent(getattr(r[key], end)) for r in rows] for side, key in sides.items()}
-        for end in ("value", "low", "high")
-    )
+    values, low, high = _both_sides(rows)
     return Result(
         rows,
         described(bench),

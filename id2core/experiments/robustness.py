@@ -196,5 +196,16 @@ def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Res
             Column("map", "mAP %", percent=True),
             Column("acc", "Acc %", percent=True),
         ),
+        _by_kind(rows),
         notes=[f"Not there: {', '.join(missing)}."] if missing else [],
     )
+
+
+def _by_kind(rows: list[dict[str, Any]]) -> plots.Bars:
+    """mAP of each kind of queries, one bar a method."""
+    kinds, names = (list(dict.fromkeys(r[key] for r in rows)) for key in ("queries", "method"))
+    values, low, high = (
+        {name: [percent(getattr(r["map"], end)) for r in rows if r["method"] == name] for name in names}
+        for end in ("value", "low", "high")
+    )
+    return plots.Bars(kinds, values, "mAP, %", low, high)

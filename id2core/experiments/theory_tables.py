@@ -14,7 +14,7 @@ from id2core.experiments.closed_sets import described
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
 from id2core.oripid import models
-from id2core.theory import Existence
+from id2core.theory import Existence, Spread
 from id2core.training.recipe import Recipe
 
 REPEATED = 3
@@ -44,6 +44,9 @@ def table_1(methods: Methods) -> Result | Skipped:
             Column("random", "the same of random matrices"),
             Column("overlap", "overlap of directions"),
             Column("by_chance", "overlap by chance"),
+        ),
+        _spread_bars(
+            rows, "pair", {"measured": "overlap", "by chance": "by_chance"}, "overlap of directions"
         ),
         notes=["The paper's cosine is near 1 for random matrices too; the overlap of directions is not."],
     )
@@ -87,7 +90,27 @@ def table_4(methods: Methods) -> Result | Skipped:
         rows,
         f"{len(latents):,} photos embedded by the VAE of {bench.seen} and by that of each other model.",
         time.monotonic() - started,
+        plot=_spread_bars(
+            rows, "model", {"same picture": "same", "another": "unrelated"}, "cosine of latents"
+        ),
     )
+
+
+def _spread_bars(rows: list[dict[str, Any]], groups: str, series: dict[str, str], label: str) -> plots.Bars:
+    """Means, with a standard deviation to either side."""
+    spreads = {name: [_spread(r[key]) for r in rows] for name, key in series.items()}
+    means, low, high = (
+        {name: [x and x[0] + side * x[1] for x in found] for name, found in spreads.items()}
+        for side in (0, -1, 1)
+    )
+    return plots.Bars([r[groups] for r in rows], means, label, low, high, digits=2)
+
+
+def _spread(found: Spread | float | None) -> tuple[float, float] | None:
+    """Mean and standard deviation; a plain number has none."""
+    if isinstance(found, Spread):
+        return found.mean, found.std
+    return None if found is None else (found, 0.0)
 
 
 def existence(methods: Methods) -> Result:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import experiment as flow
+from id2core import heads
 from id2core.experiments import bench as benches
 from id2core.experiments import closed_sets, embedders, open_sets
 from id2core.experiments.bench import Bench, BenchError, Found, Queries
@@ -40,6 +41,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_embeddings(root / f"latents/{name}/embeddings", again, f"{name}-")
             pairs = [(f"{name}-{i:06d}", f"{role}-{i % count:06d}") for i in range(2 * count)]
             write_translations(root / f"translations/{name}/translations", pairs)
+    for folder in ("latents", "translations"):
+        (root / folder / "test-edict").symlink_to("test-b")
     (root / benches.FACTS).write_text(json.dumps({"seen": "a", "unseen": ["b"]}))
     return root
 
@@ -135,15 +138,21 @@ def test_experiments_leave_tables_data_plots_and_a_page(
     monkeypatch.setattr(flow, "Methods", _small_methods)
     out, page = tmp_path / "out", tmp_path / "results.md"
 
-    found = flow.experiment(["t3", "open", "f8", "t1", "existence", "t8"], str(data), str(out), str(page))
+    names = ["t3", "open", "f8", "t1", "existence", "t7", "t11", "t8"]
+    found = flow.experiment(names, str(data), str(out), str(page))
 
     rows = {r["method"]: r for r in pq.read_table(out / "t3.parquet").to_pylist()}
     raw, closed = rows["Embeddings of VAE"], rows["W, closed form"]
     assert raw["unseen_map_high"] < closed["unseen_map_low"]
     assert (out / "t3.png").read_bytes().startswith(b"\x89PNG")
-    assert "Not run here" in found["tables"]["t8"]
+    plots = {path.stem for path in out.glob("*.png")}
+    assert plots == set(names) - {"t8"} and "Not run here" in found["tables"]["t8"]
+    edict = {r["method"]: r["map"] for r in pq.read_table(out / "t11.parquet").to_pylist()}
+    assert edict["W, closed form"] == closed["unseen_map"]
+    heads_of = [r["method"] for r in pq.read_table(out / "t7.parquet").to_pylist()]
+    assert heads_of == list(heads.ALL)
     text = page.read_text()
-    assert "4 of" not in text and "5 of" in text and "out/t3.png" in text
+    assert "7 of" in text and "out/t3.png" in text
 
 
 def _small_methods(bench: Bench, out: Path, passes: float, progress: object) -> Methods:
@@ -155,7 +164,9 @@ class _Small(Methods):
 
     def recipe(self, model: str, recipe: Recipe | None = None, name: str = "recipe") -> Transform:
         given = recipe or Recipe()
-        small = Recipe(dimensions=min(16, given.dimensions), batch=32, lr=1e-2, seed=given.seed)
+        small = Recipe(
+            dimensions=min(16, given.dimensions), batch=32, lr=1e-2, seed=given.seed, head=given.head
+        )
         return self._gradient(model, small, name, None)
 
     def closed(self, model: str, m: int = 16) -> Transform:
