@@ -60,8 +60,6 @@ class Question:
         """The transform that the calibration is for; CalibrationError when it is for none of those given."""
         found, chosen = self.calibration, self.load()
         assert found
-        ids = datasets.require_commit(self.references).ids
-        found.check_ids({name: ids[name] for name in lookup.IDS})
         for spec, w in chosen.items():
             if w.transform_id == found.transform_id:
                 return spec
@@ -153,17 +151,19 @@ def evaluate(
         background: images or embeddings of the corpus that the calibration was made with; by default the
             one that is bundled with it.
         calibration_file: thresholds, whose rates are measured for the transform that they are for; `auto`
-            for those that ship with the package.
+            for those that ship with the package, `none` for none.
         beam_arguments: Beam's own options, for embedding.
 
     Returns:
         What metrics.json holds, and whether it was there before (`resumed`).
     """
-    found = verdicts.load(calibration_file) if calibration_file else None
+    found = verdicts.load(calibration_file)
     background = background or verdicts.bundled_background(found)
     verdicts.check_background(found, background)
     sides = Sides.of(reference, queries, background, out, beam_arguments)
     settings = Settings(**{k: v for k, v in {"encoder": encoder, "top_k": top_k}.items() if v is not None})
+    if found:
+        found.check_ids(sides.ids(settings))
     known = sides.truth(truth_file)
     started = time.monotonic()
     left, right = sides.embed(settings)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flows.scan import embed_side, images_of
-from id2core import datasets, index, storage, truth
+from beam_jobs.embed import EmbedJob, EmbedMaker
+from flows.scan import embed_side, find_embeddings, images_of
+from id2core import datasets, index, lookup, storage, truth
 from id2core.settings import Settings
 from id2core.transform import NONE
 from id2core.truth import Truth
@@ -44,6 +45,16 @@ class Sides:
     def truth(self, file: str) -> Truth:
         """A truth file; relative URIs in it belong to the images, also where a side is a data set of them."""
         return truth.read(storage.normalize(file), images_of(self.reference), images_of(self.queries))
+
+    def ids(self, settings: Settings) -> dict[str, str]:
+        """encoder_id and preprocess_id of the latents, known before any work."""
+        held = find_embeddings(self.reference) or find_embeddings(self.queries)
+        if held:
+            found = datasets.require_commit(held).ids
+        else:
+            raw = settings.model_copy(update={"transform": NONE})
+            found = EmbedMaker(EmbedJob.from_settings(self.reference, self.out, raw)).load()
+        return {name: found[name] for name in lookup.IDS}
 
     def embed(self, settings: Settings) -> tuple[str, str]:
         """The embeddings of references and queries, without a transform: their latents serve any."""

@@ -199,7 +199,10 @@ def _opened(uri: str, record: FileRecord) -> Iterator[tuple[IO[bytes], str]]:
     where = storage.join(uri, record.name)
     try:
         with storage.open_input(where) as file:
-            yield file, where
+            try:
+                yield file, where
+            except (OSError, pa.ArrowException) as error:
+                raise DatasetError(f"{where} is damaged: {error}") from error
     except FileNotFoundError as error:
         raise DatasetError(f"{where} is gone, but {SUCCESS} lists it: the data set is damaged") from error
 
@@ -207,14 +210,11 @@ def _opened(uri: str, record: FileRecord) -> Iterator[tuple[IO[bytes], str]]:
 def _read_parquet(
     file: IO[bytes], where: str, rows: int, columns: list[str] | None, row_group: int | None
 ) -> pa.Table:
-    try:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        if parquet.metadata.num_rows != rows:
-            raise DatasetError(f"{where} has {parquet.metadata.num_rows} rows, not {rows}")
-        table = parquet.read(columns) if row_group is None else parquet.read_row_group(row_group, columns)
-        return table.select(columns) if columns else table
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{where} is damaged: {error}") from error
+    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+    if parquet.metadata.num_rows != rows:
+        raise DatasetError(f"{where} has {parquet.metadata.num_rows} rows, not {rows}")
+    table = parquet.read(columns) if row_group is None else parquet.read_row_group(row_group, columns)
+    return table.select(columns) if columns else table
 
 
 def holds(uri: str, record: FileRecord, column: str) -> bool:

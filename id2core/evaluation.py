@@ -188,8 +188,16 @@ def to_table(results: Results) -> pa.Table:
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def to_markdown(results: Results, references: int) -> str:
-    """The figures in %, with their 95 % intervals, and what they stand on, as Markdown."""
+def to_markdown(
+    results: Results, references: int, rates: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """The figures in %, with their 95 % intervals, and what they stand on, as Markdown.
+
+    Args:
+        results: to show.
+        references: size of the corpus.
+        rates: what `verdict_rates` gives, where a calibration was measured.
+    """
     first = results.evaluations[0]
     counts = first.counts
     told = [
@@ -210,7 +218,21 @@ def to_markdown(results: Results, references: int) -> str:
     if results.differences:
         differences = {f"{a} − {b}": found for (a, b), found in results.differences.items()}
         blocks += ["Paired differences, in points:", "\n".join(_lines("systems", differences, sign="+"))]
+    if rates:
+        head = "False positives of the calibration's verdicts, in %, and how many of the origins they find:"
+        blocks += [head, "\n".join(_rate_lines(rates))]
     return "\n\n".join(blocks) + "\n"
+
+
+def _rate_lines(rates: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield "| verdict | stated | measured | uploads without origin | origins found |"
+    yield "|---|---:|---:|---:|---:|"
+    for verdict, rate in rates.items():
+        stated = Measure(rate["stated"], rate["stated_low"], rate["stated_high"])
+        measured = Measure(rate["measured"], rate["low"], rate["high"])
+        found = Measure(rate["origins_found"])
+        cells = (_cell(stated, "", 2), _cell(measured, "", 2), f"{rate['queries']:,}", _cell(found, ""))
+        yield f"| {verdict} | " + " | ".join(cells) + " |"
 
 
 def _lines(head: str, rows: Mapping[str, Mapping[str, Measure]], sign: str) -> Iterator[str]:
@@ -221,20 +243,26 @@ def _lines(head: str, rows: Mapping[str, Mapping[str, Measure]], sign: str) -> I
         yield f"| {title} | " + " | ".join(_cell(found.get(name), sign) for name in names) + " |"
 
 
-def _cell(found: Measure | None, sign: str) -> str:
+def _cell(found: Measure | None, sign: str, digits: int = 1) -> str:
     if found is None or found.value is None:
         return "–"
-    text = f"{100 * found.value:{sign}.1f}"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{100 * found.low:{sign}.1f}, {100 * found.high:{sign}.1f}]"
+    text, *ends = (
+        None if value is None else f"{100 * value:{sign}.{digits}f}"
+        for value in (found.value, found.low, found.high)
+    )
+    return f"{text} [{', '.join(map(str, ends))}]" if all(ends) else str(text)
 
 
 def write(results: Results, out: str, facts: Mapping[str, Any], references: int) -> dict[str, Any]:
-    """Write `metrics.parquet`, `metrics.md` and, last, `metrics.json`; its content, `facts` included."""
+    """Write `metrics.parquet`, `metrics.md` and, last, `metrics.json`; its content, `facts` included.
+
+    `facts["verdicts"]` are the rates for `to_markdown`.
+    """
     with storage.replacing(storage.join(out, PARQUET)) as path, tables.parquet_writer(path, SCHEMA) as writer:
         writer.write_table(to_table(results))
-    storage.write_bytes(storage.join(out, MARKDOWN), to_markdown(results, references).encode())
+    storage.write_bytes(
+        storage.join(out, MARKDOWN), to_markdown(results, references, facts.get("verdicts")).encode()
+    )
     whole = {**facts, **to_dict(results)}
     storage.write_bytes(storage.join(out, JSON), json.dumps(whole, indent=1, ensure_ascii=False).encode())
     return whole

@@ -196,7 +196,7 @@ def micro_aps(
     factors: Sequence[float] = FACTORS,
     ks: Sequence[int] = KS,
 ) -> dict[tuple[float, int], float]:
-    """µAP of raw scores and of every normalization, the simplest first: `max` takes that of equal ones.
+    """µAP of raw scores and of every normalization, simplest first, so that `max` returns that of equals.
 
     Args:
         p: raw scores of Q queries.

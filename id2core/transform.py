@@ -78,7 +78,7 @@ class Transform:
         One trained for `NAME-sample` fits every encoder called NAME, with an id NAME-<12 hex>: samples of a
         posterior and its mode lie in one space, and samples scatter about the mode. Nobody has hashed the
         weights that those samples are of: that NAME means one model in both is the name's word. What the
-        difference costs is measured, as thresholds are calibrated on the scores as they are.
+        difference costs is not known; thresholds calibrated on the scores as they are allow for it.
         """
         trained_for = self.metadata.get("encoder_id")
         if trained_for is not None and trained_for != encoder_id and not _is_of(trained_for, encoder_id):

@@ -48,13 +48,15 @@ def _belonging_to(ids: Mapping[str, str], folder: Path) -> Calibration | None:
     return found if found and all(getattr(found, name) == value for name, value in ids.items()) else None
 
 
-def load(spec: str, folder: Path | None = None) -> Calibration:
-    """A calibration, whatever the scores: a file, or `auto` for the one that ships with the package.
+def load(spec: str | None, folder: Path | None = None) -> Calibration | None:
+    """A calibration, whatever the scores: a file, or `auto` for the one that ships; None and `none` for none.
 
     Raises:
         CalibrationError: the file is missing or damaged.
     """
-    return calibration.load(str((folder or transform.FOLDER) / FILE) if spec == AUTO else spec)
+    if spec in (None, NONE):
+        return None
+    return calibration.load(str((folder or transform.FOLDER) / FILE) if spec == AUTO else str(spec))
 
 
 def bundled_background(chosen: Calibration | None, folder: Path | None = None) -> str | None:
@@ -76,7 +78,7 @@ def check_background(chosen: Calibration | None, background: str | None) -> None
     if needed and not background:
         raise CalibrationError(
             "this calibration is for scores normalized by a background corpus: give it with --background, or "
-            "scan with --calibration none for raw scores without verdicts"
+            "use --calibration none for raw scores without verdicts"
         )
     if background and not needed:
         raise CalibrationError(

@@ -239,14 +239,17 @@ def test_the_bundled_calibration_is_measured_with_its_background(prefect_api: st
     assert by_name(found)["auto, normalized"]["micro_ap"]["value"] == 1.0
     rate = found["verdicts"]["match"]
     assert (rate["queries"], rate["stated"], rate["origins_found"]) == (2, 0.02, 1.0)
+    assert "| match | 2.00 [0.00, " in evaluating.table(str(tmp_path / "out"))
+    raw = {
+        "truth_file": str(tmp_path / "truth.csv"),
+        "out": str(tmp_path / "raw"),
+        "calibration_file": "auto",
+    }
+    with pytest.raises(CalibrationError, match="calibrated for encoder_id mini"):
+        evaluating.evaluate(**(sides | raw | {"encoder": "pdq"}))
+    assert not (tmp_path / "raw").exists()
     with pytest.raises(CalibrationError, match="none of those measured"):
-        evaluating.evaluate(
-            **sides,
-            truth_file=str(tmp_path / "truth.csv"),
-            out=str(tmp_path / "raw"),
-            transforms=["none"],
-            calibration_file="auto",
-        )
+        evaluating.evaluate(**sides, **raw, transforms=["none"])
 
 
 def test_pictures_are_embedded_once_for_every_transform(

@@ -82,6 +82,10 @@ def test_a_data_set_without_latents_is_compared_under_its_own_transform(tmp_path
         assert found[0].select(same).equals(expected.select(same))
     with pytest.raises(DatasetError, match="holds no latents, only descriptors of transform"):
         lookup.search(bare, right, [w, Transform()], 5)
+    for file in Path(bare).glob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match="is damaged"):
+        lookup.search(bare, right, [w], 5)
 
 
 def test_what_does_not_compare_is_refused(tmp_path: Path) -> None:
