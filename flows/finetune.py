@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import flow, task
 
 from flows.progress import reporter
-from flows.tasks import RETRY
+from flows.tasks import RETRY, record_run
 from flows.train import data_sets
-from id2core import datasets, storage
+from id2core import datasets, environment, storage
 from id2core.oripid.translation import TRANSLATIONS
+from id2core.planning import PICTURES
 from id2core.training import finetune as trainer
 from id2core.training.finetune import REPORT, FinetuneError, Labelled, Recipe
 
-_PICTURES = "/pictures/"
+_READERS = 32
 _SET_BY_TRAINER = {"init", "data"}
+
+
+class _Row(NamedTuple):
+    """A translation: where its picture is now and whether it is there, and what it was made from."""
+
+    picture: str
+    there: bool
+    origin_id: str
+    origin_uri: str
 
 
 @dataclass
@@ -29,11 +42,13 @@ class Found:
         origins: id of an origin → its picture, of those that have a translation.
         translations: picture → id of its origin.
         missing: URIs of origins, as the data sets have them, that are not below the originals.
+        lost: translations whose picture is not there, though the origin is.
     """
 
     origins: dict[str, str] = field(default_factory=dict)
     translations: dict[str, str] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
 
     @property
     def pictures(self) -> list[Labelled]:
@@ -45,48 +60,95 @@ class Found:
 def find(originals: str, translations: Iterable[str]) -> Found:
     """Pictures of originals and translations, also where the folders have moved since.
 
+    An original is the file that has the name and the SHA-256 that the data sets give.
+
     Args:
         originals: folder of the pictures that were translated.
         translations: data sets of `id2 translate` (or its `--out`), with the pictures beside them.
 
     Raises:
-        FinetuneError: none of the origins is there.
+        FinetuneError: none of the origins, or of the translations, is there.
         StorageError, DatasetError: a folder or data set cannot be read.
     """
     root = storage.normalize(originals)
-    below = {obj.uri.removeprefix(root).lstrip("/"): obj.uri for obj in storage.list_objects(root)}
+    rows = [row for uri in data_sets(list(translations), TRANSLATIONS) for row in _rows(uri)]
+    known = _by_hash(root, {_name(row.origin_uri) for row in rows})
     found = Found()
-    for uri in data_sets(list(translations), TRANSLATIONS):
-        for picture, origin_id, origin_uri in _rows(uri):
-            origin = found.origins.get(origin_id) or _below(below, origin_uri)
-            if origin is None:
-                found.missing.add(origin_uri)
-            else:
-                found.origins[origin_id] = origin
-                found.translations[picture] = origin_id
-    if not found.origins:
-        example = min(found.missing, default="")
-        raise FinetuneError(
-            f"none of the {len(found.missing)} origins is below {root}: give the folder that was translated"
-            + (f", which had {example}" if example else "")
-        )
+    for row in rows:
+        if row.origin_id not in known:
+            found.missing.add(row.origin_uri)
+        elif not row.there:
+            found.lost.add(row.picture)
+        else:
+            found.origins[row.origin_id] = known[row.origin_id]
+            found.translations[row.picture] = row.origin_id
+    if not found.translations:
+        raise FinetuneError(_nothing(found, root))
     return found
 
 
-def _rows(uri: str) -> Iterator[tuple[str, str, str]]:
-    """Where each translation is now, and what it was made from."""
-    folder = uri.rstrip("/").rpartition("/")[0]
+def _nothing(found: Found, root: str) -> str:
+    if found.lost:
+        return (
+            f"none of the {len(found.lost)} translations is there, not even {min(found.lost)}: put the data "
+            f"set beside its {PICTURES}/"
+        )
+    example = f", such as {min(found.missing)}" if found.missing else ""
+    return (
+        f"none of the {len(found.missing)} origins is below {root}, unchanged{example}: give the "
+        "folder that was translated"
+    )
+
+
+def _name(uri: str) -> str:
+    return uri.rpartition("/")[2]
+
+
+def _by_hash(root: str, names: set[str]) -> dict[str, str]:
+    """SHA-256 → picture, of all below a folder that have one of the names; of equal pictures the first."""
+    named = [obj.uri for obj in storage.list_objects(root) if _name(obj.uri) in names]
+    found: dict[str, str] = {}
+    tell = reporter()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for done, (uri, digest) in enumerate(zip(named, pool.map(_sha256, named), strict=True), 1):
+            found.setdefault(digest, uri)
+            tell("originals", done, len(named))
+    return found
+
+
+def _sha256(uri: str) -> str:
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+
+
+def _rows(uri: str) -> list[_Row]:
+    """The translations of a data set."""
+    folder = storage.join(uri.rpartition("/")[0], PICTURES)
+    columns: list[list[str]] = [[], [], []]
     for table in datasets.iterate(uri, ["uri", "origin_id", "origin_uri"]):
-        for written, origin_id, origin_uri in zip(*table.to_pydict().values(), strict=True):
-            _, made_here, name = written.rpartition(_PICTURES)
-            yield (f"{folder}{_PICTURES}{name}" if made_here else written), origin_id, origin_uri
+        for column, values in zip(columns, table.to_pydict().values(), strict=True):
+            column += values
+    pictures = [_beside(folder, written) for written in columns[0]]
+    there = _there(folder, pictures)
+    rows = zip(pictures, columns[1], columns[2], strict=True)
+    return [_Row(picture, picture in there, *origin) for picture, *origin in rows]
 
 
-def _below(known: dict[str, str], uri: str) -> str | None:
-    """The picture whose path below the folder is the longest end of a URI."""
-    parts = uri.split("/")
-    ends = ("/".join(parts[i:]) for i in range(len(parts)))
-    return next((known[end] for end in ends if end in known), None)
+def _beside(folder: str, written: str) -> str:
+    """Where a picture is now: those of `id2 translate` stay beside their data set, others where they were."""
+    _, made_here, name = written.rpartition(f"/{PICTURES}/")
+    return storage.join(folder, name) if made_here else written
+
+
+def _there(folder: str, pictures: list[str]) -> set[str]:
+    """Those that exist, and others in the folder, which is listed once."""
+    elsewhere = [picture for picture in pictures if not picture.startswith(f"{folder}/")]
+    found: set[str] = set()
+    if len(elsewhere) < len(pictures):
+        found.update(obj.uri for obj in storage.list_objects(folder))
+    with ThreadPoolExecutor(_READERS) as pool:
+        exist = pool.map(storage.exists, elsewhere)
+        found.update(uri for uri, exists in zip(elsewhere, exist, strict=True) if exists)
+    return found
 
 
 @task(**RETRY)
@@ -119,14 +181,15 @@ def finetune(
     Args:
         originals: folder of the pictures that were translated.
         translations: data sets of `id2 translate`, or its `--out`.
-        out: local directory of the backbone and of what training leaves to go on from.
+        out: local directory of the backbone, of what training leaves to go on from, and of `runs/`.
         recipe: what differs from `finetune.Recipe`, by the names there.
         device: `auto`, `cpu`, `cuda`, …
         checkpoint_every: steps that a kill may cost.
 
     Returns:
         `encoder`: the directory that `--encoder` takes; the number of `pictures` and `origins`; `left_out`:
-        origins that are not below the originals; `report`: the file that has recipe and seconds.
+        how many `origins` are not below the originals, and of how many `translations` the picture is not
+        there; `report`: the file that has recipe and seconds.
 
     Raises:
         FinetuneError: arguments or pictures from which nothing can be trained.
@@ -138,13 +201,30 @@ def finetune(
     chosen = of_recipe(recipe or {})
     found = find(originals, translations)
     encoder = train_backbone(found.pictures, chosen, place, device, checkpoint_every)
+    report = Path(encoder, REPORT)
+    _record(place, originals, translations, json.loads(report.read_text()))
     return {
         "encoder": encoder,
         "pictures": len(found.pictures),
         "origins": len(found.origins),
-        "left_out": len(found.missing),
-        "report": str(Path(encoder, REPORT)),
+        "left_out": {"origins": len(found.missing), "translations": len(found.lost)},
+        "report": str(report),
     }
+
+
+def _record(out: str, originals: str, translations: list[str], facts: dict[str, Any]) -> None:
+    """The row of the run, where it is not there yet: its recipe says what it began with, and its data."""
+    run_id = datasets.digest_of(facts["recipe"])
+    known = datasets.read_commit(storage.join(out, "runs"))
+    if known is not None and run_id in known.runs:
+        return
+    run = {
+        "run_id": run_id,
+        "config": {"originals": originals, "translations": translations, "recipe": facts["recipe"]},
+        "seconds": {"training": facts["seconds"]},
+        "versions": environment.versions(),
+    }
+    record_run(out, "finetune", run, {"listed": facts["pictures"]})
 
 
 def of_recipe(given: dict[str, Any]) -> Recipe:

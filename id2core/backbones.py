@@ -45,7 +45,7 @@ BACKBONES: Final[dict[str, tuple[str, str | None]]] = {
     "blip": ("Salesforce/blip-itm-base-coco", "bed8ad38cb2d04a5a4bdf2d071b3c3c0a4aa724c"),
     "siglip": ("google/siglip-base-patch16-224", "7fd15f0689c79d79e38b1c2e2e2370a7bf2761ed"),
 }
-# Random weights, to be trained where no hub can be reached: no pretrained model, and no row of the paper's.
+# Random weights, to be trained where no hub is reached: not pretrained, and not one of the paper's models.
 SCRATCH: Final = "resnet-scratch"
 _SCRATCH_SIDE = 128
 _TOWER, _PROJECTION, _POOLER = "vision_model", "visual_projection", "pooler"

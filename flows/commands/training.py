@@ -158,7 +158,10 @@ def finetune(
             "resnet-scratch: a small ResNet with random weights, where no hub can be reached."
         ),
     ],
-    loss: Annotated[Literal["cosface", "circle", "softmax"], typer.Option()] = "cosface",
+    loss: Annotated[
+        Literal["cosface", "circle", "softmax"],
+        typer.Option(help="Tells origins apart; scale and margin as in id2 train."),
+    ] = "cosface",
     steps: Annotated[int | None, typer.Option(min=1, help="\\[default: 20000]")] = None,
     batch: Annotated[int | None, typer.Option(min=4, help="Pictures of a step.  \\[default: 128]")] = None,
     per_class: Annotated[
@@ -168,7 +171,10 @@ def finetune(
     warmup: Annotated[
         int | None, typer.Option(min=1, help="Steps until the rate is highest.  \\[default: 1000]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Another one, another backbone.  \\[default: 1]")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of centres, batches and dropout; of resnet-scratch's weights.  \\[default: 1]"),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1.  \\[default: a GPU where there is one]")
     ] = None,
@@ -188,8 +194,11 @@ def finetune(
     if as_json:
         console.print_json(report)
         return
-    left_out = f"; {report['left_out']:,} origins left out, not in {originals}" if report["left_out"] else ""
-    console.tell([f"{report['pictures']:,} pictures of {report['origins']:,} origins{left_out}"])
+    console.tell([f"{report['pictures']:,} pictures of {report['origins']:,} origins"])
+    places = {"origins": f"not in {originals}", "translations": "whose pictures are not there"}
+    for what, count in report["left_out"].items():
+        if count:
+            console.tell([f"left out: {count:,} {what}, {places[what]}"])
     typer.echo(report["encoder"])
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from id2core import backbones, encoders, images, storage
 from id2core.rejects import Reject
 from id2core.training.criteria import build_loss
-from id2core.training.loop import LOG, Loop
+from id2core.training.loop import Loop
 from id2core.training.pairs import Progress
 from id2core.training.recipe import LOSSES
 from id2core.training.recipe import Recipe as LossRecipe
@@ -57,7 +57,7 @@ class Recipe:
         batch, per_class: pictures of a step, and of each origin among them.
         steps, warmup: of the run, and until the rate is at its peak; it then falls to zero as a cosine.
         lr, weight_decay: of AdamW, for the backbone and the class centres alike.
-        seed: of the centres, the batches and dropout.
+        seed: of the centres, the batches, dropout, and random weights.
         init, data: set by `finetune`: the hash of the weights it starts from, and of the list of pictures.
     """
 
@@ -86,6 +86,11 @@ class Recipe:
             )
         if min(self.steps, self.warmup) < 1:
             raise FinetuneError(f"{self.steps} steps, warm-up {self.warmup}: choose 1 or more")
+        if self.warmup > self.steps:
+            raise FinetuneError(
+                f"a warm-up of {self.warmup} in {self.steps} steps never reaches the peak rate: choose a "
+                f"shorter warm-up (a twentieth would be {max(1, self.steps // 20)}), or more steps"
+            )
 
 
 def finetune(
@@ -111,7 +116,8 @@ def finetune(
 
     Returns:
         The directory below `out` that `encoders.load` takes, named after backbone and loss. `REPORT` in it
-        has the recipe, the number of pictures and origins, and the `seconds` of training.
+        has the recipe, the number of pictures and origins, and the `seconds` of its steps, also of those that
+        earlier calls did.
 
     Raises:
         FinetuneError: the recipe or the pictures do not fit, a picture cannot be read, or the loss is not
@@ -251,7 +257,7 @@ class _Trainer(Loop):
             "recipe": asdict(self.recipe),
             "pictures": len(self.pictures),
             "origins": self.pictures.classes,
-            "seconds": round(_seconds(self.out / LOG), 1),
+            "seconds": round(self.seconds, 1),
         }
         (self.result / REPORT).write_text(json.dumps(facts, indent=1))
         return self.result
@@ -263,12 +269,6 @@ def _start(plan: Recipe) -> tuple[str, backbones.Backbone]:
         return backbones.SCRATCH, backbones.from_scratch(plan.seed)
     place = encoders.locate(plan.backbone)
     return place.name, backbones.load(place.source, place.subfolder, place.revision)
-
-
-def _seconds(log: Path) -> float:
-    """Of the steps in a log; each process that took part counts its own from zero."""
-    told = [float(json.loads(line).get("seconds", 0)) for line in log.read_text().splitlines()]
-    return sum(now for now, later in zip(told, [*told[1:], 0.0], strict=True) if later < now)
 
 
 def _criterion(plan: Recipe, backbone: backbones.Backbone, classes: int) -> nn.Module:

@@ -42,6 +42,7 @@ class Loop(ABC):
             all else that decides the outcome.
         out: directory of `checkpoint.pt`, `log.jsonl` and `recipe.json`.
         step: how many steps are done.
+        seconds: that these steps took, over all processes; steps that a kill has lost are not in it.
         clip: longest gradient of all weights of the model together; None for any length.
         writes: whether this process writes files; where several train together, one does.
     """
@@ -56,6 +57,7 @@ class Loop(ABC):
         out.mkdir(parents=True, exist_ok=True)
         self.optimizers = self.build_optimizers()
         self.step = 0
+        self.seconds = 0.0
 
     @abstractmethod
     def loss(self) -> Tensor:
@@ -111,7 +113,7 @@ class Loop(ABC):
             raise ValueError(f"{self._checkpoint} belongs to another recipe; choose another --out")
         for name, part in self.state().items():
             part.load_state_dict(saved[name])
-        self.step = int(saved["step"])
+        self.step, self.seconds = int(saved["step"]), float(saved.get("seconds", 0))
         return True
 
     def save(self) -> None:
@@ -120,7 +122,8 @@ class Loop(ABC):
             return
         saved = {name: part.state_dict() for name, part in self.state().items()}
         partial = self._checkpoint.with_suffix(".partial")
-        torch.save(saved | {"recipe": json.dumps(asdict(self.recipe)), "step": self.step}, partial)
+        facts = {"recipe": json.dumps(asdict(self.recipe)), "step": self.step, "seconds": self.seconds}
+        torch.save(saved | facts, partial)
         partial.replace(self._checkpoint)
 
     def _one_step(self) -> float:
@@ -167,12 +170,12 @@ class Loop(ABC):
             self.begin()
             self._log(**self.measure())
         losses: list[float] = []
-        started = time.monotonic()
         while not self.finished():
+            started = time.monotonic()
             losses.append(self._one_step())
+            self.seconds += time.monotonic() - started
             if self.step == self.recipe.steps or self.step % log_every == 0:
-                seconds = time.monotonic() - started
-                self._log(loss=float(np.mean(losses)), **self.measure(), seconds=seconds)
+                self._log(loss=float(np.mean(losses)), **self.measure(), seconds=self.seconds)
                 losses.clear()
             if self.finished() or self.step % checkpoint_every == 0:
                 self.save()

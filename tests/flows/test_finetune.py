@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -21,22 +22,24 @@ SMALL = {"batch": 8, "per_class": 2, "steps": 4, "warmup": 1, "lr": 1e-3}
 
 
 def picture(path: Path, seed: int, side: int) -> str:
+    """Draw one; its SHA-256."""
     file = io.BytesIO()
     scene(seed, (side, side)).save(file, "JPEG")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(file.getvalue())
-    return str(path)
+    return hashlib.sha256(file.getvalue()).hexdigest()
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Originals and an output of `id2 translate`, both moved since it was written."""
+    """Originals, two of each name, and an output of `id2 translate`; both have moved since."""
     originals, translated = tmp_path / "originals", tmp_path / "translated"
     rows = []
     for seed in range(ORIGINS):
-        picture(originals / f"sub/{seed}.jpg", seed, 64)
+        name = f"{'ab'[seed % 2]}/{seed // 2}.jpg"
+        origin_id = picture(originals / name, seed, 64)
         picture(translated / f"pictures/0{seed}/{seed}-0.jpeg", seed, 60)
-        origin = {"origin_id": f"id-{seed}", "origin_uri": f"/before/originals/sub/{seed}.jpg"}
+        origin = {"origin_id": origin_id, "origin_uri": f"/before/originals/{name}"}
         row = {"image_id": f"t-{seed}", "uri": f"/before/translated/pictures/0{seed}/{seed}-0.jpeg"}
         rows.append(row | origin)
     place = str(translated / "translations")
@@ -50,20 +53,42 @@ def test_a_backbone_is_trained_on_folders_that_have_moved(
     folders: tuple[Path, Path], tmp_path: Path, prefect_api: str
 ) -> None:
     originals, translated = folders
-    (originals / "sub/5.jpg").unlink()
+    (originals / "a/0.jpg").unlink()
+    (translated / "pictures/01/1-0.jpeg").unlink()
     recipe = {"backbone": str(saved("vit", tmp_path / "tiny")), **SMALL}
 
     report = flow.finetune(str(originals), [str(translated)], str(tmp_path / "out"), recipe, "cpu")
 
-    assert (report["pictures"], report["origins"], report["left_out"]) == (10, 5, 1)
+    assert (report["pictures"], report["origins"]) == (8, 4)
+    assert report["left_out"] == {"origins": 1, "translations": 1}
     assert encoders.load(report["encoder"]).encoder_id.startswith("tiny-cosface-")
     facts = json.loads(Path(report["report"]).read_text())
     assert facts["seconds"] > 0 and facts["recipe"]["steps"] == 4
+    runs = pa.concat_tables(datasets.iterate(str(tmp_path / "out/runs"))).to_pylist()
+    assert [(run["flow"], run["listed"]) for run in runs] == [("finetune", 8)]
+
+
+def test_an_original_of_the_same_name_is_not_taken_for_another(folders: tuple[Path, Path]) -> None:
+    originals, translated = folders
+    found = flow.find(str(originals / "a"), [str(translated)])
+    assert sorted(found.origins.values()) == [str(originals / f"a/{i}.jpg") for i in range(3)]
+    assert sorted(found.translations) == [str(translated / f"pictures/0{i}/{i}-0.jpeg") for i in (0, 2, 4)]
+    assert found.missing == {f"/before/originals/b/{i}.jpg" for i in range(3)} and not found.lost
+    hashes = {hashlib.sha256(Path(uri).read_bytes()).hexdigest(): uri for uri in found.origins.values()}
+    assert found.origins == hashes
 
 
 def test_where_no_origin_is_there_it_says_which_were(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(FinetuneError, match=r"6 origins.*/before/originals/sub/0.jpg"):
+    with pytest.raises(FinetuneError, match=r"6 origins.*/before/originals/a/0.jpg"):
         flow.find(str(folders[1]), [str(folders[1])])
+
+
+def test_where_no_translation_is_there_it_says_so(folders: tuple[Path, Path]) -> None:
+    originals, translated = folders
+    for path in (translated / "pictures").rglob("*.jpeg"):
+        path.unlink()
+    with pytest.raises(FinetuneError, match=r"6 translations.*pictures/00/0-0.jpeg"):
+        flow.find(str(originals), [str(translated)])
 
 
 def test_the_command_trains_from_random_weights_and_goes_on(
@@ -89,6 +114,8 @@ def test_the_command_trains_from_random_weights_and_goes_on(
     folder = first.stdout.strip()
     assert folder == again.stdout.strip() and folder.endswith("out/resnet-scratch-cosface")
     assert encoders.load(folder).latent_size == 256
+    runs = datasets.require_commit(str(tmp_path / "out/runs"))
+    assert len(runs.files) == 1
     other = run("--per-class", "4")
     assert other.returncode == 1 and "choose another --out" in other.stderr
     assert run("--per-class", "3").returncode == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,9 @@ def pictures(tmp_path: Path) -> list[tuple[str | Path | bytes, str]]:
     return found
 
 
-def losses(out: Path) -> list[float]:
+def logged(name: str, out: Path) -> list[float]:
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row[name] for row in rows if name in row]
 
 
 def decoded(side: int) -> np.ndarray:
@@ -55,7 +56,7 @@ def test_training_lowers_the_loss_and_saves_an_encoder(loss: str, pictures: list
     folder = finetune.finetune(
         pictures, recipe, out, device="cpu", checkpoint_every=4, progress=lambda *facts: seen.append(facts)
     )
-    values = losses(out)
+    values = logged("loss", out)
     assert len(values) == 6 and values[-1] < 0.8 * values[0]
     assert seen[-1] == ("training", 24, 24)
     assert folder == out / f"tiny-{loss}"
@@ -77,7 +78,14 @@ def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path:
     again = tmp_path / "again"
     with pytest.raises(KeyboardInterrupt):
         finetune.finetune(pictures, recipe, again, device="cpu", checkpoint_every=2, progress=stop)
-    resumed = finetune.finetune(pictures, recipe, again, device="cpu", checkpoint_every=2)
+    first = logged("seconds", again)[-1]
+    resumed = finetune.finetune(
+        pictures, recipe, again, device="cpu", checkpoint_every=2, progress=lambda *facts: time.sleep(0.3)
+    )
+    told = logged("seconds", again)
+    assert len(told) == 3 and told[1] == first and told[2] >= first + 0.59
+    facts = json.loads((resumed / finetune.REPORT).read_text())
+    assert facts["seconds"] == pytest.approx(told[-1], abs=0.051)
     assert encoders.load(str(resumed)).encoder_id == encoders.load(str(whole)).encoder_id
     with pytest.raises(ValueError, match="another recipe"):
         finetune.finetune(pictures[1:], recipe, again, device="cpu")
@@ -90,6 +98,7 @@ def test_what_cannot_be_trained_on_says_what_to_do(pictures: list, tmp_path: Pat
         (pictures, Recipe(start, "triplet"), "choose cosface"),  # type: ignore[arg-type]
         (pictures, Recipe(start, batch=6, per_class=4), "2 or more"),
         (pictures, Recipe(start, steps=0), "steps"),
+        (pictures, Recipe(start, steps=500), "warm-up of 1000 in 500 steps.*would be 25"),
         (pictures[:1], Recipe(start, **SMALL, steps=2), "1 origins"),
         (broken, Recipe(start, **SMALL, steps=2), "not_an_image.*leave it out"),
     ):
