@@ -57,10 +57,15 @@ def make_data(photos: str, data: str, encoder: str = encoders.MINI, name: str = 
         encoder: of the latents.
         name: where it is not the first encoder, of its latents. One that begins with `tuned-` was
             trained on the training pictures: only what is looked up, and among what, is embedded.
+
+    Raises:
+        BenchError: `data` is a bench of other data.
+        ValueError: there are too few photos, or no captions.
     """
-    storage.require(storage.normalize(photos))
-    root = Path(data)
-    small_set.lay_out(Path(photos), root)
+    source, root = storage.normalize(photos), Path(storage.normalize(data))
+    storage.require(source)
+    _check_free(root, SEEN)
+    small_set.lay_out(Path(source), root)
     folder = root / (f"latents-{name}" if name else "latents")
     needed = benches.tested((SEEN, UNSEEN)) if name.startswith(benches.TUNED) else None
     for role in sorted({run.role for run in small_set.RUNS} | {DISTRACTORS}):
@@ -106,7 +111,7 @@ def make_oripid_data(
         BenchError: `data` is a bench of other data.
     """
     place = Path(storage.normalize(data))
-    _check_free(place)
+    _check_free(place, full_set.SEEN)
     source = None if name else full_set.features_of(root, features)
     found = lay_out_oripid(root, place, seed_edits)
     training = _train_set(source, place) if source else None
@@ -118,9 +123,10 @@ def make_oripid_data(
     return {"photos": found.photos, "queries": queries, "training": training, "data": str(place)}
 
 
-def _check_free(place: Path) -> None:
+def _check_free(place: Path, seen: str) -> None:
+    """Fail where there is a bench of another origin, told by the model that it is trained on."""
     made = place / benches.FACTS
-    if made.exists() and Bench.load(place).seen != full_set.SEEN:
+    if made.exists() and Bench.load(place).seen != seen:
         raise BenchError(f"{place} is a bench of other data ({made}): choose another --data")
 
 

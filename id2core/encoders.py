@@ -196,17 +196,21 @@ def load(
     """
     where = torch.device(best_device() if device == "auto" else device)
     kind = best_dtype(where) if dtype == "auto" else getattr(torch, dtype)
-    path = Path(spec)
     if spec == MINI:
         with resources.as_file(resources.files("id2core") / "data" / MINI) as folder:
             return _from_diffusers(Place(MINI, str(folder)), where, kind, batch_size)
     if spec == PDQ:
         return PdqEncoder(batch_size)
-    if path.is_file() and spec not in _short_names():
-        return _from_torchscript(path, where, kind, batch_size)
+    if Path(spec).is_file() and not is_short_name(spec):
+        return _from_torchscript(Path(spec), where, kind, batch_size)
     place = locate(spec)
     make = _from_transformers if _is_of_transformers(place) else _from_diffusers
     return make(place, where, kind, batch_size)
+
+
+def is_short_name(spec: str) -> bool:
+    """Whether `load` takes it for a name of its own, whatever file or folder is called the same."""
+    return spec in (MINI, PDQ) or spec in _short_names()
 
 
 def locate(spec: str) -> Place:

@@ -68,7 +68,8 @@ def experiment(
     from id2core.experiments.methods import PAPER_PASSES
 
     if names == [DATA]:
-        _check_sources(photos, oripid, features or seed_edits, encoder, name)
+        _check_sources(photos, oripid, encoder, name)
+        _check_parts(oripid, features, seed_edits, name)
         made = None
         if oripid:
             chosen = encoder or OF_ORIPID
@@ -80,8 +81,7 @@ def experiment(
         if as_json:
             console.print_json(made or {"data": data})
             return
-        first = "t3" if oripid else "all"  # of OriPID some need more than it has
-        ready = f"{data} is ready: id2 experiment {first} --data {data} --out {out}"
+        ready = f"{data} is ready: id2 experiment all --data {data} --out {out}"
         console.tell([*_of_oripid(made), ready])
         return
     found = console.run(
@@ -94,15 +94,21 @@ def experiment(
         typer.echo(text)
 
 
-def _check_sources(
-    photos: str | None, oripid: str | None, of_oripid: str | None, encoder: str | None, name: str
-) -> None:
+def _check_sources(photos: str | None, oripid: str | None, encoder: str | None, name: str) -> None:
     if bool(photos) == bool(oripid):
         raise typer.BadParameter("`data` needs --photos or --oripid, one of them")
-    if of_oripid and not oripid:
-        raise typer.BadParameter("--features and --seed-edits go with --oripid")
     if (name and not encoder) or (photos and encoder and not name):
         raise typer.BadParameter("give --encoder and --name together")
+
+
+def _check_parts(oripid: str | None, features: str | None, seed_edits: str | None, name: str) -> None:
+    if (features or seed_edits) and not oripid:
+        raise typer.BadParameter("--features and --seed-edits go with --oripid")
+    if features and name:
+        raise typer.BadParameter(
+            "--features are of the first encoder, and there are none of another: leave out --features, or "
+            "--name"
+        )
 
 
 def _of_oripid(made: dict[str, Any] | None) -> list[str]:

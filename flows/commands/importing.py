@@ -12,7 +12,7 @@ app = typer.Typer()
 
 _WHY = {
     "name_does_not_fit": "names that do not fit",
-    "same_name_twice": "names that stood there before",
+    "same_name_twice": "names that stand there twice",
     "origin_not_there": "translations without their origin",
     "no_translation_there": "origins without a translation",
 }

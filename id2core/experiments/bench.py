@@ -9,7 +9,7 @@ A bench is a folder:
     translations/ROLE-MODEL/translations      which picture is a translation of which
 
 `train-MODEL` of an unseen model gives the upper bound of Table 3 and may be missing. `id2 experiment data`
-makes such a folder with the bundled models; OriPID's published features are imported into the same places.
+makes such a folder of photos with the bundled models, or of a downloaded OriPID.
 
 Two queries of one photo are not independent: what is resampled for an interval are photos.
 """
@@ -125,8 +125,8 @@ class Bench:
             return cls(root, facts["seen"], tuple(facts["unseen"]), specs=specs)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise BenchError(
-                f"{root} has no {FACTS} with `seen` and one or more `unseen`: make the data with `id2 "
-                f"experiment data --photos DIR`, or lay out OriPID's as docs/experiments.md says ({error})"
+                f"{root} has no {FACTS} with `seen` and one or more `unseen`: make one with `id2 "
+                f"experiment data --photos DIR`, or with `--oripid DIR` of OriPID ({error})"
             ) from error
 
     @property
@@ -260,7 +260,8 @@ def write_facts(root: Path, seen: str, unseen: Sequence[str], encoder: str, spec
         specs = dict(json.loads((root / FACTS).read_text()).get("encoders", {}))
     except FileNotFoundError:
         specs = {}
-    specs[encoder] = str(Path(spec).resolve()) if Path(spec).exists() else spec
+    local = Path(spec).exists() and not encoders.is_short_name(spec)
+    specs[encoder] = str(Path(spec).resolve()) if local else spec
     facts = {"seen": seen, "unseen": list(unseen), "encoders": specs}
     storage.write_bytes(str(root / FACTS), json.dumps(facts).encode())
 

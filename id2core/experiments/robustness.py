@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ def figure_7(methods: Methods) -> Result | Skipped:
     bench, network = methods.bench, methods.bench.network()
     if network is None:
         return Skipped(f"the encoder of the latents, {bench.ids['encoder_id']}, is not here to encode with")
+    files = [uri for model in bench.models for uri in _pictures(bench, model)[0]]
+    if gone := next((uri for uri in files if not Path(uri).is_file()), None):
+        return Skipped(f"pictures of the test are not there, for example {gone}")
     transforms = {"closed form": methods.closed(bench.seen), "VAE": methods.raw()}
     rows = [row for model in bench.models for row in _attacked(bench, model, network, transforms)]
     return Result(

@@ -283,7 +283,7 @@ def _rows(blocks: Iterator[FeatureBlock], transform: Transform | None, lineage: 
 
 
 def _counted(stream: parts.Stream, done: int, total: int, progress: Progress) -> parts.Stream:
-    """The stream; told is how many files of all have become rows or rejects, `done` before it."""
+    """Passes the stream on and reports how many files are done; `done` were before it."""
     for batch, rejected in stream:
         done += (batch.num_rows if batch else 0) + len(rejected)
         progress(STAGE, done, total)

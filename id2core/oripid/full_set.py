@@ -89,9 +89,17 @@ def lay_out(
         layout: where files are and how they are named.
 
     Raises:
-        ReaderError: a part is missing, or no name in it fits.
+        ReaderError: a part is missing, or no name in it fits; or the bench has edits by people, and
+            `seed_edits`, without which their sources would be lost, is not given.
         StorageError: no such folder.
     """
+    photos = Path(storage.normalize(bench)) / PHOTOS
+    edited = photos / f"{TEST}-{MANUAL}"
+    if edited.exists() and not seed_edits:
+        raise ReaderError(
+            f"{edited} holds edits by people, whose sources are among the distractors: give SEED-Data-Edit "
+            f"again (--seed-edits), or choose another --data for a bench without them"
+        )
     places = [storage.normalize(place) for place in (root, seed_edits) if place]
     if remote := [place for place in places if storage.is_remote(place)]:
         raise ReaderError(f"{remote[0]}: pictures are linked, so give a local folder, or a mounted one")
@@ -113,7 +121,6 @@ def lay_out(
             f"are to be told from, are missing"
         )
     links |= {role: {uri: _flat(uri, *places) for uri in found.truth} for role, found in sets.items()}
-    photos = Path(storage.normalize(bench)) / PHOTOS
     for role, wanted in links.items():
         _link(photos / role, wanted)
     of = {uri: str(photos / role / name) for role in (TEST, DISTRACTORS) for uri, name in links[role].items()}

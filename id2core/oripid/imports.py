@@ -119,8 +119,8 @@ def _check_names(plan: Plan, layout: OripidLayout) -> None:
         first = first or uris[0]
     example = f", for example {first}" if first else ""
     raise ReaderError(
-        f"none of {plan.listed} files below {plan.source} has a name like {layout.training_name!r}{example}: "
-        f"give the folder with OriPID's training features, T000000_1.npy and so on"
+        f"none of {plan.listed} files below {plan.source} has a name that fits{example}: give the folder "
+        f"with OriPID's training features, T000000_1.npy and so on"
     )
 
 

@@ -119,9 +119,17 @@ def lay_out(photos: Path, out: Path) -> None:
     Args:
         photos: folder of at least 3,500 photos, with a captions.csv that names subjects.
         out: local directory.
+
+    Raises:
+        ValueError: too few photos, no captions.csv, or one of fewer than two captions.
     """
-    (out / "prompts").mkdir(parents=True, exist_ok=True)
     subjects = sorted(set(captions.read(photos).values()))
+    if len(subjects) < 2:
+        raise ValueError(
+            f"{photos / captions.FILE} has {len(subjects)} different captions: training and test take "
+            f"theirs apart, so give it two or more, and many for prompts that differ"
+        )
+    (out / "prompts").mkdir(parents=True, exist_ok=True)
     for role, names in roles(photos).items():
         folder = out / "photos" / role
         folder.mkdir(parents=True, exist_ok=True)

@@ -30,9 +30,21 @@ FORMS = ("a {} photo", "{} picture", "a {} image", "a {} painting")
 
 
 def read(folder: Path) -> dict[str, str]:
-    """File name → caption, of the photos in `folder/captions.csv` that have one."""
-    with (folder / FILE).open(newline="") as file:
-        return {row["file"]: row["caption"] for row in csv.DictReader(file) if row["caption"]}
+    """File name → caption, of the photos in `folder/captions.csv` that have one.
+
+    Raises:
+        ValueError: there is no such file, or not in this form.
+    """
+    path = folder / FILE
+    try:
+        with path.open(newline="") as file:
+            return {row["file"]: row["caption"] for row in csv.DictReader(file) if row["caption"]}
+    except (FileNotFoundError, KeyError) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"has no column {error}"
+        raise ValueError(
+            f"{path} {what}: what photos show is read from it, a CSV with the columns `file` and `caption`, "
+            f"a line such as `0001.jpg,a canoe` for each photo that has a caption"
+        ) from error
 
 
 def describe(picture: NDArray[np.uint8]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from flows import experiment as flow
 from id2core import heads
 from id2core.experiments import bench as benches
-from id2core.experiments import closed_sets, embedders, open_sets
+from id2core.experiments import closed_sets, embedders, open_sets, robustness
 from id2core.experiments.bench import Bench, BenchError, Found, Queries
 from id2core.experiments.costs import Clock
 from id2core.experiments.methods import Methods, scaled
@@ -207,10 +207,69 @@ def test_extraction_is_timed_where_encoder_and_pictures_are_there(photo_set: Pat
     measured = Clock(bench).costs(Transform(), 1.0)
     (photo_set / "p0.jpg").unlink()
     gone = Clock(bench).costs(Transform(), 1.0)
+    pairs = [(name, name) for name in bench.read("test")[1]]
+    for model in bench.models:
+        (tmp_path / f"latents/test-{model}").symlink_to("test")
+        write_translations(tmp_path / f"translations/test-{model}/translations", pairs)
+    attacked = robustness.figure_7(Methods(bench, tmp_path))
 
     assert (measured["extract_ms"] or 0) > 0 and (measured["match_s"] or 0) > 0
     assert gone["extract_ms"] is None
+    assert isinstance(attacked, Skipped) and "p0.jpg" in attacked.reason
     assert Clock(replace(bench, specs={})).costs(Transform(), 1.0)["extract_ms"] is None
+
+
+def test_latents_that_are_no_square_pass_table_7_over(tmp_path: Path) -> None:
+    for role in ("test", "distractors"):
+        write_embeddings(tmp_path / f"latents/{role}/embeddings", origins(3, 0)[:, :48], f"{role}-")
+    benches.write_facts(tmp_path, "a", ["b"], "", "pdq")
+
+    found = closed_sets.table_7(Methods(Bench.load(tmp_path), tmp_path))
+
+    assert isinstance(found, Skipped) and "48 numbers" in found.reason
+
+
+def test_a_folder_does_not_shadow_the_short_name_of_an_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    specs = {"": "sd2", "vit": "vit", "pdq": "pdq", "own": "own"}
+    for name, spec in specs.items():
+        Path(spec).mkdir()
+        benches.write_facts(tmp_path, "a", ["b"], name, spec)
+
+    assert Bench.load(tmp_path).specs == specs | {"vit": str(tmp_path / "vit"), "own": str(tmp_path / "own")}
+
+
+def test_photos_do_not_mix_with_a_bench_of_other_data(
+    photo_set: Path, tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    benches.write_facts(tmp_path, "sd2", ["sdxl"], "", "sd2")
+
+    with pytest.raises(BenchError, match=f"{tmp_path} is a bench of other data"):
+        flow.make_data(str(photo_set), ".")
+    assert not (tmp_path / "photos").exists()
+
+
+@pytest.mark.parametrize(
+    ("captions", "what"),
+    [
+        (None, r"captions\.csv is missing.*columns `file` and `caption`"),
+        ("name,caption\np0.jpg,a canoe\n", "has no column 'file'"),
+        ("file,caption\np0.jpg,a canoe\n", "has 1 different captions.*two or more"),
+    ],
+)
+def test_photos_without_captions_are_told_what_is_needed(
+    captions: str | None, what: str, photo_set: Path, tmp_path: Path
+) -> None:
+    (photo_set / "captions.csv").unlink()
+    if captions:
+        (photo_set / "captions.csv").write_text(captions)
+
+    with pytest.raises(ValueError, match=what):
+        small_set.lay_out(photo_set, tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
 
 
 def test_wrong_names_and_folders_say_what_there_is(data: Path, tmp_path: Path, prefect_api: str) -> None:

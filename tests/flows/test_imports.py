@@ -132,7 +132,10 @@ def test_a_folder_that_is_something_else_is_refused_with_what_to_give(
         assert not (tmp_path / f"{what[:5]}-out/translations").exists()
 
     good = npy(np.ones(N, np.float32))
-    refused({"a.npy": good, "b.npy": good}, r"none of 2 files .* example .*a\.npy.*T000000_1\.npy")
+    refused(
+        {"a.npy": good, "b.npy": good},
+        r"none of 2 files .* that fits, for example .*/a\.npy: give .*T000000_1\.npy",
+    )
     refused({"T000001_0.npy": b"", "T000001_1.npy": b"x"}, "holds a latent.*rejects")
     refused({"T000001_1.npy": good, "T000002_0.npy": good}, "no origin .* has a translation.*T000000_0")
 
@@ -261,6 +264,9 @@ def test_manual_edits_are_looked_up_among_their_sources(
     assert made["photos"] == {"test": 3, "distractors": 7} and made["queries"]["test-manual"]["queries"] == 2
     assert benches.closed_set(Bench.load(data).find(Transform(), "manual"))["acc"].value == 1.0
 
+    with pytest.raises(ReaderError, match=r"test-manual.*--seed-edits"):
+        experiment.make_oripid_data(str(oripid), str(data), "pdq", "pdq")
+    assert len(list((data / "photos/distractors").iterdir())) == 7
     other = experiment.make_oripid_data(str(oripid), str(data), "pdq", "pdq", seed_edits=str(seed.parent))
     assert other["training"] is None and Bench.load(data).encoders() == ["pdq"]
 
@@ -272,6 +278,7 @@ def test_manual_edits_are_looked_up_among_their_sources(
         (["--photos", "p", "--oripid", "o"], "one of them"),
         (["--photos", "p", "--features", "f"], "go with --oripid"),
         (["--oripid", "o", "--name", "n"], "--encoder and --name together"),
+        (["--oripid", "o", "--encoder", "e", "--name", "n", "--features", "f"], "leave out --features"),
     ],
 )
 def test_sources_that_do_not_go_together_are_bad_usage(arguments: list[str], hint: str) -> None:
