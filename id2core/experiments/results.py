@@ -194,7 +194,8 @@ def collect(folder: str | os.PathLike[str], order: Mapping[str, str], target: st
     measured = [name for name, text in pages.items() if f"]({name}.parquet)" in text]
     head = (
         "# Results\n\nEvery figure here was measured by `id2 experiment`, none is typed in by hand. Below "
-        "each table stand the data, the date, the code and the machine.\n\n"
+        "each table stand the data, the date, the code and the machine; the time that it took does not count "
+        "Ws that were trained before.\n\n"
         f"{len(measured)} of {len(order)} experiments have run here"
     )
     others = [f"`{name}`" for name in order if name not in measured]
