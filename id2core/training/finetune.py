@@ -257,7 +257,7 @@ class _Trainer(Loop):
             "recipe": asdict(self.recipe),
             "pictures": len(self.pictures),
             "origins": self.pictures.classes,
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds, 3),
         }
         (self.result / REPORT).write_text(json.dumps(facts, indent=1))
         return self.result
