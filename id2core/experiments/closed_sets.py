@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,11 +61,16 @@ def bars(rows: Sequence[dict[str, Any]]) -> plots.Bars:
     return plots.Bars([r["method"] for r in rows], values, "mAP, %", low, high)
 
 
-def _both_sides(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, list[float | None]]]:
-    """mAP in % of rows on seen and unseen models: values, then lower and upper ends."""
+def _both_sides(rows: Sequence[dict[str, Any]]) -> Iterator[plots.Series]:
+    """mAP of rows on seen and unseen models, as `in_percent`."""
     sides = {"seen model": "seen_map", "unseen models": "unseen_map"}
+    return in_percent({side: [r[key] for r in rows] for side, key in sides.items()})
+
+
+def in_percent(series: Mapping[str, Sequence[Measure]]) -> Iterator[plots.Series]:
+    """Measures by name as a plot takes them, in %: their values, then lower and upper ends."""
     for end in ("value", "low", "high"):
-        yield {side: [percent(getattr(r[key], end)) for r in rows] for side, key in sides.items()}
+        yield {name: [percent(getattr(m, end)) for m in found] for name, found in series.items()}
 
 
 def percent(value: float | None) -> float | None:

@@ -18,9 +18,9 @@ from id2core.calibration import Calibration
 from id2core.experiments import bench as benches
 from id2core.experiments import plots
 from id2core.experiments.bench import CALIBRATION, DISTRACTORS, FRESH, Bench, Queries
+from id2core.experiments.closed_sets import in_percent
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
-from id2core.metrics import Measure
 from id2core.training.pairs import Pairs
 from id2core.training.recipe import Recipe
 from id2core.transform import Transform
@@ -167,11 +167,6 @@ def _row(bench: Bench, w: Transform, background: Background, model: str) -> dict
 
 def _plot(bench: Bench, rows: list[dict[str, Any]]) -> plots.Bars:
     names = list(dict.fromkeys(r["method"] for r in rows))
-    values: dict[str, dict[str, Measure]] = {
-        model: {r["method"]: r["micro_ap"] for r in rows if r["model"] == model} for model in bench.models
-    }
-    series, low, high = (
-        {m: [100 * (getattr(v[n], end) or 0.0) for n in names] for m, v in values.items()}
-        for end in ("value", "low", "high")
-    )
-    return plots.Bars(names, series, "µAP, %", low, high)
+    measures = {model: [r["micro_ap"] for r in rows if r["model"] == model] for model in bench.models}
+    values, low, high = in_percent(measures)
+    return plots.Bars(names, values, "µAP, %", low, high)

@@ -16,7 +16,7 @@ from id2core.encoders import Encoder
 from id2core.experiments import bench as benches
 from id2core.experiments import plots
 from id2core.experiments.bench import TEST, Bench, Queries
-from id2core.experiments.closed_sets import described, percent
+from id2core.experiments.closed_sets import described, in_percent, percent
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
 from id2core.metrics import Measure
@@ -208,8 +208,6 @@ def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Res
 def _by_kind(rows: list[dict[str, Any]]) -> plots.Bars:
     """mAP of each kind of queries, one bar a method."""
     kinds, names = (list(dict.fromkeys(r[key] for r in rows)) for key in ("queries", "method"))
-    values, low, high = (
-        {name: [percent(getattr(r["map"], end)) for r in rows if r["method"] == name] for name in names}
-        for end in ("value", "low", "high")
-    )
+    measures = {name: [r["map"] for r in rows if r["method"] == name] for name in names}
+    values, low, high = in_percent(measures)
     return plots.Bars(kinds, values, "mAP, %", low, high)
