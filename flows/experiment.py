@@ -27,7 +27,7 @@ from id2core.oripid import full_set, imports, models, small_set
 from id2core.oripid.full_set import LaidOut
 from id2core.oripid.small_set import SEEN, UNSEEN, Translated
 from id2core.oripid.translation import TRANSLATIONS, Recipe
-from id2core.training.pairs import Progress
+from id2core.progress import Progress, silent
 
 
 @task(**RETRY)
@@ -149,10 +149,6 @@ def _pair(folder: Path, place: Path, role: str, found: LaidOut) -> dict[str, Any
     return imports.pair_queries(target, own, others, found.truth[role]) | {"dropped": found.dropped[role]}
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """For callers that show no progress."""
-
-
 @task(**RETRY)
 def run_experiment(name: str, methods: Methods, out: str) -> str:
     """Run one and write its table, data and plot; the Markdown."""
@@ -189,7 +185,7 @@ def experiment(
     unknown = [name for name in chosen if name not in EXPERIMENTS]
     if unknown:
         raise ValueError(f"no experiment {', '.join(unknown)}: choose {', '.join(EXPERIMENTS)} or all")
-    methods = Methods(Bench.load(Path(data)), Path(data), passes, progress or _silent)
+    methods = Methods(Bench.load(Path(data)), Path(data), passes, progress or silent)
     tables = {name: run_experiment(name, methods, out) for name in chosen}
     if page:
         storage.write_bytes(storage.normalize(page), results.collect(out, ORDER, page).encode())

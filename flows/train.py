@@ -18,6 +18,7 @@ from flows.tasks import RETRY, record_run
 from id2core import datasets, environment, heads, storage, transform
 from id2core.embedding import EMBEDDINGS
 from id2core.oripid.translation import TRANSLATIONS
+from id2core.progress import Progress, silent
 from id2core.training import closed_form, metric, pairs
 from id2core.training.closed_form import Trial
 from id2core.training.pairs import Pairs
@@ -141,7 +142,7 @@ def fit(training: Training) -> dict[str, Any]:
         PairsError, MetricError, ClosedFormError, DatasetError: nothing can be trained on these data.
     """
     first = rank() == 0
-    tell = reporter() if first else lambda stage, done, total: None
+    tell = reporter() if first else silent
     started = time.monotonic()
     found = pairs.load(training.embeddings, training.translations, training.cache, tell)
     run_id = _claim(training, found, first)
@@ -189,7 +190,7 @@ def _claim(training: Training, found: Pairs, first: bool) -> str:
     return datasets.digest_of(wanted)
 
 
-def _closed_form(training: Training, found: Pairs, tell: pairs.Progress) -> Transform:
+def _closed_form(training: Training, found: Pairs, tell: Progress) -> Transform:
     """The closed form, from its file where it is made already: of several processes one makes it."""
     place = Path(training.out, CLOSED_FORM)
     place.mkdir(parents=True, exist_ok=True)

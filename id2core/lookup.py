@@ -7,7 +7,7 @@ latents, as a background that ships with a W, is compared under its own transfor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from id2core import datasets, index, matching, tables
 from id2core.datasets import Commit, DatasetError, FileRecord
+from id2core.progress import Progress, silent
 from id2core.transform import Transform
 
 # Latents compare only where these agree; which W the descriptors beside them are of is no matter.
@@ -29,8 +30,6 @@ QUERY_BYTES = 1 << 29
 _LATENT, _DESCRIPTOR = "latent", "descriptor"
 _READ_AHEAD = 4  # row groups; 8 MB each where a latent has 4,096 numbers
 
-Progress = Callable[[str, int, int], None]
-
 
 def search(
     references: str,
@@ -39,7 +38,7 @@ def search(
     k: int = 10,
     *,
     query_bytes: int = QUERY_BYTES,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> list[pa.Table]:
     """The k best references of every query under each of some transforms, in one pass over the latents.
 

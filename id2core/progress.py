@@ -7,6 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 Listener = Callable[[str, "Counts"], None]
+# Told of a stage: its name, how much is done, of how much.
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """For callers that show no progress."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from id2core.training.pairs import Pairs, Progress
+from id2core.progress import Progress, silent
+from id2core.training.pairs import Pairs
 from id2core.transform import Transform
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -127,7 +128,7 @@ def ratios(
     *,
     seed: int = 0,
     block_rows: int = BLOCK_ROWS,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Ratios:
     """What W leaves of the differences of pictures, in one pass over the translations of some classes.
 

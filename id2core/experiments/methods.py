@@ -14,8 +14,9 @@ from pathlib import Path
 
 from id2core import transform as transforms
 from id2core.experiments.bench import Bench
+from id2core.progress import Progress, silent
 from id2core.training import closed_form, metric
-from id2core.training.pairs import Pairs, Progress
+from id2core.training.pairs import Pairs
 from id2core.training.recipe import Recipe
 from id2core.transform import Transform
 
@@ -48,7 +49,7 @@ class Methods:
     bench: Bench
     out: Path
     passes: float = PAPER_PASSES
-    progress: Progress = lambda stage, done, total: None
+    progress: Progress = silent
     _pairs: dict[str, Pairs] = field(default_factory=dict)
 
     def pairs(self, model: str) -> Pairs:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from id2core import embedding, parts, planning, storage, tables
 from id2core.parts import Lineage
 from id2core.planning import Plan
+from id2core.progress import Progress, silent
 from id2core.rejects import Reason, Reject
 from id2core.storage import Object
 from id2core.transform import LATENTS_ONLY, Transform
@@ -35,7 +36,6 @@ _READ_AHEAD = 256
 _MOST_HEADER = 1 << 16
 _MOST_AXES = 4
 
-Progress = Callable[[str, int, int], None]
 _Header = tuple[tuple[int, ...], bool, np.dtype[np.generic], int]
 
 
@@ -202,52 +202,15 @@ def _block(outcomes: list[tuple[Object, _Feature | Reject]], latent_size: int) -
     return FeatureBlock([obj for obj, _ in good], [f.image_id for _, f in good], latents, bad)
 
 
-def plan(
-    folder: str,
-    out: str,
-    encoder_id: str,
-    transform: Transform | None = None,
-    latent_size: int = LATENT_SIZE,
-) -> Plan:
-    """List a folder of feature files and stage what `OUT/embeddings` and `OUT/rejects` do not hold yet.
-
-    Args, Raises: as of `import_features`.
-    """
-    if transform:
-        transform.output_size(latent_size)
-        transform.check_encoder(encoder_id)
-    ids = {
-        "encoder_id": encoder_id,
-        "transform_id": transform.transform_id if transform else LATENTS_ONLY,
-        "preprocess_id": f"npy-{latent_size}",
-    }
-    source, target = storage.normalize(folder), storage.normalize(out)
-    return planning.make(embedding.PRODUCT, source, target, ids, {"kind": "features"})
-
-
-def carry_out(
-    planned: Plan,
-    transform: Transform | None = None,
-    latent_size: int = LATENT_SIZE,
-    progress: Progress = lambda stage, done, total: None,
-) -> None:
-    """Read the files of a plan, and commit; arguments as those that it was made with."""
-    done = 0
-    for index in range(planned.parts):
-        objects = planning.read_part(planned, index)
-        stream = _rows(read_blocks(objects, latent_size), transform, planned.lineage)
-        counted = _counted(stream, done, planned.objects, progress)
-        parts.write(planned.out, planned.product, objects, planned.lineage, counted)
-        done += len(objects)
-    planning.commit(planned)
-
-
 def import_features(
     folder: str,
     out: str,
     encoder_id: str,
     transform: Transform | None = None,
     latent_size: int = LATENT_SIZE,
+    *,
+    check: Callable[[Plan], None] = lambda plan: None,
+    progress: Progress = silent,
 ) -> Plan:
     """Make `OUT/embeddings` and `OUT/rejects` of a folder of feature files: latents to train W from.
 
@@ -262,6 +225,8 @@ def import_features(
         transform: for descriptors (the identity: 16 kB a row of 4,096 numbers). By default there are
             none, and the data set's transform_id is `transform.LATENTS_ONLY`: training reads latents only.
         latent_size: n; part of the data set's preprocess_id, so that one data set has one n.
+        check: sees the plan, raises where it should not be carried out.
+        progress: called with "features", and how many files of how many.
 
     Returns:
         The plan that was carried out; the data sets' counts are in their `_SUCCESS`.
@@ -271,9 +236,26 @@ def import_features(
         DatasetError: `out` holds rows of another folder, encoder, transform or latent size.
         StorageError: no such folder.
     """
-    planned = plan(folder, out, encoder_id, transform, latent_size)
-    carry_out(planned, transform, latent_size)
-    return planned
+    if transform:
+        transform.output_size(latent_size)
+        transform.check_encoder(encoder_id)
+    ids = {
+        "encoder_id": encoder_id,
+        "transform_id": transform.transform_id if transform else LATENTS_ONLY,
+        "preprocess_id": f"npy-{latent_size}",
+    }
+    source, target = storage.normalize(folder), storage.normalize(out)
+    plan = planning.make(embedding.PRODUCT, source, target, ids, {"kind": "features"})
+    check(plan)
+    done = 0
+    for index in range(plan.parts):
+        objects = planning.read_part(plan, index)
+        stream = _rows(read_blocks(objects, latent_size), transform, plan.lineage)
+        counted = _counted(stream, done, plan.objects, progress)
+        parts.write(plan.out, plan.product, objects, plan.lineage, counted)
+        done += len(objects)
+    planning.commit(plan)
+    return plan
 
 
 def _rows(blocks: Iterator[FeatureBlock], transform: Transform | None, lineage: Lineage) -> parts.Stream:

@@ -19,11 +19,12 @@ from id2core import datasets, planning, storage, tables
 from id2core.datasets import Commit
 from id2core.embedding import EMBEDDINGS
 from id2core.oripid import feature_files
-from id2core.oripid.feature_files import LATENT_SIZE, Progress
+from id2core.oripid.feature_files import LATENT_SIZE
 from id2core.oripid.readers import DEFAULT_LAYOUT, Drop, OripidLayout, ReaderError
 from id2core.oripid.translation import TRANSLATIONS
 from id2core.parts import REJECTS
 from id2core.planning import Plan
+from id2core.progress import Progress, silent
 from id2core.transform import Transform
 
 # What the release's features are: samples of the posterior of Stable Diffusion 2's VAE.
@@ -70,7 +71,7 @@ def import_training(
     transform: Transform | None = None,
     layout: OripidLayout = DEFAULT_LAYOUT,
     latent_size: int = LATENT_SIZE,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Imported:
     """Make `OUT/embeddings`, `OUT/rejects` and `OUT/translations` of published training features.
 
@@ -89,9 +90,15 @@ def import_training(
         ReaderError: no name fits the layout, no file holds a latent, or no origin has a translation.
         TransformError, DatasetError, StorageError: as `feature_files.import_features`.
     """
-    plan = feature_files.plan(features, out, encoder_id, transform, latent_size)
-    _check_names(plan, layout)
-    feature_files.carry_out(plan, transform, latent_size, progress)
+    plan = feature_files.import_features(
+        features,
+        out,
+        encoder_id,
+        transform,
+        latent_size,
+        check=lambda plan: _check_names(plan, layout),
+        progress=progress,
+    )
     counts, run_id, paired = _pair(plan, layout, progress)
     rejects = datasets.iterate(storage.join(plan.out, REJECTS), ["reason"])
     reasons = Counter(reason for table in rejects for reason in table["reason"].to_pylist())

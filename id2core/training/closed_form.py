@@ -31,8 +31,9 @@ import numpy as np
 import scipy.linalg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from id2core.progress import Progress, silent
 from id2core.training.moments import Moments
-from id2core.training.pairs import Pairs, Progress
+from id2core.training.pairs import Pairs
 from id2core.transform import Transform
 
 SHRINKAGES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -131,7 +132,7 @@ def fit(
     *,
     validation_share: float = 0.1,
     block_rows: int = BLOCK_ROWS,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> ClosedForm:
     """W of some pairs; settings that are not given are chosen on held-out classes.
 
@@ -189,7 +190,7 @@ def gather(
     pairs: Pairs,
     classes: NDArray[np.bool_],
     block_rows: int = BLOCK_ROWS,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Moments:
     """The moments of some classes, in one pass over the latents.
 

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from id2core import backbones, encoders, images, storage
+from id2core.progress import Progress, silent
 from id2core.rejects import Reject
 from id2core.training.criteria import build_loss
 from id2core.training.loop import Loop
-from id2core.training.pairs import Progress
 from id2core.training.recipe import LOSSES
 from id2core.training.recipe import Recipe as LossRecipe
 from id2core.training.samples import Batches
@@ -100,7 +100,7 @@ def finetune(
     *,
     device: str = "auto",
     checkpoint_every: int = 1_000,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Path:
     """Train a backbone, or go on where an earlier call with the same arguments was interrupted.
 

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from id2core import encoders, heads
+from id2core.progress import Progress, silent
 from id2core.training import ranks
 from id2core.training.closed_form import Trial
 from id2core.training.criteria import Objective, PartialCosFace, build_loss
 from id2core.training.loop import Loop
-from id2core.training.pairs import Pairs, Progress
+from id2core.training.pairs import Pairs
 from id2core.training.ranks import Ranks
 from id2core.training.recipe import LOSSES, MetricError, Recipe
 from id2core.training.samples import Batches
@@ -49,7 +50,7 @@ def fit(
     start: Transform | None = None,
     device: str | None = None,
     checkpoint_every: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Transform:
     """Train W, or go on where an earlier call with the same arguments was interrupted.
 

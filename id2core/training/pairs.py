@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from id2core import datasets, storage, tables
 from id2core.datasets import Commit, FileRecord
+from id2core.progress import Progress, silent
 
 # Latents compare only where these agree; `transform_id` may differ, as descriptors are not read.
 IDS = ("encoder_id", "preprocess_id")
@@ -33,7 +34,6 @@ _LAYOUT = 1  # of the cache
 _LATENTS, _FACTS = "latents.npy", "pairs.json"
 _READ_AHEAD = 8  # row groups; 8 MB each where a latent has 4,096 numbers
 
-Progress = Callable[[str, int, int], None]
 Source = tuple[str, Commit]
 
 
@@ -132,7 +132,7 @@ def load(
     embeddings: Sequence[str],
     translations: Sequence[str],
     cache: str | os.PathLike[str],
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Pairs:
     """The training classes of some data sets, from the cache where they were made before.
 
