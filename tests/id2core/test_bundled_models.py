@@ -15,7 +15,7 @@ from PIL import Image
 import id2core
 from id2core import encoders
 from id2core.oripid import models
-from id2core.training import vae as training
+from factory import vae as training
 from tests.drawing import scene
 
 DATA = Path(id2core.__file__).parent / "data"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import id2core
-from id2core.oripid import demo_set, demo_translations
+from factory import demo_set, demo_translations
 
 DEMO = Path(id2core.__file__).parent / "data" / "demo"
 EDITS = ("blur3", "jpeg30", "resize_half", "vae_round_trip", "watermark")

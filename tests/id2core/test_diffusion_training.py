@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, AutoPipelineForImage2Image
 from PIL import Image
 
 from id2core import encoders
-from id2core.training import captions, diffusion, photos, tokenizer
+from id2core.training import captions, photos
+from factory import diffusion, tokenizer
 
 RECIPE = diffusion.Recipe(
     widths=(8, 16, 16),
@@ -131,7 +132,7 @@ def test_the_tokenizer_reads_any_text_and_survives_saving(tmp_path: Path) -> Non
 
 def test_variants_differ_and_are_the_same_every_time() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (photos.SIZE, photos.SIZE, 3), np.uint8)
-    from id2core.training.diffusion_data import variant
+    from factory.diffusion_data import variant
 
     def made(number: int) -> np.ndarray:
         return variant(photo, number, np.random.default_rng(number))

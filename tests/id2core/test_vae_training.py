@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from id2core import encoders
-from id2core.training import pca_start, photos, vae, vae_card
+from factory import pca_start, vae, vae_card
+from id2core.training import photos
 
 RECIPE = vae.Recipe(
     channels=(8, 16, 32, 48), steps=4, crop=64, batch=2, fit_crops=8, full_size_from=0.75, warmup=1

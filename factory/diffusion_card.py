@@ -1,7 +1,7 @@
 """Measure a small diffusion model on photos it never saw, and write its directory and model card.
 
-Run as `python -m id2core.training.diffusion_card --model mini-a --photos DIR --run RUN --show DIR --out DIR`
-after `id2core.training.diffusion`: `--show` is a folder of pictures that may be shown in the card.
+Run as `python -m factory.diffusion_card --model mini-a --photos DIR --run RUN --show DIR --out DIR`
+after `factory.diffusion`: `--show` is a folder of pictures that may be shown in the card.
 
 Two things are measured: the error of the predicted noise on training and on held-out photos while it
 trained (from its log), and how often raw latents find the origin of a translation, by strength. The second
@@ -27,7 +27,7 @@ from id2core.encoders import Encoder
 from id2core.oripid import models
 from id2core.training import captions
 from id2core.training import photos as photo_folder
-from id2core.training import vae as vae_training
+from factory import vae as vae_training
 
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 QUERIES = 200
@@ -35,7 +35,7 @@ SHOWN_STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SHOWN_SIDE = 128
 # How the VAE of a model was made, where that is not told by a card of its own.
 VAE_COMMANDS = {
-    "mini-b": "python -m id2core.training.vae --seed 7 --channels 16 48 64 96 --steps 4000 "
+    "mini-b": "python -m factory.vae --seed 7 --channels 16 48 64 96 --steps 4000 "
     "--photos PHOTOS --out VAE_RUN",
 }
 STEPS = 30
@@ -171,7 +171,7 @@ def write_card(model: str, photos: Path, run: Path, show: Path, out: Path) -> li
         "vae_psnr": vae_quality(out / "vae", photos),
         "vae": json.loads((out / "vae" / "config.json").read_text()),
     }
-    loader = Environment(loader=PackageLoader("id2core"), undefined=StrictUndefined, trim_blocks=True)
+    loader = Environment(loader=PackageLoader("factory"), undefined=StrictUndefined, trim_blocks=True)
     (out / "README.md").write_text(loader.get_template("diffusion_card.md.j2").render(facts))
     return points
 

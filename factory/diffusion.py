@@ -1,6 +1,6 @@
 """Train a small text-guided latent diffusion model: how the bundled `mini-a` and `mini-b` were made.
 
-Run as `python -m id2core.training.diffusion --model mini-a --photos DIR --vae DIR --out DIR`. What comes
+Run as `python -m factory.diffusion --model mini-a --photos DIR --vae DIR --out DIR`. What comes
 out, `OUT/pipeline`, is a whole diffusers directory: UNet, scheduler, text encoder, tokenizer, VAE.
 
 The photos are encoded once; a step then costs only the UNet and the text encoder, which are trained
@@ -33,9 +33,10 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from id2core import encoders
-from id2core.training import captions, diffusion_data, tokenizer
+from id2core.training import captions
+from factory import diffusion_data, tokenizer
 from id2core.training import photos as photo_folder
-from id2core.training.diffusion_data import Encoded
+from factory.diffusion_data import Encoded
 from id2core.training.loop import Loop, autocast
 
 CHECKED = 250

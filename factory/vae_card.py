@@ -1,7 +1,7 @@
 """Measure a trained VAE on photos it never saw and write its model card.
 
-Run as `python -m id2core.training.vae_card --photos DIR --run DIR --show DIR --out DIR` after
-`id2core.training.vae`: `--run` is what that wrote, `--show` a folder of pictures that may be shown in
+Run as `python -m factory.vae_card --photos DIR --run DIR --show DIR --out DIR` after
+`factory.vae`: `--run` is what that wrote, `--show` a folder of pictures that may be shown in
 the card, `--out` where weights, log, picture and card go.
 """
 
@@ -23,7 +23,7 @@ from PIL import Image
 
 from id2core import encoders
 from id2core.training import photos as photo_folder
-from id2core.training import vae as training
+from factory import vae as training
 
 MEASURED = 200
 PATCH = 8
@@ -119,7 +119,7 @@ def write_card(vae: AutoencoderKL, photos: Path, run: Path, show: Path, out: Pat
         "log": [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()],
         "trained_on": len(photo_folder.split(photos).train),
     }
-    loader = Environment(loader=PackageLoader("id2core"), undefined=StrictUndefined, trim_blocks=True)
+    loader = Environment(loader=PackageLoader("factory"), undefined=StrictUndefined, trim_blocks=True)
     (out / "README.md").write_text(loader.get_template("vae_card.md.j2").render(facts))
     return quality
 

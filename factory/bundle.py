@@ -1,6 +1,6 @@
 """Make what ships beside an encoder: W in float16, a background and a calibration for them.
 
-Run `python -m id2core.experiments.bundle --bench DIR --transform W.safetensors --out id2core/data/mini`.
+Run `python -m factory.bundle --bench DIR --transform W.safetensors --out id2core/data/mini`.
 The background holds descriptors of training photos and no latents, from which pictures could be decoded.
 Thresholds come from calibration uploads, one of each photo: the photo as it is or a translation by one of the
 models in turn. Fresh uploads, which nothing was chosen on, say what the rates are.

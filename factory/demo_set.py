@@ -1,6 +1,6 @@
 """Cut the bundled demo set from freely licensed wallpapers: how `id2core/data/demo` was made.
 
-Run as `python -m id2core.oripid.demo_set --pictures DIR --vae DIR --out DIR`. `demo_sources.csv` beside
+Run as `python -m factory.demo_set --pictures DIR --vae DIR --out DIR`. `demo_sources.csv` beside
 this file lists the pictures; for each Debian package named there, `apt-get download PACKAGE` and
 `dpkg -x PACKAGE_*.deb DIR/PACKAGE` put them in place (Debian 12). Every choice is drawn from a hash of
 names, so the same pictures and the same VAE give the same set.

@@ -1,6 +1,6 @@
 """Add translated uploads to the bundled demo: 40 by `mini-a` and 40 by `mini-b`.
 
-Run as `python -m id2core.oripid.demo_translations --demo id2core/data/demo` after `demo_set`.
+Run as `python -m factory.demo_translations --demo id2core/data/demo` after `demo_set`.
 Which references are translated is drawn from hashes of their names, none of them twice; the strengths are
 those at which raw latents find about half of the origins. Run again, it replaces what it added.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from id2core.oripid import models
-from id2core.oripid.demo_set import TRUTH_COLUMNS, draw, encode
+from factory.demo_set import TRUTH_COLUMNS, draw, encode
 
 EACH = 40
 QUALITY = 90

@@ -1,6 +1,6 @@
 """Train a small `AutoencoderKL` on a folder of photos: how the embedded `mini` encoder was made.
 
-Run as `python -m id2core.training.vae --photos DIR --out DIR`. Interrupted and started again, it goes
+Run as `python -m factory.vae --photos DIR --out DIR`. Interrupted and started again, it goes
 on from its last checkpoint; every step draws its data and noise from (seed, step), so the resumed run
 sees what the undisturbed one would have seen.
 
@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
 
-from id2core.training import pca_start
+from factory import pca_start
 from id2core.training import photos as photo_folder
 from id2core.training.loop import Loop
 
