@@ -10,13 +10,18 @@ from pathlib import Path
 from apache_beam.utils.shared import Shared
 
 from beam_jobs import parts
-from id2core import embedding, encoders, planning, storage, transform
-from id2core.encoders import EncoderError
-from id2core.images import Limits
-from id2core.parts import PartRecord, Progress
-from id2core.planning import Plan
+from id2core.encoders import embedding
+from id2core.encoders.base import Encoder, EncoderError
+from id2core.encoders.hub import MINI
+from id2core.encoders.images import Limits
+from id2core.encoders.registry import load_encoder
+from id2core.runs import planning
+from id2core.runs.parts import PartRecord, Progress
+from id2core.runs.planning import Plan
 from id2core.settings import Settings
-from id2core.transform import Transform
+from id2core.store import storage
+from id2core.transforms.files import load_transform, local_file, source_of
+from id2core.transforms.linear import AUTO, Transform
 
 STAGE = "embed"
 
@@ -38,8 +43,8 @@ class EmbedJob:
 
     images: str
     out: str
-    encoder: str = encoders.MINI
-    transform: str | None = transform.AUTO
+    encoder: str = MINI
+    transform: str | None = AUTO
     device: str = "auto"
     dtype: str = "auto"
     part_size: int = planning.PART_SIZE
@@ -61,10 +66,10 @@ class EmbedJob:
         limits = Limits(settings.max_bytes, settings.max_pixels)
         return EmbedJob(images, out, limits=limits, results=results, **chosen)
 
-    def load(self) -> tuple[encoders.Encoder, Transform]:
+    def load(self) -> tuple[Encoder, Transform]:
         """The encoder and the transform, checked against each other."""
-        encoder = encoders.load(self.encoder, self.device, self.dtype)
-        chosen = transform.load(self.transform, encoder.encoder_id)
+        encoder = load_encoder(self.encoder, self.device, self.dtype)
+        chosen = load_transform(self.transform, encoder.encoder_id)
         chosen.check_encoder(encoder.encoder_id)
         chosen.output_size(encoder.latent_size)
         return encoder, chosen
@@ -72,7 +77,7 @@ class EmbedJob:
     @property
     def model_tag(self) -> str:
         """Jobs with equal tags share one loaded model in a process; a file that changed is another one."""
-        files = [Path(self.encoder), transform.file_of(self.transform)]
+        files = [Path(self.encoder), local_file(self.transform)]
         stamps = [(str(p), p.stat().st_mtime_ns) for p in files if p and p.is_file()]
         return json.dumps([self.encoder, self.transform, self.device, self.dtype, stamps])
 
@@ -168,7 +173,7 @@ def run(job: EmbedJob, beam_arguments: Sequence[str] = ()) -> EmbedSummary:
         rejected=counted.rejected,
         encoder_id=ids["encoder_id"],
         transform_id=ids["transform_id"],
-        transform_from=transform.source(job.transform, ids["transform_id"], ids["encoder_id"]),
+        transform_from=source_of(job.transform, ids["transform_id"], ids["encoder_id"]),
         resumed=todo.done,
     )
 

@@ -12,10 +12,11 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from beam_jobs import runners
-from id2core import datasets, planning, storage
-from id2core.parts import REJECTS, PartRecord, Progress
-from id2core.planning import Plan
-from id2core.progress import tally
+from id2core.runs import planning
+from id2core.runs.parts import REJECTS, PartRecord, Progress
+from id2core.runs.planning import Plan
+from id2core.runs.progress import tally
+from id2core.store import datasets, storage
 
 LOOK_EVERY_SECONDS = 2.0
 

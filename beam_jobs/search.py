@@ -13,12 +13,13 @@ import apache_beam as beam
 import pyarrow as pa
 
 from beam_jobs import runners
-from id2core import datasets, index, matching
-from id2core.datasets import FileRecord
-from id2core.matching import QueryBlock, SearchPlan
-from id2core.planning import LostRowsError
-from id2core.progress import tally
-from id2core.verdicts import Judge
+from id2core.runs.planning import LostRowsError
+from id2core.runs.progress import tally
+from id2core.search import matching, shards
+from id2core.search.matching import QueryBlock, SearchPlan
+from id2core.store import datasets
+from id2core.store.datasets import FileRecord
+from id2core.verdicts.judging import Judge
 
 STAGE = "search"
 # Query blocks that one load of a shard is good for: enough to pay for it, few enough to spread.
@@ -49,7 +50,7 @@ class _SearchShard(beam.DoFn):
 
     def process(self, task: tuple[FileRecord, list[QueryBlock]]) -> Iterator[tuple[str, Partial]]:
         file, blocks = task
-        shard = index.load(self._plan.references, file)
+        shard = shards.load(self._plan.references, file)
         for block in blocks:
             yield block.name, (1, matching.search(self._plan, block, shard))
             tally.add(STAGE, 1)
@@ -62,14 +63,14 @@ class _Merge(beam.CombineFn):
         self._k = k
 
     def create_accumulator(self) -> Partial:
-        return 0, index.CANDIDATES.empty_table()
+        return 0, shards.CANDIDATES.empty_table()
 
     def add_input(self, accumulator: Partial, partial: Partial) -> Partial:
         return self.merge_accumulators([accumulator, partial])
 
     def merge_accumulators(self, accumulators: Iterable[Partial]) -> Partial:
-        shards, found = zip(*accumulators, strict=True)
-        return sum(shards), index.merge(list(found), self._k)
+        counts, candidates = zip(*accumulators, strict=True)
+        return sum(counts), shards.merge(list(candidates), self._k)
 
     def extract_output(self, accumulator: Partial) -> Partial:
         return accumulator

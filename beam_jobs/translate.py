@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass, field
 from apache_beam.utils.shared import Shared
 
 from beam_jobs import parts
-from id2core import planning, storage
-from id2core.images import Limits
-from id2core.oripid import models, prompts, translation
-from id2core.oripid.models import DiffusionModel
-from id2core.oripid.prompts import PromptSource
-from id2core.oripid.translation import Recipe
-from id2core.oripid.translators import Translator, TranslatorError
-from id2core.parts import PartRecord, Progress
-from id2core.planning import Plan
+from id2core.encoders.images import Limits
+from id2core.runs import planning
+from id2core.runs.parts import PartRecord, Progress
+from id2core.runs.planning import Plan
 from id2core.settings import Settings
+from id2core.store import storage
+from id2core.translation import models, prompts, rows
+from id2core.translation.prompts import PromptSource
+from id2core.translation.rows import Recipe
+from id2core.translation.spec import DiffusionModel
+from id2core.translation.translators import Translator, TranslatorError
 
 STAGE = "translate"
 # A killed run loses at most this many pictures per worker: minutes of a GPU.
@@ -133,7 +134,7 @@ class TranslateMaker:
         """Translate one part."""
         job = self.job
         objects = planning.read_part(plan, part)
-        return translation.translate_part(
+        return rows.translate_part(
             plan.out,
             objects,
             _translator(job),

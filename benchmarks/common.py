@@ -130,7 +130,7 @@ def _drawn(folder: Path, count: int) -> list[Path]:
 
 def decoded(folder: Path, count: int, size: int) -> NDArray[np.uint8]:
     """The first `count` pictures of a folder as uint8[count,size,size,3]."""
-    from id2core.images import Decoded, decode
+    from id2core.encoders.images import Decoded, decode
 
     results = [decode(path.read_bytes(), size) for path in pictures(folder)[:count]]
     if rejected := [result for result in results if not isinstance(result, Decoded)]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks import common
 from benchmarks.common import Bar, Row
-from id2core.images import Decoded, decode
+from id2core.encoders.images import Decoded, decode
 
 SIZE = 256
 PHOTO = (4000, 3000)

@@ -25,9 +25,9 @@ from beam_jobs import embed
 from beam_jobs.embed import EmbedJob
 from benchmarks import common
 from benchmarks.common import Bar, Row
-from id2core import encoders
-from id2core.encoders import Encoder
-from id2core.progress import Counts, tally
+from id2core.encoders.base import Encoder
+from id2core.encoders.hub import MINI
+from id2core.runs.progress import Counts, tally
 
 BAR = Bar(0.85)
 # The loop needs its pictures in memory (196 kB each); its speed does not depend on how many there are.
@@ -144,7 +144,7 @@ def main() -> None:
     common.photos_option(parser)
     parser.add_argument("--count", type=int, default=2000, help="photos of the job")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--encoder", default=encoders.MINI)
+    parser.add_argument("--encoder", default=MINI)
     parser.add_argument("--transform", help="file of W; by default raw latents")
     options = parser.parse_args()
     with (

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from benchmarks import common
 from benchmarks.common import Bar, Row
-from id2core import encoders
-from id2core.encoders import Encoder
+from id2core.encoders.base import Encoder, Preprocess
+from id2core.encoders.hub import MINI
+from id2core.encoders.registry import load_encoder
 
 BAR = Bar(1.4)
 Pixels = NDArray[np.uint8]
@@ -35,9 +36,9 @@ Pixels = NDArray[np.uint8]
 def plain_model(spec: str) -> Any:
     from diffusers import AutoencoderKL
 
-    if spec != encoders.MINI:
+    if spec != MINI:
         return AutoencoderKL.from_pretrained(spec).eval()
-    with resources.as_file(resources.files("id2core") / "data" / encoders.MINI) as folder:
+    with resources.as_file(resources.files("id2core") / "data" / MINI) as folder:
         return AutoencoderKL.from_pretrained(folder).eval()
 
 
@@ -80,7 +81,7 @@ def in_batches(pixels: Pixels, ours: Encoder, exact: Encoder, model: Any) -> dic
 
 
 def measure(pixels: Pixels, spec: str, rounds: int) -> None:
-    ours, exact = encoders.load(spec), encoders.load(spec, dtype="float32")
+    ours, exact = load_encoder(spec), load_encoder(spec, dtype="float32")
     sides = in_batches(pixels, ours, exact, plain_model(spec))
     # Also the warm-up: every side has run once over everything before the clock starts.
     latents = {name: np.concatenate([np.asarray(x) for x in side()]) for name, side in sides.items()}
@@ -114,12 +115,10 @@ def main() -> None:
     common.photos_option(parser)
     parser.add_argument("--count", type=int, default=128, help="pictures in a round")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--encoder", default=encoders.MINI, help="`mini`, or the directory of an AutoencoderKL"
-    )
+    parser.add_argument("--encoder", default=MINI, help="`mini`, or the directory of an AutoencoderKL")
     options = parser.parse_args()
     with common.photo_folder(options.photos, options.count) as folder:
-        pixels = common.decoded(folder, options.count, encoders.Preprocess().size)
+        pixels = common.decoded(folder, options.count, Preprocess().size)
     measure(pixels, options.encoder, options.rounds)
 
 

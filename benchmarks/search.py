@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from beam_jobs import search
 from benchmarks import common
 from benchmarks.common import Bar, Row
-from id2core import datasets, index, planning, tables
-from id2core.datasets import Commit
+from id2core.runs import planning
+from id2core.search import shards
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Commit
 
 BAR = Bar(0.9)
 TOP_K = 10
@@ -53,7 +55,7 @@ def names(rows: range, prefix: str) -> pa.Table:
 
 def write_embeddings(uri: Path, vectors: Vectors, prefix: str) -> None:
     """A committed data set of these descriptors; a search reads no other wide column."""
-    schema = tables.embeddings_schema(1, vectors.shape[1])
+    schema = schemas.embeddings_schema(1, vectors.shape[1])
     records = []
     for start in range(0, len(vectors), planning.PART_SIZE):
         part = vectors[start : start + planning.PART_SIZE]
@@ -62,8 +64,8 @@ def write_embeddings(uri: Path, vectors: Vectors, prefix: str) -> None:
             name: pa.nulls(len(part), schema.field(name).type) for name in schema.names
         }
         columns |= {name: held[name] for name in held.column_names}
-        columns["latent"] = tables.vectors_to_array(np.zeros((len(part), 1), np.float16), 1)
-        columns["descriptor"] = tables.vectors_to_array(part, part.shape[1])
+        columns["latent"] = schemas.vectors_to_array(np.zeros((len(part), 1), np.float16), 1)
+        columns["descriptor"] = schemas.vectors_to_array(part, part.shape[1])
         table = pa.Table.from_pydict(columns, schema)
         records.append(datasets.write_file(str(uri), f"part-{start:09d}.parquet", [table], schema))
     datasets.write_commit(str(uri), Commit("embeddings", prefix, IDS, tuple(records)))
@@ -80,7 +82,7 @@ def job(folder: Path) -> Callable[[], None]:
     return work
 
 
-def check(shard: index.Shard, flat: Any, queries: Vectors) -> None:
+def check(shard: shards.Shard, flat: Any, queries: Vectors) -> None:
     """Both sides must find the same scores, or their times mean nothing."""
     found = shard.search(queries, TOP_K)["score"].to_numpy().reshape(len(queries), -1)
     np.testing.assert_allclose(found, flat.search(queries, TOP_K)[0], atol=1e-5)
@@ -89,7 +91,7 @@ def check(shard: index.Shard, flat: Any, queries: Vectors) -> None:
 def measure(folder: Path, options: argparse.Namespace) -> None:
     references = unit(options.references, options.size, 0)
     queries = unit(options.queries, options.size, 1)
-    shard = index.build(references, names(range(len(references)), "r"))
+    shard = shards.build(references, names(range(len(references)), "r"))
     flat = faiss.IndexFlatIP(options.size)
     flat.add(references)
     check(shard, flat, queries)  # the warm-up, too

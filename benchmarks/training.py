@@ -68,7 +68,7 @@ class Marks:
 
 
 def ours(folder: Path, each: int, steps: int, marks: Marks) -> None:
-    from id2core.training import metric
+    from id2core.training import gradient
     from id2core.training.pairs import Pairs
     from id2core.training.recipe import Recipe
 
@@ -77,7 +77,7 @@ def ours(folder: Path, each: int, steps: int, marks: Marks) -> None:
     pairs = Pairs(latents, [f"{i:064x}" for i in range(len(offsets) - 1)], offsets, {})
     recipe = Recipe(epochs=1, iterations=steps, validation_share=0, precision="float32")
     with TemporaryDirectory(dir=folder) as out:
-        metric.fit(pairs, recipe, Path(out), device="cpu", progress=marks)
+        gradient.fit(pairs, recipe, Path(out), device="cpu", progress=marks)
 
 
 def plain(folder: Path, each: int, steps: int, marks: Marks, workers: int) -> None:
@@ -130,7 +130,7 @@ def child(folder: Path, side: str, options: argparse.Namespace) -> None:
     import pytorch_metric_learning.losses
     import torch
 
-    from id2core.training import metric  # noqa: F401 (both sides have the same in memory before they start)
+    from id2core.training import gradient  # noqa: F401 (both sides have the same in memory before they start)
 
     assert pytorch_metric_learning
     torch.manual_seed(0)

@@ -25,8 +25,8 @@ from beam_jobs import translate
 from beam_jobs.translate import TranslateJob
 from benchmarks import common
 from benchmarks.common import Bar, Row
-from id2core.oripid import models
-from id2core.oripid.translators import Translator
+from id2core.translation import models
+from id2core.translation.translators import Translator
 
 BAR = Bar(0.9)
 PROMPT = "a dark mostly blue photo of a dress"

@@ -18,14 +18,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core import calibration, datasets, index, scoring, tables, transform
-from id2core.calibration import Calibration
-from id2core.datasets import Commit
 from id2core.experiments import open_sets
-from id2core.experiments.bench import CALIBRATION, FRESH, TRAIN, Bench, Queries
-from id2core.scoring import Normalization
-from id2core.transform import Transform
-from id2core.verdicts import BACKGROUND, FILE
+from id2core.experiments.evaluation_sets import CALIBRATION, FRESH, TRAIN, Bench, Queries
+from id2core.search import shards
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Commit
+from id2core.transforms.files import WEIGHTS, load_transform, save_half
+from id2core.transforms.linear import Transform
+from id2core.verdicts import calibration, normalization
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.judging import BACKGROUND, FILE
+from id2core.verdicts.normalization import Normalization, normalize
 
 MATCH, REVIEW = 0.02, 0.1
 FACTS = "W.json"
@@ -37,11 +40,11 @@ def background(bench: Bench, w: Transform, out: Path) -> tuple[str, NDArray[np.f
     latents, ids = bench.read(TRAIN)
     some = np.linspace(0, len(ids) - 1, COUNT).astype(int)
     descriptors = w.apply(latents[some]).astype(np.float16).astype(np.float32)
-    schema = tables.embeddings_schema(latents.shape[1], descriptors.shape[1])
+    schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
     columns = {
         "image_id": [ids[i] for i in some],
         "uri": [f"background/{ids[i]}" for i in some],
-        "descriptor": tables.vectors_to_array(descriptors, descriptors.shape[1]),
+        "descriptor": schemas.vectors_to_array(descriptors, descriptors.shape[1]),
     }
     names = bench.ids | {"transform_id": w.transform_id}
     columns |= {name: [value] * COUNT for name, value in names.items()}
@@ -52,7 +55,7 @@ def background(bench: Bench, w: Transform, out: Path) -> tuple[str, NDArray[np.f
     )
     commit = Commit("embeddings", BACKGROUND, names, (record,), source=BACKGROUND)
     datasets.write_commit(str(out / BACKGROUND), commit)
-    return index.index_id(commit), descriptors
+    return shards.index_id(commit), descriptors
 
 
 def uploads(bench: Bench, role: str) -> list[Queries]:
@@ -70,8 +73,8 @@ def best_scores(
 ) -> NDArray[np.float64]:
     """float64[Q]: the best normalized score of each of some uploads, float16[Q,n], among the references."""
     queries, references = w.apply(latents), w.apply(bench.references)
-    background = scoring.background_means(queries @ strangers.T, chosen.k)
-    return scoring.normalize((queries @ references.T).max(axis=1), background, chosen.factor)
+    background = normalization.background_means(queries @ strangers.T, chosen.k)
+    return normalize((queries @ references.T).max(axis=1), background, chosen.factor)
 
 
 def calibrate(
@@ -113,7 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the encoder's folder")
     options = parser.parse_args()
     bench = Bench.load(options.bench)
-    w = transform.save_half(transform.load(str(options.transform)), options.out / transform.WEIGHTS)
+    w = save_half(load_transform(str(options.transform)), options.out / WEIGHTS)
     found, rates = calibrate(bench, w, *background(bench, w, options.out))
     found.save(str(options.out / FILE))
     facts = {"transform_id": w.transform_id, "trained": w.metadata, "rates": rates}

@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageStat
 
-from id2core.oripid import attacks
+from id2core.experiments import attacks
 
 SOURCES = Path(__file__).with_name("demo_sources.csv")
 REFERENCE, NO_ORIGIN = "reference", "no-origin"

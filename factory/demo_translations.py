@@ -17,8 +17,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from id2core.oripid import models
 from factory.demo_set import TRUTH_COLUMNS, draw, encode
+from id2core.translation import models
 
 EACH = 40
 QUALITY = 90

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from id2core import encoders
-from id2core.training import captions
 from factory import diffusion_data, tokenizer
-from id2core.training import photos as photo_folder
 from factory.diffusion_data import Encoded
+from id2core.encoders.autoencoders import load_autoencoder
+from id2core.experiments import captions
+from id2core.experiments import photo_folders as photo_folder
 from id2core.training.loop import Loop, autocast
 
 CHECKED = 250
@@ -299,7 +299,7 @@ def main() -> None:
     for name in ("photos", "vae", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args()
-    vae = encoders.load_autoencoder(str(args.vae)).float()
+    vae = load_autoencoder(str(args.vae)).float()
     Trainer(RECIPES[args.model], args.photos, vae, args.out).run()
 
 

@@ -22,12 +22,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from id2core import encoders
-from id2core.encoders import Encoder
-from id2core.oripid import models
-from id2core.training import captions
-from id2core.training import photos as photo_folder
 from factory import vae as vae_training
+from id2core.encoders.autoencoders import load_autoencoder
+from id2core.encoders.base import Encoder
+from id2core.encoders.hub import MINI
+from id2core.encoders.registry import load_encoder
+from id2core.experiments import captions
+from id2core.experiments import photo_folders as photo_folder
+from id2core.translation import models
 
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 QUERIES = 200
@@ -115,7 +117,7 @@ def measured(photos: Path, out: Path) -> list[Point]:
     file, revision = out / "strengths.json", models.hash_weights(out)
     if file.exists() and (kept := json.loads(file.read_text()))["revision"] == revision:
         return [Point(**point) for point in kept["points"]]
-    encoder = encoders.load(encoders.MINI)
+    encoder = load_encoder(MINI)
     points = curve(str(out), make_bench(photos, encoder), encoder)
     file.write_text(json.dumps({"revision": revision, "points": [asdict(p) for p in points]}, indent=1))
     return points
@@ -125,7 +127,7 @@ def vae_quality(folder: Path, photos: Path) -> float:
     """Mean PSNR in dB of a VAE's reconstructions of held-out photos."""
     names = photo_folder.split(photos).held_out[:QUERIES]
     images = photo_folder.load(photos, names)
-    vae = encoders.load_autoencoder(str(folder)).float()
+    vae = load_autoencoder(str(folder)).float()
     return float(vae_training.psnr(images, vae_training.reconstruct(vae, images)).mean())
 
 

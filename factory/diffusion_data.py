@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from id2core.training import captions
-from id2core.training import photos as photo_folder
+from id2core.experiments import captions
+from id2core.experiments import photo_folders as photo_folder
 from id2core.training.loop import autocast
 
 SMALLEST_CROP = 0.75

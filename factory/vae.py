@@ -22,7 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
 
 from factory import pca_start
-from id2core.training import photos as photo_folder
+from id2core.experiments import photo_folders as photo_folder
 from id2core.training.loop import Loop
 
 # Crops flatter than this mean squared error (36 dB) gain nothing from being fitted more closely.

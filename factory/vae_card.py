@@ -21,9 +21,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from id2core import encoders
-from id2core.training import photos as photo_folder
 from factory import vae as training
+from id2core.encoders.autoencoders import load_autoencoder
+from id2core.encoders.registry import load_encoder
+from id2core.experiments import photo_folders as photo_folder
 
 MEASURED = 200
 PATCH = 8
@@ -115,7 +116,7 @@ def write_card(vae: AutoencoderKL, photos: Path, run: Path, show: Path, out: Pat
         "config": dict(vae.config),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "bytes": (out / "diffusion_pytorch_model.safetensors").stat().st_size,
-        "encoder_id": encoders.load(str(out)).encoder_id.rsplit("-", 1)[-1],
+        "encoder_id": load_encoder(str(out)).encoder_id.rsplit("-", 1)[-1],
         "log": [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()],
         "trained_on": len(photo_folder.split(photos).train),
     }
@@ -130,7 +131,7 @@ def main() -> None:
     for name in ("photos", "run", "show", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args()
-    vae = encoders.load_autoencoder(str(args.run / "vae"))
+    vae = load_autoencoder(str(args.run / "vae"))
     for name, quality in write_card(vae, args.photos, args.run, args.show, args.out).items():
         print(f"{name}: {quality.vae:.2f} dB, PCA {quality.pca:.2f} dB over {quality.count} photos")
 

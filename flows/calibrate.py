@@ -12,25 +12,18 @@ from prefect import flow, task
 from flows.progress import reporter
 from flows.sides import Sides
 from flows.tasks import RETRY
-from id2core import (
-    calibration,
-    datasets,
-    index,
-    lookup,
-    metrics,
-    scoring,
-    storage,
-    tables,
-    transform,
-    verdicts,
-)
-from id2core import evaluation as measured
-from id2core.calibration import Calibration, CalibrationError
-from id2core.scoring import Normalization, Tuning
+from id2core.evaluation import comparison as measured
+from id2core.evaluation import metrics
+from id2core.evaluation.truth_files import Truth
+from id2core.search import exact, shards
 from id2core.settings import Settings
+from id2core.store import datasets, schemas, storage
 from id2core.training.pairs import held_out
-from id2core.transform import Transform
-from id2core.truth import Truth
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
+from id2core.verdicts import calibration, judging, normalization
+from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.normalization import Normalization, Tuning, normalize_matches
 
 # Of the queries, for the choice of factor and k; no threshold is made of their scores.
 TUNING_SHARE = 0.3
@@ -63,21 +56,21 @@ class Question:
 
     def load(self) -> Transform:
         """The transform."""
-        return transform.load(self.transform, datasets.require_commit(self.references).ids["encoder_id"])
+        return load_transform(self.transform, datasets.require_commit(self.references).ids["encoder_id"])
 
 
 @task(**RETRY)
 def answer(question: Question) -> tuple[Calibration, Tuning | None]:
     """Look up, normalize, and take the thresholds of the uploads that have no origin."""
     q, w = question, question.load()
-    [matches] = lookup.search(q.references, q.queries, [w], DEPTH, progress=reporter())
+    [matches] = exact.search(q.references, q.queries, [w], DEPTH, progress=reporter())
     known = dict.fromkeys(matches["query_uri"].unique().to_pylist()) if q.truth is None else q.truth
     tuning = normalization = None
     if q.background:
         strangers, name = _background(q, w)
         normalization, tuning, known = _normalization(q, matches, strangers, name, known)
         if normalization:
-            matches = scoring.normalize_matches(matches, strangers, normalization)
+            matches = normalize_matches(matches, strangers, normalization)
     commit = datasets.require_commit(q.references)
     column = "normalized_score" if normalization else "score"
     found = calibration.calibrate(
@@ -85,7 +78,7 @@ def answer(question: Question) -> tuple[Calibration, Tuning | None]:
         match=q.match,
         review=q.review,
         references=commit.rows,
-        ids={name: commit.ids[name] for name in tables.IDS} | {"transform_id": w.transform_id},
+        ids={name: commit.ids[name] for name in schemas.IDS} | {"transform_id": w.transform_id},
         normalization=normalization,
         tuned_on=TUNING_SHARE if tuning else 0.0,
     )
@@ -102,9 +95,9 @@ def _background(question: Question, w: Transform) -> tuple[pa.Table, str]:
             f"{w.transform_id}; a scan would not know the background again: give its images, or embed them "
             f"with --transform {q.transform}"
         )
-    verdicts.check_disjoint(uri, q.references)
-    [found] = lookup.search(uri, q.queries, [w], q.k or max(scoring.KS), progress=reporter())
-    return found, index.index_id(commit)
+    judging.check_disjoint(uri, q.references)
+    [found] = exact.search(uri, q.queries, [w], q.k or max(normalization.KS), progress=reporter())
+    return found, shards.index_id(commit)
 
 
 def _normalization(
@@ -123,12 +116,12 @@ def _normalization(
         score="score",
         image_ids=measured.origin_ids(q.references, known),
     )
-    found = scoring.tune(
+    found = normalization.tune(
         answers,
         strangers,
         name,
-        scoring.FACTORS if q.factor is None else (q.factor,),
-        scoring.KS if q.k is None else (q.k,),
+        normalization.FACTORS if q.factor is None else (q.factor,),
+        normalization.KS if q.k is None else (q.k,),
     )
     return found.normalization, found, {u: origin for u, origin in known.items() if u not in tuned_on}
 

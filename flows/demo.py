@@ -9,8 +9,9 @@ from prefect import task
 
 from flows.scan import scan
 from flows.tasks import RETRY
-from id2core import evaluation, lookup, matching, metrics, truth
-from id2core.transform import Transform
+from id2core.evaluation import comparison, metrics, truth_files
+from id2core.search import exact, matching
+from id2core.transforms.linear import Transform
 
 ALL = "all with an origin"
 
@@ -25,13 +26,13 @@ def run(out: str) -> dict[str, Any]:
         known = str(data / "truth.csv")
         references, queries = str(data / "references"), str(data / "uploads")
         summary = scan(reference=references, queries=queries, out=out, truth_file=known)
-        asked = truth.read(known, references, queries)
-        groups = truth.read_groups(known, queries)
+        asked = truth_files.read(known, references, queries)
+        groups = truth_files.read_groups(known, queries)
     return summary | {"compared": compare(summary["inputs"], asked, groups)}
 
 
 @task(**RETRY)
-def compare(inputs: dict[str, str], asked: truth.Truth, groups: dict[str, str]) -> list[dict[str, Any]]:
+def compare(inputs: dict[str, str], asked: truth_files.Truth, groups: dict[str, str]) -> list[dict[str, Any]]:
     """A scan, ordered by the scores that its verdicts are drawn from, beside raw latents; by kind of upload.
 
     µAP of a kind counts all uploads without origin too.
@@ -42,8 +43,8 @@ def compare(inputs: dict[str, str], asked: truth.Truth, groups: dict[str, str]) 
         groups: upload → its kind.
     """
     left, right = inputs["reference_embeddings"], inputs["query_embeddings"]
-    ids = evaluation.origin_ids(left, asked)
-    [raw] = lookup.search(left, right, [Transform()])
+    ids = comparison.origin_ids(left, asked)
+    [raw] = exact.search(left, right, [Transform()])
     scanned = matching.read_run(inputs["matches"], inputs["search_run"])
     rows = []
     for kind in (ALL, *sorted(set(groups.values()))):

@@ -12,22 +12,19 @@ from prefect import flow, task
 from flows.progress import reporter
 from flows.sides import Sides, digests
 from flows.tasks import RETRY, record_run
-from id2core import (
-    datasets,
-    environment,
-    evaluation,
-    lookup,
-    metrics,
-    scoring,
-    storage,
-    transform,
-    verdicts,
-)
-from id2core.calibration import Calibration, CalibrationError
-from id2core.evaluation import System
+from id2core import environment
+from id2core.evaluation import comparison, metrics
+from id2core.evaluation.comparison import System
+from id2core.evaluation.truth_files import Truth
+from id2core.search import exact
 from id2core.settings import Settings
-from id2core.transform import Transform
-from id2core.truth import Truth
+from id2core.store import datasets, storage
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
+from id2core.verdicts import judging
+from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.normalization import normalize_matches
+from id2core.verdicts.rates import verdict_rates
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Question:
     def load(self) -> dict[str, Transform]:
         """The transforms by their specs."""
         encoder_id = datasets.require_commit(self.references).ids["encoder_id"]
-        return {spec: transform.load(spec, encoder_id) for spec in self.transforms}
+        return {spec: load_transform(spec, encoder_id) for spec in self.transforms}
 
     def judged(self) -> str:
         """The transform that the calibration is for; CalibrationError when it is for none of those given."""
@@ -77,8 +74,8 @@ Found = tuple[list[System], dict[str, Any] | None]
 def answer(question: Question) -> Found:
     """Look every query up under every transform, and set what is found against the truth."""
     q, chosen = question, question.load()
-    found = lookup.search(q.references, q.queries, list(chosen.values()), q.k, progress=reporter())
-    ids = evaluation.origin_ids(q.references, q.truth)
+    found = exact.search(q.references, q.queries, list(chosen.values()), q.k, progress=reporter())
+    ids = comparison.origin_ids(q.references, q.truth)
     matches = dict(zip(chosen, found, strict=True))
     systems = {
         spec: System(spec, w.transform_id, metrics.read(matches[spec], q.truth, image_ids=ids))
@@ -93,7 +90,7 @@ def answer(question: Question) -> Found:
         systems[name] = System(name, w.transform_id, metrics.read(table, q.truth, image_ids=ids))
         judged = name
     references = datasets.require_commit(q.references).rows
-    return list(systems.values()), evaluation.verdict_rates(
+    return list(systems.values()), verdict_rates(
         table, systems[judged].answers, q.truth, q.calibration, references
     )
 
@@ -102,10 +99,10 @@ def _normalized(question: Question, matches: pa.Table, w: Transform) -> pa.Table
     """Matches with scores normalized as the calibration says, by the background that it was made with."""
     q, found = question, question.calibration
     assert found and found.normalization and q.background
-    verdicts.check_corpus(found, q.background)
-    verdicts.check_disjoint(q.background, q.references)
-    [strangers] = lookup.search(q.background, q.queries, [w], found.normalization.k, progress=reporter())
-    return scoring.normalize_matches(matches, strangers, found.normalization)
+    judging.check_corpus(found, q.background)
+    judging.check_disjoint(q.background, q.references)
+    [strangers] = exact.search(q.background, q.queries, [w], found.normalization.k, progress=reporter())
+    return normalize_matches(matches, strangers, found.normalization)
 
 
 @task(**RETRY)
@@ -113,7 +110,7 @@ def write(question: Question, found: Found, out: str, run: dict[str, Any]) -> di
     """Measure, and write the files and the row of the run."""
     systems, rates = found
     left, right = (datasets.require_commit(uri) for uri in (question.references, question.queries))
-    held = evaluation.origin_ids(question.references, question.truth)
+    held = comparison.origin_ids(question.references, question.truth)
     facts = run | {
         "references": left.rows,
         "encoder_id": left.ids["encoder_id"],
@@ -121,7 +118,7 @@ def write(question: Question, found: Found, out: str, run: dict[str, Any]) -> di
         "origins_not_in_reference": sum(1 for o in question.truth.values() if o and o not in held),
         "verdicts": rates,
     }
-    written = evaluation.write(evaluation.measure(systems), out, facts, left.rows)
+    written = comparison.write(comparison.measure(systems), out, facts, left.rows)
     record_run(out, "evaluate", run, {"listed": left.rows + right.rows})
     return written
 
@@ -157,9 +154,9 @@ def evaluate(
     Returns:
         What metrics.json holds, and whether it was there before (`resumed`).
     """
-    found = verdicts.load(calibration_file)
-    background = background or verdicts.bundled_background(found)
-    verdicts.check_background(found, background)
+    found = judging.load(calibration_file)
+    background = background or judging.bundled_background(found)
+    judging.check_background(found, background)
     sides = Sides.of(reference, queries, background, out, beam_arguments)
     settings = Settings(**{k: v for k, v in {"encoder": encoder, "top_k": top_k}.items() if v is not None})
     if found:
@@ -167,7 +164,7 @@ def evaluate(
     known = sides.truth(truth_file)
     started = time.monotonic()
     left, right = sides.embed(settings)
-    evaluation.check_truth(known, right)
+    comparison.check_truth(known, right)
     specs = tuple(dict.fromkeys(transforms or [settings.transform]))
     question = Question(left, right, known, specs, settings.top_k, found)
     if found:
@@ -183,7 +180,7 @@ def evaluate(
         "top_k": settings.top_k,
     }
     run_id = datasets.digest_of(config, digests(left, right, question.background), sorted(known.items()))
-    earlier = evaluation.read_json(sides.out)
+    earlier = comparison.read_json(sides.out)
     if earlier and earlier["run_id"] == run_id:
         return earlier | {"resumed": True}
     embedded = time.monotonic()
@@ -195,4 +192,4 @@ def evaluate(
 
 def table(out: str) -> str:
     """The table of a finished evaluation, as Markdown."""
-    return storage.read_bytes(storage.join(storage.normalize(out), evaluation.MARKDOWN)).decode()
+    return storage.read_bytes(storage.join(storage.normalize(out), comparison.MARKDOWN)).decode()

@@ -16,18 +16,20 @@ from beam_jobs.translate import TranslateJob
 from flows.imports import import_features
 from flows.tasks import RETRY
 from flows.translate import write_truth
-from id2core import encoders, storage
-from id2core.embedding import EMBEDDINGS
-from id2core.experiments import bench as benches
-from id2core.experiments import results
-from id2core.experiments.bench import DISTRACTORS, TEST, TRAIN, Bench, BenchError
+from id2core.encoders.embedding import EMBEDDINGS
+from id2core.encoders.hub import MINI
+from id2core.experiments import evaluation_sets as benches
+from id2core.experiments import oripid_bench, photo_bench, results
+from id2core.experiments.evaluation_sets import DISTRACTORS, TEST, TRAIN, Bench, BenchError
 from id2core.experiments.methods import PAPER_PASSES, Methods
+from id2core.experiments.oripid_bench import LaidOut
+from id2core.experiments.photo_bench import SEEN, UNSEEN, Translated
 from id2core.experiments.registry import EXPERIMENTS, ORDER
-from id2core.oripid import full_set, imports, models, small_set
-from id2core.oripid.full_set import LaidOut
-from id2core.oripid.small_set import SEEN, UNSEEN, Translated
-from id2core.oripid.translation import TRANSLATIONS, Recipe
-from id2core.progress import Progress, silent
+from id2core.oripid import imports
+from id2core.runs.progress import Progress, silent
+from id2core.store import storage
+from id2core.translation import models
+from id2core.translation.rows import TRANSLATIONS, Recipe
 
 
 @task(**RETRY)
@@ -48,7 +50,7 @@ def embed(pictures: str, out: str, encoder: str) -> None:
 
 
 @flow(name="experiment-data", flow_run_name="experiment data in {data}")
-def make_data(photos: str, data: str, encoder: str = encoders.MINI, name: str = "") -> None:
+def make_data(photos: str, data: str, encoder: str = MINI, name: str = "") -> None:
     """Lay out photos by role, translate them by the bundled models, embed all; started again, it goes on.
 
     Args:
@@ -65,13 +67,13 @@ def make_data(photos: str, data: str, encoder: str = encoders.MINI, name: str = 
     source, root = storage.normalize(photos), Path(storage.normalize(data))
     storage.require(source)
     _check_free(root, SEEN)
-    small_set.lay_out(Path(source), root)
+    photo_bench.lay_out(Path(source), root)
     folder = root / (f"latents-{name}" if name else "latents")
     needed = benches.tested((SEEN, UNSEEN)) if name.startswith(benches.TUNED) else None
-    for role in sorted({run.role for run in small_set.RUNS} | {DISTRACTORS}):
-        if role not in small_set.PARTS and (needed is None or role in needed):
+    for role in sorted({run.role for run in photo_bench.RUNS} | {DISTRACTORS}):
+        if role not in photo_bench.PARTS and (needed is None or role in needed):
             embed(str(root / "photos" / role), str(folder / role), encoder)
-    for run in small_set.RUNS:
+    for run in photo_bench.RUNS:
         if needed is None or run.name in needed:
             translate_role(run, root)
             embed(str(root / "translations" / run.name / "pictures"), str(folder / run.name), encoder)
@@ -81,14 +83,14 @@ def make_data(photos: str, data: str, encoder: str = encoders.MINI, name: str = 
 @task(**RETRY)
 def lay_out_oripid(root: str, data: Path, seed_edits: str | None) -> LaidOut:
     """Link the pictures of a downloaded OriPID by role."""
-    return full_set.lay_out(root, data, seed_edits)
+    return oripid_bench.lay_out(root, data, seed_edits)
 
 
 @flow(name="oripid-data", flow_run_name="OriPID in {data}")
 def make_oripid_data(
     root: str,
     data: str,
-    encoder: str = full_set.SEEN,
+    encoder: str = oripid_bench.SEEN,
     name: str = "",
     features: str | None = None,
     seed_edits: str | None = None,
@@ -111,13 +113,13 @@ def make_oripid_data(
         BenchError: `data` is a bench of other data.
     """
     place = Path(storage.normalize(data))
-    _check_free(place, full_set.SEEN)
-    source = None if name else full_set.features_of(root, features)
+    _check_free(place, oripid_bench.SEEN)
+    source = None if name else oripid_bench.features_of(root, features)
     found = lay_out_oripid(root, place, seed_edits)
     training = _train_set(source, place) if source else None
     folder = place / (f"latents-{name}" if name else "latents")
     for role in (TEST, DISTRACTORS, *found.truth):
-        embed(str(place / full_set.PHOTOS / role), str(folder / role), encoder)
+        embed(str(place / oripid_bench.PHOTOS / role), str(folder / role), encoder)
     queries = {role: _pair(folder, place, role, found) for role in found.truth}
     benches.write_facts(place, found.models[0], found.models[1:], name, encoder)
     return {"photos": found.photos, "queries": queries, "training": training, "data": str(place)}
@@ -132,7 +134,7 @@ def _check_free(place: Path, seen: str) -> None:
 
 def _train_set(features: str, place: Path) -> dict[str, Any]:
     """Import the training latents to where a bench has them: one data set of origins and translations."""
-    name = f"{TRAIN}-{full_set.SEEN}"
+    name = f"{TRAIN}-{oripid_bench.SEEN}"
     latents = place / "latents"
     training = import_features(features, str(latents / name), imports.ENCODER_ID, None)
     for link in (latents / TRAIN, place / "translations" / name):

@@ -15,11 +15,12 @@ from prefect import flow, task
 from flows.progress import reporter
 from flows.tasks import RETRY, record_run
 from flows.train import data_sets
-from id2core import datasets, environment, storage
-from id2core.oripid.translation import TRANSLATIONS
-from id2core.planning import PICTURES
+from id2core import environment
+from id2core.runs.planning import PICTURES
+from id2core.store import datasets, storage
 from id2core.training import finetune as trainer
 from id2core.training.finetune import REPORT, FinetuneError, Labelled, Recipe
+from id2core.translation.rows import TRANSLATIONS
 
 _READERS = 32
 _SET_BY_TRAINER = {"init", "data"}

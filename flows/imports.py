@@ -10,10 +10,12 @@ from prefect import flow, task
 
 from flows.progress import reporter
 from flows.tasks import RETRY, record_run
-from id2core import environment, storage, transform
+from id2core import environment
 from id2core.oripid import imports
 from id2core.oripid.feature_files import LATENT_SIZE
 from id2core.oripid.imports import ENCODER_ID, Imported
+from id2core.store import storage
+from id2core.transforms.files import load_transform
 
 
 @task(**RETRY)
@@ -21,7 +23,7 @@ def import_features(
     features: str, out: str, encoder_id: str, spec: str | None, latent_size: int = LATENT_SIZE
 ) -> Imported:
     """Read what has not been read, and pair it by name; `spec` as of `transform.load`, None for nothing."""
-    chosen = transform.load(spec, encoder_id) if spec else None
+    chosen = load_transform(spec, encoder_id) if spec else None
     return imports.import_training(
         features, out, encoder_id, chosen, latent_size=latent_size, progress=reporter()
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from id2core.progress import Counts, tally
+from id2core.runs.progress import Counts, tally
 
 LOG_EVERY_SECONDS = 10.0
 LIVE_EVERY_SECONDS = 0.2

@@ -13,22 +13,21 @@ from beam_jobs import embed as embed_job
 from beam_jobs import search as search_job
 from beam_jobs.embed import EmbedJob, EmbedMaker
 from flows.tasks import RETRY, record_run
-from id2core import (
-    datasets,
-    embedding,
-    environment,
-    index,
-    reports,
-    storage,
-    tables,
-    transform,
-    truth,
-    verdicts,
-)
-from id2core.calibration import Calibration
-from id2core.parts import REJECTS
+from id2core import environment
+from id2core.encoders import embedding
+from id2core.evaluation import truth_files
+from id2core.reports.inputs import ReportInputs
+from id2core.reports.page import HTML, save_report
+from id2core.reports.summary import summarize
+from id2core.runs.parts import REJECTS
+from id2core.search import shards
 from id2core.settings import Settings
-from id2core.verdicts import Judge
+from id2core.store import datasets, schemas, storage
+from id2core.transforms.files import load_transform, source_of
+from id2core.transforms.linear import AUTO, IDENTITY, LATENTS_ONLY
+from id2core.verdicts import judging
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.judging import Judge
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,11 @@ def scores_of(reference: str, queries: str, settings: Settings) -> dict[str, str
 def _ids_of_data_sets(uri: str, spec: str) -> dict[str, str]:
     """Nothing is embedded: the transform is asked for only if it is named, or belongs to the encoder."""
     commit = datasets.require_commit(uri)
-    ids = {name: commit.ids[name] for name in tables.IDS}
-    chosen = transform.load(spec, ids["encoder_id"])
+    ids = {name: commit.ids[name] for name in schemas.IDS}
+    chosen = load_transform(spec, ids["encoder_id"])
     chosen.check_encoder(ids["encoder_id"])
-    nothing_asked = spec == transform.AUTO and chosen.transform_id == transform.IDENTITY
-    searchable = ids["transform_id"] != transform.LATENTS_ONLY
+    nothing_asked = spec == AUTO and chosen.transform_id == IDENTITY
+    searchable = ids["transform_id"] != LATENTS_ONLY
     return ids if nothing_asked and searchable else ids | {"transform_id": chosen.transform_id}
 
 
@@ -85,12 +84,12 @@ def _check_made_with(uri: str, ids: dict[str, str], spec: str) -> None:
     commit = datasets.require_commit(uri)
     made, asked = commit.ids["transform_id"], ids["transform_id"]
     if made != asked:
-        if made == transform.LATENTS_ONLY:
+        if made == LATENTS_ONLY:
             raise datasets.DatasetError(
                 f"{uri} holds latents for training, without descriptors: to search it, import it again with "
                 f"--transform {spec} into another --out"
             )
-        right = "`none`" if made == transform.IDENTITY else "the file it was made with"
+        right = "`none`" if made == IDENTITY else "the file it was made with"
         raise datasets.DatasetError(
             f"{uri} was embedded with transform_id {made}, this scan asks for {asked} (--transform {spec}): "
             f"embed those images again, or give --transform {right}"
@@ -140,21 +139,21 @@ def search_background(
     """Search every upload among strangers; the judge that normalizes by what was found, and seconds."""
     started = time.monotonic()
     matches = storage.join(out, "background", "matches")
-    verdicts.check_corpus(chosen, background.embeddings)
-    verdicts.check_disjoint(background.embeddings, references.embeddings)
+    judging.check_corpus(chosen, background.embeddings)
+    judging.check_disjoint(background.embeddings, references.embeddings)
     depth = chosen.normalization.k if chosen.normalization else 1
     found = search_job.run(background.embeddings, queries.embeddings, matches, depth, arguments)
     return Judge(chosen, matches, found.run_id), time.monotonic() - started
 
 
 @task(**RETRY)
-def write_report(inputs: reports.ReportInputs, out: str) -> dict[str, Any]:
+def write_report(inputs: ReportInputs, out: str) -> dict[str, Any]:
     """Write report.html and summary.json, unless they stand there already for the same run."""
     earlier = read_summary(out)
     same = earlier is not None and earlier["run_id"] == inputs.run["run_id"]
-    if earlier is not None and same and storage.exists(storage.join(out, reports.HTML)):
+    if earlier is not None and same and storage.exists(storage.join(out, HTML)):
         return earlier
-    summary = reports.summarize(inputs)
+    summary = summarize(inputs)
     counts = summary["counts"]
     counted = {
         "listed": inputs.run["listed"],
@@ -163,7 +162,7 @@ def write_report(inputs: reports.ReportInputs, out: str) -> dict[str, Any]:
         "matches": counts["matches"],
     }
     record_run(out, "scan", inputs.run, counted)
-    reports.write(inputs, summary, out)
+    save_report(inputs, summary, out)
     return summary
 
 
@@ -236,11 +235,11 @@ def scan(
         "seconds": {stage: round(s, 2) for stage, s in (seconds | {"search": took}).items()},
         "versions": environment.versions(),
         "transform": {"id": ids["transform_id"], "from": _source(settings.transform, ids)},
-        "calibration": verdicts.facts(
+        "calibration": judging.facts(
             judged_by, settings.calibration, found.corpus, strangers.embeddings if strangers else None
         ),
     }
-    inputs = reports.ReportInputs(
+    inputs = ReportInputs(
         matches,
         found.run_id,
         left.embeddings,
@@ -255,17 +254,17 @@ def scan(
 
 
 def _source(spec: str, ids: dict[str, str]) -> str:
-    return transform.source(spec, ids["transform_id"], ids["encoder_id"])
+    return source_of(spec, ids["transform_id"], ids["encoder_id"])
 
 
 def _choose(spec: str, ids: dict[str, str], background: str | None) -> tuple[Calibration | None, str | None]:
     """The calibration of the scan and its background; fails at once when they do not go together."""
-    chosen = verdicts.choose(spec, ids)
-    background = background or verdicts.bundled_background(chosen)
-    verdicts.check_background(chosen, background)
+    chosen = judging.choose(spec, ids)
+    background = background or judging.bundled_background(chosen)
+    judging.check_background(chosen, background)
     held = find_embeddings(background) if background else None
     if chosen and held:
-        verdicts.check_corpus(chosen, held)
+        judging.check_corpus(chosen, held)
     return chosen, background
 
 
@@ -273,7 +272,7 @@ def _look_before_work(reference: str, queries: str, background: str | None) -> N
     """Fail at once, and not after hours, for a place that is not there or a search that cannot run."""
     for place in filter(None, (reference, queries, background)):
         storage.require(place)
-    index.require()
+    shards.require()
 
 
 def _run_of(dataset: str | None) -> list[Any]:
@@ -296,15 +295,17 @@ def rewrite_report(out: str, max_pairs: int = 200) -> dict[str, Any]:
     facts = ("run_id", "config", "seconds", "versions", "transform", "calibration")
     run = {key: summary.get(key) for key in facts}
     known, groups = _read_truth(config["truth"], config["reference"], config["queries"])
-    inputs = reports.ReportInputs(**summary["inputs"], run=run, truth=known, groups=groups)
-    fresh = reports.summarize(inputs)
-    reports.write(inputs, fresh, out, max_pairs)
+    inputs = ReportInputs(**summary["inputs"], run=run, truth=known, groups=groups)
+    fresh = summarize(inputs)
+    save_report(inputs, fresh, out, max_pairs)
     return fresh
 
 
-def _read_truth(uri: str | None, reference: str, queries: str) -> tuple[truth.Truth | None, dict[str, str]]:
+def _read_truth(
+    uri: str | None, reference: str, queries: str
+) -> tuple[truth_files.Truth | None, dict[str, str]]:
     """The truth and its groups; relative URIs belong to the images, also of a side that is a data set."""
     if uri is None:
         return None, {}
     file, uploads = storage.normalize(uri), images_of(queries)
-    return truth.read(file, images_of(reference), uploads), truth.read_groups(file, uploads)
+    return truth_files.read(file, images_of(reference), uploads), truth_files.read_groups(file, uploads)

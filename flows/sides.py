@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from beam_jobs.embed import EmbedJob, EmbedMaker
 from flows.scan import embed_side, find_embeddings, images_of
-from id2core import datasets, index, lookup, storage, truth
+from id2core.evaluation import truth_files
+from id2core.evaluation.truth_files import Truth
+from id2core.search import exact, shards
 from id2core.settings import Settings
-from id2core.transform import NONE
-from id2core.truth import Truth
+from id2core.store import datasets, storage
+from id2core.transforms.linear import NONE
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,12 @@ class Sides:
         for place in (given[0], given[1], strangers):
             if place:
                 storage.require(place)
-        index.require()
+        shards.require()
         return Sides(given[0], given[1], strangers, given[2], beam_arguments or [])
 
     def truth(self, file: str) -> Truth:
         """A truth file; relative URIs in it belong to the images, also where a side is a data set of them."""
-        return truth.read(storage.normalize(file), images_of(self.reference), images_of(self.queries))
+        return truth_files.read(storage.normalize(file), images_of(self.reference), images_of(self.queries))
 
     def ids(self, settings: Settings) -> dict[str, str]:
         """encoder_id and preprocess_id of the latents, known before any work."""
@@ -54,7 +56,7 @@ class Sides:
         else:
             raw = settings.model_copy(update={"transform": NONE})
             found = EmbedMaker(EmbedJob.from_settings(self.reference, self.out, raw)).load()
-        return {name: found[name] for name in lookup.IDS}
+        return {name: found[name] for name in exact.IDS}
 
     def embed(self, settings: Settings) -> tuple[str, str]:
         """The embeddings of references and queries, without a transform: their latents serve any."""

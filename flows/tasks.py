@@ -10,16 +10,16 @@ import pyarrow as pa
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
 
-from id2core import datasets, storage, tables
-from id2core.encoders import EncoderError
-from id2core.index import SearchError
+from id2core.encoders.base import EncoderError
 from id2core.oripid.readers import ReaderError
-from id2core.oripid.translators import TranslatorError
-from id2core.storage import StorageError
+from id2core.search.shards import SearchError
+from id2core.store import datasets, schemas, storage
+from id2core.store.storage import StorageError
 from id2core.training.closed_form import ClosedFormError
 from id2core.training.pairs import PairsError
 from id2core.training.recipe import MetricError
-from id2core.transform import TransformError
+from id2core.transforms.linear import TransformError
+from id2core.translation.translators import TranslatorError
 
 # Asking again would not help: the message says what the caller has to change.
 PERMANENT = (
@@ -76,6 +76,6 @@ def record_run(out: str, flow: str, run: dict[str, Any], counts: dict[str, int])
         "finished_at": datetime.now(UTC),
     }
     uri = storage.join(out, "runs")
-    table = pa.Table.from_pylist([row], tables.RUNS)
-    record = datasets.write_file(uri, run["run_id"], [table], tables.RUNS)
+    table = pa.Table.from_pylist([row], schemas.RUNS)
+    record = datasets.write_file(uri, run["run_id"], [table], schemas.RUNS)
     datasets.add_files(uri, "runs", run["run_id"], [record], {})

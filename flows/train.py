@@ -15,15 +15,18 @@ from prefect import flow, task
 
 from flows.progress import reporter
 from flows.tasks import RETRY, record_run
-from id2core import datasets, environment, heads, storage, transform
-from id2core.embedding import EMBEDDINGS
-from id2core.oripid.translation import TRANSLATIONS
-from id2core.progress import Progress, silent
-from id2core.training import closed_form, metric, pairs
+from id2core import environment
+from id2core.encoders.embedding import EMBEDDINGS
+from id2core.runs.progress import Progress, silent
+from id2core.store import datasets, storage
+from id2core.training import closed_form, gradient, pairs
 from id2core.training.closed_form import Trial
 from id2core.training.pairs import Pairs
 from id2core.training.recipe import Recipe
-from id2core.transform import Transform
+from id2core.transforms import heads
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
+from id2core.translation.rows import TRANSLATIONS
 
 Method = Literal["closed-form", "gradient", "both"]
 WEIGHTS, REPORT, PLAN = "W.safetensors", "report.json", "train.json"
@@ -159,7 +162,7 @@ def fit(training: Training) -> dict[str, Any]:
         seconds[CLOSED_FORM] = time.monotonic() - began
     if training.method != CLOSED_FORM:
         began = time.monotonic()
-        transforms[training.method] = metric.fit(
+        transforms[training.method] = gradient.fit(
             found,
             training.recipe,
             Path(training.out, training.method),
@@ -208,7 +211,7 @@ def _closed_form(training: Training, found: Pairs, tell: Progress) -> Transform:
             )
             solved.transform.save(partial)
             partial.replace(path)
-    return transform.load(str(path))
+    return load_transform(str(path))
 
 
 def _finish(

@@ -11,11 +11,12 @@ from prefect import flow, task
 from beam_jobs import translate as translate_job
 from beam_jobs.translate import TranslateJob, TranslateSummary
 from flows.tasks import RETRY, record_run
-from id2core import datasets, environment, storage
-from id2core.oripid import models
+from id2core import environment
 from id2core.oripid.readers import PairSet
-from id2core.oripid.translation import TRANSLATIONS, Format, Recipe
 from id2core.settings import Settings
+from id2core.store import datasets, storage
+from id2core.translation import models
+from id2core.translation.rows import TRANSLATIONS, Format, Recipe
 
 TRUTH = "truth.csv"
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from id2core import encoders
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "id2",
@@ -66,8 +67,9 @@ def commit(source: Path = _SOURCE) -> str:
 def devices() -> dict[str, Any]:
     """Processors, memory and GPUs, and which of them an encoder would take by default."""
     import psutil
+    import torch
 
-    device = torch.device(encoders.best_device())
+    device = torch.device(best_device())
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine(),
@@ -75,8 +77,44 @@ def devices() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "encoder_device": str(device),
-        "encoder_dtype": str(encoders.best_dtype(device)).removeprefix("torch."),
+        "encoder_dtype": str(best_dtype(device)).removeprefix("torch."),
     }
+
+
+def best_device() -> str:
+    """`cuda` where there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, float16 on an older GPU, else float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, diffusers and transformers show neither bars nor warnings: a worker's log is no terminal."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
 
 
 def faiss_status() -> str:

@@ -7,8 +7,10 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from id2core import encoders, images, planning
-from id2core.transform import AUTO
+from id2core.encoders import images
+from id2core.encoders.hub import MINI
+from id2core.runs import planning
+from id2core.transforms.linear import AUTO
 
 
 class Settings(BaseSettings):
@@ -16,7 +18,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ID2_", env_file=".env", extra="ignore")
 
-    encoder: str = Field(encoders.MINI, description="short name, directory, TorchScript file or hub id")
+    encoder: str = Field(MINI, description="short name, directory, TorchScript file or hub id")
     transform: str = Field(
         AUTO, description="file of W, `auto` for the encoder's own, or `none` for raw latents"
     )

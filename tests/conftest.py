@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from id2core.training.photos import HELD_OUT
+from id2core.experiments.photo_folders import HELD_OUT
 from tests.broken import broken_files, good_files
 from tests.drawing import draw_photos, scene
 from tests.vision_server import KEY, MODEL, Server

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core import datasets, tables
-from id2core.datasets import Commit
-from id2core.transform import Transform
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Commit
+from id2core.transforms.linear import Transform
 
 N = 64
 IDS = {"encoder_id": "e-1", "transform_id": "identity", "preprocess_id": "p"}
@@ -41,7 +41,7 @@ def write_embeddings(
     uri: Path, latents: NDArray[Any], prefix: str, files: int = 2, rows_at_once: int = 50, **ids: str
 ) -> str:
     """Pictures PREFIX000000 … at /PREFIX/000000.jpg …, in small row groups; descriptors say nothing."""
-    schema = tables.embeddings_schema(latents.shape[1], 1)
+    schema = schemas.embeddings_schema(latents.shape[1], 1)
     records = []
     for i, rows in enumerate(np.array_split(np.arange(len(latents)), files)):
         parts = []
@@ -50,7 +50,7 @@ def write_embeddings(
             columns = {
                 "image_id": [f"{prefix}{r:06d}" for r in part],
                 "uri": [f"/{prefix}/{r:06d}.jpg" for r in part],
-                "latent": tables.vectors_to_array(latents[part].astype(np.float16), latents.shape[1]),
+                "latent": schemas.vectors_to_array(latents[part].astype(np.float16), latents.shape[1]),
             }
             parts.append(_table(schema, columns, len(part)))
         records.append(datasets.write_file(str(uri), f"part-{prefix}{i}", parts, schema))
@@ -62,11 +62,11 @@ def write_embeddings(
 def write_descriptors(uri: Path, latents: NDArray[Any], prefix: str, w: Transform) -> str:
     """The pictures of `write_embeddings`, with descriptors and without latents."""
     descriptors = w.apply(latents)
-    schema = tables.embeddings_schema(latents.shape[1], descriptors.shape[1])
+    schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
     columns = {
         "image_id": [f"{prefix}{r:06d}" for r in range(len(latents))],
         "uri": [f"/{prefix}/{r:06d}.jpg" for r in range(len(latents))],
-        "descriptor": tables.vectors_to_array(descriptors, descriptors.shape[1]),
+        "descriptor": schemas.vectors_to_array(descriptors, descriptors.shape[1]),
     }
     record = datasets.write_file(str(uri), "part-0", [_table(schema, columns, len(latents))], schema)
     ids = IDS | {"transform_id": w.transform_id}
@@ -77,8 +77,8 @@ def write_descriptors(uri: Path, latents: NDArray[Any], prefix: str, w: Transfor
 def write_translations(uri: Path, pairs: Sequence[tuple[str, str]]) -> str:
     """A data set of (image_id, origin_id)."""
     columns = {"image_id": [p[0] for p in pairs], "origin_id": [p[1] for p in pairs]}
-    table = _table(tables.TRANSLATIONS, columns, len(pairs))
-    record = datasets.write_file(str(uri), f"part-{len(pairs)}", [table], tables.TRANSLATIONS)
+    table = _table(schemas.TRANSLATIONS, columns, len(pairs))
+    record = datasets.write_file(str(uri), f"part-{len(pairs)}", [table], schemas.TRANSLATIONS)
     datasets.write_commit(str(uri), Commit("translations", "r", {}, (record,)))
     return str(uri)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands import console, importing
+from id2core.encoders.hub import MINI
 
 app = typer.Typer()
 
@@ -64,7 +65,6 @@ def experiment(
     """Measure what the paper measures, on OriPID or on a small one made by the bundled models."""
     from flows import experiment as flow
     from flows import progress
-    from id2core import encoders
     from id2core.experiments.methods import PAPER_PASSES
 
     if names == [DATA]:
@@ -77,7 +77,7 @@ def experiment(
                 lambda: flow.make_oripid_data(oripid, data, chosen, name, features, seed_edits)
             )
         else:
-            console.run(lambda: flow.make_data(photos, data, encoder or encoders.MINI, name))
+            console.run(lambda: flow.make_data(photos, data, encoder or MINI, name))
         if as_json:
             console.print_json(made or {"data": data})
             return

@@ -106,9 +106,9 @@ def translate(
     from beam_jobs import runners
     from beam_jobs import translate as job
     from flows import translate as flow
-    from id2core.oripid import models
-    from id2core.oripid.translation import Recipe
-    from id2core.oripid.translators import TranslatorError
+    from id2core.translation import models
+    from id2core.translation.rows import Recipe
+    from id2core.translation.translators import TranslatorError
 
     settings = console.settings()
     arguments = console.beam_arguments(runner, context.args)

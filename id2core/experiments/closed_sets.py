@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from id2core import heads
-from id2core.backbones import SCRATCH
-from id2core.experiments import bench as benches
+from id2core.encoders.backbones import SCRATCH
+from id2core.evaluation.metrics import Measure
 from id2core.experiments import costs, plots
-from id2core.experiments.bench import TUNED, Bench, Found
+from id2core.experiments import evaluation_sets as benches
 from id2core.experiments.costs import Clock
+from id2core.experiments.evaluation_sets import TUNED, Bench, Found
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
-from id2core.metrics import Measure
 from id2core.training.recipe import Recipe
-from id2core.transform import Transform, TransformError
+from id2core.transforms import heads
+from id2core.transforms.linear import Transform, TransformError
 
 RANKS = (16, 32, 64, 128, 256, 512)
 LOSS_NAMES = {"softmax": "SoftMax", "circle": "Circle loss", "cosface": "CosFace"}

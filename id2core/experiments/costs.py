@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from id2core import images, storage
-from id2core.encoders import Encoder
-from id2core.experiments.bench import TEST, Bench
+from id2core.encoders import images
+from id2core.encoders.base import Encoder
+from id2core.encoders.images import Decoded
+from id2core.experiments.evaluation_sets import TEST, Bench
 from id2core.experiments.results import Column
-from id2core.images import Decoded
-from id2core.storage import StorageError
+from id2core.store import storage
+from id2core.store.storage import StorageError
 from id2core.training.finetune import REPORT
-from id2core.transform import Transform
+from id2core.transforms.linear import Transform
 
 COLUMNS = (
     Column("train_s", "train, s"),

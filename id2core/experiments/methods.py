@@ -12,13 +12,13 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from id2core import transform as transforms
-from id2core.experiments.bench import Bench
-from id2core.progress import Progress, silent
-from id2core.training import closed_form, metric
+from id2core.experiments.evaluation_sets import Bench
+from id2core.runs.progress import Progress, silent
+from id2core.training import closed_form, gradient
 from id2core.training.pairs import Pairs
 from id2core.training.recipe import Recipe
-from id2core.transform import Transform
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
 
 # 50,000 steps of 512 over 100,000 origins with 20 translations each (Sections 3 and 5.1).
 PAPER_PASSES = 50_000 * 512 / 2_100_000
@@ -72,12 +72,12 @@ class Methods:
 
     def closed(self, model: str, m: int = 512) -> Transform:
         """W in closed form."""
-        path = self._folder(model, f"closed-{m}") / metric.WEIGHTS
+        path = self._folder(model, f"closed-{m}") / gradient.WEIGHTS
         if not path.exists():
             started = time.monotonic()
             found = closed_form.fit(self.pairs(model), m, progress=self.progress).transform
             self._keep(found, path, started)
-        return transforms.load(str(path))
+        return load_transform(str(path))
 
     def seconds(self, transform: Transform) -> float:
         """How long its training took."""
@@ -90,9 +90,9 @@ class Methods:
             started = time.monotonic()
             pairs = self.pairs(model)
             plan = scaled(recipe, pairs, self.passes)
-            found = metric.fit(pairs, plan, folder, start=start, progress=self.progress)
+            found = gradient.fit(pairs, plan, folder, start=start, progress=self.progress)
             self._keep(found, path, started)
-        return transforms.load(str(path))
+        return load_transform(str(path))
 
     def _folder(self, model: str, name: str) -> Path:
         folder = self.out / "runs" / f"{name}-{model}"

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from id2core import calibration, scoring
-from id2core.calibration import Calibration
-from id2core.experiments import bench as benches
+from id2core.experiments import evaluation_sets as benches
 from id2core.experiments import plots
-from id2core.experiments.bench import CALIBRATION, DISTRACTORS, FRESH, Bench, Queries
 from id2core.experiments.closed_sets import in_percent
+from id2core.experiments.evaluation_sets import CALIBRATION, DISTRACTORS, FRESH, Bench, Queries
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
 from id2core.training.pairs import Pairs
 from id2core.training.recipe import Recipe
-from id2core.transform import Transform
+from id2core.transforms.linear import Transform
+from id2core.verdicts import calibration, normalization
+from id2core.verdicts.calibration import Calibration
 
 MATCH, REVIEW = 0.02, 0.1
 _BACKGROUND = 2000
@@ -47,7 +47,7 @@ class Background:
         if not self.factor:
             return np.zeros(len(queries.latents))
         found = benches.find(transform, queries, self.latents, self.k)
-        return self.factor * scoring.background_means(found.scores, self.k)
+        return self.factor * normalization.background_means(found.scores, self.k)
 
 
 def tuned(bench: Bench, pairs: Pairs, transform: Transform) -> Background:
@@ -65,8 +65,8 @@ def tuned(bench: Bench, pairs: Pairs, transform: Transform) -> Background:
     parts = (known, strangers)
     found = [benches.find(transform, queries, references) for queries in parts]
     predictions, _ = benches.pooled([(f, np.zeros(len(f.ranks))) for f in found])
-    scores = [benches.find(transform, queries, background, max(scoring.KS)).scores for queries in parts]
-    grid = scoring.micro_aps(predictions, np.concatenate(scores))
+    scores = [benches.find(transform, queries, background, max(normalization.KS)).scores for queries in parts]
+    grid = normalization.micro_aps(predictions, np.concatenate(scores))
     factor, k = max(grid, key=grid.__getitem__)
     return Background(background, factor, k)
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from id2core import environment, storage, tables
+from id2core import environment
+from id2core.evaluation.metrics import Measure
 from id2core.experiments import plots
-from id2core.metrics import Measure
-from id2core.theory import Spread
+from id2core.experiments.theory import Spread
+from id2core.store import schemas, storage
 
 LOW, HIGH, STD = "_low", "_high", "_std"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -234,9 +235,12 @@ def _write_parquet(result: Result, names: Mapping[str, str], uri: str, provenanc
         "facts": dict(result.facts),
         **vars(provenance),
     }
-    metadata = {_METADATA: json.dumps(facts, ensure_ascii=False), "id2.schema_version": tables.SCHEMA_VERSION}
+    metadata = {
+        _METADATA: json.dumps(facts, ensure_ascii=False),
+        "id2.schema_version": schemas.SCHEMA_VERSION,
+    }
     table = result.table.replace_schema_metadata(metadata)
-    with storage.replacing(uri) as path, tables.parquet_writer(path, table.schema) as writer:
+    with storage.replacing(uri) as path, schemas.parquet_writer(path, table.schema) as writer:
         writer.write_table(table)
 
 

@@ -12,16 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from id2core.encoders import Encoder
-from id2core.experiments import bench as benches
-from id2core.experiments import plots
-from id2core.experiments.bench import TEST, Bench, Queries
+from id2core.encoders.base import Encoder
+from id2core.evaluation.metrics import Measure
+from id2core.experiments import attacks, plots
+from id2core.experiments import evaluation_sets as benches
 from id2core.experiments.closed_sets import described, in_percent, percent
+from id2core.experiments.evaluation_sets import TEST, Bench, Queries
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
-from id2core.metrics import Measure
-from id2core.oripid import attacks
-from id2core.transform import Transform
+from id2core.transforms.linear import Transform
 
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 PARADIGMS = ("edict", "plug-and-play", "instruct-pix2pix", "ip-adapter")

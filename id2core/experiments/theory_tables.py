@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from id2core import encoders, theory
-from id2core.experiments import plots
-from id2core.experiments.bench import TEST
+from id2core.encoders.autoencoders import load_autoencoder
+from id2core.experiments import plots, theory
 from id2core.experiments.closed_sets import described
+from id2core.experiments.evaluation_sets import TEST
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
-from id2core.oripid import models
-from id2core.theory import Existence, Spread
+from id2core.experiments.theory import Existence, Spread
 from id2core.training.recipe import Recipe
+from id2core.translation import models
 
 REPEATED = 3
 SHARE = Recipe().validation_share
@@ -71,12 +71,12 @@ def table_4(methods: Methods) -> Result | Skipped:
     if not names:
         return Skipped("no model's own VAE has embedded the data")
     started = time.monotonic()
-    base = encoders.load_autoencoder(_folder(bench.seen), "vae")
+    base = load_autoencoder(_folder(bench.seen), "vae")
     convolution = theory.last_convolution(base)
     latents = bench.read(TEST)[0]
     rows = []
     for name in names:
-        other = encoders.load_autoencoder(_folder(name), "vae")
+        other = load_autoencoder(_folder(name), "vae")
         similarity = theory.embedding_similarity(latents, bench.by(name).read(TEST)[0])
         rows.append(
             {

@@ -22,13 +22,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core import embedding, parts, planning, storage, tables
-from id2core.parts import Lineage
-from id2core.planning import Plan
-from id2core.progress import Progress, silent
-from id2core.rejects import Reason, Reject
-from id2core.storage import Object
-from id2core.transform import LATENTS_ONLY, Transform
+from id2core.encoders import embedding
+from id2core.runs import parts, planning
+from id2core.runs.parts import Lineage
+from id2core.runs.planning import Plan
+from id2core.runs.progress import Progress, silent
+from id2core.store import schemas, storage
+from id2core.store.rejects import Reason, Reject
+from id2core.store.storage import Object
+from id2core.transforms.linear import LATENTS_ONLY, Transform
 
 LATENT_SIZE = 4096
 STAGE = "features"
@@ -76,13 +78,13 @@ class FeatureBlock:
             "width": [None] * rows,
             "height": [None] * rows,
             "format": ["NPY"] * rows,
-            "latent": tables.vectors_to_array(self.latents, n),
-            "descriptor": tables.vectors_to_array(descriptors, m),
+            "latent": schemas.vectors_to_array(self.latents, n),
+            "descriptor": schemas.vectors_to_array(descriptors, m),
             **{name: [value] * rows for name, value in lineage.ids.items()},
             "run_id": [lineage.run_id] * rows,
             "embedded_at": [lineage.started] * rows,
         }
-        return pa.RecordBatch.from_pydict(columns, schema=tables.embeddings_schema(n, m))
+        return pa.RecordBatch.from_pydict(columns, schema=schemas.embeddings_schema(n, m))
 
     def reject_rows(self, run_id: str) -> list[dict[str, str]]:
         """The rejected files as rows of `tables.REJECTS`."""
@@ -153,7 +155,7 @@ def _to_float16(values: NDArray[np.generic]) -> NDArray[np.float16] | Reject:
 
 
 def read_blocks(
-    objects: Iterable[Object], latent_size: int = LATENT_SIZE, block_size: int = tables.ROW_GROUP
+    objects: Iterable[Object], latent_size: int = LATENT_SIZE, block_size: int = schemas.ROW_GROUP
 ) -> Iterator[FeatureBlock]:
     """Read feature files in threads, in the order given.
 

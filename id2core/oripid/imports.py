@@ -15,17 +15,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core import datasets, planning, storage, tables
-from id2core.datasets import Commit
-from id2core.embedding import EMBEDDINGS
+from id2core.encoders.embedding import EMBEDDINGS
 from id2core.oripid import feature_files
 from id2core.oripid.feature_files import LATENT_SIZE
 from id2core.oripid.readers import DEFAULT_LAYOUT, Drop, OripidLayout, ReaderError
-from id2core.oripid.translation import TRANSLATIONS
-from id2core.parts import REJECTS
-from id2core.planning import Plan
-from id2core.progress import Progress, silent
-from id2core.transform import Transform
+from id2core.runs import planning
+from id2core.runs.parts import REJECTS
+from id2core.runs.planning import Plan
+from id2core.runs.progress import Progress, silent
+from id2core.store import datasets, schemas, storage
+from id2core.store.datasets import Commit
+from id2core.transforms.linear import Transform
+from id2core.translation.rows import TRANSLATIONS
 
 # What the release's features are: samples of the posterior of Stable Diffusion 2's VAE.
 ENCODER_ID = "sd2-sample"
@@ -261,7 +262,7 @@ def _rows(uri: str, commit: Commit, found: _Classes, run_id: str, progress: Prog
 
 def _table(columns: Mapping[str, Any], rows: int, run_id: str) -> pa.Table:
     """Some columns as `tables.TRANSLATIONS`, the others null."""
-    schema = tables.TRANSLATIONS
+    schema = schemas.TRANSLATIONS
     known = {**columns, "run_id": pa.repeat(run_id, rows)}
     return pa.Table.from_arrays(
         [known[f.name] if f.name in known else pa.nulls(rows, f.type) for f in schema], schema=schema
@@ -269,7 +270,7 @@ def _table(columns: Mapping[str, Any], rows: int, run_id: str) -> pa.Table:
 
 
 def _write(uri: str, rows: Iterator[pa.Table], run_id: str, source: str, counts: dict[str, Any]) -> None:
-    record = datasets.write_file(uri, f"part-{run_id}", rows, tables.TRANSLATIONS)
+    record = datasets.write_file(uri, f"part-{run_id}", rows, schemas.TRANSLATIONS)
     made = Commit(TRANSLATIONS, run_id, {}, (record,), {run_id: counts}, source)
     datasets.write_commit(uri, made)
 
@@ -305,7 +306,7 @@ def pair_queries(
         for table in datasets.iterate(uri, ["uri", "image_id"]):
             pairs = zip(table["uri"].to_pylist(), table["image_id"].to_pylist(), strict=True)
             ids.update((name, image_id) for name, image_id in pairs if name in wanted)
-    schema = tables.TRANSLATIONS
+    schema = schemas.TRANSLATIONS
     asked = [r for t in datasets.iterate(queries, _COLUMNS) for r in t.to_pylist() if r["uri"] in truth]
     origins = [truth[row["uri"]] for row in asked]
     columns = {name: pa.array([r[name] for r in asked], schema.field(name).type) for name in _COLUMNS}

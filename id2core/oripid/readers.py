@@ -19,11 +19,13 @@ from enum import StrEnum
 from itertools import groupby
 from typing import NamedTuple
 
-from id2core import images, parts, storage
-from id2core import truth as truth_files
-from id2core.rejects import Reason, Reject
-from id2core.storage import Object
-from id2core.truth import Truth
+from id2core.encoders import images
+from id2core.evaluation import truth_files
+from id2core.evaluation.truth_files import Truth
+from id2core.runs import parts
+from id2core.store import storage
+from id2core.store.rejects import Reason, Reject
+from id2core.store.storage import Object
 
 # Folder names of the seven test models (paper, Section 3); the names are ours.
 MODELS = ("sd2", "sdxl", "opendalle", "colorfulxl", "kandinsky3", "sd3", "kolors")
@@ -111,7 +113,7 @@ def _writable(uri: str) -> str:
 
 
 def read_folder(references: str, queries: str, truth_file: str) -> PairSet:
-    """Two folders of images and a truth file of this project's own form (`id2core.truth`).
+    """Two folders of images and a truth file of this project's own form (`id2core.evaluation.truth_files`).
 
     Queries that the file does not name stay in `queries` and out of `truth`. A row whose query or
     reference is not there is dropped.

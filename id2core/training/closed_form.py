@@ -31,10 +31,10 @@ import numpy as np
 import scipy.linalg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from id2core.progress import Progress, silent
+from id2core.runs.progress import Progress, silent
 from id2core.training.moments import Moments
 from id2core.training.pairs import Pairs
-from id2core.transform import Transform
+from id2core.transforms.linear import Transform
 
 SHRINKAGES = (0.01, 0.1, 1.0, 10.0, 100.0)
 POWERS = (-0.75, -0.5, -0.25, 0.0)

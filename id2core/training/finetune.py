@@ -26,9 +26,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from id2core import backbones, encoders, images, storage
-from id2core.progress import Progress, silent
-from id2core.rejects import Reject
+from id2core.encoders import backbones, images
+from id2core.encoders.base import hash_tensors
+from id2core.encoders.hub import locate
+from id2core.environment import best_device, best_dtype
+from id2core.runs.progress import Progress, silent
+from id2core.store import storage
+from id2core.store.rejects import Reject
 from id2core.training.criteria import build_loss
 from id2core.training.loop import Loop
 from id2core.training.recipe import LOSSES
@@ -201,13 +205,13 @@ class _Trainer(Loop):
     recipe: Recipe
 
     def __init__(self, pictures: _Pictures, plan: Recipe, out: Path, device: str, progress: Progress) -> None:
-        self.device = torch.device(encoders.best_device() if device == "auto" else device)
+        self.device = torch.device(best_device() if device == "auto" else device)
         self.progress = progress
         self.pictures = pictures
         name, backbone = _start(plan)
         self.result = out / f"{name}-{plan.loss}"
         pictures.size = backbone.preprocess.size
-        plan = replace(plan, init=encoders.hash_tensors(backbone.state_dict())[:12], data=pictures.digest)
+        plan = replace(plan, init=hash_tensors(backbone.state_dict())[:12], data=pictures.digest)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             criterion = _criterion(plan, backbone, pictures.classes)
@@ -222,7 +226,7 @@ class _Trainer(Loop):
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 where the device multiplies it in hardware, else float32: float16 would need scaling."""
-        lower = encoders.best_dtype(self.device) == torch.bfloat16
+        lower = best_dtype(self.device) == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=lower)
 
     def loss(self) -> Tensor:
@@ -267,7 +271,7 @@ def _start(plan: Recipe) -> tuple[str, backbones.Backbone]:
     """The name and weights that a training begins with."""
     if plan.backbone == backbones.SCRATCH:
         return backbones.SCRATCH, backbones.from_scratch(plan.seed)
-    place = encoders.locate(plan.backbone)
+    place = locate(plan.backbone)
     return place.name, backbones.load(place.source, place.subfolder, place.revision)
 
 

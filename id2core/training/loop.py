@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from id2core import encoders
+from id2core.environment import best_dtype
 
 LOG = "log.jsonl"
 
 
 def autocast() -> contextlib.AbstractContextManager[Any]:
     """bfloat16 where the processor multiplies it in hardware, else plain float32."""
-    best = encoders.best_dtype(torch.device("cpu"))
+    best = best_dtype(torch.device("cpu"))
     return torch.autocast("cpu", torch.bfloat16, enabled=best == torch.bfloat16)
 
 

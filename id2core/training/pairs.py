@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from id2core import datasets, storage, tables
-from id2core.datasets import Commit, FileRecord
-from id2core.progress import Progress, silent
+from id2core.runs.progress import Progress, silent
+from id2core.store import datasets, schemas, storage
+from id2core.store.datasets import Commit, FileRecord
 
 # Latents compare only where these agree; `transform_id` may differ, as descriptors are not read.
 IDS = ("encoder_id", "preprocess_id")
@@ -331,7 +331,7 @@ def _write_latents(path: Path, plan: _Plan, sources: list[Source], progress: Pro
     start = position = 0
     with path.open("wb") as file:
         for name, column in _row_groups(sources):
-            vectors = _checked(tables.column_to_vectors(column), shape, name)
+            vectors = _checked(schemas.column_to_vectors(column), shape, name)
             if shape is None:
                 shape = (sum(plan.sizes), vectors.shape[1])
                 header = {"descr": "<f2", "fortran_order": False, "shape": shape}

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from id2core import heads
+from id2core.transforms import heads
 
 # Scale and margin: the paper's for CosFace; of the others it tells none, and these are the library's.
 LOSSES = {"cosface": (64.0, 0.35), "circle": (80.0, 0.4), "softmax": (20.0, 0.0)}

@@ -13,13 +13,15 @@ from PIL import Image
 
 from beam_jobs import embed, parts, runners
 from beam_jobs.embed import EmbedJob
-from id2core import datasets, embedding, planning, storage, tables
-from id2core.datasets import DatasetError
-from id2core.images import Limits
-from id2core.planning import LostRowsError
-from id2core.rejects import Reason
-from id2core.storage import StorageError
-from id2core.transform import Transform
+from id2core.encoders import embedding
+from id2core.encoders.images import Limits
+from id2core.runs import planning
+from id2core.runs.planning import LostRowsError
+from id2core.store import datasets, schemas, storage
+from id2core.store.datasets import DatasetError
+from id2core.store.rejects import Reason
+from id2core.store.storage import StorageError
+from id2core.transforms.linear import Transform
 from tests.broken import broken_files, good_files
 from tests.drawing import draw_photos
 
@@ -27,7 +29,7 @@ TIMES = ["embedded_at"]
 
 
 def rows(out: str, dataset: str) -> pa.Table:
-    schema = tables.REJECTS if dataset == "rejects" else tables.embeddings_schema(1, 1)
+    schema = schemas.REJECTS if dataset == "rejects" else schemas.embeddings_schema(1, 1)
     return datasets.read_all(storage.join(out, dataset), schema).sort_by("uri")
 
 
@@ -55,9 +57,9 @@ def test_rows_say_where_they_come_from_and_how_they_were_made(
     spec = job(photos, tmp_path / "out", tiny_vae, transform=str(tmp_path / "w.safetensors"))
     summary = embed.run(spec)
     table = rows(spec.out, "embeddings")
-    assert table.schema.metadata[b"id2.schema_version"] == tables.SCHEMA_VERSION.encode()
-    descriptors = tables.column_to_vectors(table["descriptor"])
-    latents = tables.column_to_vectors(table["latent"]).astype(np.float32)
+    assert table.schema.metadata[b"id2.schema_version"] == schemas.SCHEMA_VERSION.encode()
+    descriptors = schemas.column_to_vectors(table["descriptor"])
+    latents = schemas.column_to_vectors(table["latent"]).astype(np.float32)
     assert descriptors.shape == (12, 7) and latents.shape == (12, 1024)
     expected = latents[:, :7] / np.linalg.norm(latents[:, :7], axis=1, keepdims=True)
     np.testing.assert_allclose(descriptors, expected, atol=1e-5)

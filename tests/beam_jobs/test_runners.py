@@ -15,8 +15,9 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_jobs import embed, runners, search
 from beam_jobs.embed import EmbedJob
-from id2core import matching, storage
-from id2core.progress import Counts, tally
+from id2core.runs.progress import Counts, tally
+from id2core.search import matching
+from id2core.store import storage
 from tests.conftest import free_port, listening, wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_jobs import runners, search
-from id2core import calibration, datasets, index, matching, scoring, tables
-from id2core.calibration import Calibration, CalibrationError
-from id2core.datasets import Commit, DatasetError
-from id2core.planning import LostRowsError
-from id2core.scoring import Normalization
-from id2core.verdicts import Judge
+from id2core.runs.planning import LostRowsError
+from id2core.search import matching, shards
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Commit, DatasetError
+from id2core.verdicts import calibration
+from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.judging import Judge
+from id2core.verdicts.normalization import Normalization, normalize_matches
 
 IDS = {"encoder_id": "e-1", "transform_id": "t", "preprocess_id": "p"}
 
@@ -29,14 +31,14 @@ def unit(rows: int, size: int, seed: int) -> np.ndarray:
 
 def write_embeddings(uri: Path, vectors: np.ndarray, files: int, prefix: str, **ids: str) -> None:
     """A committed embeddings data set over given descriptors (latents are left at zero)."""
-    schema = tables.embeddings_schema(1, vectors.shape[1])
+    schema = schemas.embeddings_schema(1, vectors.shape[1])
     records = []
     for i, rows in enumerate(np.array_split(np.arange(len(vectors)), files)):
         data = {name: [None] * len(rows) for name in schema.names} | {
             "image_id": [f"{prefix}{r:06d}" for r in rows],
             "uri": [f"/{prefix}/{r:06d}.jpg" for r in rows],
-            "latent": tables.vectors_to_array(np.zeros((len(rows), 1), np.float16), 1),
-            "descriptor": tables.vectors_to_array(vectors[rows], vectors.shape[1]),
+            "latent": schemas.vectors_to_array(np.zeros((len(rows), 1), np.float16), 1),
+            "descriptor": schemas.vectors_to_array(vectors[rows], vectors.shape[1]),
         }
         table = pa.Table.from_pydict(data, schema)
         records.append(datasets.write_file(str(uri), f"part-{i}", [table], schema))
@@ -101,9 +103,7 @@ def test_every_block_is_judged_as_the_whole_would_be(tmp_path: Path) -> None:
     judge = Judge(chosen, background, beside.run_id)
     found = search.run(references, queries, out, 5, judge=judge)
     judged = matching.read_run(out)
-    expected = scoring.normalize_matches(
-        raw, matching.read_run(background, beside.run_id), chosen.normalization
-    )
+    expected = normalize_matches(raw, matching.read_run(background, beside.run_id), chosen.normalization)
     expected = calibration.judge(expected, chosen, 700)
     own = ["run_id", "scanned_at"]
     assert judged.drop(own).equals(expected.drop(own))
@@ -156,11 +156,11 @@ def test_a_shard_or_a_block_that_got_lost_is_noticed(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "r", unit(9, 4, 0), 3, "r")
     write_embeddings(tmp_path / "q", unit(5, 4, 1), 2, "q")
     plan = matching.make(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), 2)
-    shards = datasets.require_commit(str(tmp_path / "r")).files
+    files = datasets.require_commit(str(tmp_path / "r")).files
     blocks = tuple(matching.query_blocks(plan))
     with pytest.raises(Exception, match="2 shards of 3"), runners.pipeline() as pipeline:
-        _ = pipeline | beam.Create(shards[:2]) | search.Search(plan, blocks, len(shards))
-    shard = index.load(plan.references, shards[0])
+        _ = pipeline | beam.Create(files[:2]) | search.Search(plan, blocks, len(files))
+    shard = shards.load(plan.references, files[0])
     written = [matching.write_block(plan, blocks[0], matching.search(plan, blocks[0], shard))]
     with pytest.raises(LostRowsError, match="6 matches of 10"):
         matching.commit(plan, written)
@@ -203,12 +203,12 @@ def test_a_merge_does_not_depend_on_how_the_references_were_cut(
     if ties:
         references[20:] = references[:20]
     ids = pa.table({"image_id": [f"{i:03d}" for i in range(40)], "uri": [f"u{i}" for i in range(40)]})
-    whole = index.merge([index.build(references, ids).search(queries, 40)], k)
+    whole = shards.merge([shards.build(references, ids).search(queries, 40)], k)
     edges = [0, *sorted(set(cuts)), 40]
     parts = [
-        index.build(references[a:b], ids.slice(a, b - a)).search(queries, 40) for a, b in pairwise(edges)
+        shards.build(references[a:b], ids.slice(a, b - a)).search(queries, 40) for a, b in pairwise(edges)
     ]
-    merged = index.merge(parts[::-1], k)
+    merged = shards.merge(parts[::-1], k)
     np.testing.assert_allclose(merged["score"].to_numpy(), whole["score"].to_numpy(), atol=1e-6)
     if not ties:
         assert merged["reference_id"].equals(whole["reference_id"])

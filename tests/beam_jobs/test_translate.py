@@ -15,13 +15,14 @@ from PIL import Image
 
 from beam_jobs import translate
 from beam_jobs.translate import TranslateJob
-from id2core import datasets, planning, storage, tables
-from id2core.datasets import DatasetError
-from id2core.oripid import models
-from id2core.oripid.prompts import PromptError
-from id2core.oripid.translation import Recipe
-from id2core.oripid.translators import TranslatorError
-from id2core.rejects import Reason
+from id2core.runs import planning
+from id2core.store import datasets, schemas, storage
+from id2core.store.datasets import DatasetError
+from id2core.store.rejects import Reason
+from id2core.translation import models
+from id2core.translation.prompts import PromptError
+from id2core.translation.rows import Recipe
+from id2core.translation.translators import TranslatorError
 from tests import tiny_pipelines
 from tests.drawing import draw_photos
 from tests.vision_server import Server, error, numbered
@@ -48,7 +49,7 @@ def job(images: Path | str, out: Path | str, pipeline: str, prompts: str, **more
 
 
 def rows(out: Path | str, dataset: str = "translations") -> pa.Table:
-    schema = tables.TRANSLATIONS if dataset == "translations" else tables.REJECTS
+    schema = schemas.TRANSLATIONS if dataset == "translations" else schemas.REJECTS
     table = datasets.read_all(storage.join(str(out), dataset), schema)
     return table.sort_by(
         [(name, "ascending") for name in ("origin_uri", "number")] if dataset != "rejects" else "uri"
@@ -192,7 +193,7 @@ def test_an_origin_without_prompt_is_a_reject_and_is_tried_again(
 def test_numbers_that_overflow_are_rejects_and_an_error_when_all_do(
     photos: Path, pipeline: str, lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from id2core.oripid.translators import SDEdit
+    from id2core.translation.translators import SDEdit
 
     real = SDEdit._impl
 

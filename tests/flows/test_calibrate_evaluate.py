@@ -13,11 +13,14 @@ import pytest
 
 from flows import calibrate as calibrating
 from flows import evaluate as evaluating
-from id2core import calibration, datasets, lookup, metrics, tables, truth
-from id2core.calibration import CalibrationError
-from id2core.datasets import DatasetError
-from id2core.storage import StorageError
-from id2core.truth import TruthError
+from id2core.evaluation import metrics, truth_files
+from id2core.evaluation.truth_files import TruthError
+from id2core.search import exact
+from id2core.store import datasets, schemas
+from id2core.store.datasets import DatasetError
+from id2core.store.storage import StorageError
+from id2core.verdicts import calibration
+from id2core.verdicts.calibration import CalibrationError
 from tests.drawing import draw_photos
 from tests.latent_sets import good_w, origins, translated, write_embeddings
 
@@ -95,8 +98,8 @@ def test_transforms_are_measured_on_the_same_uploads_and_compared(
 
     found = json.loads((out / "metrics.json").read_text())
     systems = by_name(found)
-    known = truth.read(place("fresh.csv"), "/r", "/f")
-    [matches] = lookup.search(place("references"), place("fresh"), [good_w()])
+    known = truth_files.read(place("fresh.csv"), "/r", "/f")
+    [matches] = exact.search(place("references"), place("fresh"), [good_w()])
     expected = metrics.evaluate(matches, known).to_dict()
     assert {name: systems[w][name] for name in expected} == json.loads(json.dumps(expected))
     assert systems[w]["mean_ap"]["value"] > 0.9 > systems["none"]["mean_ap"]["high"]
@@ -107,7 +110,7 @@ def test_transforms_are_measured_on_the_same_uploads_and_compared(
     known_rows = [r for r in rows if r["value"] is not None]  # raw latents reach no precision of 90 %
     assert len(known_rows) >= 11 and all(r["low"] <= r["value"] <= r["high"] for r in known_rows)
     assert {r["per_query"] for r in rows} == {10}
-    [run] = datasets.read_all(str(out / "runs"), tables.RUNS).to_pylist()
+    [run] = datasets.read_all(str(out / "runs"), schemas.RUNS).to_pylist()
     assert run["flow"] == "evaluate" and run["listed"] == REFERENCES + FOUND + STRANGE
     again = subprocess.run(
         [*command, "--json"], env=environment, capture_output=True, text=True, timeout=280, check=True

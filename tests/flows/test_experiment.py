@@ -9,17 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import experiment as flow
-from id2core import heads
-from id2core.experiments import bench as benches
-from id2core.experiments import closed_sets, embedders, open_sets, robustness
-from id2core.experiments.bench import Bench, BenchError, Found, Queries
+from id2core.experiments import closed_sets, embedders, open_sets, photo_bench, robustness
+from id2core.experiments import evaluation_sets as benches
 from id2core.experiments.costs import Clock
+from id2core.experiments.evaluation_sets import Bench, BenchError, Found, Queries
 from id2core.experiments.methods import Methods, scaled
 from id2core.experiments.results import Skipped
-from id2core.oripid import small_set
 from id2core.training.finetune import REPORT
 from id2core.training.recipe import Recipe
-from id2core.transform import Transform
+from id2core.transforms import heads
+from id2core.transforms.linear import Transform
 from tests.id2core.test_backbones import saved
 from tests.latent_sets import good_w, origins, translated, write_embeddings, write_translations
 
@@ -268,7 +267,7 @@ def test_photos_without_captions_are_told_what_is_needed(
         (photo_set / "captions.csv").write_text(captions)
 
     with pytest.raises(ValueError, match=what):
-        small_set.lay_out(photo_set, tmp_path / "bench")
+        photo_bench.lay_out(photo_set, tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
 
 
@@ -280,16 +279,16 @@ def test_wrong_names_and_folders_say_what_there_is(data: Path, tmp_path: Path, p
 
 
 def test_no_photo_has_two_roles_and_no_prompt_two_uses(photo_set: Path, tmp_path: Path) -> None:
-    small_set.lay_out(photo_set, tmp_path)
+    photo_bench.lay_out(photo_set, tmp_path)
 
     prompts = {
         run.name: {line.split(",", 1)[1] for line in _lines(tmp_path / "prompts" / f"{run.name}.csv")}
-        for run in small_set.RUNS
+        for run in photo_bench.RUNS
     }
-    roles = small_set.roles(photo_set)
-    names = [name for role, some in roles.items() if role not in small_set.PARTS for name in some]
+    roles = photo_bench.roles(photo_set)
+    names = [name for role, some in roles.items() if role not in photo_bench.PARTS for name in some]
     assert len(names) == len(set(names))
-    assert len(list((tmp_path / "photos/train").iterdir())) == 6 * small_set.TRAIN_COUNT
+    assert len(list((tmp_path / "photos/train").iterdir())) == 6 * photo_bench.TRAIN_COUNT
     trained = set().union(*(p for name, p in prompts.items() if name.startswith("train-")))
     tested = set().union(*(p for name, p in prompts.items() if not name.startswith("train-")))
     assert not trained & tested
@@ -305,13 +304,13 @@ def photo_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Few small photos, and roles that need few."""
     from PIL import Image
 
-    from id2core.training import photos
+    from id2core.experiments import photo_folders
 
     for module, name, value in (
-        (photos, "HELD_OUT", 6),
-        (small_set, "TRAIN_COUNT", 10),
-        (small_set, "WITHOUT_ORIGIN", 4),
-        (small_set, "SOME_COUNT", 3),
+        (photo_folders, "HELD_OUT", 6),
+        (photo_bench, "TRAIN_COUNT", 10),
+        (photo_bench, "WITHOUT_ORIGIN", 4),
+        (photo_bench, "SOME_COUNT", 3),
     ):
         monkeypatch.setattr(module, name, value)
     folder = tmp_path / "photos-in"

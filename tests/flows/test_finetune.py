@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from flows import finetune as flow
-from id2core import datasets, encoders, tables
+from id2core.encoders.registry import load_encoder
+from id2core.store import datasets, schemas
 from id2core.training.finetune import FinetuneError
 from tests.drawing import scene
 from tests.id2core.test_backbones import saved
@@ -43,8 +44,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         row = {"image_id": f"t-{seed}", "uri": f"/before/translated/pictures/0{seed}/{seed}-0.jpeg"}
         rows.append(row | origin)
     place = str(translated / "translations")
-    table = pa.Table.from_pylist(rows, tables.TRANSLATIONS)
-    record = datasets.write_file(place, "made", [table], tables.TRANSLATIONS)
+    table = pa.Table.from_pylist(rows, schemas.TRANSLATIONS)
+    record = datasets.write_file(place, "made", [table], schemas.TRANSLATIONS)
     datasets.write_commit(place, datasets.Commit("translations", "made", {}, (record,)))
     return originals, translated
 
@@ -61,7 +62,7 @@ def test_a_backbone_is_trained_on_folders_that_have_moved(
 
     assert (report["pictures"], report["origins"]) == (8, 4)
     assert report["left_out"] == {"origins": 1, "translations": 1}
-    assert encoders.load(report["encoder"]).encoder_id.startswith("tiny-cosface-")
+    assert load_encoder(report["encoder"]).encoder_id.startswith("tiny-cosface-")
     facts = json.loads(Path(report["report"]).read_text())
     assert facts["seconds"] > 0 and facts["recipe"]["steps"] == 4
     runs = pa.concat_tables(datasets.iterate(str(tmp_path / "out/runs"))).to_pylist()
@@ -113,7 +114,7 @@ def test_the_command_trains_from_random_weights_and_goes_on(
     assert "12 pictures of 6 origins" in first.stderr
     folder = first.stdout.strip()
     assert folder == again.stdout.strip() and folder.endswith("out/resnet-scratch-cosface")
-    assert encoders.load(folder).latent_size == 256
+    assert load_encoder(folder).latent_size == 256
     runs = datasets.require_commit(str(tmp_path / "out/runs"))
     assert len(runs.files) == 1
     assert run("--per-class", "3").returncode == 2

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from flows import cli, experiment, imports, scan, train
-from id2core import datasets, storage, tables, transform
-from id2core.datasets import DatasetError
-from id2core.experiments import bench as benches
-from id2core.experiments.bench import Bench, BenchError
+from id2core.experiments import evaluation_sets as benches
+from id2core.experiments.evaluation_sets import Bench, BenchError
 from id2core.oripid.readers import ReaderError
 from id2core.settings import Settings
+from id2core.store import datasets, schemas, storage
+from id2core.store.datasets import DatasetError
 from id2core.training import pairs
-from id2core.transform import Transform
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
 from tests.drawing import scene
 from tests.latent_sets import N, origins, translated
 
@@ -82,7 +83,7 @@ def test_what_is_imported_is_trained_on_and_every_file_is_accounted_for(
     assert trained["data"]["latents"] == found["origins"] + found["translations"]
     reached = {name: m["mean_ap"] for name, m in trained["validation"]["methods"].items()}
     assert reached["closed-form"] > reached["raw"]
-    transform.load(trained["W"]).check_encoder("sd2-0123456789ab")
+    load_transform(trained["W"]).check_encoder("sd2-0123456789ab")
 
     before = datasets.require_commit(f"{out}/translations")
     again = imports.import_oripid(str(features), out, latent_size=N)
@@ -98,15 +99,15 @@ def test_rows_say_which_picture_is_of_which_and_hold_no_descriptors(
 ) -> None:
     out = str(tmp_path / "oripid")
     imports.import_oripid(str(features), out, latent_size=N)
-    rows = datasets.read_all(f"{out}/translations", tables.TRANSLATIONS).to_pylist()
+    rows = datasets.read_all(f"{out}/translations", schemas.TRANSLATIONS).to_pylist()
     folder = features / features.name
     one = next(row for row in rows if row["uri"] == str(folder / "T000005_2.npy"))
     assert (one["origin_uri"], one["number"]) == (str(folder / "T000005_0.npy"), 2)
-    latents = datasets.read_all(f"{out}/embeddings", tables.embeddings_schema(N, 1))
+    latents = datasets.read_all(f"{out}/embeddings", schemas.embeddings_schema(N, 1))
     ids = dict(zip(latents["uri"].to_pylist(), latents["image_id"].to_pylist(), strict=True))
     assert all(ids[row["uri"]] == row["image_id"] for row in rows)
     assert all(ids[row["origin_uri"]] == row["origin_id"] for row in rows)
-    assert not tables.column_to_vectors(latents["descriptor"]).any()
+    assert not schemas.column_to_vectors(latents["descriptor"]).any()
     for spec in ("auto", "none"):
         with pytest.raises(DatasetError, match=r"without descriptors.*--transform"):
             scan.scores_of(out, out, Settings(transform=spec))

@@ -12,10 +12,16 @@ from PIL import Image
 
 from beam_jobs import embed
 from flows import scan as flow
-from id2core import calibration, datasets, encoders, index, matching, storage, tables, transform, verdicts
-from id2core.calibration import Calibration, CalibrationError
-from id2core.scoring import Normalization
-from id2core.transform import Transform
+from id2core.encoders.base import EncoderError
+from id2core.encoders.registry import load_encoder
+from id2core.search import matching, shards
+from id2core.store import datasets, schemas, storage
+from id2core.transforms import linear
+from id2core.transforms.files import BUNDLED_FOLDER, WEIGHTS, save_half
+from id2core.transforms.linear import Transform
+from id2core.verdicts import calibration, judging
+from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.normalization import Normalization
 from tests.conftest import run_until
 from tests.drawing import draw_photos, scene
 
@@ -55,7 +61,7 @@ def test_a_scan_finds_the_origins_and_reports_them(pictures: Path, tiny_vae: str
     page = (tmp_path / "report.html").read_text()
     assert "copy5.png" in page and summary["encoder_id"] in page
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    [run] = datasets.read_all(str(tmp_path / "runs"), tables.RUNS).to_pylist()
+    [run] = datasets.read_all(str(tmp_path / "runs"), schemas.RUNS).to_pylist()
     assert run["run_id"] == summary["run_id"] and run["embedded"] == 11 and run["rejected"] == 1
     again = flow.scan(**arguments(pictures, tmp_path, tiny_vae))
     assert again == summary and (tmp_path / "report.html").read_text() == page
@@ -71,16 +77,14 @@ def calibrated(ids: dict[str, str], score: float, normalization: Normalization |
 @pytest.fixture
 def bundled(tiny_vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Transform:
     """A W that belongs to the encoder, with its calibration, where the package's own would be."""
-    encoder = encoders.load(tiny_vae)
+    encoder = load_encoder(tiny_vae)
     folder = tmp_path / "package"
     folder.mkdir()
-    monkeypatch.setattr(transform, "FOLDER", folder)
+    monkeypatch.setattr(linear, "FOLDER", folder)
     weights = np.random.default_rng(0).standard_normal((encoder.latent_size, 64)).astype(np.float32)
-    w = transform.save_half(
-        Transform(weights, {"encoder_id": encoder.encoder_id}), folder / transform.WEIGHTS
-    )
+    w = save_half(Transform(weights, {"encoder_id": encoder.encoder_id}), folder / WEIGHTS)
     ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
-    calibrated(ids | {"transform_id": w.transform_id}, 0.9).save(str(folder / verdicts.FILE))
+    calibrated(ids | {"transform_id": w.transform_id}, 0.9).save(str(folder / judging.FILE))
     return w
 
 
@@ -100,11 +104,9 @@ def test_a_scan_takes_what_belongs_to_its_encoder_and_says_so(
     assert flow.rewrite_report(str(tmp_path / "out"))["calibration"] == summary["calibration"]
     raw = flow.scan(**given | {"calibration": "none"})
     assert raw["run_id"] != summary["run_id"] and (raw["calibration"], raw["verdicts"]) == (None, {})
-    file = str(transform.FOLDER / transform.WEIGHTS)
+    file = str(BUNDLED_FOLDER / WEIGHTS)
     assert (
-        flow.scan(**given | {"transform": file, "calibration": str(transform.FOLDER / verdicts.FILE)})[
-            "run_id"
-        ]
+        flow.scan(**given | {"transform": file, "calibration": str(BUNDLED_FOLDER / judging.FILE)})["run_id"]
         == summary["run_id"]
     )
     plain = flow.scan(**given | {"out": str(tmp_path / "plain"), "transform": "none"})
@@ -135,7 +137,7 @@ def test_scores_are_normalized_by_the_background_of_the_calibration(
     draw_photos(tmp_path / "strangers", 5, first_seed=900)
     embed.run(embed.EmbedJob(str(tmp_path / "strangers"), str(tmp_path / "b"), tiny_vae))
     held = datasets.require_commit(str(tmp_path / "b/embeddings"))
-    normalization = Normalization(factor=0.5, k=2, background_id=index.index_id(held))
+    normalization = Normalization(factor=0.5, k=2, background_id=shards.index_id(held))
     chosen = calibrated(held.ids, 0.5, normalization)
     chosen.save(str(tmp_path / "c.json"))
     given = arguments(pictures, tmp_path / "out", tiny_vae) | {"calibration": str(tmp_path / "c.json")}
@@ -216,7 +218,7 @@ def test_a_fault_that_passes_is_retried_and_a_bad_name_is_not(
     assert flow.scan(**arguments(pictures, tmp_path, tiny_vae))["accuracy"] == 1.0
     assert len(asked) == 3
     asked[:] = ["counted from here"]
-    with pytest.raises(encoders.EncoderError, match="short name"):
+    with pytest.raises(EncoderError, match="short name"):
         flow.scan(**arguments(pictures, tmp_path / "other", "no-such-encoder"))
     assert len(asked) == 1, "it was found out before anything was embedded"
 
@@ -259,7 +261,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2: st
     draw_photos(folder / "in/strangers", 6, first_seed=900)
     embed.run(embed.EmbedJob(str(folder / "in/strangers"), str(folder / "strangers"), tiny_vae))
     held = datasets.require_commit(str(folder / "strangers/embeddings"))
-    normalization = Normalization(factor=0.5, k=3, background_id=index.index_id(held))
+    normalization = Normalization(factor=0.5, k=3, background_id=shards.index_id(held))
     calibrated(held.ids, 0.5, normalization).save(str(folder / "calibration.json"))
     environment = os.environ | scanning(tiny_vae, prefect_api)
     subprocess.run([id2, *SCAN, "whole"], cwd=folder, env=environment, check=True, capture_output=True)
@@ -282,7 +284,7 @@ def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
     assert resumed.drop(["scanned_at"]).equals(whole.drop(["scanned_at"]))
     for side in ("reference", "queries"):
         ours, theirs = (
-            datasets.read_all(str(o / side / "embeddings"), tables.embeddings_schema(1024, 1024))
+            datasets.read_all(str(o / side / "embeddings"), schemas.embeddings_schema(1024, 1024))
             for o in (out, undisturbed / "whole")
         )
         assert ours.sort_by("uri").drop(["embedded_at"]).equals(theirs.sort_by("uri").drop(["embedded_at"]))

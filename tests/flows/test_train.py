@@ -14,10 +14,11 @@ from rich.console import Console
 
 from flows import progress
 from flows import train as flow
-from id2core import datasets, tables, transform
-from id2core.datasets import DatasetError
+from id2core.store import datasets, schemas
+from id2core.store.datasets import DatasetError
 from id2core.training.closed_form import ClosedFormError
 from id2core.training.pairs import PairsError
+from id2core.transforms.files import load_transform
 from tests.conftest import run_until
 from tests.latent_sets import origins, translated, write_embeddings, write_translations
 
@@ -70,10 +71,10 @@ def test_both_methods_beat_raw_latents_and_again_does_nothing(
     assert report["data"]["origins"] == ORIGINS and report["data"]["latents"] == ORIGINS * (1 + EACH)
     assert report["data"]["left_out"]["translations_without_latent"] == 1
     assert "training: 100/100 steps" in done.stderr and report["seconds"]["both"] > 0
-    w = transform.load(report["W"])
+    w = load_transform(report["W"])
     assert w.transform_id == report["transform_id"] and report["W"] == str(place / "both/W.safetensors")
     assert w.metadata["encoder_id"] == "e-1" and w.metadata["recipe"]["init"] != "random"
-    [row] = datasets.read_all(str(place / "both/runs"), tables.RUNS).to_pylist()
+    [row] = datasets.read_all(str(place / "both/runs"), schemas.RUNS).to_pylist()
     assert (row["flow"], row["listed"]) == ("train", 800) and json.loads(row["versions"])["torch"]
 
     before = (place / "both/report.json").stat().st_mtime_ns
@@ -112,7 +113,7 @@ def test_under_torchrun_one_process_tells_and_writes(place: Path, prefect_api: s
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["validation"]["methods"]["both"]["mean_ap"] > 0.9
-    assert transform.load(report["W"]).transform_id == report["transform_id"]
+    assert load_transform(report["W"]).transform_id == report["transform_id"]
     again = run(place, prefect_api, command)
     assert again.returncode == 0 and json.loads(again.stdout)["resumed"], again.stderr
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from id2core import datasets, storage, tables, truth
+from id2core.evaluation import truth_files
+from id2core.store import datasets, schemas, storage
 from tests import tiny_pipelines
 from tests.conftest import run_until
 from tests.drawing import draw_photos
@@ -64,7 +65,7 @@ def test_killed_and_run_again_gives_the_same_pictures_and_none_twice(
     assert "10 of 11 originals translated by pipeline into 30 pictures, 1 rejected" in again.stderr
     assert pictures(killed) == pictures(place / "whole") and len(pictures(killed)) == 30
     resumed, whole = (
-        datasets.read_all(str(place / out / "translations"), tables.TRANSLATIONS)
+        datasets.read_all(str(place / out / "translations"), schemas.TRANSLATIONS)
         .sort_by([("origin_uri", "ascending"), ("number", "ascending")])
         .drop(["uri", "run_id", "translated_at"])
         for out in ("killed", "whole")
@@ -79,10 +80,10 @@ def test_the_truth_file_names_the_origin_of_every_picture(
     assert done.returncode == 0, done.stderr
     where = done.stdout.strip()
     assert where == str(place / "out/truth.csv")
-    known = truth.read(where, str(place / "photos"), str(place / "out/pictures"))
+    known = truth_files.read(where, str(place / "photos"), str(place / "out/pictures"))
     assert set(known) == {o.uri for o in storage.list_objects(str(place / "out/pictures"))}
     assert {Path(str(origin)).parent.name for origin in known.values()} == {"photos"}
-    [row] = datasets.read_all(str(place / "out/runs"), tables.RUNS).to_pylist()
+    [row] = datasets.read_all(str(place / "out/runs"), schemas.RUNS).to_pylist()
     assert (row["flow"], row["listed"], row["translated"], row["rejected"]) == ("translate", 11, 10, 1)
     assert "nothing new to do" in run(place, home, command(id2, "out")).stderr
 

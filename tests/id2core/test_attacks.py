@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from id2core.oripid import attacks
+from id2core.experiments import attacks
 
 NAMES = tuple(attacks.BY_NAME)
 

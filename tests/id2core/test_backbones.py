@@ -11,9 +11,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from id2core import backbones, encoders
-from id2core.encoders import EncoderError
-from id2core.oripid import models
+from id2core.encoders import backbones
+from id2core.encoders.base import EncoderError, Preprocess
+from id2core.encoders.hub import HUB
+from id2core.encoders.registry import load_encoder
+from id2core.translation import models
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 SIDE = 32
@@ -105,7 +107,7 @@ def saved(family: str, folder: Path, processor: dict[str, Any] | None = None) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_loads_and_gives_one_vector_per_picture(family: str, tmp_path: Path) -> None:
     folder = saved(family, tmp_path / "tiny")
-    encoder = encoders.load(str(folder), dtype="float32", batch_size=3)
+    encoder = load_encoder(str(folder), dtype="float32", batch_size=3)
     latents = encoder.encode(pictures(5))
     assert latents.dtype == np.float16 and latents.shape == (5, FAMILIES[family][1]) == (
         5,
@@ -114,10 +116,10 @@ def test_every_family_loads_and_gives_one_vector_per_picture(family: str, tmp_pa
     assert len(np.unique(latents, axis=0)) == 5 and np.isfinite(latents).all()
     alone = np.concatenate([encoder.encode(pictures(5)[i : i + 1]) for i in range(5)])
     assert np.array_equal(latents, alone)
-    again = encoders.load(str(folder), dtype="float32", batch_size=3)
+    again = load_encoder(str(folder), dtype="float32", batch_size=3)
     assert again.encoder_id == encoder.encoder_id and encoder.encoder_id.startswith("tiny-")
     assert np.array_equal(again.encode(pictures(5)), latents)
-    assert encoder.preprocess == encoders.Preprocess(SIDE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert encoder.preprocess == Preprocess(SIDE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def scaled(pixels: np.ndarray) -> torch.Tensor:
@@ -135,7 +137,7 @@ def test_the_embedding_is_the_one_that_transformers_gives(tmp_path: Path) -> Non
             "vit": vit.vit(pixel_values=x).last_hidden_state[:, 0],
         }
     for name, embedding in expected.items():
-        latents = encoders.load(str(tmp_path / name), dtype="float32").encode(pictures(2))
+        latents = load_encoder(str(tmp_path / name), dtype="float32").encode(pictures(2))
         np.testing.assert_allclose(latents, embedding, atol=2e-3)
 
 
@@ -143,32 +145,32 @@ def test_the_embedding_is_the_one_that_transformers_gives(tmp_path: Path) -> Non
 def test_a_saved_backbone_loads_as_the_same_encoder(family: str, tmp_path: Path) -> None:
     original = saved(family, tmp_path / "tiny")
     backbones.load(str(original)).save(tmp_path / "copy" / "tiny")
-    first, second = (encoders.load(str(f), dtype="float32") for f in (original, tmp_path / "copy" / "tiny"))
+    first, second = (load_encoder(str(f), dtype="float32") for f in (original, tmp_path / "copy" / "tiny"))
     assert second.encoder_id == first.encoder_id and second.preprocess == first.preprocess
     assert np.array_equal(second.encode(pictures(2)), first.encode(pictures(2)))
 
 
 def test_the_id_is_of_the_weights_that_are_used(tmp_path: Path) -> None:
     model = transformers.CLIPModel.from_pretrained(saved("clip", tmp_path / "clip"))
-    original = encoders.load(str(tmp_path / "clip")).encoder_id
+    original = load_encoder(str(tmp_path / "clip")).encoder_id
     for part, same in (("text_projection", True), ("visual_projection", False)):
         with torch.no_grad():
             getattr(model, part).weight.add_(1)
         saved("clip", tmp_path / part / "clip")
         model.save_pretrained(tmp_path / part / "clip")
-        assert (encoders.load(str(tmp_path / part / "clip")).encoder_id == original) is same
+        assert (load_encoder(str(tmp_path / part / "clip")).encoder_id == original) is same
 
 
 def test_a_bin_file_is_read_as_tensors_and_never_unpickled(tmp_path: Path) -> None:
     folder = saved("resnet", tmp_path / "tiny")
-    expected = encoders.load(str(folder)).encoder_id
+    expected = load_encoder(str(folder)).encoder_id
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    assert encoders.load(str(folder)).encoder_id == expected
+    assert load_encoder(str(folder)).encoder_id == expected
     torch.save(weights | {"harm": Path()}, folder / "pytorch_model.bin")
     with pytest.raises(EncoderError, match=r"[Ww]eights"):
-        encoders.load(str(folder))
+        load_encoder(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_size_and_scaling_are_those_of_the_image_processor(
 ) -> None:
     plain = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}
     facts = plain | {"image_mean": [0.5] * 3, "image_std": [0.25] * 3} | asked
-    found = encoders.load(str(saved("resnet", tmp_path, facts)), dtype="float32")
+    found = load_encoder(str(saved("resnet", tmp_path, facts)), dtype="float32")
     assert found.preprocess.size == side
     np.testing.assert_allclose(found.preprocess.mean, mean, rtol=1e-6)
     np.testing.assert_allclose(found.preprocess.std, std, rtol=1e-6)
@@ -215,14 +217,14 @@ def test_what_is_no_vision_backbone_says_what_to_do(tmp_path: Path) -> None:
         "unknown": "no-such-type",
     }.items():
         with pytest.raises(EncoderError, match=hint):
-            encoders.load(str(tmp_path / name))
+            load_encoder(str(tmp_path / name))
     with pytest.raises(EncoderError, match="local directory"):
         backbones.load("someone/some-vit")
 
 
 def test_short_names_are_known_and_shared() -> None:
     with pytest.raises(EncoderError, match="swin-b"):
-        encoders.load("no-such-name")
-    assert not set(backbones.BACKBONES) & set(encoders.HUB)
-    for name, (source, _, revision) in encoders.HUB.items():
+        load_encoder("no-such-name")
+    assert not set(backbones.BACKBONES) & set(HUB)
+    for name, (source, _, revision) in HUB.items():
         assert (models.TABLE[name].source, models.TABLE[name].revision) == (source, revision)

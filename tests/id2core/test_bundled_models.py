@@ -13,9 +13,9 @@ from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 
 import id2core
-from id2core import encoders
-from id2core.oripid import models
 from factory import vae as training
+from id2core.encoders.registry import load_encoder
+from id2core.translation import models
 from tests.drawing import scene
 
 DATA = Path(id2core.__file__).parent / "data"
@@ -71,9 +71,7 @@ def test_the_prompt_has_its_say(name: str) -> None:
 
 
 def test_mini_a_stands_on_the_mini_encoder_and_mini_b_on_another() -> None:
-    hashes = [
-        encoders.load(str(DATA / n)).encoder_id.rsplit("-", 1)[-1] for n in ("mini", "mini-a", "mini-b")
-    ]
+    hashes = [load_encoder(str(DATA / n)).encoder_id.rsplit("-", 1)[-1] for n in ("mini", "mini-a", "mini-b")]
     assert hashes[0] == hashes[1] != hashes[2]
     configs = [kept(name, "vae/config.json")["block_out_channels"] for name in ("mini-a", "mini-b")]
     assert configs[0] != configs[1]

@@ -14,11 +14,13 @@ import pytest
 import scipy.linalg
 from numpy.typing import NDArray
 
-from id2core import datasets, tables, transform
-from id2core.datasets import Commit
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Commit
 from id2core.training import closed_form, pairs
 from id2core.training.closed_form import ClosedForm, ClosedFormError
 from id2core.training.pairs import LeftOut, Pairs, PairsError
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
 
 N = 64
 IDS = {"encoder_id": "mini-0", "transform_id": "identity", "preprocess_id": "p"}
@@ -35,7 +37,7 @@ def write_embeddings(
 ) -> str:
     """A data set of two files in row groups of at most 3 rows."""
     rows = list(latents)
-    schema = tables.embeddings_schema(size, 1)
+    schema = schemas.embeddings_schema(size, 1)
 
     def groups(part: list[tuple[str, NDArray[Any]]]) -> Iterable[pa.Table]:
         for start in range(0, len(part), 3):
@@ -43,7 +45,7 @@ def write_embeddings(
             columns = {
                 "image_id": names,
                 "uri": [f"/{name}-{start}.jpg" for name in names],
-                "latent": tables.vectors_to_array(np.array(vectors, np.float16), size),
+                "latent": schemas.vectors_to_array(np.array(vectors, np.float16), size),
             }
             yield table(schema, columns, len(names))
 
@@ -57,8 +59,8 @@ def write_embeddings(
 def write_translations(uri: Path, rows: list[tuple[str, str]]) -> str:
     """A data set of (image_id, origin_id)."""
     columns = {"image_id": [r[0] for r in rows], "origin_id": [r[1] for r in rows]}
-    content = table(tables.TRANSLATIONS, columns, len(rows))
-    record = datasets.write_file(str(uri), datasets.digest_of(rows), [content], tables.TRANSLATIONS)
+    content = table(schemas.TRANSLATIONS, columns, len(rows))
+    record = datasets.write_file(str(uri), datasets.digest_of(rows), [content], schemas.TRANSLATIONS)
     datasets.write_commit(str(uri), Commit("translations", "run", {}, (record,)))
     return str(uri)
 
@@ -226,7 +228,7 @@ def drawn(
 
 def retrieval(weights: NDArray[Any] | None, data: Pairs) -> float:
     """Mean of 1/rank of all translations among all origins."""
-    w = transform.Transform(weights)
+    w = Transform(weights)
     queries, references = w.apply(data.latents[~data.is_origin]), w.apply(data.latents[data.is_origin])
     return closed_form.lookup(queries, references, data.labels[~data.is_origin])[0]
 
@@ -264,7 +266,7 @@ def test_the_validation_score_is_that_of_the_chosen_candidate(tmp_path: Path) ->
     assert score == pytest.approx(best.score, abs=0.01)
 
     w.save(tmp_path / "w.safetensors")
-    metadata = transform.load(str(tmp_path / "w.safetensors")).metadata
+    metadata = load_transform(str(tmp_path / "w.safetensors")).metadata
     assert metadata["encoder_id"] == "mini-0" and metadata["validation_map"] == best.score
     assert metadata["origins"] == int((~held_out).sum()) and metadata["pairs"] == 3 * metadata["origins"]
 

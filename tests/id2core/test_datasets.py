@@ -6,14 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from id2core import datasets, storage, tables
-from id2core.datasets import DatasetError, FileRecord
+from id2core.store import datasets, schemas, storage
+from id2core.store.datasets import DatasetError, FileRecord
 
 
 def add(uri: str, run_id: str) -> None:
     rows = [{"uri": f"{run_id}-{i}", "generation": "1", "reason": "empty"} for i in range(3)]
-    table = pa.Table.from_pylist(rows, tables.REJECTS)
-    record = datasets.write_file(uri, f"part-{run_id}", [table], tables.REJECTS)
+    table = pa.Table.from_pylist(rows, schemas.REJECTS)
+    record = datasets.write_file(uri, f"part-{run_id}", [table], schemas.REJECTS)
     datasets.add_files(uri, "rejects", run_id, [record], {"rows": 3})
 
 
@@ -27,22 +27,22 @@ def test_runs_that_commit_at_once_lose_nothing(
     add(uri, "run3")
     commit = datasets.require_commit(uri)
     assert len(commit.files) == 6 and set(commit.runs) == {f"run{i}" for i in range(6)}
-    table = datasets.read_all(uri, tables.REJECTS)
-    assert table.num_rows == 18 and table.schema.metadata == tables.REJECTS.metadata
+    table = datasets.read_all(uri, schemas.REJECTS)
+    assert table.num_rows == 18 and table.schema.metadata == schemas.REJECTS.metadata
 
 
 def test_leftovers_are_not_rows_and_gone_or_swapped_files_are_errors(tmp_path: Path) -> None:
     uri = str(tmp_path)
     add(uri, "a")
     [committed] = datasets.require_commit(uri).files
-    empty = datasets.write_file(uri, "part-leftover", [], tables.REJECTS)
-    assert datasets.read_all(uri, tables.REJECTS).num_rows == 3
+    empty = datasets.write_file(uri, "part-leftover", [], schemas.REJECTS)
+    assert datasets.read_all(uri, schemas.REJECTS).num_rows == 3
     (tmp_path / empty.name).replace(tmp_path / committed.name)
     with pytest.raises(DatasetError, match="0 rows, not 3"):
-        datasets.read_all(uri, tables.REJECTS)
+        datasets.read_all(uri, schemas.REJECTS)
     (tmp_path / committed.name).unlink()
     with pytest.raises(DatasetError, match="is gone"):
-        datasets.read_all(uri, tables.REJECTS)
+        datasets.read_all(uri, schemas.REJECTS)
 
 
 def test_only_our_own_success_counts(tmp_path: Path) -> None:

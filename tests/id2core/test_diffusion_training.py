@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderKL, AutoPipelineForImage2Image
 from PIL import Image
 
-from id2core import encoders
-from id2core.training import captions, photos
 from factory import diffusion, tokenizer
+from id2core.encoders.autoencoders import load_autoencoder
+from id2core.experiments import captions, photo_folders
 
 RECIPE = diffusion.Recipe(
     widths=(8, 16, 16),
@@ -28,7 +28,7 @@ RECIPE = diffusion.Recipe(
 
 
 def run(folder: Path, vae: str, out: Path, recipe: diffusion.Recipe = RECIPE) -> diffusion.Trainer:
-    loaded: AutoencoderKL = encoders.load_autoencoder(vae).float()
+    loaded: AutoencoderKL = load_autoencoder(vae).float()
     return diffusion.Trainer(recipe, folder, loaded, out, checked=6)
 
 
@@ -58,7 +58,7 @@ def test_a_training_killed_and_resumed_gives_the_weights_of_an_undisturbed_one(
 
     recipe = replace(RECIPE, prediction=prediction)
     run(photo_folder, tiny_vae, tmp_path / "whole", recipe).run(checkpoint_every=1)
-    vae = encoders.load_autoencoder(tiny_vae).float()
+    vae = load_autoencoder(tiny_vae).float()
     with pytest.raises(KilledError):
         Dies(recipe, photo_folder, vae, tmp_path / "parts", checked=6).run(checkpoint_every=1)
     run(photo_folder, tiny_vae, tmp_path / "parts", recipe).run(checkpoint_every=1)
@@ -131,7 +131,7 @@ def test_the_tokenizer_reads_any_text_and_survives_saving(tmp_path: Path) -> Non
 
 
 def test_variants_differ_and_are_the_same_every_time() -> None:
-    photo = np.random.default_rng(0).integers(0, 256, (photos.SIZE, photos.SIZE, 3), np.uint8)
+    photo = np.random.default_rng(0).integers(0, 256, (photo_folders.SIZE, photo_folders.SIZE, 3), np.uint8)
     from factory.diffusion_data import variant
 
     def made(number: int) -> np.ndarray:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from id2core import encoders, images
-from id2core.encoders import EncoderError
-from id2core.transform import Transform
+from id2core.encoders import images
+from id2core.encoders.autoencoders import _mode
+from id2core.encoders.base import EncoderError, Preprocess
+from id2core.encoders.registry import load_encoder
+from id2core.transforms.linear import Transform
 from tests.drawing import scene
 
 FLAT = {
@@ -74,19 +76,19 @@ def test_any_diffusers_autoencoder_loads_from_its_directory(name: str, tmp_path:
     torch.manual_seed(0)
     model = getattr(diffusers, name)(**config)
     model.save_pretrained(tmp_path / "vae")
-    encoder = encoders.load(str(tmp_path), dtype="float32", batch_size=2)  # a pipeline: its VAE is in vae/
+    encoder = load_encoder(str(tmp_path), dtype="float32", batch_size=2)  # a pipeline: its VAE is in vae/
     assert encoder.latent_size == size
     assert encoder.encoder_id == f"{tmp_path.name}-{encoder.encoder_id[-12:]}"
     x = torch.from_numpy(noise(1)).permute(0, 3, 1, 2).float() / 127.5 - 1
     video = "Wan" in name or "Video" in name
     with torch.no_grad():
         out = model.eval().encode(x[:, :, None] if video else x)
-    expected = encoders._mode(out).flatten(1).numpy()
+    expected = _mode(out).flatten(1).numpy()
     np.testing.assert_allclose(encoder.encode(noise(1)), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_a_latent_does_not_depend_on_its_neighbours(tiny_vae: str) -> None:
-    encoder = encoders.load(tiny_vae, batch_size=4)
+    encoder = load_encoder(tiny_vae, batch_size=4)
     pixels = noise(7)
     together = encoder.encode(pixels)
     alone = np.concatenate([encoder.encode(pixels[i : i + 1]) for i in range(7)])
@@ -96,19 +98,19 @@ def test_a_latent_does_not_depend_on_its_neighbours(tiny_vae: str) -> None:
 
 def test_the_id_follows_the_weights_of_the_encoder_alone(tiny_vae: str, tmp_path: Path) -> None:
     vae = diffusers.AutoencoderKL.from_pretrained(tiny_vae)
-    original = encoders.load(tiny_vae).encoder_id
+    original = load_encoder(tiny_vae).encoder_id
     for change, same in (("decoder", True), ("encoder", False)):
         with torch.no_grad():
             getattr(vae, change).conv_in.weight.add_(1)
         vae.save_pretrained(tmp_path / change / "tiny")
-        assert (encoders.load(str(tmp_path / change / "tiny")).encoder_id == original) is same
+        assert (load_encoder(str(tmp_path / change / "tiny")).encoder_id == original) is same
 
 
 def test_float16_weights_have_the_id_of_their_float32_copy(tiny_vae: str, tmp_path: Path) -> None:
     half = diffusers.AutoencoderKL.from_pretrained(tiny_vae).half()
     half.save_pretrained(tmp_path / "half" / "tiny")
     half.float().save_pretrained(tmp_path / "single" / "tiny")
-    ids = {encoders.load(str(tmp_path / kind / "tiny")).encoder_id for kind in ("half", "single")}
+    ids = {load_encoder(str(tmp_path / kind / "tiny")).encoder_id for kind in ("half", "single")}
     assert len(ids) == 1
 
 
@@ -116,10 +118,10 @@ def test_torchscript_runs_with_its_own_size_and_scaling(tmp_path: Path) -> None:
     path = tmp_path / "copy.torchscript.pt"
     torch.jit.script(torch.nn.Sequential(torch.nn.AvgPool2d(32))).save(str(path))
     path.with_suffix(".json").write_text('{"size": 64, "mean": [0.5, 0, 0], "std": [0.5, 1, 1]}')
-    encoder = encoders.load(str(path))
+    encoder = load_encoder(str(path))
     pixels = np.full((1, 64, 64, 3), 255, np.uint8)
     assert encoder.encode(pixels).tolist() == [[1.0] * 12]
-    assert encoder.preprocess.preprocess_id != encoders.Preprocess(64).preprocess_id
+    assert encoder.preprocess.preprocess_id != Preprocess(64).preprocess_id
     with pytest.raises(ValueError, match="64"):
         encoder.encode(noise(1))
 
@@ -132,7 +134,7 @@ def test_a_copy_detection_model_gives_a_vector_of_its_own_size(tmp_path: Path) -
     torch.jit.script(model).save(str(path))
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     path.with_suffix(".json").write_text(json.dumps({"size": 320, "mean": mean, "std": std}))
-    encoder = encoders.load(str(path), batch_size=2)
+    encoder = load_encoder(str(path), batch_size=2)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 320, 320, 3), np.uint8)
     latents = encoder.encode(pixels)
     assert latents.dtype == np.float16 and latents.shape == (3, 5) == (3, encoder.latent_size)
@@ -159,11 +161,11 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
         "someone/some-vae": "local directory",
     }.items():
         with pytest.raises(EncoderError, match=hint):
-            encoders.load(spec)
+            load_encoder(spec)
 
 
 def test_scaled_decoding_of_large_jpegs_keeps_the_descriptor() -> None:
-    encoder = encoders.load(dtype="float32")
+    encoder = load_encoder(dtype="float32")
     file = io.BytesIO()
     pixels, plain = [], []
     for seed in range(4):

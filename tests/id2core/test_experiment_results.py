@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from id2core import environment
+from id2core.evaluation.metrics import Measure
 from id2core.experiments import plots, results
 from id2core.experiments.plots import Bars, Histograms, Lines, Panels, PlotError
 from id2core.experiments.results import Column, Provenance, Result, Skipped
-from id2core.metrics import Measure
-from id2core.theory import Spread
+from id2core.experiments.theory import Spread
 
 MACHINE = {"cpu": "A CPU", "cores": 2, "memory_gib": 7.5, "gpus": [], "encoder_device": "cpu"}
 PROVENANCE = Provenance("2026-01-02", "commit 0123456789ab", MACHINE, {"torch": "2"})

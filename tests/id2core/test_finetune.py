@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from id2core import encoders, images
+from id2core.encoders import images
+from id2core.encoders.registry import load_encoder
 from id2core.training import finetune
 from id2core.training.finetune import FinetuneError, Recipe
 from tests.drawing import scene
@@ -60,7 +61,7 @@ def test_training_lowers_the_loss_and_saves_an_encoder(loss: str, pictures: list
     assert len(values) == 6 and values[-1] < 0.8 * values[0]
     assert seen[-1] == ("training", 24, 24)
     assert folder == out / f"tiny-{loss}"
-    before, after = (encoders.load(str(f), dtype="float32", batch_size=8) for f in (start, folder))
+    before, after = (load_encoder(str(f), dtype="float32", batch_size=8) for f in (start, folder))
     assert after.encoder_id.startswith(f"tiny-{loss}-") and after.preprocess == before.preprocess
     pixels = decoded(32)
     assert after.latent_size == before.latent_size
@@ -86,7 +87,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path:
     assert len(told) == 3 and told[1] == first and told[2] >= first + 0.59
     facts = json.loads((resumed / finetune.REPORT).read_text())
     assert facts["seconds"] == pytest.approx(told[-1], abs=0.051)
-    assert encoders.load(str(resumed)).encoder_id == encoders.load(str(whole)).encoder_id
+    assert load_encoder(str(resumed)).encoder_id == load_encoder(str(whole)).encoder_id
     with pytest.raises(ValueError, match="another recipe"):
         finetune.finetune(pictures[1:], recipe, again, device="cpu")
 

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from id2core import heads, transform
-from id2core.heads import Architecture, Head
-from id2core.training import metric
+from id2core.training import gradient
 from id2core.training.closed_form import Trial
-from id2core.training.metric import MetricError
-from id2core.transform import Transform, TransformError
+from id2core.training.gradient import MetricError
+from id2core.transforms import heads
+from id2core.transforms.files import load_transform
+from id2core.transforms.heads import Architecture, Head
+from id2core.transforms.linear import Transform, TransformError
 from tests.id2core.test_metric_training import SMALL, log, made
 
 N, M = 4 * 8 * 8, 16
@@ -47,7 +48,7 @@ def test_a_head_does_what_a_transform_does(kind: str, tmp_path: Path) -> None:
     assert not np.allclose(out[0], out[1], atol=0.1)
 
     found.save(tmp_path / "head.safetensors")
-    loaded = transform.load(str(tmp_path / "head.safetensors"))
+    loaded = load_transform(str(tmp_path / "head.safetensors"))
     assert isinstance(loaded, Head) and loaded.architecture == found.architecture
     assert loaded.transform_id == found.transform_id and loaded.metadata == found.metadata
     assert (loaded.apply(latents[:5]) == found.apply(latents[:5])).all()
@@ -106,19 +107,19 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     for weights, header in broken:
         save_file(weights, path, metadata={"head": header})
         with pytest.raises(TransformError):
-            transform.load(str(path))
+            load_transform(str(path))
 
 
 @pytest.mark.parametrize("kind", ["mlp-2", "convolution", "attention"])
 def test_heads_are_trained_like_w(kind: str, tmp_path: Path) -> None:
     pairs = made()
     recipe = replace(SMALL, head=kind, lr=3e-3, epochs=3)
-    found = metric.fit(pairs, recipe, tmp_path / "whole")
+    found = gradient.fit(pairs, recipe, tmp_path / "whole")
     rows = log(tmp_path / "whole")
     assert isinstance(found, Head) and rows[-1]["loss"] < rows[1]["loss"]
     reached = Trial.of(pairs, pairs.held_out(recipe.validation_share)).score(found)[0]
     assert found.metadata["validation_map"] == reached and found.metadata["experimental"]
-    saved = transform.load(str(tmp_path / "whole" / metric.WEIGHTS))
+    saved = load_transform(str(tmp_path / "whole" / gradient.WEIGHTS))
     assert saved.transform_id == found.transform_id and saved.metadata == found.metadata
 
     class InterruptedRunError(Exception):
@@ -129,13 +130,13 @@ def test_heads_are_trained_like_w(kind: str, tmp_path: Path) -> None:
             raise InterruptedRunError
 
     with pytest.raises(InterruptedRunError):
-        metric.fit(pairs, recipe, tmp_path / "parts", checkpoint_every=7, progress=interrupt)
-    assert metric.fit(pairs, recipe, tmp_path / "parts").transform_id == found.transform_id
+        gradient.fit(pairs, recipe, tmp_path / "parts", checkpoint_every=7, progress=interrupt)
+    assert gradient.fit(pairs, recipe, tmp_path / "parts").transform_id == found.transform_id
 
 
 def test_a_recipe_whose_head_does_not_fit_says_why(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="choose linear, mlp-1"):
-        metric.fit(made(), replace(SMALL, head="resnet"), tmp_path)
+        gradient.fit(made(), replace(SMALL, head="resnet"), tmp_path)
     start = Transform(np.ones((64, 32), np.float32))
     with pytest.raises(MetricError, match="linear head"):
-        metric.fit(made(), replace(SMALL, head="mlp-2"), tmp_path, start=start)
+        gradient.fit(made(), replace(SMALL, head="mlp-2"), tmp_path, start=start)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from id2core.images import Decoded, Limits, decode
-from id2core.rejects import Reason, Reject
+from id2core.encoders.images import Decoded, Limits, decode
+from id2core.store.rejects import Reason, Reject
 from tests.broken import HEIGHT, WIDTH, broken_files, encode, good_files, picture, raw_png, see_through
 
 GOOD, BROKEN = good_files(), broken_files()

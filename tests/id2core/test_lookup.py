@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from id2core import datasets, index, lookup, tables
-from id2core.datasets import DatasetError
-from id2core.transform import Transform, TransformError
+from id2core.search import exact, shards
+from id2core.store import datasets, schemas
+from id2core.store.datasets import DatasetError
+from id2core.transforms.linear import Transform, TransformError
 from tests.latent_sets import N, write_descriptors, write_embeddings
 
 
@@ -24,7 +25,7 @@ def some_w(seed: int = 9) -> Transform:
 def test_the_best_references_under_each_transform_in_one_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lookup, "SHARD_ROWS", 100)
+    monkeypatch.setattr(exact, "SHARD_ROWS", 100)
     references, queries = drawn(730, 0), drawn(130, 1)
     left, right = (
         write_embeddings(tmp_path / "r", references, "r", 3),
@@ -35,12 +36,12 @@ def test_the_best_references_under_each_transform_in_one_reading(
     monkeypatch.setattr(datasets, "read_file", lambda uri, *more: (read.append(uri), real(uri, *more))[1])
     told: list[tuple[str, int, int]] = []
     transforms = [Transform(), some_w()]
-    found = lookup.search(left, right, transforms, 7, progress=lambda *step: told.append(step))
+    found = exact.search(left, right, transforms, 7, progress=lambda *step: told.append(step))
     assert read.count(left) == 15 and told[-1] == ("lookup", 730 * 130, 730 * 130)
     for transform, matches in zip(transforms, found, strict=True):
         scores = transform.apply(queries) @ transform.apply(references).T
         best = np.argsort(-scores, axis=1)[:, :7]
-        assert matches.schema.equals(tables.MATCHES, check_metadata=True)
+        assert matches.schema.equals(schemas.MATCHES, check_metadata=True)
         assert matches["reference_id"].to_pylist() == [f"r{i:06d}" for i in best.ravel()]
         np.testing.assert_allclose(
             matches["score"].to_numpy(), np.take_along_axis(scores, best, 1).ravel(), atol=1e-5
@@ -49,10 +50,10 @@ def test_the_best_references_under_each_transform_in_one_reading(
         assert matches["query_uri"].to_pylist()[::7] == [f"/q/{i:06d}.jpg" for i in range(130)]
         assert matches["transform_id"].unique().to_pylist() == [transform.transform_id]
     names = [m["index_id"][0].as_py() for m in found]
-    assert names[0] == index.index_id(datasets.require_commit(left)) != names[1]
+    assert names[0] == shards.index_id(datasets.require_commit(left)) != names[1]
     assert len({m["run_id"][0].as_py() for m in found}) == 2
     bytes_of_fifty = 50 * 4 * (N + 6)
-    parts = lookup.search(left, right, transforms, 7, query_bytes=bytes_of_fifty)
+    parts = exact.search(left, right, transforms, 7, query_bytes=bytes_of_fifty)
     for a, b in zip(found, parts, strict=True):
         assert a.drop(["score", "scanned_at"]).equals(b.drop(["score", "scanned_at"]))
 
@@ -61,11 +62,11 @@ def test_equal_scores_are_ordered_by_id_and_a_small_corpus_gives_all_it_has(tmp_
     same = np.ones((60, N))
     left = write_embeddings(tmp_path / "r", same, "r")
     right = write_embeddings(tmp_path / "q", drawn(3, 1), "q", 1)
-    [found] = lookup.search(left, right, [some_w()], 100)
+    [found] = exact.search(left, right, [some_w()], 100)
     assert found["reference_id"].to_pylist() == [f"r{i:06d}" for i in range(60)] * 3
     empty = write_embeddings(tmp_path / "empty", np.empty((0, N)), "x", 1)
-    assert lookup.search(empty, right, [Transform()])[0].num_rows == 0
-    assert lookup.search(left, empty, [Transform()])[0].num_rows == 0
+    assert exact.search(empty, right, [Transform()])[0].num_rows == 0
+    assert exact.search(left, empty, [Transform()])[0].num_rows == 0
 
 
 def test_a_data_set_without_latents_is_compared_under_its_own_transform(tmp_path: Path) -> None:
@@ -76,28 +77,28 @@ def test_a_data_set_without_latents_is_compared_under_its_own_transform(tmp_path
     )
     bare = write_descriptors(tmp_path / "d", references, "r", w)
     asked = write_descriptors(tmp_path / "a", queries, "q", w)
-    [expected] = lookup.search(left, right, [w], 5)
-    for found in (lookup.search(bare, right, [w], 5), lookup.search(left, asked, [w], 5)):
+    [expected] = exact.search(left, right, [w], 5)
+    for found in (exact.search(bare, right, [w], 5), exact.search(left, asked, [w], 5)):
         same = ["query_uri", "reference_id", "rank", "score"]
         assert found[0].select(same).equals(expected.select(same))
     with pytest.raises(DatasetError, match="holds no latents, only descriptors of transform"):
-        lookup.search(bare, right, [w, Transform()], 5)
+        exact.search(bare, right, [w, Transform()], 5)
     for file in Path(bare).glob("*.parquet"):
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DatasetError, match="is damaged"):
-        lookup.search(bare, right, [w], 5)
+        exact.search(bare, right, [w], 5)
 
 
 def test_what_does_not_compare_is_refused(tmp_path: Path) -> None:
     left = write_embeddings(tmp_path / "r", drawn(9, 0), "r", transform_id="other")
     right = write_embeddings(tmp_path / "q", drawn(9, 1), "q")
-    assert lookup.search(left, right, [some_w()], 2)[0].num_rows == 18  # their own transforms do not matter
+    assert exact.search(left, right, [some_w()], 2)[0].num_rows == 18  # their own transforms do not matter
     other = write_embeddings(tmp_path / "o", drawn(9, 1), "o", encoder_id="e-2")
     with pytest.raises(DatasetError, match="encoder_id e-2"):
-        lookup.search(left, other, [Transform()])
+        exact.search(left, other, [Transform()])
     with pytest.raises(TransformError, match="trained for e-3"):
-        lookup.search(left, right, [Transform(some_w().weights, {"encoder_id": "e-3"})])
+        exact.search(left, right, [Transform(some_w().weights, {"encoder_id": "e-3"})])
     with pytest.raises(TransformError, match="latents of 5 numbers"):
-        lookup.search(left, right, [Transform(np.ones((5, 2), np.float32))])
+        exact.search(left, right, [Transform(np.ones((5, 2), np.float32))])
     with pytest.raises(ValueError, match="k is 0"):
-        lookup.search(left, right, [Transform()], 0)
+        exact.search(left, right, [Transform()], 0)

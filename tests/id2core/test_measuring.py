@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from id2core import measuring, metrics
-from id2core.truth import Truth
+from id2core.evaluation import metrics, streaming
+from id2core.evaluation.truth_files import Truth
 
 
 def matches(queries: int = 60, k: int = 4, seed: int = 0) -> tuple[pa.Table, Truth]:
@@ -43,12 +43,12 @@ def test_file_by_file_is_the_same_as_at_once() -> None:
     table, truth = matches()
     ids = {"/r/away": table["reference_id"][12].as_py()}
     pieces = [table.slice(start, 40) for start in range(0, table.num_rows, 40)]
-    found = measuring.read([table.slice(0, 0), *pieces[::-1]], truth, ids)
+    found = streaming.read([table.slice(0, 0), *pieces[::-1]], truth, ids)
     whole = metrics.read(table, truth, image_ids=ids)
     assert (found.queries, found.budget, found.counts) == (whole.queries, whole.budget, whole.counts)
     assert metrics.measure(found, resamples=50) == metrics.measure(whole, resamples=50)
     assert found.counts.without_matches == 2 and found.counts.not_in_truth == 12
-    nothing = metrics.measure(measuring.read([], {}, {}))
+    nothing = metrics.measure(streaming.read([], {}, {}))
     assert (nothing.accuracy.value, nothing.micro_ap.value) == (None, None)
 
 
@@ -56,7 +56,7 @@ def test_groups_are_measured_by_themselves() -> None:
     table, truth = matches()
     groups = {query: "even" if i % 2 else "odd" for i, query in enumerate(truth) if query != "missing"}
     groups |= {"unread": "strangers", "never scanned": "nowhere"}
-    found = measuring.by_group(measuring.read([table], truth, {}), groups)
+    found = streaming.by_group(streaming.read([table], truth, {}), groups)
     assert found.keys() == {"even", "odd", "strangers"}
     assert found["strangers"] == {"accuracy": None, "mean_ap": None, "of": 0, "uploads": 1}
     for name in ("even", "odd"):

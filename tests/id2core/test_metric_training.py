@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from pytorch_metric_learning.losses import CosFaceLoss
 
-from id2core import transform
-from id2core.training import closed_form, criteria, metric, ranks
+from id2core.training import closed_form, criteria, gradient, ranks
 from id2core.training.closed_form import Trial
-from id2core.training.metric import MetricError, Recipe
+from id2core.training.gradient import MetricError, Recipe
 from id2core.training.pairs import Pairs
 from id2core.training.samples import Batches
-from id2core.transform import Transform
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
 
 N = 64
 SMALL = Recipe(
@@ -59,7 +59,7 @@ def log(out: Path) -> list[dict[str, float]]:
 def test_training_beats_the_cosine_of_latents_on_origins_it_never_saw(tmp_path: Path) -> None:
     pairs = made()
     told: list[tuple[str, int, int]] = []
-    found = metric.fit(pairs, SMALL, tmp_path, progress=lambda *event: told.append(event))
+    found = gradient.fit(pairs, SMALL, tmp_path, progress=lambda *event: told.append(event))
     rows = log(tmp_path)
     trial = Trial.of(pairs, pairs.held_out(SMALL.validation_share))
     reached, raw = trial.score(found)[0], trial.score(Transform())[0]
@@ -67,10 +67,10 @@ def test_training_beats_the_cosine_of_latents_on_origins_it_never_saw(tmp_path: 
     assert reached > 0.8 and raw < 0.5
     assert found.metadata["validation_map"] == reached == pytest.approx(rows[-1]["validation_map"], abs=1e-3)
     assert told[-1] == ("training", SMALL.steps, SMALL.steps)
-    saved = transform.load(str(tmp_path / metric.WEIGHTS))
+    saved = load_transform(str(tmp_path / gradient.WEIGHTS))
     assert saved.transform_id == found.transform_id and saved.metadata == found.metadata
     saved.check_encoder("mini-0")
-    again = metric.fit(pairs, SMALL, tmp_path)
+    again = gradient.fit(pairs, SMALL, tmp_path)
     assert again.transform_id == found.transform_id and log(tmp_path) == rows
 
 
@@ -78,7 +78,7 @@ def test_training_beats_the_cosine_of_latents_on_origins_it_never_saw(tmp_path: 
     "change", [{"loss": "circle", "scale": None}, {"loss": "softmax", "iterations": 60}, {"negatives": 32}]
 )
 def test_the_other_losses_learn_too(change: dict[str, Any], tmp_path: Path) -> None:
-    found = metric.fit(made(), replace(SMALL, **change), tmp_path)
+    found = gradient.fit(made(), replace(SMALL, **change), tmp_path)
     rows = log(tmp_path)
     assert rows[-1]["loss"] < rows[1]["loss"]
     assert found.metadata["validation_map"] > 0.7
@@ -101,21 +101,23 @@ metric.fit(made(), recipe, Path(sys.argv[1]), checkpoint_every=7,
 @pytest.mark.parametrize("negatives", [None, 16])
 def test_a_killed_training_goes_on_as_if_it_had_not_been(negatives: int | None, tmp_path: Path) -> None:
     pairs, recipe = made(), replace(SMALL, negatives=negatives)
-    whole = metric.fit(pairs, recipe, tmp_path / "whole")
+    whole = gradient.fit(pairs, recipe, tmp_path / "whole")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "parts"), str(negatives or 0)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
         process.send_signal(signal.SIGKILL)
-    assert not (tmp_path / "parts" / metric.WEIGHTS).exists()
+    assert not (tmp_path / "parts" / gradient.WEIGHTS).exists()
     steps: list[int] = []
-    parts = metric.fit(pairs, recipe, tmp_path / "parts", progress=lambda _, done, total: steps.append(done))
+    parts = gradient.fit(
+        pairs, recipe, tmp_path / "parts", progress=lambda _, done, total: steps.append(done)
+    )
     assert steps[0] == 64
     assert parts.transform_id == whole.transform_id
     for other in (replace(recipe, lr=1.0), replace(recipe, seed=2)):
         with pytest.raises(ValueError, match="another recipe"):
-            metric.fit(pairs, other, tmp_path / "parts")
+            gradient.fit(pairs, other, tmp_path / "parts")
     with pytest.raises(ValueError, match="another recipe"):
-        metric.fit(made(seed=1), recipe, tmp_path / "parts")
+        gradient.fit(made(seed=1), recipe, tmp_path / "parts")
 
 
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Pa
     start = closed_form.fit(pairs, SMALL.dimensions, validation_share=SMALL.validation_share).transform
     held_out = pairs.held_out(SMALL.validation_share)
     recipe = replace(SMALL, lr=3.0, epochs=20, patience=2, warmup=0.0)
-    found = metric.fit(pairs, recipe, tmp_path, start=start)
+    found = gradient.fit(pairs, recipe, tmp_path, start=start)
     rows = log(tmp_path)
     assert found.metadata["validation_map"] == Trial.of(pairs, held_out).score(found)[0]
     assert round(found.metadata["validation_map"], 4) == max(row["validation_map"] for row in rows)
@@ -137,10 +139,10 @@ def test_a_start_is_where_training_starts(tmp_path: Path) -> None:
     for negatives in (None, 32):
         out = tmp_path / str(negatives)
         recipe = replace(SMALL, lr=1e-4, epochs=1, negatives=negatives)
-        found = metric.fit(pairs, recipe, out, start=start)
+        found = gradient.fit(pairs, recipe, out, start=start)
         assert log(out)[0]["validation_map"] == pytest.approx(reached, abs=1e-3)
         assert found.metadata["validation_map"] >= reached
-        metric.fit(pairs, recipe, tmp_path / f"random-{negatives}")
+        gradient.fit(pairs, recipe, tmp_path / f"random-{negatives}")
         assert log(out)[1]["loss"] < log(tmp_path / f"random-{negatives}")[1]["loss"] - 5
 
 
@@ -221,12 +223,12 @@ def test_with_all_negatives_the_partial_loss_is_the_full_one() -> None:
 )
 def test_a_recipe_that_cannot_work_says_why(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=message):
-        metric.fit(made(), replace(SMALL, **change), tmp_path)
+        gradient.fit(made(), replace(SMALL, **change), tmp_path)
 
 
 def test_a_start_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"\(64, 32\) is needed"):
-        metric.fit(made(), SMALL, tmp_path, start=Transform(np.ones((N, 8), np.float32)))
+        gradient.fit(made(), SMALL, tmp_path, start=Transform(np.ones((N, 8), np.float32)))
 
 
 def test_in_bfloat16_a_run_learns_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -238,16 +240,16 @@ def test_in_bfloat16_a_run_learns_and_goes_on_to_the_same_bits(tmp_path: Path) -
             raise InterruptedRunError
 
     pairs, recipe = made(), replace(SMALL, precision="bfloat16")
-    lower = metric.fit(pairs, recipe, tmp_path / "whole", device="cpu")
-    whole = metric.fit(pairs, SMALL, tmp_path / "float32", device="cpu")
+    lower = gradient.fit(pairs, recipe, tmp_path / "whole", device="cpu")
+    whole = gradient.fit(pairs, SMALL, tmp_path / "float32", device="cpu")
     assert lower.metadata["validation_map"] > 0.8 and lower.transform_id != whole.transform_id
     assert whole.metadata["recipe"]["precision"] == "float32"
     with pytest.raises(InterruptedRunError):
-        metric.fit(pairs, recipe, tmp_path / "parts", checkpoint_every=7, device="cpu", progress=interrupt)
-    again = metric.fit(pairs, recipe, tmp_path / "parts", device="cpu")
+        gradient.fit(pairs, recipe, tmp_path / "parts", checkpoint_every=7, device="cpu", progress=interrupt)
+    again = gradient.fit(pairs, recipe, tmp_path / "parts", device="cpu")
     assert again.transform_id == lower.transform_id
     with pytest.raises(ValueError, match="another recipe"):
-        metric.fit(pairs, SMALL, tmp_path / "parts", device="cpu")
+        gradient.fit(pairs, SMALL, tmp_path / "parts", device="cpu")
 
 
 def test_logits_are_float32_whatever_the_head_is_in(tmp_path: Path) -> None:
@@ -280,9 +282,9 @@ def test_a_log_has_every_epoch_once_and_tensorboard_shows_the_same(tmp_path: Pat
 
     pairs = made()
     with pytest.raises(InterruptedRunError):
-        metric.fit(pairs, SMALL, tmp_path, checkpoint_every=50, progress=interrupt)
+        gradient.fit(pairs, SMALL, tmp_path, checkpoint_every=50, progress=interrupt)
     assert log(tmp_path)[-1]["step"] == 90
-    metric.fit(pairs, SMALL, tmp_path, checkpoint_every=50)
+    gradient.fit(pairs, SMALL, tmp_path, checkpoint_every=50)
     rows = log(tmp_path)
     assert [row["step"] for row in rows] == [30 * epoch for epoch in range(SMALL.epochs + 1)]
     curves = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -17,8 +17,9 @@ from sklearn.metrics import (
     precision_recall_curve,
 )
 
-from id2core import bootstrap, metrics, ranking, tables
-from id2core.ranking import Predictions
+from id2core.evaluation import bootstrap, metrics, ranking
+from id2core.evaluation.ranking import Predictions
+from id2core.store import schemas
 
 GOLDEN = {"q1": "r1", "q2": "r2", "q3": None, "q4": "r4"}
 GOLDEN_ROWS = [("q1", "r1", 0.9), ("q3", "r7", 0.8), ("q2", "r2", 0.7), ("q2", "r9", 0.7)]
@@ -36,7 +37,7 @@ def matches(rows: list[tuple[str, str, float]], **more: list[Any]) -> pa.Table:
         **more,
     }
     empty = [None] * len(rows)
-    return pa.Table.from_pydict({n: columns.get(n, empty) for n in tables.MATCHES.names}, tables.MATCHES)
+    return pa.Table.from_pydict({n: columns.get(n, empty) for n in schemas.MATCHES.names}, schemas.MATCHES)
 
 
 def simulated(n: int = 300, k: int = 10, seed: int = 0, gain: float = 2.0) -> Predictions:

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from id2core import encoders, metrics, pairwise, tables
-from id2core.encoders import EncoderError
-from id2core.pairwise import LocalMatching, Pictures, Scripted
-from id2core.rejects import Reason
+from id2core.encoders.base import EncoderError
+from id2core.encoders.registry import load_encoder
+from id2core.evaluation import metrics
+from id2core.search import pairwise
+from id2core.search.pairwise import LocalMatching, Pictures, Scripted
+from id2core.store import schemas
+from id2core.store.rejects import Reason
 from tests.drawing import draw_photos
 from tests.id2core.test_backbones import saved
 
@@ -42,7 +45,7 @@ def maps(count: int, seed: int, channels: int = 3, side: int = 4) -> np.ndarray:
 
 @pytest.fixture
 def local(tiny_vae: str) -> LocalMatching:
-    return LocalMatching(encoders.load(tiny_vae, dtype="float32", batch_size=4), 1)
+    return LocalMatching(load_encoder(tiny_vae, dtype="float32", batch_size=4), 1)
 
 
 def test_local_matching_is_the_mean_best_cosine_of_places_both_ways(local: LocalMatching) -> None:
@@ -97,7 +100,7 @@ def test_a_search_equals_sorting_all_scores_and_is_measured(local: LocalMatching
     noisy = references.maps[[4, 2, 7]] + np.float16(0.3) * maps(3, 1)
     queries = Pictures(("a", "b", "c"), noisy)
     found = pairwise.search(local, queries, references, 4, block=2)
-    assert found.schema.field("score").type == tables.MATCHES.field("score").type
+    assert found.schema.field("score").type == schemas.MATCHES.field("score").type
     scores = local.score(queries.maps, references.maps)
     order = np.argsort(-scores, axis=1)[:, :4]
     assert found["query_uri"].to_pylist() == [q for q in "abc" for _ in range(4)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from id2core.oripid.prompt_dialogue import parse
+from id2core.translation.prompt_dialogue import parse
 
 LONG = "A knight in fog: oil on canvas, 3.5 m wide"
 SHORT = "Don't look, 12 cats!"

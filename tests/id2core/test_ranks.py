@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from id2core import heads, transform
-from id2core.training import metric, ranks
+from id2core.training import gradient, ranks
 from id2core.training.criteria import Objective, build_loss
+from id2core.transforms import heads
+from id2core.transforms.files import load_transform
 from tests.id2core.test_metric_training import SMALL, log, made
 
 # Few steps at a low rate: differences in rounding grow from step to step.
@@ -102,8 +103,8 @@ def test_two_processes_train_the_w_of_one_and_go_on_after_they_were_killed(tmp_p
     assert torchrun(TRAIN, json.dumps([*runs, runs[0]]), tmp_path) == 0
     latents = made(seed=5).latents
     for name, change in changes.items():
-        one = metric.fit(made(), replace(FEW, **change), tmp_path / "one" / name, device="cpu")
-        two = transform.load(str(tmp_path / name / metric.WEIGHTS))
+        one = gradient.fit(made(), replace(FEW, **change), tmp_path / "one" / name, device="cpu")
+        two = load_transform(str(tmp_path / name / gradient.WEIGHTS))
         np.testing.assert_allclose(two.apply(latents), one.apply(latents), atol=2e-5)
         for mine, theirs in zip(log(tmp_path / "one" / name), log(tmp_path / name), strict=True):
             for key in mine.keys() - {"seconds"}:
@@ -119,6 +120,6 @@ def test_two_processes_train_the_w_of_one_and_go_on_after_they_were_killed(tmp_p
     parts = tmp_path / "parts"
     killed = json.dumps([(str(parts), {})])
     assert torchrun(TRAIN, killed, tmp_path, die_at=10) != 0
-    assert not (parts / metric.WEIGHTS).exists()
+    assert not (parts / gradient.WEIGHTS).exists()
     assert torchrun(TRAIN, killed, tmp_path) == 0
     assert results(parts)[0] == [results(tmp_path / "cosface")[0][0], FEW.steps - 8]

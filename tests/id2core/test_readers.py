@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from id2core import datasets, storage, tables, truth
-from id2core.datasets import DatasetError
+from id2core.evaluation import truth_files
 from id2core.oripid import feature_files, readers
 from id2core.oripid.readers import Drop, OripidLayout, PairSet, ReaderError
-from id2core.rejects import Reason, Reject
-from id2core.storage import Object
-from id2core.transform import Transform, TransformError
+from id2core.store import datasets, schemas, storage
+from id2core.store.datasets import DatasetError
+from id2core.store.rejects import Reason, Reject
+from id2core.store.storage import Object
+from id2core.transforms.linear import Transform, TransformError
 from tests.drawing import draw_photos, scene
 
 N = 64
@@ -244,15 +245,15 @@ def test_importing_makes_a_committed_data_set(root: str, tmp_path: Path) -> None
 
     commit = datasets.require_commit(plan.out + "/embeddings")
     assert commit.ids == {"encoder_id": "sd2-sample", "transform_id": "identity", "preprocess_id": f"npy-{N}"}
-    table = datasets.read_all(plan.out + "/embeddings", tables.embeddings_schema(N, N))
-    assert table.schema.equals(tables.embeddings_schema(N, N))
+    table = datasets.read_all(plan.out + "/embeddings", schemas.embeddings_schema(N, N))
+    assert table.schema.equals(schemas.embeddings_schema(N, N))
     labels = [OripidLayout().label(uri) for uri in table["uri"].to_pylist()]
     assert labels == [(f"T{i // 3:06d}", i % 3) for i in range(6)]
     expected = np.stack([latent(i) for i in range(6)])
-    assert np.array_equal(tables.column_to_vectors(table["latent"]), expected.astype(np.float16))
+    assert np.array_equal(schemas.column_to_vectors(table["latent"]), expected.astype(np.float16))
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
-    assert np.allclose(tables.column_to_vectors(table["descriptor"]), unit, atol=1e-3)
-    rejects = datasets.read_all(plan.out + "/rejects", tables.REJECTS)
+    assert np.allclose(schemas.column_to_vectors(table["descriptor"]), unit, atol=1e-3)
+    rejects = datasets.read_all(plan.out + "/rejects", schemas.REJECTS)
     assert sorted(rejects["reason"].to_pylist()) == sorted(reason for _, reason in broken.values())
 
     again = feature_files.import_features(folder, out, "sd2-sample", Transform(), N)
@@ -366,12 +367,12 @@ def test_what_is_written_is_what_a_scan_reads(root: str, tmp_path: Path) -> None
     queries = draw_photos(tmp_path / 'the "uploads"', 3, first_seed=9)
     origins = sorted(str(p) for p in references.iterdir())
     uploads = sorted(str(p) for p in queries.iterdir())
-    known: truth.Truth = {uploads[0]: origins[2], uploads[1]: origins[2], uploads[2]: None}
+    known: truth_files.Truth = {uploads[0]: origins[2], uploads[1]: origins[2], uploads[2]: None}
     pairs = PairSet(origins, uploads, known).with_distractors([origins[0], "gs://b/distractor.jpg"])
     assert pairs.references == [*origins, "gs://b/distractor.jpg"]
     file = storage.join(root, "truth.csv")
     pairs.write_truth(file)
-    assert truth.read(file, "/elsewhere", "/and/elsewhere") == known
+    assert truth_files.read(file, "/elsewhere", "/and/elsewhere") == known
     assert readers.read_folder(str(references), str(queries), file).truth == known
 
 

@@ -20,10 +20,15 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+import id2core
 from beam_jobs import embed, search
-from id2core import calibration, datasets, matching, reports, tables, verdicts
-from id2core.rejects import Reason
-from id2core.reports import ReportInputs
+from id2core.reports.inputs import ReportInputs, rows_of
+from id2core.reports.page import _thumbnail, render, save_report
+from id2core.reports.summary import summarize
+from id2core.search import matching
+from id2core.store import datasets, schemas
+from id2core.store.rejects import Reason
+from id2core.verdicts import calibration, judging
 from tests import broken
 
 CHROMIUM_ARGUMENTS = [
@@ -145,11 +150,11 @@ class Elements(HTMLParser):
 
 
 def rendered(inputs: ReportInputs, max_pairs: int = 200) -> Elements:
-    return Elements(reports.render(inputs, reports.summarize(inputs), max_pairs))
+    return Elements(render(inputs, summarize(inputs), max_pairs))
 
 
 def test_the_summary_says_what_the_data_sets_say(scan: Scan) -> None:
-    summary = reports.summarize(scan.inputs)
+    summary = summarize(scan.inputs)
     assert summary["counts"] == {
         "references": 8,
         "queries": 6,
@@ -176,7 +181,7 @@ def test_the_summary_says_what_the_data_sets_say(scan: Scan) -> None:
 
 def test_accuracy_counts_rejected_uploads_as_misses_and_copies_as_hits(scan: Scan) -> None:
     """u0 and u1 hit (u1 by a copy of its origin), one origin is not the best, one upload is unreadable."""
-    summary = reports.summarize(scan.inputs)
+    summary = summarize(scan.inputs)
     assert (summary["accuracy"], summary["accuracy_of"]) == (0.5, 4)
     assert summary["truth_not_scanned"] == 1
     assert (summary["origin_scores"]["n"], summary["no_origin_scores"]["n"]) == (3, 2)
@@ -192,7 +197,7 @@ def test_accuracy_counts_rejected_uploads_as_misses_and_copies_as_hits(scan: Sca
 
 
 def test_the_measures_stand_beside_the_accuracy_with_their_intervals(scan: Scan) -> None:
-    summary = reports.summarize(scan.inputs)
+    summary = summarize(scan.inputs)
     measures = summary["measures"]
     values = {name: measures[name]["value"] for name in ("accuracy", "mean_ap", "recall_at_p90")}
     # One origin is second best, and what stands before it scores above the origin of u1.
@@ -212,7 +217,7 @@ def test_an_earlier_run_can_be_reported(scan: Scan) -> None:
     earlier = min(
         datasets.require_commit(scan.inputs.matches).runs.items(), key=lambda run: run[1]["matches"]
     )[0]
-    summary = reports.summarize(replace(scan.inputs, search_run=earlier, run={}, truth=None))
+    summary = summarize(replace(scan.inputs, search_run=earlier, run={}, truth=None))
     assert (summary["counts"]["matches"], summary["top_k"]) == (6, 1)
     assert "accuracy" not in summary and summary["histogram"]["series"].keys() == {"all"}
 
@@ -241,19 +246,17 @@ def test_best_pairs_come_first_and_the_limit_is_said(scan: Scan) -> None:
 
 def test_pictures_keep_their_ratio_and_lost_ones_are_said(scan: Scan, tmp_path: Path) -> None:
     uri, size = str(scan.queries / "tall.gif"), {"width": 40, "height": 80}
-    (listed,) = reports._rows_of(scan.inputs.query_embeddings, {uri}, ["uri", "generation", "bytes"])
-    found = reports._thumbnail(listed | size)
+    (listed,) = rows_of(scan.inputs.query_embeddings, {uri}, ["uri", "generation", "bytes"])
+    found = _thumbnail(listed | size)
     assert found.keys() == {"large", "small"}
     large = Image.open(io.BytesIO(_data_of(found["large"])))
     assert large.size == (128, 256)
     gone = listed | size | {"uri": str(tmp_path / "gone.gif")}
-    assert reports._thumbnail(gone) == {"missing": "picture no longer available"}
-    assert reports._thumbnail(None) == {"missing": "picture no longer available"}
+    assert _thumbnail(gone) == {"missing": "picture no longer available"}
+    assert _thumbnail(None) == {"missing": "picture no longer available"}
     other = tmp_path / "other.gif"
     other.write_bytes((scan.queries / "tall.gif").read_bytes())
-    assert reports._thumbnail(listed | size | {"uri": str(other)}) == {
-        "missing": "picture changed since the scan"
-    }
+    assert _thumbnail(listed | size | {"uri": str(other)}) == {"missing": "picture changed since the scan"}
 
 
 def _data_of(uri: str) -> bytes:
@@ -283,15 +286,15 @@ def judged(scan: Scan, tmp_path: Path) -> ReportInputs:
     )
     table = calibration.judge(table, chosen, 8)
     out = tmp_path / "judged"
-    record = datasets.write_file(str(out), "scan_date=2025-01-01/r1-a", [table], tables.MATCHES)
+    record = datasets.write_file(str(out), "scan_date=2025-01-01/r1-a", [table], schemas.MATCHES)
     datasets.write_commit(str(out), datasets.Commit("matches", "r1", {}, (record,), {"r1": {}}))
-    facts = verdicts.facts(chosen, "auto", 8, "/background")
+    facts = judging.facts(chosen, "auto", 8, "/background")
     run = scan.inputs.run | {"calibration": facts, "transform": {"id": "0123", "from": "bundled"}}
     return replace(scan.inputs, matches=str(out), search_run="r1", run=run)
 
 
 def test_verdicts_are_shown_with_their_rates(judged: ReportInputs) -> None:
-    summary = reports.summarize(judged)
+    summary = summarize(judged)
     assert summary["verdicts"] == {"match": 2, "review": 3, "none": 1}
     by_truth = summary["verdicts_of"]
     assert {name: sum(counts.values()) for name, counts in by_truth.items()} == {"origin": 3, "no_origin": 2}
@@ -327,12 +330,12 @@ def test_an_empty_side_is_said_in_words(scan: Scan, tmp_path: Path, side: str, s
     assert sentence in text
     assert "There is nothing to show" in text and "No scores: nothing was compared." in text
     assert "every file that was found could be read" in text
-    summary = reports.summarize(replace(inputs, truth={}))
+    summary = summarize(replace(inputs, truth={}))
     assert summary["accuracy"] is None and summary["score_quantiles"]["n"] == 0 and summary["scanned_at"]
 
 
 def test_every_reason_has_plain_words() -> None:
-    source = (Path(reports.__file__).parent / "templates" / "report.html.j2").read_text()
+    source = (Path(id2core.__file__).parent / "templates" / "report.html.j2").read_text()
     assert all(f'"{reason}": "' in source for reason in Reason)
 
 
@@ -349,8 +352,8 @@ def page() -> Iterator[Page]:
 def test_a_browser_shows_it_whole_asks_for_nothing_and_runs_nothing(
     judged: ReportInputs, page: Page, tmp_path: Path
 ) -> None:
-    summary = reports.summarize(judged)
-    reports.write(judged, summary, str(tmp_path))
+    summary = summarize(judged)
+    save_report(judged, summary, str(tmp_path))
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     url = (tmp_path / "report.html").as_uri()
     asked: list[str] = []

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, binomtest, norm
 
-from id2core import calibration, metrics, scoring, tables
-from id2core.calibration import Calibration, CalibrationError, Verdict
-from id2core.scoring import Normalization, ScoringError
+from id2core.evaluation import metrics
+from id2core.store import schemas
+from id2core.verdicts import calibration, normalization
+from id2core.verdicts.calibration import Calibration, CalibrationError, Verdict
+from id2core.verdicts.normalization import Normalization, ScoringError, normalize_matches
 
 IDS = {"encoder_id": "mini-1", "transform_id": "w-1", "preprocess_id": "p-1"}
 NORMALIZATION = Normalization(factor=0.5, k=2, background_id="flat-b")
@@ -37,7 +39,7 @@ def matches(scores: NDArray[Any], references: list[list[str]] | None = None, **m
         **more,
     }
     empty = [None] * (n * k)
-    return pa.Table.from_pydict({m: columns.get(m, empty) for m in tables.MATCHES.names}, tables.MATCHES)
+    return pa.Table.from_pydict({m: columns.get(m, empty) for m in schemas.MATCHES.names}, schemas.MATCHES)
 
 
 def calibrated(scores: NDArray[Any], match: float = 0.01, review: float = 0.1, **more: Any) -> Calibration:
@@ -60,16 +62,16 @@ def with_offsets(n: int = 400, k: int = 3, seed: int = 0) -> tuple[pa.Table, pa.
 
 def test_the_background_is_the_mean_of_the_k_best_in_any_order() -> None:
     scores = np.array([[0.1, 0.5, 0.3], [0.9, 0.2, 0.4]], np.float32)
-    assert scoring.background_means(scores, 2) == pytest.approx([0.4, 0.65])
+    assert normalization.background_means(scores, 2) == pytest.approx([0.4, 0.65])
     with pytest.raises(ScoringError, match="search the background deeper"):
-        scoring.background_means(scores, 4)
+        normalization.background_means(scores, 4)
 
 
 def test_raw_background_and_normalized_scores_stand_side_by_side() -> None:
     table = matches(np.array([[0.9, 0.5], [0.8, 0.1]]))
     background = matches(np.array([[0.6, 0.4, 0.3], [0.2, 0.0, -0.5]])).take([5, 0, 3, 1, 4, 2])
-    found = scoring.normalize_matches(table, background, NORMALIZATION)
-    assert found.schema == tables.MATCHES
+    found = normalize_matches(table, background, NORMALIZATION)
+    assert found.schema == schemas.MATCHES
     assert found["score"].equals(table["score"])
     assert found["background"].to_pylist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
     assert found["normalized_score"].to_pylist() == pytest.approx([0.65, 0.25, 0.75, 0.05])
@@ -77,7 +79,7 @@ def test_raw_background_and_normalized_scores_stand_side_by_side() -> None:
 
 def test_background_scores_come_best_first_and_unsearched_queries_are_unknown() -> None:
     shuffled = matches(np.array([[0.6, 0.4, 0.3], [0.2, 0.0, -0.5]])).take([5, 0, 3, 1, 4, 2])
-    found = scoring.background_scores(shuffled, ["q1", "q7", "q0"], 2)
+    found = normalization.background_scores(shuffled, ["q1", "q7", "q0"], 2)
     assert found[[0, 2]].ravel().tolist() == pytest.approx([0.2, 0.0, 0.6, 0.4])
     assert np.isnan(found[1]).all()
 
@@ -85,20 +87,20 @@ def test_background_scores_come_best_first_and_unsearched_queries_are_unknown() 
 def test_a_background_that_was_not_searched_is_refused() -> None:
     table = matches(np.array([[0.9], [0.8]]))
     with pytest.raises(ScoringError, match="1 queries have no background score"):
-        scoring.normalize_matches(table, matches(np.array([[0.6, 0.4]])), NORMALIZATION)
+        normalize_matches(table, matches(np.array([[0.6, 0.4]])), NORMALIZATION)
     with pytest.raises(ScoringError, match="fewer than 2"):
-        scoring.normalize_matches(table, matches(np.array([[0.6], [0.4]])), NORMALIZATION)
+        normalize_matches(table, matches(np.array([[0.6], [0.4]])), NORMALIZATION)
 
 
 def test_normalization_finds_origins_behind_offsets_of_queries() -> None:
     table, background, truth = with_offsets()
-    tuning = scoring.tune(metrics.read(table, truth, score="score"), background, "flat-b")
+    tuning = normalization.tune(metrics.read(table, truth, score="score"), background, "flat-b")
     assert tuning.normalization is not None and tuning.normalization.background_id == "flat-b"
     assert 0.75 <= tuning.normalization.factor <= 1.25
     assert tuning.micro_ap == max(tuning.grid.values()) > tuning.raw_micro_ap + 0.2
     fresh, fresh_background, truth = with_offsets(seed=1)
     raw = metrics.evaluate(fresh, truth, resamples=0).micro_ap.value
-    normalized = scoring.normalize_matches(fresh, fresh_background, tuning.normalization)
+    normalized = normalize_matches(fresh, fresh_background, tuning.normalization)
     lifted = metrics.evaluate(normalized, truth, resamples=0)
     assert lifted.score == "normalized_score"
     assert raw is not None and lifted.micro_ap.value is not None
@@ -107,18 +109,18 @@ def test_normalization_finds_origins_behind_offsets_of_queries() -> None:
 
 def test_raw_scores_win_where_a_background_tells_nothing() -> None:
     table, background, truth = with_offsets()
-    alike = scoring.with_columns(background, {"score": pa.repeat(np.float32(0.2), background.num_rows)})
-    tuning = scoring.tune(metrics.read(table, truth, score="score"), alike, "flat-b")
+    alike = normalization.with_columns(background, {"score": pa.repeat(np.float32(0.2), background.num_rows)})
+    tuning = normalization.tune(metrics.read(table, truth, score="score"), alike, "flat-b")
     assert tuning.normalization is None and tuning.micro_ap == tuning.raw_micro_ap
 
 
 def test_tuning_wants_raw_scores_and_origins() -> None:
     table, background, truth = with_offsets()
-    normalized = scoring.normalize_matches(table, background, NORMALIZATION)
+    normalized = normalize_matches(table, background, NORMALIZATION)
     with pytest.raises(ScoringError, match="raw scores"):
-        scoring.tune(metrics.read(normalized, truth), background, "flat-b")
+        normalization.tune(metrics.read(normalized, truth), background, "flat-b")
     with pytest.raises(ScoringError, match="have an origin"):
-        scoring.tune(metrics.read(table, dict.fromkeys(truth)), background, "flat-b")
+        normalization.tune(metrics.read(table, dict.fromkeys(truth)), background, "flat-b")
 
 
 def test_the_threshold_is_the_smallest_score_reached_seldom_enough() -> None:
@@ -218,12 +220,12 @@ def test_a_larger_corpus_raises_the_stated_rate_enough_and_a_smaller_one_never_l
 def test_judged_matches_carry_verdict_rate_and_calibration() -> None:
     found = calibrated(np.arange(1000) / 1000)
     judged = calibration.judge(matches(np.array([[0.995, 0.95], [0.9, 0.5]])), found, references=2000)
-    assert judged.schema == tables.MATCHES
+    assert judged.schema == schemas.MATCHES
     assert judged["verdict"].to_pylist() == ["match", "review", "none", "none"]
     rates = judged["false_positive_rate"].to_pylist()
     assert rates[:2] == pytest.approx([0.02, 0.2]) and rates[2:] == [None, None]
     assert set(judged["calibration_id"].to_pylist()) == {found.calibration_id}
-    assert calibration.judge(tables.MATCHES.empty_table(), found, 1).num_rows == 0
+    assert calibration.judge(schemas.MATCHES.empty_table(), found, 1).num_rows == 0
     with pytest.raises(CalibrationError, match="not finite"):
         calibration.judge(matches(np.array([[np.nan]])), found, 1)
 
@@ -246,7 +248,7 @@ def test_a_calibration_of_other_scores_is_refused() -> None:
         raw.check_ids(IDS | {"preprocess_id": "other"})
     with pytest.raises(CalibrationError, match="normalize these"):
         calibration.judge(table, normalized, 1)
-    done = scoring.normalize_matches(table, matches(np.array([[0.6, 0.4]])), NORMALIZATION)
+    done = normalize_matches(table, matches(np.array([[0.6, 0.4]])), NORMALIZATION)
     assert calibration.judge(done, normalized, 1)["verdict"].to_pylist() == ["none"]
     with pytest.raises(CalibrationError, match="calibrated on raw"):
         calibration.judge(done, raw, 1)

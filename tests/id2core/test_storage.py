@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from id2core import storage
-from id2core.rejects import Reason, Reject
-from id2core.storage import Object, StorageError
+from id2core.store import storage
+from id2core.store.rejects import Reason, Reject
+from id2core.store.storage import Object, StorageError
 
 LIMIT = 1 << 20
 

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from scipy.stats import ortho_group
 
-from id2core import encoders, theory, transform
-from id2core.theory import Existence, TheoryError
+from id2core.encoders.autoencoders import load_autoencoder
+from id2core.experiments import theory
+from id2core.experiments.theory import Existence, TheoryError
 from id2core.training.pairs import Pairs
+from id2core.transforms.files import BUNDLED_FOLDER
 
 N, CLASSES, EACH = 32, 24, 3
 RNG = np.random.default_rng(0)
@@ -175,7 +177,7 @@ def test_last_convolutions_of_encoders() -> None:
     assert theory.convolution_similarity(plain, distribution) == pytest.approx(cosine)
     assert theory.convolution_similarity(plain, plain[:, :4]) is None
     assert theory.convolution_similarity(distribution, distribution[:2]) is None
-    bundled = theory.last_convolution(encoders.load_autoencoder(str(transform.FOLDER)))
+    bundled = theory.last_convolution(load_autoencoder(str(BUNDLED_FOLDER)))
     assert bundled.shape[0] == 8
     with pytest.raises(TheoryError, match="no encoder"):
         theory.last_convolution(object())

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from id2core import truth
-from id2core.truth import TruthError
+from id2core.evaluation import truth_files
+from id2core.evaluation.truth_files import TruthError
 
 ROWS = {
     "query_uri": ["u1.jpg", "uploads/u2.jpg", "gs://b/u3.jpg"],
@@ -24,7 +24,7 @@ def test_relative_uris_belong_to_the_given_folders(kind: str, tmp_path: Path) ->
         path.write_text("\n".join(["query_uri,reference_uri", *lines]) + "\n")
     else:
         pq.write_table(pa.table(ROWS), path)
-    assert truth.read(str(path), "/d/refs", "/d/uploads") == EXPECTED
+    assert truth_files.read(str(path), "/d/refs", "/d/uploads") == EXPECTED
 
 
 def test_groups_stand_in_a_third_column_and_other_columns_do_not_matter(tmp_path: Path) -> None:
@@ -32,19 +32,19 @@ def test_groups_stand_in_a_third_column_and_other_columns_do_not_matter(tmp_path
     path.write_text(
         "note,query_uri,group,reference_uri\n7,u1.jpg,1,r.jpg\n,uploads/u2.jpg, crop ,\n,u3.jpg,,r.jpg\n"
     )
-    assert truth.read_groups(str(path), "/d/uploads") == {
+    assert truth_files.read_groups(str(path), "/d/uploads") == {
         "/d/uploads/u1.jpg": "1",
         "/d/uploads/u2.jpg": "crop",
     }
-    assert truth.read(str(path), "/d/refs", "/d/uploads")["/d/uploads/u2.jpg"] is None
+    assert truth_files.read(str(path), "/d/refs", "/d/uploads")["/d/uploads/u2.jpg"] is None
     pq.write_table(pa.table(ROWS | {"group": [1, None, 2]}), tmp_path / "truth.parquet")
-    found = truth.read_groups(str(tmp_path / "truth.parquet"), "/d/uploads")
+    found = truth_files.read_groups(str(tmp_path / "truth.parquet"), "/d/uploads")
     assert found == {"/d/uploads/u1.jpg": "1", "gs://b/u3.jpg": "2"}
     path.write_text("query_uri,reference_uri\nu1.jpg,\n")
-    assert truth.read_groups(str(path), "/d/uploads") == {}
+    assert truth_files.read_groups(str(path), "/d/uploads") == {}
     path.write_text("query_uri,reference_uri,group\nu1.jpg,,a\nu1.jpg,,b\n")
     with pytest.raises(TruthError, match=r"two groups for u1\.jpg"):
-        truth.read_groups(str(path), "/d/uploads")
+        truth_files.read_groups(str(path), "/d/uploads")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,6 @@ def test_groups_stand_in_a_third_column_and_other_columns_do_not_matter(tmp_path
 def test_a_file_that_cannot_be_understood_says_so(text: str, hint: str, tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text(text)
     with pytest.raises(TruthError, match=hint):
-        truth.read(str(tmp_path / "truth.csv"), "/d/refs", "/d/uploads")
+        truth_files.read(str(tmp_path / "truth.csv"), "/d/refs", "/d/uploads")
     with pytest.raises(TruthError, match="no such"):
-        truth.read(str(tmp_path / "nothing.csv"), "/d/refs", "/d/uploads")
+        truth_files.read(str(tmp_path / "nothing.csv"), "/d/refs", "/d/uploads")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from id2core import encoders
 from factory import pca_start, vae, vae_card
-from id2core.training import photos
+from id2core.encoders import registry
+from id2core.encoders.autoencoders import load_autoencoder
+from id2core.encoders.registry import load_encoder
+from id2core.experiments import photo_folders
 
 RECIPE = vae.Recipe(
     channels=(8, 16, 32, 48), steps=4, crop=64, batch=2, fit_crops=8, full_size_from=0.75, warmup=1
@@ -18,18 +20,18 @@ RECIPE = vae.Recipe(
 
 
 def test_the_split_is_fixed_disjoint_and_spares_the_demo(photo_folder: Path) -> None:
-    split = photos.split(photo_folder)
-    assert split == photos.split(photo_folder) and len(split.held_out) == photos.HELD_OUT
+    split = photo_folders.split(photo_folder)
+    assert split == photo_folders.split(photo_folder) and len(split.held_out) == photo_folders.HELD_OUT
     assert not set(split.train) & set(split.held_out)
-    assert not any(name.startswith(photos.NEVER_TRAINED) for name in split.train)
-    assert any(name.startswith(photos.NEVER_TRAINED) for name in split.held_out)
+    assert not any(name.startswith(photo_folders.NEVER_TRAINED) for name in split.train)
+    assert any(name.startswith(photo_folders.NEVER_TRAINED) for name in split.held_out)
 
 
 def test_training_starts_where_pca_ends(photo_folder: Path) -> None:
-    images = photos.load(photo_folder, photos.split(photo_folder).held_out[:12])
+    images = photo_folders.load(photo_folder, photo_folders.split(photo_folder).held_out[:12])
     model = vae.build(RECIPE)
     from_noise = vae.psnr(images, vae.reconstruct(model, images)).mean()
-    pca_start.fit_linear_path(model, photos.to_tensor(images)[:, :, :64, :64])
+    pca_start.fit_linear_path(model, photo_folders.to_tensor(images)[:, :, :64, :64])
     started = vae.psnr(images, vae.reconstruct(model, images)).mean()
     pca = vae.psnr(images, vae_card.pca_reconstruct(images, images, 4)).mean()
     assert started > from_noise + 5 and started > pca - 1
@@ -58,19 +60,19 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(photo_folder: Pat
 
 
 def test_the_shipped_vae_is_what_its_card_says() -> None:
-    data = Path(encoders.__file__).parent / "data" / "mini"
+    data = Path(registry.__file__).parent / "data" / "mini"
     card = (data / "README.md").read_text()
     assert (data / "diffusion_pytorch_model.safetensors").stat().st_size <= 6_000_000
-    assert encoders.load().encoder_id.removeprefix("mini-") in card
-    assert encoders.load().latent_size == 4 * 32 * 32
+    assert load_encoder().encoder_id.removeprefix("mini-") in card
+    assert load_encoder().latent_size == 4 * 32 * 32
     log = [json.loads(line) for line in (data / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == vae.Recipe().steps and log[-1]["psnr"] > log[0]["psnr"]
 
 
 def test_the_shipped_vae_reconstructs_pictures_it_never_saw() -> None:
-    demo = Path(encoders.__file__).parent / "data" / "demo" / "references"
-    images = photos.load(demo, sorted(p.name for p in demo.iterdir())[::10])
-    model = encoders.load_autoencoder(str(demo.parents[1] / "mini"))
+    demo = Path(registry.__file__).parent / "data" / "demo" / "references"
+    images = photo_folders.load(demo, sorted(p.name for p in demo.iterdir())[::10])
+    model = load_autoencoder(str(demo.parents[1] / "mini"))
     ours = vae.psnr(images, vae.reconstruct(model, images)).mean()
     pca = vae.psnr(images, vae_card.pca_reconstruct(images, images, 4)).mean()
     assert ours > 24 and ours > pca + 0.5

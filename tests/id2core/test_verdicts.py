@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from id2core import calibration, datasets, index, verdicts
-from id2core.calibration import Calibration, CalibrationError
-from id2core.scoring import Normalization
+from id2core.search import shards
+from id2core.store import datasets
+from id2core.verdicts import calibration, judging
+from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.normalization import Normalization
 from tests.beam_jobs.test_search import IDS, unit, write_embeddings
 
 
@@ -22,56 +24,56 @@ def calibrated(background_id: str | None = None, references: int = 100) -> Calib
 
 
 def test_auto_is_the_calibration_of_the_bundled_transform_and_nothing_for_another(tmp_path: Path) -> None:
-    assert verdicts.choose("auto", IDS, tmp_path) is None
+    assert judging.choose("auto", IDS, tmp_path) is None
     mine = calibrated()
-    mine.save(str(tmp_path / verdicts.FILE))
-    assert verdicts.choose("auto", IDS, tmp_path) == mine
-    assert verdicts.choose("auto", IDS | {"transform_id": "identity"}, tmp_path) is None
-    assert verdicts.choose("none", IDS, tmp_path) is None
-    assert verdicts.choose(str(tmp_path / verdicts.FILE), IDS) == mine
+    mine.save(str(tmp_path / judging.FILE))
+    assert judging.choose("auto", IDS, tmp_path) == mine
+    assert judging.choose("auto", IDS | {"transform_id": "identity"}, tmp_path) is None
+    assert judging.choose("none", IDS, tmp_path) is None
+    assert judging.choose(str(tmp_path / judging.FILE), IDS) == mine
     with pytest.raises(CalibrationError, match="calibrated for encoder_id e-1, these scores are of sd2"):
-        verdicts.choose(str(tmp_path / verdicts.FILE), IDS | {"encoder_id": "sd2"})
+        judging.choose(str(tmp_path / judging.FILE), IDS | {"encoder_id": "sd2"})
     with pytest.raises(CalibrationError, match="no such calibration"):
-        verdicts.choose(str(tmp_path / "nothing.json"), IDS)
+        judging.choose(str(tmp_path / "nothing.json"), IDS)
 
 
 def test_a_background_is_wanted_exactly_where_it_is_used(tmp_path: Path) -> None:
-    verdicts.check_background(calibrated(), None)
-    verdicts.check_background(calibrated("flat-b"), "/b")
+    judging.check_background(calibrated(), None)
+    judging.check_background(calibrated("flat-b"), "/b")
     with pytest.raises(CalibrationError, match="give it with --background"):
-        verdicts.check_background(calibrated("flat-b"), None)
+        judging.check_background(calibrated("flat-b"), None)
     with pytest.raises(CalibrationError, match="this one has none: leave --background out"):
-        verdicts.check_background(calibrated(), "/b")
+        judging.check_background(calibrated(), "/b")
     with pytest.raises(CalibrationError, match="no calibration is used"):
-        verdicts.check_background(None, "/b")
+        judging.check_background(None, "/b")
 
 
 def test_only_the_background_of_the_calibration_will_do(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "b", unit(20, 4, 0), 2, "b")
     write_embeddings(tmp_path / "other", unit(21, 4, 0), 2, "o")
-    chosen = calibrated(index.index_id(datasets.require_commit(str(tmp_path / "b"))))
-    verdicts.check_corpus(chosen, str(tmp_path / "b"))
+    chosen = calibrated(shards.index_id(datasets.require_commit(str(tmp_path / "b"))))
+    judging.check_corpus(chosen, str(tmp_path / "b"))
     with pytest.raises(CalibrationError, match="give the data set that the calibration was made with"):
-        verdicts.check_corpus(chosen, str(tmp_path / "other"))
+        judging.check_corpus(chosen, str(tmp_path / "other"))
 
 
 def test_a_reference_in_the_background_is_refused(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "b", unit(5, 4, 0), 2, "b")
     write_embeddings(tmp_path / "r", unit(9, 4, 1), 3, "r")
-    verdicts.check_disjoint(str(tmp_path / "b"), str(tmp_path / "r"))
+    judging.check_disjoint(str(tmp_path / "b"), str(tmp_path / "r"))
     write_embeddings(tmp_path / "more", unit(7, 4, 1), 3, "b")
     with pytest.raises(CalibrationError, match="5 references stand in the background"):
-        verdicts.check_disjoint(str(tmp_path / "b"), str(tmp_path / "more"))
+        judging.check_disjoint(str(tmp_path / "b"), str(tmp_path / "more"))
 
 
 def test_the_facts_say_what_the_verdicts_hold_for() -> None:
     chosen = calibrated("flat-b")
-    found = verdicts.facts(chosen, "/c.json", 200, "/b")
+    found = judging.facts(chosen, "/c.json", 200, "/b")
     assert found is not None and found["calibration_id"] == chosen.calibration_id
     assert (found["from"], found["score"], found["background"]) == ("/c.json", "normalized_score", "/b")
     match = found["verdicts"]["match"]
     assert match["threshold"] == chosen.match.score and match["false_positive_rate"] == 0.02
     assert (match["low"], match["high"]) == (chosen.match.low, 2 * chosen.match.high)
-    nothing = verdicts.facts(chosen, "auto", 0)
+    nothing = judging.facts(chosen, "auto", 0)
     assert nothing is not None and nothing["verdicts"]["review"]["false_positive_rate"] is None
-    assert verdicts.facts(None, "auto", 200) is None
+    assert judging.facts(None, "auto", 200) is None

@@ -1,0 +1,1 @@
+"""Frozen image encoders, and what turns a file into their input."""

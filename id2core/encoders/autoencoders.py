@@ -1,0 +1,69 @@
+"""Autoencoders of diffusers as encoders: the mode of the posterior, or the latent itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from id2core.encoders.base import Encoder, EncoderError, Preprocess, hash_tensors
+from id2core.encoders.hub import MOVED, Place, narrowed, read_config
+
+_DECODER_PARTS = ("decoder.", "post_quant_conv.")
+
+
+def encoder_of_autoencoder(
+    place: Place, device: torch.device, dtype: torch.dtype, batch_size: int | None
+) -> Encoder:
+    """Load the autoencoder at a place as an encoder; its decoder is dropped."""
+    model = load_autoencoder(place.source, place.subfolder, place.revision)
+    digest = hash_tensors({k: v for k, v in model.state_dict().items() if not k.startswith(_DECODER_PARTS)})
+    model.decoder = None
+    # Module.to itself: diffusers' own `to` warns about every cast.
+    torch.nn.Module.to(model, device, dtype)
+    one_frame = any(isinstance(m, torch.nn.Conv3d) for m in model.encoder.modules())
+    if not one_frame:
+        torch.nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        return _mode(model.encode(x.unsqueeze(2) if one_frame else x))
+
+    return Encoder(place.name, digest, network, device, dtype, Preprocess(), batch_size)
+
+
+def load_autoencoder(source: str, subfolder: str | None = None, revision: str | None = None) -> Any:
+    """A diffusers autoencoder in float32 on the CPU, frozen, whatever its class.
+
+    Raises:
+        EncoderError: not found, or not an autoencoder that has an encoder.
+    """
+    errors = []
+    for folder in [subfolder] if subfolder else [None, "vae"]:
+        try:
+            kind = _autoencoder_class(source, folder, revision)
+            model = kind.from_pretrained(source, torch_dtype=torch.float32, **narrowed(folder, revision))
+            return model.eval().requires_grad_(False)
+        except (OSError, ValueError, TypeError) as error:
+            errors.append(str(error).splitlines()[0])
+    hint = "" if Path(source).is_dir() else "; without access to the hub, give a local directory"
+    if source in MOVED:
+        hint = f"; it was withdrawn from the hub, try {MOVED[source]}{hint}"
+    raise EncoderError(f"cannot load an autoencoder from {source}: {' / '.join(errors)}{hint}")
+
+
+def _autoencoder_class(source: str, subfolder: str | None, revision: str | None) -> Any:
+    import diffusers
+
+    name = read_config(source, subfolder, revision).get("_class_name", "")
+    kind = getattr(diffusers, name, None)
+    if not hasattr(kind, "encode"):
+        raise ValueError(f"{source} holds a {name or 'nameless model'}, not an autoencoder with an encoder")
+    return kind
+
+
+def _mode(output: Any) -> torch.Tensor:
+    """The latent in what an autoencoder's `encode` returns: a posterior's mode, or the latent itself."""
+    if hasattr(output, "latent_dist"):
+        return torch.as_tensor(output.latent_dist.mode())
+    return torch.as_tensor(output.latents if hasattr(output, "latents") else output.latent)

@@ -1,0 +1,133 @@
+"""What every encoder is: a frozen network on one device, pixels in, latents out."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from id2core.encoders import images
+
+
+class EncoderError(Exception):
+    """An encoder that cannot be loaded or run; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What happens between a file's pixels and the encoder's input.
+
+    Attributes:
+        size: side of the square that the picture is stretched to, in pixels.
+        mean, std: per channel, over values in [0,1]; ½ and ½ give [−1,1].
+    """
+
+    size: int = 256
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @property
+    def preprocess_id(self) -> str:
+        """The recipe by name: how a file is decoded, the size, and the hash of the scaling if unusual."""
+        usual = (self.mean, self.std) == ((0.5,) * 3, (0.5,) * 3)
+        scaling = "pm1" if usual else hashlib.sha256(repr((self.mean, self.std)).encode()).hexdigest()[:8]
+        return f"{images.RECIPE}-{self.size}-{scaling}"
+
+
+class Encoder:
+    """A frozen encoder on one device.
+
+    The batch handed to the network always has `batch_size` pictures, the last one filled up with black:
+    with one shape a picture's latent does not depend on its neighbours, so an interrupted run, resumed,
+    gives the same bits.
+
+    Attributes:
+        encoder_id: name and the first 12 hex of the weights' SHA-256.
+        preprocess: what the pixels must look like.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights_hash: str,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        preprocess: Preprocess,
+        batch_size: int | None = None,
+    ) -> None:
+        self.encoder_id = f"{name}-{weights_hash[:12]}"
+        self.preprocess = preprocess
+        self.device, self.dtype = device, dtype
+        self.batch_size = batch_size or (64 if device.type == "cuda" else 16)
+        self._network = network
+        self._lock = threading.Lock()
+        self._mean = torch.tensor(preprocess.mean, device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(preprocess.std, device=device).view(1, 3, 1, 1) * 255
+
+    @functools.cached_property
+    def latent_size(self) -> int:
+        """n: how many numbers a latent has."""
+        size = self.preprocess.size
+        return int(self.encode(np.zeros((1, size, size, 3), np.uint8)).shape[1])
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Latents of pictures: the mode of the posterior, no scaling factor, flattened.
+
+        Args:
+            pixels: uint8[B,size,size,3] RGB.
+
+        Returns:
+            float16[B,n]; a row that overflows holds infinities or NaN.
+        """
+        side = self.preprocess.size
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
+            raise ValueError(f"pixels must be uint8[B,{side},{side},3], not {pixels.dtype}{pixels.shape}")
+        step = self.batch_size
+        parts = [self._encode_batch(pixels[i : i + step]) for i in range(0, len(pixels), step)]
+        return np.concatenate(parts) if parts else np.empty((0, self.latent_size), np.float16)
+
+    def _encode_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        count = len(pixels)
+        if count < self.batch_size:
+            filler = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
+            pixels = np.concatenate([pixels, filler])
+        with self._lock, torch.inference_mode():
+            latents = self._network(self._to_input(pixels)).flatten(1)
+            return latents[:count].to(torch.float16).cpu().numpy()
+
+    def _to_input(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """uint8 NHWC → scaled NCHW in the network's dtype; NHWC memory is channels-last already."""
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
+        self._scaled.copy_(x.permute(0, 3, 1, 2)).sub_(self._mean).div_(self._std)
+        return self._scaled if self.dtype == torch.float32 else self._input.copy_(self._scaled)
+
+    # Allocated once: temporaries of this size, made anew for every batch, scatter the heap.
+    @functools.cached_property
+    def _scaled(self) -> torch.Tensor:
+        return self._buffer(torch.float32)
+
+    @functools.cached_property
+    def _input(self) -> torch.Tensor:
+        return self._buffer(self.dtype)
+
+    def _buffer(self, dtype: torch.dtype) -> torch.Tensor:
+        side = self.preprocess.size
+        shape = (self.batch_size, 3, side, side)
+        return torch.empty(shape, dtype=dtype, device=self.device).to(memory_format=torch.channels_last)
+
+
+def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values: the same for a float16 file and its float32 copy."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

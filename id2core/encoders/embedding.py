@@ -1,0 +1,154 @@
+"""From pictures to rows of `embeddings/`: decoding in threads beside the encoder, memory flat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from id2core.encoders import images
+from id2core.encoders.base import Encoder, EncoderError
+from id2core.encoders.images import Limits
+from id2core.encoders.pictures import Picture, read_picture
+from id2core.runs import parts
+from id2core.runs.parts import Lineage, PartRecord, Product, Progress
+from id2core.store import schemas
+from id2core.store.rejects import Reason, Reject
+from id2core.store.storage import Object
+from id2core.transforms.linear import Transform
+
+EMBEDDINGS = "embeddings"
+PRODUCT = Product(EMBEDDINGS)
+
+
+def _encode(
+    pictures: list[Picture], encoder: Encoder
+) -> tuple[list[Picture], NDArray[np.float16], list[tuple[Object, Reject]]]:
+    """Latents of a batch; a picture whose latent overflows is a reject, a batch of them an error."""
+    latents = encoder.encode(np.stack([p.decoded.pixels for p in pictures]))
+    finite = np.asarray(np.isfinite(latents).all(axis=1))
+    if finite.all():
+        return pictures, latents, []
+    if not finite.any() and len(pictures) > 1:
+        raise EncoderError(
+            f"{encoder.encoder_id} in {encoder.dtype} gives no finite latents; set ID2_DTYPE=float32"
+        )
+    reject = Reject(Reason.NOT_ENCODABLE, f"the latent is not finite in {encoder.dtype}")
+    bad = [(p.obj, reject) for p, ok in zip(pictures, finite, strict=True) if not ok]
+    return [p for p, ok in zip(pictures, finite, strict=True) if ok], latents[finite], bad
+
+
+def _facts(picture: Picture) -> dict[str, Any]:
+    """The columns of a row that tell of the file."""
+    obj, decoded = picture.obj, picture.decoded
+    return {
+        "image_id": picture.image_id,
+        "uri": obj.uri,
+        "generation": obj.generation,
+        "bytes": obj.bytes,
+        "width": decoded.width,
+        "height": decoded.height,
+        "format": decoded.format,
+    }
+
+
+class _RowGroup:
+    """Rows of one row group. Their numbers go into two blocks that are allocated once.
+
+    Kept batch by batch instead, they would lie between the encoder's large temporaries and the heap
+    would grow by 1.5 MB an image.
+    """
+
+    def __init__(self, capacity: int, lineage: Lineage) -> None:
+        self._capacity, self._lineage = capacity, lineage
+        self._rows: list[dict[str, Any]] = []
+        self._latents = np.empty((0, 0), np.float16)
+        self._descriptors = np.empty((0, 0), np.float32)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(
+        self, rows: list[Picture], latents: NDArray[np.float16], descriptors: NDArray[np.float32]
+    ) -> None:
+        if not self._rows:
+            self._latents = np.empty((self._capacity, latents.shape[1]), np.float16)
+            self._descriptors = np.empty((self._capacity, descriptors.shape[1]), np.float32)
+        here = slice(len(self._rows), len(self._rows) + len(rows))
+        self._latents[here], self._descriptors[here] = latents, descriptors
+        self._rows += [_facts(picture) for picture in rows]
+
+    def take(self) -> pa.RecordBatch:
+        """All rows so far; the group is empty afterwards."""
+        rows, self._rows = self._rows, []
+        latents, descriptors = self._latents[: len(rows)], self._descriptors[: len(rows)]
+        columns: dict[str, Any] = {
+            **{name: [row[name] for row in rows] for name in rows[0]},
+            "latent": schemas.vectors_to_array(latents, latents.shape[1]),
+            "descriptor": schemas.vectors_to_array(descriptors, descriptors.shape[1]),
+            **{k: [v] * len(rows) for k, v in self._lineage.ids.items()},
+            "run_id": [self._lineage.run_id] * len(rows),
+            "embedded_at": [self._lineage.started] * len(rows),
+        }
+        schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
+        return pa.RecordBatch.from_pydict(columns, schema=schema)
+
+
+def embed_objects(
+    objects: Iterable[Object],
+    encoder: Encoder,
+    transform: Transform,
+    lineage: Lineage,
+    limits: Limits = images.DEFAULT_LIMITS,
+    progress: Progress = lambda embedded, rejected: None,
+) -> parts.Stream:
+    """Embed objects in a stream: decoding runs in threads beside the encoder, memory stays flat.
+
+    Args:
+        objects: what to embed; each ends in one embeddings row or one reject.
+        encoder: its `batch_size` sets how many pictures are encoded at once.
+        transform: W or the identity.
+        lineage: ids and times for the rows.
+        limits: of file size and pixels.
+        progress: called after each batch with how many objects it embedded and rejected.
+
+    Yields:
+        At most `tables.ROW_GROUP` rows of `tables.embeddings_schema` (None where all were rejected), and
+        the rows of `tables.REJECTS` since the last yield.
+    """
+    step = encoder.batch_size
+    group = _RowGroup(schemas.ROW_GROUP + step, lineage)
+    rejected: list[dict[str, str]] = []
+
+    def fetch(obj: Object) -> Picture | Reject:
+        return read_picture(obj, encoder.preprocess.size, limits)
+
+    for pictures, bad in parts.batches(parts.read_ahead(objects, fetch, 4 * step), step):
+        if pictures:
+            good, latents, overflowed = _encode(pictures, encoder)
+            group.add(good, latents, transform.apply(latents))
+            bad += overflowed
+        rejected += [parts.reject_row(obj, reject, lineage.run_id) for obj, reject in bad]
+        progress(len(pictures), len(bad))
+        if len(group) >= schemas.ROW_GROUP:
+            yield group.take(), rejected
+            rejected = []
+    if len(group) or rejected:
+        yield (group.take() if len(group) else None), rejected
+
+
+def embed_part(
+    out: str,
+    objects: list[Object],
+    encoder: Encoder,
+    transform: Transform,
+    lineage: Lineage,
+    limits: Limits = images.DEFAULT_LIMITS,
+    progress: Progress = lambda embedded, rejected: None,
+) -> PartRecord:
+    """Embed one part into `out`: its two files, then its record. Repeated, it gives the same bytes."""
+    stream = embed_objects(objects, encoder, transform, lineage, limits, progress)
+    return parts.write(out, PRODUCT, objects, lineage, stream)

@@ -1,0 +1,298 @@
+"""Picture files: bytes in, a square RGB array out, or a `Reject` that says why not."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pillow_heif
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from id2core.store.rejects import Reason, Reject
+
+# Part of preprocess_id: change it whenever a change here can alter a decoded pixel.
+RECIPE: Final = "stretch-bilinear-aa-white-v1"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may cost before it is turned away.
+
+    Attributes:
+        max_bytes: largest file, in bytes.
+        max_pixels: largest declared width × height. Pillow has a ceiling of its own, twice
+            `PIL.Image.MAX_IMAGE_PIXELS`, which is the default here; a higher value does not lift it.
+    """
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = 178_956_970
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded picture.
+
+    Attributes:
+        pixels: uint8 RGB of shape (size, size, 3), values 0–255.
+        width: width of the whole picture in pixels, after EXIF orientation.
+        height: height of the whole picture in pixels, after EXIF orientation.
+        format: jpeg, png, webp, gif, bmp, tiff, avif or heif, from the content and never from a name.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    format: str
+
+
+def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Decoded | Reject:
+    """Decodes a picture file and stretches it to a square.
+
+    EXIF orientation is applied and transparency is laid over white; the resize is bilinear with
+    antialias and ignores the aspect ratio. Animations and multi-page files give their first frame,
+    multi-picture JPEGs of phones their main picture. Colour profiles are ignored, and CMYK is
+    converted by Pillow's plain formula. Large JPEGs are decoded at a reduced scale, never below
+    2 × `size`, which moves a pixel by less than 0.5 on average.
+
+    Depths above 8 bit are scaled thus, greys after the resize:
+
+    * 16-bit colour keeps its high byte.
+    * 16-bit greys (`I;16`, `I;16B`): 0–65535 becomes 0–255.
+    * 32-bit integers (`I`) and floats (`F`): 0–65535 and 0–1 become 0–255. A picture with values
+      outside that range is stretched from its own minimum and maximum instead. NaN and infinity
+      count as 0.
+
+    Thread-safe, and the same bytes always give the same answer.
+
+    Args:
+        data: the whole file.
+        size: side of the square in pixels, at least 1.
+        limits: larger files are rejected; the pixel limit is checked before a pixel is decoded.
+
+    Returns:
+        The picture, or a `Reject` with one of the reasons EMPTY, TOO_LARGE_FILE, NOT_AN_IMAGE,
+        UNSUPPORTED, TOO_MANY_PIXELS, TRUNCATED or CORRUPT. No content of `data` makes it raise.
+
+    Raises:
+        ValueError: `size` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, not {size}")
+    if not data:
+        return Reject(Reason.EMPTY)
+    if len(data) > limits.max_bytes:
+        return Reject(Reason.TOO_LARGE_FILE, f"{len(data)} bytes, limit {limits.max_bytes}")
+    kind = _kind_of(data)
+    if isinstance(kind, Reject):
+        return kind
+    _silence_pillow()
+    try:
+        return _decode(data, kind, size, limits)
+    # Uploads are hostile and decoders raise nearly every exception type on them, MemoryError and
+    # RecursionError included. One bad file must cost one reject, never a batch or a worker.
+    except Exception as error:
+        return _explain(error, data, kind)
+
+
+# Pillow would also try openers that run other programs or have had little testing, so the format is
+# told from the signature first and only that one opener is tried.
+_ACCEPTED: Final = {
+    "jpeg": re.compile(rb"\xff\xd8\xff"),
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "gif": re.compile(rb"GIF8[79]a"),
+    "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    "tiff": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    # "BM" alone also begins ordinary text: the size of the second header must be a known one.
+    "bmp": re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
+    # mif1 and msf1 say "some picture in a box file"; the compatible brands then tell which.
+    "avif": re.compile(rb".{4}ftyp(avi[fs]|m[is]f1(.{4}){1,16}?avi[fs])", re.DOTALL),
+    "heif": re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|m[is]f1)", re.DOTALL),
+}
+
+_UNSUPPORTED: Final = {
+    "PDF": re.compile(rb"%PDF-"),
+    "SVG": re.compile(rb"(?is)(\xef\xbb\xbf)?\s*<(svg\b|(\?xml|!--|!doctype svg).*?<svg\b)"),
+    "PSD": re.compile(rb"8BPS"),
+    "ICO or CUR": re.compile(rb"\0\0[\x01\x02]\0[^\0]"),
+    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    "JPEG XL": re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"),
+    "PostScript": re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"),
+    "PNM": re.compile(rb"P[1-7]\s"),
+    "camera raw": re.compile(rb"FUJIFILMCCD-RAW|II(RO|RS|U\0)|.{4}ftypcrx ", re.DOTALL),
+    "MP4 or QuickTime video": re.compile(rb".{4}(ftyp|moov)", re.DOTALL),
+    "AVI video": re.compile(rb"RIFF.{4}AVI ", re.DOTALL),
+    "Matroska or WebM video": re.compile(rb"\x1a\x45\xdf\xa3"),
+}
+
+
+def _kind_of(data: bytes) -> str | Reject:
+    head = data[:1024]
+    for kind, signature in _ACCEPTED.items():
+        if signature.match(head):
+            return kind
+    for name, signature in _UNSUPPORTED.items():
+        if signature.match(head):
+            return Reject(Reason.UNSUPPORTED, name)
+    return Reject(Reason.NOT_AN_IMAGE, f"begins with {head[:8].hex(' ')}")
+
+
+pillow_heif.register_heif_opener()
+
+_SILENCE: Final = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+def _silence_pillow() -> None:
+    # Pillow warns of what Limits decide or of harmless metadata. catch_warnings swaps a list that all
+    # threads share, so a filter stays instead, and moves to the front when another went before it.
+    if tuple(warnings.filters[:1]) != (_SILENCE,):
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _decode(data: bytes, kind: str, size: int, limits: Limits) -> Decoded | Reject:
+    with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            return Reject(Reason.TOO_MANY_PIXELS, f"{width}x{height}, limit {limits.max_pixels} pixels")
+        if width < 1 or height < 1:
+            return Reject(Reason.CORRUPT, f"{width}x{height} pixels")
+        box = _load(image, kind, size)
+        orientation = _orientation(image)
+        square = _to_square(image, size, box)
+    if orientation in _UPRIGHT:
+        # A stretch to a square commutes with turning, and the small picture is cheaper to turn.
+        square = square.transpose(_UPRIGHT[orientation])
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    return Decoded(np.array(square, dtype=np.uint8), width, height, kind)
+
+
+def _load(image: ImageFile.ImageFile, kind: str, size: int) -> tuple[float, float, float, float]:
+    """Decodes the pixels; returns the part of the loaded picture that holds the whole original."""
+    _mend_colour_key(image)
+    # Only for JPEG: on HEIF a draft picks the embedded thumbnail, which may show something else.
+    draft = image.draft(image.mode, (2 * size, 2 * size)) if kind == "jpeg" else None
+    image.load()
+    # A scaled JPEG is rounded up to whole pixels: its true edge can lie inside the last one.
+    return draft[1] if draft else (0, 0, *image.size)
+
+
+def _mend_colour_key(image: ImageFile.ImageFile) -> None:
+    """Brings a PNG's transparent colour to 8 bit, as its pixels are; Pillow keeps it as stored."""
+    key = image.info.get("transparency")
+    stored = image.tile[0].args if image.tile else None
+    if stored == "RGB;16B" and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif stored in ("L;2", "L;4") and isinstance(key, int):
+        image.info["transparency"] = key * (85 if stored == "L;2" else 17)
+
+
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation still to be applied (TIFF and HEIF apply theirs while loading)."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    # Garbled metadata is common in pictures that are otherwise whole; viewers show them unturned.
+    except Exception:
+        return 1
+
+
+def _to_square(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Image.Image:
+    def stretch(picture: Image.Image) -> Image.Image:
+        return picture.resize((size, size), Image.Resampling.BILINEAR, box)
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_deep_grey(stretch(_deep_grey(image)))
+    if image.has_transparency_data:
+        return _over_white(stretch(_with_alpha(image)))
+    return stretch(image if image.mode in ("L", "RGB") else image.convert("RGB")).convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    straight = image.convert("LA") if image.mode == "La" else image
+    return straight.convert("RGBA")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    # After the resize, which weights colours by alpha: the same as before it but for rounding.
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    # Pillow resizes big-endian I;16B as if it were little-endian; mode I is safe.
+    deep = image.convert("I") if image.mode.startswith("I;16") else image
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        values = np.asarray(deep)
+        deep = Image.fromarray(np.where(values == key, values.dtype.type(65535), values))
+    return deep
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    white = 1.0 if image.mode == "F" else 65535.0
+    values = np.asarray(image, dtype=np.float64)
+    values = np.where(np.isfinite(values), values, 0.0)
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= white:
+        low, high = 0.0, white
+    span = (high - low) or 1.0
+    grey = np.rint((values - low) * (255 / span)).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _explain(error: Exception, data: bytes, kind: str) -> Reject:
+    if isinstance(error, (Image.DecompressionBombError, MemoryError)):
+        return Reject(Reason.TOO_MANY_PIXELS, f"{kind}: {error or 'out of memory'}")
+    # The message of UnidentifiedImageError holds a memory address, different in every run.
+    unread = isinstance(error, UnidentifiedImageError)
+    detail = "unreadable header" if unread else " ".join(str(error).split()) or type(error).__name__
+    early = "truncated" in detail.lower() or not _is_whole(data, kind)
+    return Reject(Reason.TRUNCATED if early else Reason.CORRUPT, f"{kind}: {detail[:200]}")
+
+
+def _is_whole(data: bytes, kind: str) -> bool:
+    """False where the file visibly ends before its format says it does."""
+    if kind == "jpeg":
+        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+    if kind == "png":
+        return b"IEND" in data
+    if kind == "gif":
+        return data.rstrip(b"\0").endswith(b";")
+    if kind == "webp":
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    if kind == "bmp":
+        return len(data) >= int.from_bytes(data[2:6], "little")
+    if kind == "tiff":  # the directory, often the last thing in the file
+        return len(data) > int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
+    return _boxes_end(data) <= len(data)
+
+
+def _boxes_end(data: bytes) -> int:
+    """Where the outermost boxes of an ISO media file (AVIF, HEIF) say it ends, in bytes."""
+    end = 0
+    while end + 8 <= len(data):
+        length = int.from_bytes(data[end : end + 4], "big")
+        if length == 1:  # the length follows the name, in 64 bits
+            length = int.from_bytes(data[end + 8 : end + 16], "big")
+        if length < 8:  # 0 means "up to the end of the file"; the rest is damage
+            return len(data)
+        end += length
+    return end

@@ -1,0 +1,50 @@
+"""TorchScript files as encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from id2core.encoders.base import Encoder, EncoderError, Preprocess
+
+
+def encoder_of_torchscript(
+    path: Path, device: torch.device, dtype: torch.dtype, batch_size: int | None
+) -> Encoder:
+    """A TorchScript file mapping float32[B,3,H,W] to float32[B,…]; it runs in float32.
+
+    A JSON file beside it (`NAME.json`) may give `size`, `mean` and `std`; by default 256 and [−1,1]. Copy
+    detection models take ImageNet's scaling, `"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]`,
+    and their own size: SSCD's authors stretch to 320 for batches. No such file has ever run here.
+    TorchScript is a program: load only files that you trust.
+    """
+    try:
+        module = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise EncoderError(
+            f"{path} is neither a TorchScript file nor a diffusers directory: {error}"
+        ) from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Encoder(path.stem, digest, module, device, torch.float32, sidecar(path), batch_size)
+
+
+def sidecar(path: Path) -> Preprocess:
+    """What the JSON file beside a TorchScript file says of its input: `size`, `mean` and `std`.
+
+    Raises:
+        EncoderError: it says something else.
+    """
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return Preprocess()
+    try:
+        raw = json.loads(beside.read_text())
+        default = Preprocess()
+        r, g, b = raw.get("mean", default.mean)
+        sr, sg, sb = raw.get("std", default.std)
+        return Preprocess(int(raw.get("size", default.size)), (r, g, b), (sr, sg, sb))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise EncoderError(f"{beside}: expected size, mean and std: {error}") from error

@@ -1,0 +1,1 @@
+"""How good a method is: truth files, ranking measures, intervals, comparisons."""

@@ -1,0 +1,78 @@
+"""The measures of a scan against its truth, from matches that are read file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from id2core.evaluation import metrics, ranking
+from id2core.evaluation.metrics import Answers, Budget, Counts, ScoreColumn
+from id2core.evaluation.ranking import Predictions
+from id2core.evaluation.truth_files import Truth
+
+COLUMNS: Final = ["query_uri", "reference_uri", "reference_id", "rank", "score", "normalized_score"]
+
+
+def read(tables: Iterable[pa.Table], truth: Truth, image_ids: Mapping[str, str]) -> Answers:
+    """What `metrics.read` gives for all tables as one, while only numbers are kept: 17 bytes a pair.
+
+    Args:
+        tables: matches with `COLUMNS`, each table with all ranks of its queries.
+        truth: what is asked; queries without a row count, with nothing retrieved.
+        image_ids: URI of an origin → its image_id.
+    """
+    numbers = {query: i for i, query in enumerate(truth)}
+    parts: list[tuple[NDArray[Any], ...]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0, bool))]
+    score: ScoreColumn = "score"
+    answered = others = deepest = 0
+    for table in tables:
+        if not table.num_rows:
+            continue
+        here = {query: truth[query] for query in table["query_uri"].unique().to_pylist() if query in truth}
+        known = {origin: image_ids[origin] for origin in here.values() if origin and origin in image_ids}
+        found = metrics.read(table, here, image_ids=known)
+        places = np.array([numbers[query] for query in found.queries], np.int64)
+        p = found.predictions
+        parts.append((places[p.query], p.score, p.relevant))
+        score = found.score
+        answered += len(here)
+        others += found.counts.not_in_truth
+        deepest = max(deepest, found.budget.per_query)
+    query, scores, relevant = (np.concatenate(column) for column in zip(*parts, strict=True))
+    has_origin = np.array([bool(origin) for origin in truth.values()], bool)
+    predictions = Predictions(query, scores, relevant, has_origin)
+    without = len(truth) - predictions.origins
+    counts = Counts(predictions.origins, without, len(truth) - answered, others)
+    return Answers(predictions, tuple(truth), Budget(deepest, len(predictions.query)), counts, score)
+
+
+def by_group(answers: Answers, groups: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Acc and mAP of each group of queries, by name.
+
+    Args:
+        answers: of all queries.
+        groups: query → name of its group; queries without one stand in none.
+
+    Returns:
+        `uploads` (queries of the group), `of` (those with an origin), `accuracy` and `mean_ap` over these,
+        None where there are none.
+    """
+    names = sorted({groups[query] for query in answers.queries if query in groups})
+    place = {name: i for i, name in enumerate(names)}
+    members = np.array([place.get(groups.get(query, ""), -1) for query in answers.queries], np.int64)
+    measure = ranking.weighted(answers.predictions, (1,))
+    found: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(names):
+        chosen = members == i
+        mean_ap, accuracy = measure(chosen[None].astype(np.int64))[0, :2]
+        found[name] = {
+            "accuracy": None if np.isnan(accuracy) else float(accuracy),
+            "mean_ap": None if np.isnan(mean_ap) else float(mean_ap),
+            "of": int((chosen & answers.predictions.has_origin).sum()),
+            "uploads": int(chosen.sum()),
+        }
+    return found

@@ -1,0 +1,99 @@
+"""Truth files: which upload comes from which original, as CSV or Parquet `query_uri,reference_uri`.
+
+A third column `group` may name a kind of upload (an edit, a model); other columns are ignored.
+"""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from id2core.store import storage
+
+Truth = dict[str, str | None]
+
+
+class TruthError(ValueError):
+    """A truth file that cannot be understood; the message says what is expected."""
+
+
+def read(uri: str, reference: str, queries: str) -> Truth:
+    """Read a truth file.
+
+    Args:
+        uri: `.csv` or `.parquet` with columns query_uri and reference_uri (empty or null = no origin).
+        reference, queries: URIs of the two image folders; relative URIs in the file are taken below them,
+            with or without the folder's own name in front (`u1.jpg`, `uploads/u1.jpg`).
+
+    Returns:
+        Absolute query URI → absolute reference URI, or None for an upload without origin.
+
+    Raises:
+        TruthError: columns are missing, or a query stands twice with different origins.
+    """
+    table = _table(uri)
+    if not {"query_uri", "reference_uri"} <= set(table.column_names):
+        raise TruthError(f"{uri} has columns {table.column_names}; expected query_uri and reference_uri")
+    truth: Truth = {}
+    rows = zip(table["query_uri"].to_pylist(), table["reference_uri"].to_pylist(), strict=True)
+    for query, origin in rows:
+        if not query:
+            raise TruthError(f"{uri} has a row without query_uri")
+        key = absolute(query.strip(), queries)
+        value = absolute(origin.strip(), reference) if origin and origin.strip() else None
+        if truth.setdefault(key, value) != value:
+            raise TruthError(f"{uri} names two origins for {query}")
+    return truth
+
+
+def read_groups(uri: str, queries: str) -> dict[str, str]:
+    """The groups of a truth file's uploads.
+
+    Args:
+        uri, queries: as `read` takes them.
+
+    Returns:
+        Absolute query URI → name of its group, less uploads whose group is empty; nothing without a column
+        `group`.
+
+    Raises:
+        TruthError: a query stands in two groups.
+    """
+    table = _table(uri)
+    if not {"query_uri", "group"} <= set(table.column_names):
+        return {}
+    groups: dict[str, str] = {}
+    rows = zip(table["query_uri"].to_pylist(), table["group"].cast(pa.string()).to_pylist(), strict=True)
+    for query, group in rows:
+        name = (group or "").strip()
+        key = absolute((query or "").strip(), queries)
+        if name and groups.setdefault(key, name) != name:
+            raise TruthError(f"{uri} names two groups for {query}")
+    return groups
+
+
+def _table(uri: str) -> pa.Table:
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise TruthError(f"{uri}: no such truth file") from error
+    if uri.endswith(".parquet"):
+        return pq.read_table(io.BytesIO(data))
+    text = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(("query_uri", "reference_uri", "group"), pa.string())
+    )
+    try:
+        return pa.csv.read_csv(io.BytesIO(data), convert_options=text)
+    except pa.ArrowInvalid as error:
+        raise TruthError(f"{uri} is not a CSV file with a header line: {error}") from error
+
+
+def absolute(uri: str, folder: str) -> str:
+    """An absolute URI as it is; a relative one below `folder`, with or without the folder's own name."""
+    if uri.startswith(("/", "gs://")):
+        return storage.normalize(uri)
+    name = folder.rstrip("/").rsplit("/", 1)[-1]
+    return storage.join(folder, uri.removeprefix(f"{name}/"))

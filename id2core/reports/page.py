@@ -1,0 +1,157 @@
+"""The report of a scan: `summary.json` for programs and one self-contained `report.html` for people.
+
+Everything is read in one pass per data set; kept in memory are the best scores and the pairs shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from id2core.encoders import images
+from id2core.encoders.images import Limits
+from id2core.reports.inputs import ReportInputs, among, match_tables, read_rejects, rows_of
+from id2core.store import schemas, storage
+from id2core.store.rejects import Reason, Reject
+from id2core.store.storage import Object
+
+GONE, CHANGED = "picture no longer available", "picture changed since the scan"
+HTML, SUMMARY = "report.html", "summary.json"
+SHOWN_RANKS, READ_THREADS = 3, 8
+SIDES: Final = {"large": 256, "small": 112}  # longest side of a thumbnail, in pixels
+
+
+def save_report(inputs: ReportInputs, summary: dict[str, Any], out: str, max_pairs: int = 200) -> None:
+    """Write `report.html` and then, as the sign that all is there, `summary.json` below `out`."""
+    page = render(inputs, summary, max_pairs)
+    storage.write_bytes(storage.join(out, HTML), page.encode())
+    storage.write_bytes(storage.join(out, SUMMARY), json.dumps(summary, indent=1).encode())
+
+
+def render(inputs: ReportInputs, summary: dict[str, Any], max_pairs: int = 200) -> str:
+    """The page: self-contained HTML without scripts, the `max_pairs` best matches with their pictures."""
+    environment = Environment(
+        loader=PackageLoader("id2core"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["name"] = lambda uri: uri.rsplit("/", 1)[-1]
+    return environment.get_template(f"{HTML}.j2").render(
+        summary=summary,
+        pairs=_pairs(inputs, max_pairs),
+        examples={side: read_rejects(uri)[1] for side, uri in inputs.rejects.items()},
+        made_with=_flat(summary["config"]),
+    )
+
+
+def _visible(value: Any) -> Any:
+    """Text with control and direction-changing characters spelt out: a name must not disguise itself."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | None]:
+    """A nested configuration as one level of dotted names."""
+    found: dict[str, str | None] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, str | None) else json.dumps(value)
+    return found
+
+
+def _pairs(inputs: ReportInputs, count: int) -> list[dict[str, Any]]:
+    """The best queries with their first references, pictures and truth, as the template shows them."""
+    ranked: dict[str, list[dict[str, Any]]] = {}
+    for row in _best_matches(inputs, count):
+        ranked.setdefault(row["query_uri"], []).append(row)
+    truth = {query: (inputs.truth or {})[query] for query in ranked if query in (inputs.truth or {})}
+    shown = {row["reference_uri"] for rows in ranked.values() for row in rows}
+    queries = _listed(inputs.query_embeddings, set(ranked))
+    references = _listed(inputs.reference_embeddings, shown.union(filter(None, truth.values())))
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        uploads = dict(zip(ranked, pool.map(_thumbnail, map(queries.get, ranked)), strict=True))
+        originals = dict(zip(shown, pool.map(_thumbnail, map(references.get, shown)), strict=True))
+    return [
+        {
+            "uri": query,
+            "picture": uploads[query],
+            "rows": [row | {"picture": originals[row["reference_uri"]]} for row in rows],
+            "truth": _against_truth(truth[query], rows[0], references) if query in truth else None,
+        }
+        for query, rows in ranked.items()
+    ]
+
+
+def _against_truth(origin: str | None, best: dict[str, Any], references: dict[str, dict[str, Any]]) -> str:
+    if not origin:
+        return "none"
+    row = references.get(origin)
+    return "hit" if row and row["image_id"] == best["reference_id"] else "miss"
+
+
+def _best_matches(inputs: ReportInputs, count: int) -> list[dict[str, Any]]:
+    """Rows up to rank SHOWN_RANKS of the `count` queries with the best scores, in that order.
+
+    The normalised score decides where there is one: verdicts are drawn from it.
+    """
+    columns = ["query_uri", "reference_id", "reference_uri", "rank"]
+    columns += ["score", "normalized_score", "verdict", "false_positive_rate"]
+    kept = schemas.MATCHES.empty_table().select(columns)
+    for table in match_tables(inputs, columns):
+        some = table.filter(pc.less_equal(table["rank"], SHOWN_RANKS))
+        kept = pa.concat_tables([kept, some.select(columns)])
+        kept = kept.filter(among(kept["query_uri"], _best_queries(kept, count)))
+    place = {query: i for i, query in enumerate(_best_queries(kept, count))}
+    return sorted(kept.to_pylist(), key=lambda row: (place[row["query_uri"]], row["rank"]))
+
+
+def _best_queries(rows: pa.Table, count: int) -> list[str]:
+    first = rows.filter(pc.equal(rows["rank"], 1))
+    first = first.append_column("order", pc.coalesce(first["normalized_score"], first["score"]))
+    ordered = first.sort_by([("order", "descending"), ("query_uri", "ascending")])
+    return list(ordered["query_uri"].slice(0, count).to_pylist())
+
+
+def _listed(uri: str, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    """URI → what is needed to show the object."""
+    columns = ["image_id", "uri", "generation", "bytes", "width", "height"]
+    return {row["uri"]: row for row in rows_of(uri, wanted, columns)}
+
+
+def _thumbnail(row: dict[str, Any] | None) -> dict[str, str]:
+    """A picture's `large` and `small` data URIs, or why it is `missing`. Never raises.
+
+    Only the very version that was compared is shown: another one at its URI would mislead.
+    """
+    if row is None:
+        return {"missing": GONE}
+    data = storage.read_object(Object(row["uri"], row["generation"], row["bytes"]), row["bytes"])
+    found = data if isinstance(data, Reject) else images.decode(data, SIDES["large"], Limits(len(data)))
+    if isinstance(found, Reject):
+        return {"missing": CHANGED if found.reason is Reason.CHANGED else GONE}
+    square = Image.fromarray(found.pixels)
+    return {name: _data_uri(square, row["width"], row["height"], side) for name, side in SIDES.items()}
+
+
+def _data_uri(square: Image.Image, width: int, height: int, side: int) -> str:
+    """The stretched picture, back in its own aspect ratio."""
+    scale = side / max(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    file = io.BytesIO()
+    square.resize(size, Image.Resampling.BILINEAR).save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

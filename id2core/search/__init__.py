@@ -1,0 +1,1 @@
+"""Search: one shard, blocks of queries against shards, and exact search among latents."""

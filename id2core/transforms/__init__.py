@@ -1,0 +1,1 @@
+"""The matrix W, and experimental networks in its place."""

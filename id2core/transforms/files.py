@@ -1,0 +1,142 @@
+"""Files of W: the one that ships, `Transform.save`'s own, and the authors' published checkpoint."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from id2core.store import storage
+from id2core.transforms.linear import (
+    AUTO,
+    BUNDLED,
+    GIVEN,
+    HEAD,
+    IDENTITY,
+    METADATA,
+    NONE,
+    TENSOR,
+    Transform,
+    TransformError,
+)
+
+# The encoder that ships with the package, its W and its calibration.
+BUNDLED_FOLDER = Path(__file__).parents[1] / "data" / "mini"
+WEIGHTS = "W.safetensors"
+
+
+def load_transform(spec: str | None, encoder_id: str | None = None) -> Transform:
+    """A transform by name.
+
+    Args:
+        spec: None or `none` for the identity; `auto` for the transform that belongs to the encoder; the path
+            or gs:// URI of a `.safetensors` file written by `Transform.save`, or of the authors' published
+            checkpoint (`.pth`, `.tar`, `.pt`).
+        encoder_id: of the latents; what `auto` needs to know.
+
+    Raises:
+        TransformError: the file is missing or is neither of the two.
+    """
+    if spec is None or spec == NONE:
+        return Transform()
+    if spec == AUTO:
+        return bundled_transform(encoder_id)
+    try:
+        data = storage.read_bytes(storage.normalize(spec))
+    except FileNotFoundError as error:
+        raise TransformError(
+            f"{spec}: no such transform file (or `auto` for the encoder's own, `none` for raw latents)"
+        ) from error
+    return _from_safetensors(data, spec) if spec.endswith(".safetensors") else _from_published(data, spec)
+
+
+def bundled_transform(encoder_id: str | None, folder: Path | None = None) -> Transform:
+    """The bundled transform that was trained for an encoder; the identity where there is none.
+
+    Args:
+        encoder_id: of the latents; the transform's metadata must name it.
+        folder: with `W.safetensors` (float16 or float32); by default the package's own.
+    """
+    path = (folder or BUNDLED_FOLDER) / WEIGHTS
+    if encoder_id is None or not path.is_file():
+        return Transform()
+    found = load_transform(str(path))
+    return found if found.metadata.get("encoder_id") == encoder_id else Transform()
+
+
+def source_of(spec: str | None, transform_id: str, encoder_id: str) -> str:
+    """Where the transform in use is from: `none`, `bundled`, its file, or `data set`.
+
+    Args:
+        spec: what was asked for, as `load_transform` takes it.
+        transform_id, encoder_id: of the descriptors.
+    """
+    if transform_id == IDENTITY:
+        return NONE
+    if spec not in (None, NONE, AUTO):
+        return storage.normalize(str(spec))
+    return BUNDLED if bundled_transform(encoder_id).transform_id == transform_id else GIVEN
+
+
+def local_file(spec: str | None) -> Path | None:
+    """The local file that `load_transform(spec)` would read; None where there is none."""
+    path = BUNDLED_FOLDER / WEIGHTS if spec == AUTO else Path(spec or NONE)
+    return path if path.is_file() else None
+
+
+def save_half(transform: Transform, path: Path) -> Transform:
+    """Write a W in float16, at half the size; return it as `load_transform` reads it, with its own id.
+
+    Raises:
+        TransformError: it has no weights, or they do not fit into float16.
+    """
+    from safetensors.numpy import save_file
+
+    if transform.weights is None:
+        raise TransformError("the identity has no weights to save")
+    with np.errstate(over="ignore"):
+        halves = np.ascontiguousarray(transform.weights, np.float16)
+    if not np.isfinite(halves).all():
+        raise TransformError("these weights are too large for float16: save them whole")
+    save_file({TENSOR: halves}, path, metadata={METADATA: json.dumps(transform.metadata, sort_keys=True)})
+    return load_transform(str(path))
+
+
+def _from_safetensors(data: bytes, spec: str) -> Transform:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as load_tensors
+
+    try:
+        tensors = load_tensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        if HEAD in header:
+            from id2core.transforms import heads  # torch, which W itself does not need
+
+            return heads.from_file(tensors, header, spec)
+        weights, metadata = tensors[TENSOR], json.loads(header.get(METADATA, "{}"))
+    except (SafetensorError, ValueError, LookupError) as error:
+        raise TransformError(f"{spec} is not a transform: {error}") from error
+    return Transform(_checked(weights, spec), metadata)
+
+
+def _from_published(data: bytes, spec: str) -> Transform:
+    """The authors' format: one tensor of shape (m, n), descriptor = latent @ tensorᵀ."""
+    import torch
+
+    try:
+        tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a foreign or unsafe file
+        raise TransformError(f"{spec} holds more than one plain tensor, or is damaged: {error}") from error
+    if not isinstance(tensor, torch.Tensor):
+        raise TransformError(f"{spec} holds a {type(tensor).__name__}, not one tensor of shape (m, n)")
+    return Transform(_checked(tensor.float().numpy().T, spec), {"imported_from": Path(spec).name})
+
+
+def _checked(weights: NDArray[Any], spec: str) -> NDArray[np.float32]:
+    if weights.ndim != 2 or not np.isfinite(weights).all():
+        raise TransformError(f"{spec}: W must be a finite matrix, this is {weights.dtype}{weights.shape}")
+    return np.ascontiguousarray(weights, np.float32)

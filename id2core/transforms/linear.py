@@ -1,0 +1,108 @@
+"""W: the learned matrix that takes a latent to the space in which translations lie near their origin.
+
+descriptor = normalise(latent · W), compared by cosine (paper, Section 4, Eq. 1). A W belongs to the encoder
+that its metadata name; the one that ships with the package is found by `auto`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IDENTITY = "identity"
+# The transform_id of a data set that holds latents, and one zero in place of each descriptor.
+LATENTS_ONLY = "latents-only"
+# How an encoder_id ends that names samples of an encoder's posterior instead of its mode.
+SAMPLE = "-sample"
+# What stands for a transform on a command line instead of a file.
+AUTO, NONE = "auto", "none"
+# Where a transform in use can come from besides a file or `none`.
+BUNDLED, GIVEN = "bundled", "data set"
+TENSOR = "W"
+# In the header of a file: the metadata; the architecture where it holds a non-linear head.
+METADATA, HEAD = "id2", "head"
+
+
+class TransformError(Exception):
+    """A transform that cannot be loaded or does not fit; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A matrix W without bias, or the identity.
+
+    Attributes:
+        weights: float32[n,m], or None for the identity (raw latents are compared).
+        metadata: JSON-able facts kept with the weights: `encoder_id` they were trained for, recipe, data.
+    """
+
+    weights: NDArray[np.float32] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def transform_id(self) -> str:
+        """First 12 hex of the weights' SHA-256, or `identity`."""
+        if self.weights is None:
+            return IDENTITY
+        header = repr(self.weights.shape).encode()
+        return hashlib.sha256(header + np.ascontiguousarray(self.weights).tobytes()).hexdigest()[:12]
+
+    def output_size(self, latent_size: int) -> int:
+        """m for latents of n = `latent_size`; raises TransformError when W does not take such latents."""
+        if self.weights is None:
+            return latent_size
+        if self.weights.shape[0] != latent_size:
+            raise TransformError(
+                f"this transform takes latents of {self.weights.shape[0]} numbers, the encoder gives "
+                f"{latent_size}: it belongs to another encoder"
+            )
+        return int(self.weights.shape[1])
+
+    def check_encoder(self, encoder_id: str) -> None:
+        """Raise TransformError when the metadata names another encoder than `encoder_id`.
+
+        One trained for `NAME-sample` fits every encoder called NAME, with an id NAME-<12 hex>: samples of a
+        posterior and its mode lie in one space, and samples scatter about the mode. Nobody has hashed the
+        weights that those samples are of: that NAME means one model in both is the name's word. What the
+        difference costs is not known; thresholds calibrated on the scores as they are allow for it.
+        """
+        trained_for = self.metadata.get("encoder_id")
+        if trained_for is not None and trained_for != encoder_id and not _is_of(trained_for, encoder_id):
+            raise TransformError(f"this transform was trained for {trained_for}, not for {encoder_id}")
+
+    def apply(self, latents: NDArray[Any]) -> NDArray[np.float32]:
+        """Descriptors of latents.
+
+        Args:
+            latents: float16 or float32 [B,n].
+
+        Returns:
+            float32[B,m], each row of length 1 (a zero row stays zero).
+        """
+        x = latents.astype(np.float32)
+        y = x if self.weights is None else x @ self.weights
+        norms = np.sqrt(np.einsum("ij,ij->i", y, y, dtype=np.float64)).astype(np.float32)[:, None]
+        return np.asarray(np.divide(y, norms, out=np.zeros_like(y), where=norms > 0))
+
+    def save(self, path: Path) -> None:
+        """Write `path` (safetensors): the tensor `W`, and the metadata as JSON in its header."""
+        from safetensors.numpy import save_file
+
+        if self.weights is None:
+            raise TransformError("the identity has no weights to save")
+        header = {METADATA: json.dumps(self.metadata, sort_keys=True)}
+        save_file({TENSOR: np.ascontiguousarray(self.weights)}, path, metadata=header)
+
+
+def _is_of(samples: str, encoder_id: str) -> bool:
+    """Whether an encoder_id of samples names the encoder, whatever its weights."""
+    name = samples.removesuffix(SAMPLE)
+    return name != samples and bool(re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", encoder_id))

@@ -1,0 +1,1 @@
+"""Verdicts: background normalization, calibrated thresholds, and the judge that applies both."""

@@ -1,0 +1,383 @@
+"""Verdicts with a known false-positive rate: thresholds from uploads that have no origin.
+
+A false positive is an upload *without* origin whose best reference still scores at least the threshold.
+The rate is of such uploads, per upload and not per pair, and holds for uploads like those calibrated on
+(drawn from the same stream, independent of each other) against a reference corpus of the stated size.
+
+**Threshold.** For a target rate f, the smallest observed score that at most a share f of the n scores
+reaches, equal scores counting as reaching it. Where even the best score is reached too often, just above
+it.
+
+**What the sample tells.** With x of n scores at or above a threshold, the Clopper–Pearson interval holds
+the true rate with at least the stated confidence. That the threshold was chosen on the same scores does not
+break this: for continuous scores the true rate at the x-th best of n is Beta(x, n+1−x) distributed, and the
+interval's ends are quantiles of Beta(x, n−x+1) and Beta(x+1, n−x).
+
+**What it supports.** A target is supported when at least `EXPECTED` = 10 exceedances are expected, n·f ≥ 10.
+The 95 % interval of the true rate then ends below 1.84·f for every n: the data rule out twice the target.
+More queries never make a supported target unsupported.
+
+**Larger corpora.** Against N references instead of the calibrated M < N the best score of an upload can
+only grow. For references of the same kind, P(best of N ≥ t) ≤ (N/M)·P(best of M ≥ t): the chance that one
+more reference is the first to reach t falls with the number before it (for whole multiples this is the
+union bound). So f·N/M is stated, at most 1; for a smaller corpus f itself, never less. That is the rate asked
+for, not a bound with confidence: the sample may have put the threshold too low. `Calibration.interval` gives
+the bound. References of another kind need a calibration of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from scipy.special import betainccinv, betaincinv  # type: ignore[import-untyped]
+
+from id2core.evaluation.truth_files import Truth
+from id2core.store import datasets, storage
+from id2core.verdicts import normalization
+from id2core.verdicts.normalization import Normalization, normalize
+
+VERSION: Final = "1"
+CONFIDENCE = 0.95
+EXPECTED = 10
+# float32 columns of scores around 1, each rounded once.
+_ROUNDING = 1e-6
+
+
+class CalibrationError(ValueError):
+    """A calibration that cannot be made or does not fit; the message says what to do.
+
+    Attributes:
+        missing: queries without origin that are missing to support the targets; 0 where that is not the
+            reason.
+    """
+
+    def __init__(self, message: str, missing: int = 0) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+class Verdict(StrEnum):
+    """What the score of a match says, strongest first."""
+
+    MATCH = "match"
+    REVIEW = "review"
+    NONE = "none"
+
+
+class Threshold(BaseModel):
+    """A score and how often uploads without origin reach it.
+
+    Attributes:
+        target: false-positive rate asked for, the rate that is stated.
+        score: reached from here on.
+        exceedances: scores of the calibration that reach it; at most target · n.
+        low, high: two-sided Clopper–Pearson interval of the true rate.
+        upper: one-sided upper bound of the true rate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: float = Field(gt=0, lt=1)
+    score: float = Field(allow_inf_nan=False)
+    exceedances: int = Field(ge=0)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    upper: float = Field(ge=0, le=1)
+
+
+class Calibration(BaseModel):
+    """Two thresholds and what they hold for.
+
+    Attributes:
+        match, review: the strict threshold and the loose one.
+        references: size of the reference corpus that the uploads were searched in.
+        queries: n, uploads without origin.
+        confidence: of the intervals.
+        encoder_id, transform_id, preprocess_id: what the scores were made with.
+        normalization: None where raw scores were calibrated.
+        version: of this file format.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal["1"] = VERSION
+    match: Threshold
+    review: Threshold
+    references: int = Field(ge=1)
+    queries: int = Field(ge=1)
+    confidence: float = Field(gt=0, lt=1)
+    encoder_id: str = Field(min_length=1)
+    transform_id: str = Field(min_length=1)
+    preprocess_id: str = Field(min_length=1)
+    normalization: Normalization | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Calibration:
+        if self.match.score < self.review.score or self.match.target > self.review.target:
+            raise ValueError("the match threshold must be at least as strict as the review threshold")
+        return self
+
+    @property
+    def calibration_id(self) -> str:
+        """First 16 hex of a SHA-256 over all of it."""
+        return datasets.digest_of(self.model_dump(mode="json"))
+
+    @property
+    def score(self) -> Literal["score", "normalized_score"]:
+        """The column of `tables.MATCHES` that the thresholds are for."""
+        return "normalized_score" if self.normalization else "score"
+
+    def false_positive_rate(self, verdict: Verdict, references: int) -> float | None:
+        """The rate of a verdict against a corpus of `references` pictures; None for the verdict `none`.
+
+        The rate of `review` is that of reaching the review threshold: of `review` and `match` together.
+        """
+        if verdict is Verdict.NONE:
+            return None
+        return min(1.0, self._threshold(verdict).target * self._growth(references))
+
+    def interval(self, verdict: Verdict, references: int) -> tuple[float, float] | None:
+        """Two-sided interval of a verdict's true rate against `references` pictures; None for `none`.
+
+        More references do not lower the rate and raise it N/M-fold at most, so the upper end alone is
+        scaled. Against fewer references the lower end is 0.
+        """
+        if verdict is Verdict.NONE:
+            return None
+        threshold = self._threshold(verdict)
+        low = threshold.low if references >= self.references else 0.0
+        return low, min(1.0, threshold.high * self._growth(references))
+
+    def _threshold(self, verdict: Verdict) -> Threshold:
+        return self.match if verdict is Verdict.MATCH else self.review
+
+    def _growth(self, references: int) -> float:
+        if references < 1:
+            raise CalibrationError(f"a scan of {references} references has no false-positive rate")
+        return max(1.0, references / self.references)
+
+    def check_ids(self, ids: Mapping[str, str]) -> None:
+        """Raise CalibrationError when `ids` (some of `tables.IDS`) names another origin of the scores."""
+        for name, value in ids.items():
+            if getattr(self, name) != value:
+                raise CalibrationError(
+                    f"calibrated for {name} {getattr(self, name)}, these scores are of {value}: "
+                    "calibrate anew with the encoder and transform of the scan"
+                )
+
+    def save(self, uri: str) -> None:
+        """Write JSON to a local path or gs:// URI."""
+        whole = {"calibration_id": self.calibration_id} | self.model_dump(mode="json")
+        storage.write_bytes(storage.normalize(uri), json.dumps(whole, indent=1).encode())
+
+
+def load(uri: str) -> Calibration:
+    """Read what `Calibration.save` wrote.
+
+    Raises:
+        CalibrationError: the file is missing, of another version, no calibration, or changed by hand.
+    """
+    try:
+        raw = json.loads(storage.read_bytes(storage.normalize(uri)))
+        version, stated = raw["version"], raw.pop("calibration_id")
+    except FileNotFoundError as error:
+        raise CalibrationError(f"{uri}: no such calibration; make one with calibrate") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise CalibrationError(f"{uri} is not a calibration") from error
+    if version != VERSION:
+        raise CalibrationError(f"{uri} has version {version}, this program reads {VERSION}: calibrate anew")
+    try:
+        found = Calibration.model_validate(raw)
+    except ValidationError as error:
+        raise CalibrationError(f"{uri} is not a calibration: {error}") from error
+    if found.calibration_id != stated:
+        raise CalibrationError(f"{uri} was changed after it was made (its content is not {stated})")
+    return found
+
+
+def clopper_pearson(
+    exceedances: int, n: int, confidence: float = CONFIDENCE, sides: Literal[1, 2] = 2
+) -> tuple[float, float]:
+    """Exact interval of a rate of which `exceedances` of `n` were seen (Clopper & Pearson 1934).
+
+    Args:
+        exceedances: 0 to n.
+        n: independent trials.
+        confidence: the interval holds the true rate at least this often.
+        sides: 1 for an upper bound alone; the lower end is then 0.
+
+    Returns:
+        Lower and upper end.
+    """
+    if not 0 <= exceedances <= n or n < 1:
+        raise ValueError(f"{exceedances} of {n} is no share of anything")
+    tail = (1 - confidence) / sides
+    bounded = sides == 2 and exceedances > 0
+    low = float(betaincinv(exceedances, n - exceedances + 1, tail)) if bounded else 0.0
+    high = float(betainccinv(exceedances + 1, n - exceedances, tail)) if exceedances < n else 1.0
+    return low, high
+
+
+def required_queries(target: float) -> int:
+    """The smallest number of queries without origin that supports a target rate: 10 exceedances expected."""
+    if not 0 < target < 1:
+        raise ValueError(f"a target rate lies between 0 and 1; {target} does not")
+    # Below the answer, however the quotient was rounded; the rule itself is then applied as it stands.
+    n = max(1, math.floor(EXPECTED / target) - 1)
+    while EXPECTED / n > target:
+        n += 1
+    return n
+
+
+def calibrate(
+    scores: NDArray[np.floating],
+    *,
+    match: float,
+    review: float,
+    references: int,
+    ids: Mapping[str, str],
+    normalization: Normalization | None = None,
+    tuned_on: float = 0.0,
+) -> Calibration:
+    """Thresholds for two target rates.
+
+    Args:
+        scores: float[n], the best score of each query without origin (`best_scores`).
+        match, review: target rates of the two verdicts, 0 < match ≤ review < 1.
+        references: size of the reference corpus that was searched.
+        ids: all of `tables.IDS` of that search.
+        normalization: of the scores; None where they are raw.
+        tuned_on: share of the queries that was tuned on and is not among the scores, as it will be of
+            queries that are added.
+
+    Raises:
+        CalibrationError: there are too few queries for a target (its `missing` says how many), or a score
+            is not finite.
+        ValueError: the targets are out of order or range.
+    """
+    if not 0 < match <= review < 1:
+        raise ValueError(f"the rates must be 0 < match ≤ review < 1, not {match} and {review}")
+    if not np.isfinite(scores).all():
+        raise CalibrationError("some scores are not finite; leave out queries without a score")
+    _require(len(scores), match, tuned_on)
+    return Calibration(
+        match=_threshold(scores, match),
+        review=_threshold(scores, review),
+        references=references,
+        queries=len(scores),
+        confidence=CONFIDENCE,
+        encoder_id=ids["encoder_id"],
+        transform_id=ids["transform_id"],
+        preprocess_id=ids["preprocess_id"],
+        normalization=normalization,
+    )
+
+
+def _require(queries: int, target: float, tuned_on: float) -> None:
+    needed = required_queries(target)
+    if queries >= needed:
+        return
+    missing = math.ceil((needed - queries) / (1 - tuned_on))
+    aside = f" beside the {tuned_on:.0%} that the normalization is tuned on" if tuned_on else ""
+    raise CalibrationError(
+        f"a false-positive rate of {target:g} needs {needed} queries without origin{aside}, there are "
+        f"{queries}: add {missing}, or ask for a higher rate",
+        missing,
+    )
+
+
+def _threshold(scores: NDArray[np.floating], target: float) -> Threshold:
+    values, counts = np.unique(scores.astype(np.float64), return_counts=True)
+    exceedances = np.cumsum(counts[::-1])[::-1]
+    low_enough = exceedances / len(scores) <= target
+    first = int(np.argmax(low_enough))
+    reached = int(exceedances[first]) if low_enough.any() else 0
+    score = values[first] if reached else np.nextafter(values[-1], np.inf)
+    low, high = clopper_pearson(reached, len(scores))
+    _, upper = clopper_pearson(reached, len(scores), sides=1)
+    return Threshold(target=target, score=float(score), exceedances=reached, low=low, high=high, upper=upper)
+
+
+def best_scores(matches: pa.Table, truth: Truth, column: str) -> NDArray[np.float64]:
+    """The best score of each query that the truth says has no origin, float64[n].
+
+    Queries without a match (unreadable uploads) are left out: counted as never accepted, they would make
+    the rate of the readable ones look lower than it is.
+
+    Args:
+        matches: of one run; columns query_uri and `column`.
+        truth: which queries have an origin.
+        column: score or normalized_score.
+
+    Raises:
+        CalibrationError: a score is not known.
+    """
+    without = pa.array([query for query, origin in truth.items() if not origin], pa.string())
+    rows = matches.filter(pc.is_in(matches["query_uri"], value_set=without)).select(["query_uri", column])
+    if rows[column].null_count:
+        raise CalibrationError(f"{column} is not known in every row: fill it in or take the other score")
+    best = rows.group_by("query_uri").aggregate([(column, "max")])
+    return np.asarray(best[f"{column}_max"].cast(pa.float64()).to_numpy())
+
+
+def verdicts(scores: NDArray[np.floating], calibration: Calibration) -> NDArray[np.str_]:
+    """The verdict of each score (raw or normalized, as calibrated): `match`, `review` or `none`."""
+    if not np.isfinite(scores).all():
+        raise CalibrationError("some scores are not finite: they have no verdict")
+    exact = scores.astype(np.float64)
+    reached = [exact >= calibration.match.score, exact >= calibration.review.score]
+    return np.select(reached, [Verdict.MATCH.value, Verdict.REVIEW.value], Verdict.NONE.value)
+
+
+def judge(matches: pa.Table, calibration: Calibration, references: int) -> pa.Table:
+    """Matches with `verdict`, `false_positive_rate` and `calibration_id` filled in.
+
+    Args:
+        matches: a `tables.MATCHES` table: a whole run or some blocks of it.
+        calibration: for the encoder, transform and normalization of these scores.
+        references: size of the corpus that was scanned.
+
+    Returns:
+        A `tables.MATCHES` table with the rows in their order. The rate is null beside `none`.
+
+    Raises:
+        CalibrationError: the calibration is for other scores.
+    """
+    for name in ("encoder_id", "transform_id"):
+        for value in matches[name].unique().to_pylist():
+            calibration.check_ids({name: value})
+    _check_normalization(matches, calibration.normalization)
+    found = verdicts(matches[calibration.score].to_numpy(), calibration)
+    rates = {v.value: calibration.false_positive_rate(v, references) for v in Verdict}
+    columns: dict[str, Any] = {
+        "verdict": pa.array(found.tolist(), pa.string()),
+        "false_positive_rate": pa.array([rates[v] for v in found.tolist()], pa.float32()),
+        "calibration_id": pa.repeat(pa.scalar(calibration.calibration_id), matches.num_rows),
+    }
+    return normalization.with_columns(matches, columns)
+
+
+def _check_normalization(matches: pa.Table, normalization: Normalization | None) -> None:
+    names = ["score", "background", "normalized_score"]
+    if normalization is None:
+        if matches["normalized_score"].null_count < matches.num_rows:
+            raise CalibrationError("calibrated on raw scores, these are normalized: calibrate on such scores")
+        return
+    if any(matches[name].null_count for name in names):
+        raise CalibrationError(f"calibrated on normalized scores: normalize these with {normalization!r}")
+    score, background, normalized = (matches[name].to_numpy() for name in names)
+    expected = normalize(score, background, normalization.factor)
+    if len(matches) and np.abs(expected - normalized).max() > _ROUNDING:
+        raise CalibrationError(
+            f"these scores were normalized with another factor than {normalization.factor:g}: normalize "
+            "with the calibration's, or calibrate anew"
+        )
