@@ -14,35 +14,13 @@ from hypothesis import strategies as st
 from beam_jobs import runners, search
 from id2core.runs.planning import LostRowsError
 from id2core.search import matching, shards
-from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, DatasetError
+from id2core.store import datasets
+from id2core.store.datasets import DatasetError
 from id2core.verdicts import calibration
 from id2core.verdicts.calibration import Calibration, CalibrationError
 from id2core.verdicts.judging import Judge
 from id2core.verdicts.normalization import Normalization, normalize_matches
-
-IDS = {"encoder_id": "e-1", "transform_id": "t", "preprocess_id": "p"}
-
-
-def unit(rows: int, size: int, seed: int) -> np.ndarray:
-    x = np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def write_embeddings(uri: Path, vectors: np.ndarray, files: int, prefix: str, **ids: str) -> None:
-    """A committed embeddings data set over given descriptors (latents are left at zero)."""
-    schema = schemas.embeddings_schema(1, vectors.shape[1])
-    records = []
-    for i, rows in enumerate(np.array_split(np.arange(len(vectors)), files)):
-        data = {name: [None] * len(rows) for name in schema.names} | {
-            "image_id": [f"{prefix}{r:06d}" for r in rows],
-            "uri": [f"/{prefix}/{r:06d}.jpg" for r in rows],
-            "latent": schemas.vectors_to_array(np.zeros((len(rows), 1), np.float16), 1),
-            "descriptor": schemas.vectors_to_array(vectors[rows], vectors.shape[1]),
-        }
-        table = pa.Table.from_pydict(data, schema)
-        records.append(datasets.write_file(str(uri), f"part-{i}", [table], schema))
-    datasets.write_commit(str(uri), Commit("embeddings", "r", IDS | ids, tuple(records)))
+from tests.descriptor_sets import IDS, unit, write_embeddings
 
 
 def test_the_best_references_of_every_query_over_all_shards(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from id2core.training.finetune import REPORT
 from id2core.training.recipe import Recipe
 from id2core.transforms import heads
 from id2core.transforms.linear import Transform
-from tests.id2core.test_backbones import saved
 from tests.latent_sets import good_w, origins, translated, write_embeddings, write_translations
+from tests.tiny_backbones import saved
 
 PHOTOS = {"train": 150, "test": 40, "calibration": 500, "fresh": 40, "distractors": 100}
 

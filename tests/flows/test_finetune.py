@@ -16,7 +16,7 @@ from id2core.encoders.registry import load_encoder
 from id2core.store import datasets, schemas
 from id2core.training.finetune import FinetuneError
 from tests.drawing import scene
-from tests.id2core.test_backbones import saved
+from tests.tiny_backbones import saved
 
 ORIGINS = 6
 SMALL = {"batch": 8, "per_class": 2, "steps": 4, "warmup": 1, "lr": 1e-3}

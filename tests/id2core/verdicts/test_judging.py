@@ -12,7 +12,7 @@ from id2core.store import datasets
 from id2core.verdicts import calibration, judging
 from id2core.verdicts.calibration import Calibration, CalibrationError
 from id2core.verdicts.normalization import Normalization
-from tests.beam_jobs.test_search import IDS, unit, write_embeddings
+from tests.descriptor_sets import IDS, unit, write_embeddings
 
 
 def calibrated(background_id: str | None = None, references: int = 100) -> Calibration:

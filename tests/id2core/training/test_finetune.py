@@ -13,7 +13,7 @@ from id2core.encoders.registry import load_encoder
 from id2core.training import finetune
 from id2core.training.finetune import FinetuneError, Recipe
 from tests.drawing import scene
-from tests.id2core.test_backbones import saved
+from tests.tiny_backbones import saved
 
 ORIGINS = 4
 SMALL = {"batch": 8, "per_class": 4, "warmup": 2, "lr": 3e-3}

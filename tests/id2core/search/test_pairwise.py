@@ -15,7 +15,7 @@ from id2core.search.pairwise import LocalMatching, Pictures, Scripted
 from id2core.store import schemas
 from id2core.store.rejects import Reason
 from tests.drawing import draw_photos
-from tests.id2core.test_backbones import saved
+from tests.tiny_backbones import saved
 
 
 class Matcher(nn.Module):

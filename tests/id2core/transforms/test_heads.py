@@ -18,7 +18,7 @@ from id2core.transforms import heads
 from id2core.transforms.files import load_transform
 from id2core.transforms.heads import Architecture, Head
 from id2core.transforms.linear import Transform, TransformError
-from tests.id2core.test_metric_training import SMALL, log, made
+from tests.synthetic_pairs import SMALL, log, made
 
 N, M = 4 * 8 * 8, 16
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from id2core.training import gradient, ranks
 from id2core.training.criteria import Objective, build_loss
 from id2core.transforms import heads
 from id2core.transforms.files import load_transform
-from tests.id2core.test_metric_training import SMALL, log, made
+from tests.synthetic_pairs import SMALL, log, made
 
 # Few steps at a low rate: differences in rounding grow from step to step.
 FEW = replace(SMALL, epochs=2, iterations=6, lr=3e-3, patience=None)
@@ -30,19 +30,19 @@ TRAIN = """
 import json, os, sys
 from dataclasses import replace
 from pathlib import Path
-from id2core.training import metric
-from tests.id2core.test_metric_training import made
-from tests.id2core.test_ranks import FEW
+from id2core.training import gradient
+from tests.synthetic_pairs import made
+from tests.id2core.training.test_ranks import FEW
 def die(stage, done, total):
     if done == int(os.environ.get("DIE_AT", "-1")):
         os._exit(9)
 for out, change in json.loads(sys.argv[1]):
     told = []
     try:
-        found = metric.fit(made(), replace(FEW, **change), Path(out), device="cpu", checkpoint_every=4,
+        found = gradient.fit(made(), replace(FEW, **change), Path(out), device="cpu", checkpoint_every=4,
             progress=lambda *event: (told.append(event), die(*event)))
         row = found.transform_id, len(told)
-    except metric.MetricError as error:
+    except gradient.MetricError as error:
         row = "MetricError", str(error)
     Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(row))
 """
@@ -51,7 +51,7 @@ GRADIENTS = """
 import sys
 from pathlib import Path
 from id2core.training import ranks
-from tests.id2core.test_ranks import gradients, LOSSES
+from tests.id2core.training.test_ranks import gradients, LOSSES
 import numpy as np
 together = ranks.join("cpu")
 for name in LOSSES:
@@ -66,7 +66,7 @@ def torchrun(script: str, argument: str, folder: Path, die_at: int = -1) -> int:
     file = folder / "script.py"
     file.write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "DIE_AT": str(die_at)}
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3]), "DIE_AT": str(die_at)}
     return subprocess.run([*command, str(file), argument], env=os.environ | env, timeout=240).returncode
 
 

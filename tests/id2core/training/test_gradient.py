@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,21 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from pytorch_metric_learning.losses import CosFaceLoss
 
 from id2core.training import closed_form, criteria, gradient, ranks
 from id2core.training.closed_form import Trial
 from id2core.training.gradient import MetricError, Recipe
-from id2core.training.pairs import Pairs
 from id2core.training.samples import Batches
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
-
-N = 64
-SMALL = Recipe(
-    scale=16.0, dimensions=32, batch=64, epochs=6, iterations=30, lr=3e-2, ema=0.99, validation_share=0.3
-)
+from tests.synthetic_pairs import SMALL, N, log, made
 
 
 @pytest.fixture(autouse=True)
@@ -36,24 +29,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def made(origins: int = 200, most: int = 6, seed: int = 0) -> Pairs:
-    """Translations that differ from their origin by much, but in a quarter of all directions."""
-    rng = np.random.default_rng(seed)
-    noisy = rng.standard_normal((N // 4, N))
-    rows: list[NDArray[Any]] = []
-    sizes = rng.integers(2, most + 1, origins)
-    for size in sizes:
-        origin = rng.standard_normal(N)
-        rows += [origin, *(origin + 1.5 * rng.standard_normal((size - 1, N // 4)) @ noisy)]
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    ids = [f"{i:064x}" for i in range(origins)]
-    return Pairs(np.array(rows, np.float16), ids, offsets, {"encoder_id": "mini-0"}, f"made-{seed}")
-
-
-def log(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def test_training_beats_the_cosine_of_latents_on_origins_it_never_saw(tmp_path: Path) -> None:
@@ -89,11 +64,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from id2core.training import metric
-from tests.id2core.test_metric_training import SMALL, made
+from id2core.training import gradient
+from tests.synthetic_pairs import SMALL, made
 torch.set_num_threads(1)
 recipe = replace(SMALL, negatives=int(sys.argv[2]) or None)
-metric.fit(made(), recipe, Path(sys.argv[1]), checkpoint_every=7,
+gradient.fit(made(), recipe, Path(sys.argv[1]), checkpoint_every=7,
     progress=lambda _, done, total: done == 70 and (print(flush=True), sys.stdin.read()))
 """
 
