@@ -11,10 +11,11 @@ from apache_beam.utils.shared import Shared
 
 from beam_jobs import parts
 from id2core.encoders import embedding
-from id2core.encoders.base import Encoder, EncoderError
+from id2core.encoders.base import Encoder
 from id2core.encoders.hub import MINI
 from id2core.encoders.images import Limits
 from id2core.encoders.registry import load_encoder
+from id2core.errors import EncoderError, OptionError
 from id2core.runs import planning
 from id2core.runs.parts import PartRecord, Progress
 from id2core.runs.planning import Plan
@@ -53,7 +54,7 @@ class EmbedJob:
 
     def __post_init__(self) -> None:
         if self.part_size < 1:
-            raise ValueError(f"part_size must be at least 1, not {self.part_size}")
+            raise OptionError(f"part_size must be at least 1, not {self.part_size}")
         object.__setattr__(self, "images", storage.normalize(self.images))
         object.__setattr__(self, "out", storage.normalize(self.out))
         if self.results:

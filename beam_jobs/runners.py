@@ -19,6 +19,8 @@ from apache_beam.runners.job import utils as job_utils
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
 
+from id2core.errors import OptionError
+
 IN_PROCESS = "FnApiRunner"
 # Beam's Dask runner drops the output of finish_bundle without an error: rows would be lost.
 REFUSED = ("DaskRunner",)
@@ -38,7 +40,7 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
     options = PipelineOptions(list(arguments))
     name = _name(options)
     if name in REFUSED:
-        raise ValueError(
+        raise OptionError(
             f"{name} loses rows silently; use FnApiRunner, PortableRunner, Flink, Spark or Dataflow"
         )
     if name == IN_PROCESS:
@@ -61,13 +63,13 @@ def check(arguments: Sequence[str]) -> None:
     """Raise ValueError for what Beam would only warn of: stray words, options that nobody reads."""
     stray = [a for a in arguments if not a.startswith("--")]
     if stray:
-        raise ValueError(f"unexpected {stray[0]!r}: Beam's options are written --NAME=VALUE, after `--`")
+        raise OptionError(f"unexpected {stray[0]!r}: Beam's options are written --NAME=VALUE, after `--`")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(arguments))
     if unknown:
-        raise ValueError(f"no Beam option {unknown[0]!r}")
+        raise OptionError(f"no Beam option {unknown[0]!r}")
 
 
 def template_location(arguments: Sequence[str]) -> str | None:

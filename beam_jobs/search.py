@@ -13,7 +13,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from beam_jobs import runners
-from id2core.runs.planning import LostRowsError
+from id2core.errors import LostRowsError
 from id2core.runs.progress import tally
 from id2core.search import matching, shards
 from id2core.search.matching import QueryBlock, SearchPlan

@@ -10,6 +10,7 @@ from apache_beam.utils.shared import Shared
 
 from beam_jobs import parts
 from id2core.encoders.images import Limits
+from id2core.errors import OptionError, TranslatorError
 from id2core.runs import planning
 from id2core.runs.parts import PartRecord, Progress
 from id2core.runs.planning import Plan
@@ -19,7 +20,7 @@ from id2core.translation import models, prompts, rows
 from id2core.translation.prompts import PromptSource
 from id2core.translation.rows import Recipe
 from id2core.translation.spec import DiffusionModel
-from id2core.translation.translators import Translator, TranslatorError
+from id2core.translation.translators import Translator
 
 STAGE = "translate"
 # A killed run loses at most this many pictures per worker: minutes of a GPU.
@@ -55,7 +56,7 @@ class TranslateJob:
         if self.part_size is None:
             object.__setattr__(self, "part_size", max(1, PART_PICTURES // self.recipe.per_image))
         if self.part_size < 1:
-            raise ValueError(f"part_size must be at least 1, not {self.part_size}")
+            raise OptionError(f"part_size must be at least 1, not {self.part_size}")
         object.__setattr__(self, "images", storage.normalize(self.images))
         object.__setattr__(self, "out", storage.normalize(self.out))
 

@@ -12,6 +12,7 @@ from prefect import flow, task
 from flows.progress import reporter
 from flows.sides import Sides
 from flows.tasks import RETRY
+from id2core.errors import CalibrationError
 from id2core.evaluation import comparison as measured
 from id2core.evaluation import metrics
 from id2core.evaluation.truth_files import Truth
@@ -22,7 +23,7 @@ from id2core.training.pairs import held_out
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, judging, normalization
-from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import Normalization, Tuning, normalize_matches
 
 # Of the queries, for the choice of factor and k; no threshold is made of their scores.

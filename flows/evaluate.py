@@ -13,6 +13,7 @@ from flows.progress import reporter
 from flows.sides import Sides, digests
 from flows.tasks import RETRY, record_run
 from id2core import environment
+from id2core.errors import CalibrationError
 from id2core.evaluation import comparison, metrics
 from id2core.evaluation.comparison import System
 from id2core.evaluation.truth_files import Truth
@@ -22,7 +23,7 @@ from id2core.store import datasets, storage
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 from id2core.verdicts import judging
-from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import normalize_matches
 from id2core.verdicts.rates import verdict_rates
 

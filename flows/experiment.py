@@ -18,9 +18,10 @@ from flows.tasks import RETRY
 from flows.translate import write_truth
 from id2core.encoders.embedding import EMBEDDINGS
 from id2core.encoders.hub import MINI
+from id2core.errors import ExperimentError
 from id2core.experiments import evaluation_sets as benches
 from id2core.experiments import oripid_bench, photo_bench, results
-from id2core.experiments.evaluation_sets import DISTRACTORS, TEST, TRAIN, Bench, BenchError
+from id2core.experiments.evaluation_sets import DISTRACTORS, TEST, TRAIN, Bench
 from id2core.experiments.methods import PAPER_PASSES, Methods
 from id2core.experiments.oripid_bench import LaidOut
 from id2core.experiments.photo_bench import SEEN, UNSEEN, Translated
@@ -61,7 +62,7 @@ def make_data(photos: str, data: str, encoder: str = MINI, name: str = "") -> No
             trained on the training pictures: only what is looked up, and among what, is embedded.
 
     Raises:
-        BenchError: `data` is a bench of other data.
+        ExperimentError: `data` is a bench of other data.
         ValueError: there are too few photos, or no captions.
     """
     source, root = storage.normalize(photos), Path(storage.normalize(data))
@@ -110,7 +111,7 @@ def make_oripid_data(
 
     Raises:
         ReaderError: a part of OriPID is missing, or its names do not fit.
-        BenchError: `data` is a bench of other data.
+        ExperimentError: `data` is a bench of other data.
     """
     place = Path(storage.normalize(data))
     _check_free(place, oripid_bench.SEEN)
@@ -129,7 +130,7 @@ def _check_free(place: Path, seen: str) -> None:
     """Fail where there is a bench of another origin, told by the model that it is trained on."""
     made = place / benches.FACTS
     if made.exists() and Bench.load(place).seen != seen:
-        raise BenchError(f"{place} is a bench of other data ({made}): choose another --data")
+        raise ExperimentError(f"{place} is a bench of other data ({made}): choose another --data")
 
 
 def _train_set(features: str, place: Path) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def experiment(
     chosen = list(EXPERIMENTS) if names == ["all"] else names
     unknown = [name for name in chosen if name not in EXPERIMENTS]
     if unknown:
-        raise ValueError(f"no experiment {', '.join(unknown)}: choose {', '.join(EXPERIMENTS)} or all")
+        raise ExperimentError(f"no experiment {', '.join(unknown)}: choose {', '.join(EXPERIMENTS)} or all")
     methods = Methods(Bench.load(Path(data)), Path(data), passes, progress or silent)
     tables = {name: run_experiment(name, methods, out) for name in chosen}
     if page:

@@ -16,10 +16,11 @@ from flows.progress import reporter
 from flows.tasks import RETRY, record_run
 from flows.train import data_sets
 from id2core import environment
+from id2core.errors import FinetuneError
 from id2core.runs.planning import PICTURES
 from id2core.store import datasets, storage
 from id2core.training import finetune as trainer
-from id2core.training.finetune import REPORT, FinetuneError, Labelled, Recipe
+from id2core.training.finetune import REPORT, Labelled, Recipe
 from id2core.translation.rows import TRANSLATIONS
 
 _READERS = 32

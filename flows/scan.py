@@ -15,6 +15,7 @@ from beam_jobs.embed import EmbedJob, EmbedMaker
 from flows.tasks import RETRY, record_run
 from id2core import environment
 from id2core.encoders import embedding
+from id2core.errors import DatasetError
 from id2core.evaluation import truth_files
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.page import HTML, save_report
@@ -85,12 +86,12 @@ def _check_made_with(uri: str, ids: dict[str, str], spec: str) -> None:
     made, asked = commit.ids["transform_id"], ids["transform_id"]
     if made != asked:
         if made == LATENTS_ONLY:
-            raise datasets.DatasetError(
+            raise DatasetError(
                 f"{uri} holds latents for training, without descriptors: to search it, import it again with "
                 f"--transform {spec} into another --out"
             )
         right = "`none`" if made == IDENTITY else "the file it was made with"
-        raise datasets.DatasetError(
+        raise DatasetError(
             f"{uri} was embedded with transform_id {made}, this scan asks for {asked} (--transform {spec}): "
             f"embed those images again, or give --transform {right}"
         )
@@ -290,7 +291,7 @@ def rewrite_report(out: str, max_pairs: int = 200) -> dict[str, Any]:
     out = storage.normalize(out)
     summary = read_summary(out)
     if summary is None:
-        raise datasets.DatasetError(f"{out} has no summary.json: it is not the --out of a finished scan")
+        raise DatasetError(f"{out} has no summary.json: it is not the --out of a finished scan")
     config = summary["config"]
     facts = ("run_id", "config", "seconds", "versions", "transform", "calibration")
     run = {key: summary.get(key) for key in facts}

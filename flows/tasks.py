@@ -10,38 +10,15 @@ import pyarrow as pa
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
 
-from id2core.encoders.base import EncoderError
-from id2core.oripid.readers import ReaderError
-from id2core.search.shards import SearchError
+from id2core.errors import ID2Error
 from id2core.store import datasets, schemas, storage
-from id2core.store.storage import StorageError
-from id2core.training.closed_form import ClosedFormError
-from id2core.training.pairs import PairsError
-from id2core.training.recipe import MetricError
-from id2core.transforms.linear import TransformError
-from id2core.translation.translators import TranslatorError
-
-# Asking again would not help: the message says what the caller has to change.
-PERMANENT = (
-    ClosedFormError,
-    datasets.DatasetError,
-    EncoderError,
-    MetricError,
-    PairsError,
-    ReaderError,
-    SearchError,
-    StorageError,
-    TransformError,
-    TranslatorError,
-    ValueError,
-)
 
 
 def _worth_retrying(task: Any, run: TaskRun, state: State[Any]) -> bool:
     try:
         state.result()
-    except PERMANENT:
-        return False
+    except ID2Error as error:
+        return error.transient
     except Exception:
         return True
     return False

@@ -17,6 +17,7 @@ from flows.progress import reporter
 from flows.tasks import RETRY, record_run
 from id2core import environment
 from id2core.encoders.embedding import EMBEDDINGS
+from id2core.errors import TrainError
 from id2core.runs.progress import Progress, silent
 from id2core.store import datasets, storage
 from id2core.training import closed_form, gradient, pairs
@@ -34,10 +35,6 @@ CLOSED_FORM = "closed-form"
 # What of a recipe a closed form has, too.
 _SHARED = {"dimensions", "validation_share"}
 _SET_BY_FIT = {"init", "data"}
-
-
-class TrainError(ValueError):
-    """Arguments from which nothing can be trained; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def plan(
 
     Raises:
         TrainError: they do not fit together.
-        MetricError: the recipe cannot be followed.
+        GradientError: the recipe cannot be followed.
     """
     place = storage.normalize(out)
     if storage.is_remote(place):
@@ -142,7 +139,7 @@ def fit(training: Training) -> dict[str, Any]:
 
     Raises:
         TrainError: the directory belongs to a training with other arguments.
-        PairsError, MetricError, ClosedFormError, DatasetError: nothing can be trained on these data.
+        PairsError, GradientError, ClosedFormError, DatasetError: nothing can be trained on these data.
     """
     first = rank() == 0
     tell = reporter() if first else silent

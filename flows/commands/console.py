@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from id2core.errors import ID2Error, OptionError
+
 stderr = Console(stderr=True)
 # For commands that hand the options after `--` to Beam.
 BEAM = {"allow_extra_args": True}
@@ -74,9 +76,7 @@ def run(work: Callable[[], Any]) -> Any:
     except Exception as error:
         if os.environ.get("ID2_DEBUG"):
             raise
-        from flows.tasks import PERMANENT
-
-        known = isinstance(error, PERMANENT)
+        known = isinstance(error, ID2Error)
         text = str(error) if known else f"{type(error).__name__}: {error} (ID2_DEBUG=1 shows the traceback)"
         stderr.print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)
         raise typer.Exit(1) from error
@@ -100,7 +100,7 @@ def beam_arguments(runner: str | None, rest: list[str]) -> list[str]:
     arguments = ([f"--runner={runner}"] if runner else []) + rest
     try:
         runners.check(arguments)
-    except ValueError as error:
+    except OptionError as error:
         raise typer.BadParameter(str(error)) from error
     return arguments
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.commands import console
+from id2core.errors import OptionError, TranslatorError
 
 app = typer.Typer()
 
@@ -108,7 +109,6 @@ def translate(
     from flows import translate as flow
     from id2core.translation import models
     from id2core.translation.rows import Recipe
-    from id2core.translation.translators import TranslatorError
 
     settings = console.settings()
     arguments = console.beam_arguments(runner, context.args)
@@ -122,7 +122,7 @@ def translate(
     }
     try:
         chosen, recipe = models.find(model, **overrides), Recipe(per_image, seed, file_format)
-    except (ValueError, TranslatorError) as error:
+    except (OptionError, TranslatorError) as error:
         raise typer.BadParameter(str(error)) from error
     if runners.template_location(arguments):
         make = job.TranslateJob.from_settings

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows.commands import console
+from id2core.errors import GradientError, TrainError
 
 app = typer.Typer()
 
@@ -82,7 +83,6 @@ def train(
 ) -> None:
     """Train W from stored latents; write OUT/W.safetensors and OUT/report.json. Killed, it can go on."""
     from flows import train as flow
-    from id2core.training.recipe import MetricError
 
     given = {
         "loss": loss,
@@ -112,7 +112,7 @@ def train(
     }
     try:
         plan = flow.plan(**arguments)
-    except (flow.TrainError, MetricError) as error:
+    except (TrainError, GradientError) as error:
         raise typer.BadParameter(str(error)) from error
     if flow.rank():  # torchrun's other processes: the first one tells, and has the flow
         flow.fit(plan)
@@ -188,7 +188,7 @@ def finetune(
     recipe |= {name: value for name, value in given.items() if value is not None}
     try:
         flow.of_recipe(recipe)
-    except ValueError as error:
+    except TrainError as error:
         raise typer.BadParameter(str(error)) from error
     report = console.run(lambda: flow.finetune(originals, translations, out, recipe, device or "auto"))
     if as_json:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from id2core.encoders.base import Encoder, EncoderError, Preprocess, hash_tensors
+from id2core.encoders.base import Encoder, Preprocess, hash_tensors
 from id2core.encoders.hub import MOVED, Place, narrowed, read_config
+from id2core.errors import EncoderError
 
 _DECODER_PARTS = ("decoder.", "post_quant_conv.")
 

@@ -25,8 +25,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from id2core.encoders.base import Encoder, EncoderError, Preprocess, hash_tensors
+from id2core.encoders.base import Encoder, Preprocess, hash_tensors
 from id2core.environment import quiet
+from id2core.errors import EncoderError
 
 # Random weights, to be trained where no hub is reached: not pretrained, and not one of the paper's models.
 SCRATCH: Final = "resnet-scratch"

@@ -15,10 +15,6 @@ from numpy.typing import NDArray
 from id2core.encoders import images
 
 
-class EncoderError(Exception):
-    """An encoder that cannot be loaded or run; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class Preprocess:
     """What happens between a file's pixels and the encoder's input.

@@ -10,9 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.encoders import images
-from id2core.encoders.base import Encoder, EncoderError
+from id2core.encoders.base import Encoder
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, read_picture
+from id2core.errors import EncoderError
 from id2core.runs import parts
 from id2core.runs.parts import Lineage, PartRecord, Product, Progress
 from id2core.store import schemas

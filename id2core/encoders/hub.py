@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from id2core.encoders.base import EncoderError
+from id2core.errors import EncoderError
 
 MINI = "mini"
 PDQ = "pdq"

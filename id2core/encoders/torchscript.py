@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from id2core.encoders.base import Encoder, EncoderError, Preprocess
+from id2core.encoders.base import Encoder, Preprocess
+from id2core.errors import EncoderError
 
 
 def encoder_of_torchscript(

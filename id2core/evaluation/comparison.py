@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from id2core.errors import TruthError
 from id2core.evaluation import metrics
 from id2core.evaluation.metrics import Answers, Comparison, Evaluation, Measure
-from id2core.evaluation.truth_files import Truth, TruthError
+from id2core.evaluation.truth_files import Truth
 from id2core.store import datasets, schemas, storage
 
 JSON, PARQUET, MARKDOWN = "metrics.json", "metrics.parquet", "metrics.md"

@@ -11,13 +11,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from id2core.errors import TruthError
 from id2core.store import storage
 
 Truth = dict[str, str | None]
-
-
-class TruthError(ValueError):
-    """A truth file that cannot be understood; the message says what is expected."""
 
 
 def read(uri: str, reference: str, queries: str) -> Truth:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from id2core.errors import ExperimentError
+
 FILE = "captions.csv"
 # Upper ends of hue in degrees; red closes the circle.
 HUES = tuple(
@@ -41,7 +43,7 @@ def read(folder: Path) -> dict[str, str]:
             return {row["file"]: row["caption"] for row in csv.DictReader(file) if row["caption"]}
     except (FileNotFoundError, KeyError) as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"has no column {error}"
-        raise ValueError(
+        raise ExperimentError(
             f"{path} {what}: what photos show is read from it, a CSV with the columns `file` and `caption`, "
             f"a line such as `0001.jpg,a canoe` for each photo that has a caption"
         ) from error

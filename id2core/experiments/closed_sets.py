@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from id2core.encoders.backbones import SCRATCH
+from id2core.errors import TransformError
 from id2core.evaluation.metrics import Measure
 from id2core.experiments import costs, plots
 from id2core.experiments import evaluation_sets as benches
@@ -19,7 +20,7 @@ from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Skipped
 from id2core.training.recipe import Recipe
 from id2core.transforms import heads
-from id2core.transforms.linear import Transform, TransformError
+from id2core.transforms.linear import Transform
 
 RANKS = (16, 32, 64, 128, 256, 512)
 LOSS_NAMES = {"softmax": "SoftMax", "circle": "Circle loss", "cosface": "CosFace"}

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from id2core.encoders import images
 from id2core.encoders.base import Encoder
 from id2core.encoders.images import Decoded
+from id2core.errors import StorageError
 from id2core.experiments.evaluation_sets import TEST, Bench
 from id2core.experiments.results import Column
 from id2core.store import storage
-from id2core.store.storage import StorageError
 from id2core.training.finetune import REPORT
 from id2core.transforms.linear import Transform
 

@@ -27,9 +27,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from id2core.encoders.base import Encoder, EncoderError
+from id2core.encoders.base import Encoder
 from id2core.encoders.hub import MINI, is_short_name
 from id2core.encoders.registry import load_encoder
+from id2core.errors import EncoderError, ExperimentError
 from id2core.evaluation import bootstrap, ranking
 from id2core.evaluation.metrics import Measure
 from id2core.evaluation.ranking import Predictions
@@ -46,10 +47,6 @@ KEPT = 10  # references per query in the pooled measures
 RESAMPLES = 1000
 _AT_ONCE = 512
 __all__ = ["CALIBRATION", "DISTRACTORS", "FRESH", "TEST", "TRAIN", "Bench", "Found", "Queries", "find"]
-
-
-class BenchError(ValueError):
-    """A folder on which an experiment cannot run; the message says what is missing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +115,7 @@ class Bench:
         """Open a folder.
 
         Raises:
-            BenchError: it is not a bench.
+            ExperimentError: it is not a bench.
         """
         try:
             facts = json.loads((root / FACTS).read_text())
@@ -127,7 +124,7 @@ class Bench:
             specs = dict(facts.get("encoders", {}))
             return cls(root, facts["seen"], tuple(facts["unseen"]), specs=specs)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise BenchError(
+            raise ExperimentError(
                 f"{root} has no {FACTS} with `seen` and one or more `unseen`: make one with `id2 "
                 f"experiment data --photos DIR`, or with `--oripid DIR` of OriPID ({error})"
             ) from error
@@ -228,7 +225,7 @@ class Bench:
         )
         place = pc.index_in(pa.array(ids), value_set=translations["image_id"].combine_chunks())
         if place.null_count:
-            raise BenchError(f"{place.null_count} pictures of {name} are no translations of anything")
+            raise ExperimentError(f"{place.null_count} pictures of {name} are no translations of anything")
         return translations["origin_id"].combine_chunks().take(place)
 
     def pairs(self, model: str) -> Pairs:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from id2core.errors import ReaderError, StorageError
 from id2core.experiments.photo_bench import DISTRACTORS, TEST
 from id2core.oripid import readers
-from id2core.oripid.readers import DEFAULT_LAYOUT, MODELS, OripidLayout, ReaderError
+from id2core.oripid.readers import DEFAULT_LAYOUT, MODELS, OripidLayout
 from id2core.store import storage
 
 # The model whose translations the published training latents are of.
@@ -49,7 +50,7 @@ def features_of(root: str, features: str | None = None, layout: OripidLayout = D
     folder = storage.normalize(features or storage.join(root, layout.features))
     try:
         storage.require(folder)
-    except storage.StorageError as error:
+    except StorageError as error:
         raise ReaderError(
             f"{error}: OriPID's training latents belong there, and every experiment needs them; unpack them, "
             f"or say where they are (--features)"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from id2core.errors import ExperimentError
 from id2core.experiments import captions
 from id2core.experiments import photo_folders as photo_folder
 from id2core.translation import models
@@ -99,7 +100,7 @@ def roles(photos: Path) -> dict[str, list[str]]:
     ranked = sorted(split.train, key=lambda name: hashlib.sha256(f"role {name}".encode()).digest())
     needed = TRAIN_COUNT + 2 * WITHOUT_ORIGIN
     if len(ranked) <= needed:
-        raise ValueError(f"{photos} has {len(ranked)} photos to train on; more than {needed} are needed")
+        raise ExperimentError(f"{photos} has {len(ranked)} photos to train on; more than {needed} are needed")
     train, calibration, fresh = TRAIN_COUNT, TRAIN_COUNT + WITHOUT_ORIGIN, needed
     return {
         TRAIN: ranked[:train],
@@ -125,7 +126,7 @@ def lay_out(photos: Path, out: Path) -> None:
     """
     subjects = sorted(set(captions.read(photos).values()))
     if len(subjects) < 2:
-        raise ValueError(
+        raise ExperimentError(
             f"{photos / captions.FILE} has {len(subjects)} different captions: training and test take "
             f"theirs apart, so give it two or more, and many for prompts that differ"
         )

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from id2core.errors import ExperimentError
+
 SIZE = 256
 HELD_OUT = 500
 # Tiles of the pictures that the bundled demo is cut from. Training on them would flatter the demo.
@@ -37,7 +39,7 @@ def split(folder: Path) -> Split:
     """
     names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if len(names) <= HELD_OUT:
-        raise ValueError(f"{folder} has {len(names)} photos; training needs more than {HELD_OUT}")
+        raise ExperimentError(f"{folder} has {len(names)} photos; training needs more than {HELD_OUT}")
     ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = ranked[:HELD_OUT]
     kept = set(held_out)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from id2core.errors import PlotError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -54,10 +56,6 @@ _NAMED_BARS = 21
 _MOST_UPRIGHT, _LONGEST_UPRIGHT = 7, 60
 _BINS = 40
 _LINE = 90  # letters
-
-
-class PlotError(Exception):
-    """A plot that cannot be drawn; the message says what to do."""
 
 
 @dataclass(frozen=True)

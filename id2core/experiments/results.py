@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from id2core import environment
+from id2core.errors import PlotError
 from id2core.evaluation.metrics import Measure
 from id2core.experiments import plots
 from id2core.experiments.theory import Spread
@@ -251,7 +252,7 @@ def _write_plot(result: Result, title: str, uri: str) -> str:
         return ""
     try:
         storage.write_bytes(uri, plots.draw(result.plot, title))
-    except plots.PlotError as error:
+    except PlotError as error:
         storage.delete(uri)
         return str(error)
     return ""

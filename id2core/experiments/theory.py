@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from id2core.errors import TheoryError
 from id2core.runs.progress import Progress, silent
 from id2core.training.pairs import Pairs
 from id2core.transforms.linear import Transform
@@ -29,10 +30,6 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BLOCK_ROWS = 4096
 
 Matrix = NDArray[np.float64]
-
-
-class TheoryError(Exception):
-    """Data from which a figure cannot be computed; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.encoders import embedding
+from id2core.errors import OptionError
 from id2core.runs import parts, planning
 from id2core.runs.parts import Lineage
 from id2core.runs.planning import Plan
@@ -172,7 +173,7 @@ def read_blocks(
         ValueError: a size is not above 0.
     """
     if min(latent_size, block_size) < 1:
-        raise ValueError("latent_size and block_size must be above 0")
+        raise OptionError("latent_size and block_size must be above 0")
 
     def fetch(obj: Object) -> _Feature | Reject:
         return _fetch(obj, latent_size)

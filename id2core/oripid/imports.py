@@ -16,9 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.encoders.embedding import EMBEDDINGS
+from id2core.errors import ReaderError
 from id2core.oripid import feature_files
 from id2core.oripid.feature_files import LATENT_SIZE
-from id2core.oripid.readers import DEFAULT_LAYOUT, Drop, OripidLayout, ReaderError
+from id2core.oripid.readers import DEFAULT_LAYOUT, Drop, OripidLayout
 from id2core.runs import planning
 from id2core.runs.parts import REJECTS
 from id2core.runs.planning import Plan

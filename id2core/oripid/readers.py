@@ -20,6 +20,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from id2core.encoders import images
+from id2core.errors import ReaderError
 from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
 from id2core.runs import parts
@@ -31,10 +32,6 @@ from id2core.store.storage import Object
 MODELS = ("sd2", "sdxl", "opendalle", "colorfulxl", "kandinsky3", "sd3", "kolors")
 _SEED_IMAGES = ("source_image", "target_image")
 _MISSING = Reject(Reason.VANISHED, "not below the images' folder")
-
-
-class ReaderError(Exception):
-    """A data set that is not laid out as the reader was told; the message says what to do."""
 
 
 class Drop(StrEnum):

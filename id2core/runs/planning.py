@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from id2core.errors import DatasetError, LostRowsError, StorageError
 from id2core.runs.parts import PARTS, REJECTS, STAGING, Lineage, PartRecord, Product
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import Commit, DatasetError, FileRecord
+from id2core.store.datasets import Commit, FileRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
-from id2core.store.storage import Object, StorageError
+from id2core.store.storage import Object
 
 PART_SIZE = 4096
 # Folder of the pictures that a run makes, where it makes some.
@@ -34,10 +35,6 @@ _OWN_FILES = re.compile(
 )
 
 Key = tuple[str, str]
-
-
-class LostRowsError(Exception):
-    """The outcome of a run does not account for everything exactly once."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from id2core.errors import DatasetError
 from id2core.runs.progress import Progress, silent
 from id2core.search import matching, shards
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, DatasetError, FileRecord
+from id2core.store.datasets import Commit, FileRecord
 from id2core.transforms.linear import Transform
 
 # Latents compare only where these agree; which W the descriptors beside them are of is no matter.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from id2core.runs.planning import LostRowsError
+from id2core.errors import DatasetError, LostRowsError, OptionError
 from id2core.search import shards
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, FileRecord
@@ -88,7 +88,7 @@ def make(references: str, queries: str, out: str, top_k: int, judge: Judge | Non
         CalibrationError: the calibration is for other scores.
     """
     if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
+        raise OptionError(f"top_k must be at least 1, not {top_k}")
     reference, query = datasets.require_commit(references), datasets.require_commit(queries)
     ids = {key: reference.ids[key] for key in schemas.IDS}
     datasets.check_ids(query, ids, queries)
@@ -185,7 +185,7 @@ def commit_of(out: str, run_id: str) -> Commit:
     """The matches data set reduced to the files of one run; DatasetError when it has no such run."""
     whole = datasets.require_commit(out)
     if run_id not in whole.runs:
-        raise datasets.DatasetError(f"{out} has no run {run_id}; it has {', '.join(whole.runs)}")
+        raise DatasetError(f"{out} has no run {run_id}; it has {', '.join(whole.runs)}")
     return replace(whole, files=tuple(f for f in whole.files if run_id in f.name))
 
 

@@ -30,10 +30,11 @@ from torch import Tensor
 
 from id2core.encoders import backbones, images
 from id2core.encoders.backbones import encoder_of_backbone
-from id2core.encoders.base import Encoder, EncoderError, Preprocess
+from id2core.encoders.base import Encoder, Preprocess
 from id2core.encoders.hub import locate
 from id2core.encoders.torchscript import sidecar
 from id2core.environment import best_device, best_dtype
+from id2core.errors import EncoderError
 from id2core.search import shards
 from id2core.store import schemas, storage
 from id2core.store.rejects import Reject

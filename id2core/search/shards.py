@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from id2core.errors import SearchError
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, FileRecord
 
@@ -28,10 +29,6 @@ _ORDER = [
     ("reference_id", "ascending"),
     ("reference_uri", "ascending"),
 ]
-
-
-class SearchError(Exception):
-    """An index that cannot be built; the message says what to do."""
 
 
 @functools.cache

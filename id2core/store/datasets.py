@@ -18,13 +18,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from id2core.errors import DatasetError
 from id2core.store import schemas, storage
 
 SUCCESS = "_SUCCESS"
-
-
-class DatasetError(Exception):
-    """A data set that cannot be read or must not be mixed; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from id2core.errors import StorageError
 from id2core.store.rejects import Reason, Reject
-
-
-class StorageError(Exception):
-    """A store that cannot be used as asked; the message says what to do."""
 
 
 @dataclass(frozen=True, order=True)

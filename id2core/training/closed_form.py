@@ -31,6 +31,7 @@ import numpy as np
 import scipy.linalg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from id2core.errors import ClosedFormError
 from id2core.runs.progress import Progress, silent
 from id2core.training.moments import Moments
 from id2core.training.pairs import Pairs
@@ -44,10 +45,6 @@ MOST_REFERENCES = 10_000
 _AT_ONCE = 1024
 
 Matrix = NDArray[np.float32]
-
-
-class ClosedFormError(Exception):
-    """Pairs or settings that give no W; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from id2core.encoders import backbones, images
 from id2core.encoders.base import hash_tensors
 from id2core.encoders.hub import locate
 from id2core.environment import best_device, best_dtype
+from id2core.errors import FinetuneError
 from id2core.runs.progress import Progress, silent
 from id2core.store import storage
 from id2core.store.rejects import Reject
@@ -44,10 +45,6 @@ REPORT = "finetune.json"
 _DECODERS = 4
 # A file (local path or gs:// object) or its bytes, and the name of its origin.
 Labelled = tuple[str | Path | bytes, str]
-
-
-class FinetuneError(ValueError):
-    """Pictures or a recipe that no training can follow; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from id2core.environment import best_dtype
+from id2core.errors import GradientError, TransformError
 from id2core.runs.progress import Progress, silent
 from id2core.training import ranks
 from id2core.training.closed_form import Trial
@@ -31,13 +32,13 @@ from id2core.training.criteria import Objective, PartialCosFace, build_loss
 from id2core.training.loop import Loop
 from id2core.training.pairs import Pairs
 from id2core.training.ranks import Ranks
-from id2core.training.recipe import LOSSES, MetricError, Recipe
+from id2core.training.recipe import LOSSES, Recipe
 from id2core.training.samples import Batches
 from id2core.training.scalars import Scalars
 from id2core.transforms import heads
-from id2core.transforms.linear import Transform, TransformError
+from id2core.transforms.linear import Transform
 
-__all__ = ["LOSSES", "WEIGHTS", "MetricError", "Recipe", "fit"]
+__all__ = ["LOSSES", "WEIGHTS", "GradientError", "Recipe", "fit"]
 
 WEIGHTS = "W.safetensors"
 _AT_ONCE = 1024
@@ -75,7 +76,7 @@ def fit(
         held-out classes, the start among them; the last where none are held out.
 
     Raises:
-        MetricError: the recipe does not fit the pairs or the processes, or the loss is not finite.
+        GradientError: the recipe does not fit the pairs or the processes, or the loss is not finite.
         PairsError: the share for validation is out of range.
         ValueError: `out` holds a run with another recipe, other pairs or another start.
     """
@@ -132,7 +133,7 @@ class Trainer(Loop):
         held_out = pairs.held_out(recipe.validation_share)
         self.classes = np.flatnonzero(~held_out)
         if len(self.classes) < 2:
-            raise MetricError(
+            raise GradientError(
                 f"{len(self.classes)} of {len(held_out)} origins are left to train on: translate more, or "
                 f"hold out less than {recipe.validation_share}"
             )
@@ -191,7 +192,7 @@ class Trainer(Loop):
         parts = (batch.latents, batch.labels, batch.centres)
         loss = self.objective(*(x.to(self.ranks.device) for x in parts if x is not None))
         if not torch.isfinite(loss):
-            raise MetricError(f"the loss of step {self.step} is {loss.item()}: choose a lower lr")
+            raise GradientError(f"the loss of step {self.step} is {loss.item()}: choose a lower lr")
         return torch.as_tensor(loss)
 
     def rate(self) -> float:
@@ -270,19 +271,19 @@ def _settled(recipe: Recipe, pairs: Pairs, start: Transform | None, device: torc
 def _check_ranks(recipe: Recipe, classes: int, together: Ranks) -> None:
     rows = min(classes, recipe.batch // recipe.per_class) * recipe.per_class
     if rows % together.count:
-        raise MetricError(
+        raise GradientError(
             f"{rows} rows of a step do not divide into {together.count} processes: choose another batch, or "
             f"a number of processes that divides {rows}"
         )
     if together.count > 1 and recipe.negatives is not None:
-        raise MetricError("negatives need one process: leave them out, or start without torchrun")
+        raise GradientError("negatives need one process: leave them out, or start without torchrun")
 
 
 def _build_head(recipe: Recipe, n: int) -> nn.Module:
     try:
         return heads.build(recipe.head, n, recipe.dimensions)
     except TransformError as error:
-        raise MetricError(str(error)) from error
+        raise GradientError(str(error)) from error
 
 
 def _start_from(
@@ -294,12 +295,12 @@ def _start_from(
 ) -> None:
     """Put W, and the centres where a loss has them, in place; `origins` are rows of latents, one a class."""
     if not isinstance(head, nn.Linear):
-        raise MetricError("a start is for the linear head: leave it out")
+        raise GradientError("a start is for the linear head: leave it out")
     weights = head.weight
     wanted = (head.in_features, head.out_features)
     if start.weights is None or start.weights.shape != wanted:
         found = "the identity" if start.weights is None else f"of shape {start.weights.shape}"
-        raise MetricError(f"the start is {found}; W of shape {wanted} is needed")
+        raise GradientError(f"the start is {found}; W of shape {wanted} is needed")
     given = torch.from_numpy(start.weights).T
     # The length of W does not matter to the cosine, but to how far a step of Adam turns it.
     weights.data = (given * (weights.detach().norm() / given.norm())).contiguous()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from id2core.environment import best_dtype
+from id2core.errors import TrainError
 
 LOG = "log.jsonl"
 
@@ -110,7 +111,7 @@ class Loop(ABC):
         # To the CPU: each part copies what it takes to where it computes, and Adam counts steps on the CPU.
         saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         if saved["recipe"] != json.dumps(asdict(self.recipe)):
-            raise ValueError(f"{self._checkpoint} belongs to another recipe; choose another --out")
+            raise TrainError(f"{self._checkpoint} belongs to another recipe; choose another --out")
         for name, part in self.state().items():
             part.load_state_dict(saved[name])
         self.step, self.seconds = int(saved["step"]), float(saved.get("seconds", 0))

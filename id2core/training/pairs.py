@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from id2core.errors import PairsError
 from id2core.runs.progress import Progress, silent
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Commit, FileRecord
@@ -35,10 +36,6 @@ _LATENTS, _FACTS = "latents.npy", "pairs.json"
 _READ_AHEAD = 8  # row groups; 8 MB each where a latent has 4,096 numbers
 
 Source = tuple[str, Commit]
-
-
-class PairsError(Exception):
-    """Data sets from which no training classes can be made; the message says what to do."""
 
 
 @dataclass(frozen=True)

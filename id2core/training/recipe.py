@@ -6,16 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from id2core.errors import GradientError
 from id2core.transforms import heads
 
 # Scale and margin: the paper's for CosFace; of the others it tells none, and these are the library's.
 LOSSES = {"cosface": (64.0, 0.35), "circle": (80.0, 0.4), "softmax": (20.0, 0.0)}
 PRECISIONS = ("auto", "float32", "bfloat16")
 _FIRST_RATE = 0.01  # of the peak
-
-
-class MetricError(Exception):
-    """A recipe or pairs that give no W; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - falls) / (self.epochs - falls)))
 
     def check(self) -> None:
-        """Raise MetricError where no training could follow it."""
+        """Raise GradientError where no training could follow it."""
         wrong = [
             (self.loss not in LOSSES, f"loss is {self.loss}: choose {', '.join(LOSSES)}"),
             (
@@ -113,4 +110,4 @@ class Recipe:
         ]
         for is_wrong, message in wrong:
             if is_wrong:
-                raise MetricError(message)
+                raise GradientError(message)

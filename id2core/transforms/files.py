@@ -10,19 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from id2core.errors import TransformError
 from id2core.store import storage
-from id2core.transforms.linear import (
-    AUTO,
-    BUNDLED,
-    GIVEN,
-    HEAD,
-    IDENTITY,
-    METADATA,
-    NONE,
-    TENSOR,
-    Transform,
-    TransformError,
-)
+from id2core.transforms.linear import AUTO, BUNDLED, GIVEN, HEAD, IDENTITY, METADATA, NONE, TENSOR, Transform
 
 # The encoder that ships with the package, its W and its calibration.
 BUNDLED_FOLDER = Path(__file__).parents[1] / "data" / "mini"

@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from id2core.transforms.linear import HEAD, METADATA, Transform, TransformError
+from id2core.errors import TransformError
+from id2core.transforms.linear import HEAD, METADATA, Transform
 
 LINEAR = "linear"
 MLP = tuple(f"mlp-{layers}" for layers in range(1, 8))

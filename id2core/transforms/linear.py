@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from id2core.errors import TransformError
+
 IDENTITY = "identity"
 # The transform_id of a data set that holds latents, and one zero in place of each descriptor.
 LATENTS_ONLY = "latents-only"
@@ -29,10 +31,6 @@ BUNDLED, GIVEN = "bundled", "data set"
 TENSOR = "W"
 # In the header of a file: the metadata; the architecture where it holds a non-linear head.
 METADATA, HEAD = "id2", "head"
-
-
-class TransformError(Exception):
-    """A transform that cannot be loaded or does not fit; the message says what to do."""
 
 
 @dataclass(frozen=True)

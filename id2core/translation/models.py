@@ -29,17 +29,11 @@ import torch
 
 from id2core.encoders.hub import HUB, MOVED
 from id2core.environment import best_device, best_dtype, quiet
+from id2core.errors import TranslatorError
 from id2core.translation.edict import Edict
 from id2core.translation.plug_and_play import PlugAndPlay
 from id2core.translation.spec import DiffusionModel
-from id2core.translation.translators import (
-    InstructPix2Pix,
-    IPAdapter,
-    SDEdit,
-    Translator,
-    TranslatorError,
-    settle,
-)
+from id2core.translation.translators import InstructPix2Pix, IPAdapter, SDEdit, Translator, settle
 
 PARADIGMS: dict[str, type[Translator]] = {
     "sdedit": SDEdit,

@@ -21,6 +21,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from id2core.errors import PromptError
 from id2core.store import datasets, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.translation import prompt_dialogue
@@ -41,10 +42,6 @@ HINTS: Final = {
     404: "check ID2_PROMPT_BASE_URL (up to and with /v1) and ID2_PROMPT_MODEL",
     429: "check the credit of the account",
 }
-
-
-class PromptError(ValueError):
-    """Prompts that cannot be had for any image; the message says what to check."""
 
 
 class PromptSettings(BaseSettings):

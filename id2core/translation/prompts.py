@@ -21,11 +21,11 @@ import pyarrow.json
 import pyarrow.parquet as pq
 from PIL import Image
 
+from id2core.errors import PromptError
 from id2core.evaluation import truth_files
 from id2core.store import datasets, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.translation import prompt_service
-from id2core.translation.prompt_service import PromptError
 
 __all__ = ["PromptError", "PromptSource", "load"]
 

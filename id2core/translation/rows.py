@@ -20,6 +20,7 @@ from PIL import Image
 from id2core.encoders import images
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, decode_picture
+from id2core.errors import OptionError, TranslatorError
 from id2core.runs import parts
 from id2core.runs.parts import Lineage, PartRecord, Product, Progress
 from id2core.runs.planning import PICTURES
@@ -27,7 +28,7 @@ from id2core.store import datasets, schemas, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
 from id2core.translation.prompts import PromptSource
-from id2core.translation.translators import Translator, TranslatorError
+from id2core.translation.translators import Translator
 
 TRANSLATIONS = "translations"
 # So many pictures in a row, of different origins, that overflow or have one colour stop a run.
@@ -55,9 +56,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.per_image < 1:
-            raise ValueError(f"per_image is {self.per_image}: an origin has at least 1 translation")
+            raise OptionError(f"per_image is {self.per_image}: an origin has at least 1 translation")
         if self.format not in SAVE:
-            raise ValueError(f"format is {self.format!r}: choose one of {', '.join(SAVE)}")
+            raise OptionError(f"format is {self.format!r}: choose one of {', '.join(SAVE)}")
 
     @property
     def product(self) -> Product:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from id2core.environment import quiet
+from id2core.errors import TranslatorError
 from id2core.translation.spec import DiffusionModel
 
 # Brooks et al. use 1.5 by default, and so does diffusers.
@@ -39,10 +40,6 @@ _PICTURES = {"cuda": 16, "cpu": 8}
 
 # From a noisy latent and its timestep to the noise in it.
 Predictor = Callable[[torch.Tensor, int], torch.Tensor]
-
-
-class TranslatorError(Exception):
-    """A diffusion model that cannot be loaded or run; the message says what to do."""
 
 
 def settle(pipeline: Any, device: torch.device) -> Any:

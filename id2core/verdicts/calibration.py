@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy.special import betainccinv, betaincinv  # type: ignore[import-untyped]
 
+from id2core.errors import CalibrationError
 from id2core.evaluation.truth_files import Truth
 from id2core.store import datasets, storage
 from id2core.verdicts import normalization
@@ -50,19 +51,6 @@ CONFIDENCE = 0.95
 EXPECTED = 10
 # float32 columns of scores around 1, each rounded once.
 _ROUNDING = 1e-6
-
-
-class CalibrationError(ValueError):
-    """A calibration that cannot be made or does not fit; the message says what to do.
-
-    Attributes:
-        missing: queries without origin that are missing to support the targets; 0 where that is not the
-            reason.
-    """
-
-    def __init__(self, message: str, missing: int = 0) -> None:
-        super().__init__(message)
-        self.missing = missing
 
 
 class Verdict(StrEnum):
@@ -265,7 +253,7 @@ def calibrate(
         ValueError: the targets are out of order or range.
     """
     if not 0 < match <= review < 1:
-        raise ValueError(f"the rates must be 0 < match ≤ review < 1, not {match} and {review}")
+        raise CalibrationError(f"the rates must be 0 < match ≤ review < 1, not {match} and {review}")
     if not np.isfinite(scores).all():
         raise CalibrationError("some scores are not finite; leave out queries without a score")
     _require(len(scores), match, tuned_on)

@@ -11,13 +11,14 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from id2core.errors import CalibrationError, DatasetError
 from id2core.search import shards
 from id2core.store import datasets, storage
-from id2core.store.datasets import DatasetError, FileRecord
+from id2core.store.datasets import FileRecord
 from id2core.transforms.files import BUNDLED_FOLDER
 from id2core.transforms.linear import AUTO, BUNDLED, NONE
 from id2core.verdicts import calibration
-from id2core.verdicts.calibration import Calibration, CalibrationError, Verdict
+from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.normalization import normalize_matches
 
 FILE: Final = "calibration.json"
@@ -158,7 +159,7 @@ class Judge:
         Raises:
             CalibrationError: the calibration is for other scores.
             DatasetError: the background of the block is missing or damaged.
-            ScoringError: the background was not searched deep enough.
+            NormalizationError: the background was not searched deep enough.
         """
         if not matches.num_rows:
             return matches

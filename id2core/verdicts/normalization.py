@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from id2core.errors import NormalizationError
 from id2core.evaluation import ranking
 from id2core.evaluation.metrics import Answers
 from id2core.evaluation.ranking import Predictions
@@ -28,10 +29,6 @@ from id2core.store import schemas
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 KS = (1, 3, 5, 10)
 RAW = (0.0, 1)  # factor and k where nothing is subtracted
-
-
-class ScoringError(ValueError):
-    """Scores that cannot be normalized; the message says what to do."""
 
 
 class Normalization(BaseModel):
@@ -78,11 +75,13 @@ def background_means(scores: NDArray[np.floating], k: int) -> NDArray[np.float64
         float64[Q].
 
     Raises:
-        ScoringError: there are fewer than k scores per query.
+        NormalizationError: there are fewer than k scores per query.
     """
     found = scores.shape[1]
     if not 1 <= k <= found:
-        raise ScoringError(f"{found} background scores per query, k is {k}: search the background deeper")
+        raise NormalizationError(
+            f"{found} background scores per query, k is {k}: search the background deeper"
+        )
     best = np.partition(scores.astype(np.float64), found - k, axis=1)[:, found - k :]
     return np.asarray(best.mean(axis=1))
 
@@ -106,7 +105,7 @@ def background_scores(background: pa.Table, queries: Sequence[str], k: int) -> N
         float64[Q,k], best first; NaN in the row of a query that was not searched.
 
     Raises:
-        ScoringError: a query has some background scores, but not the k best of them.
+        NormalizationError: a query has some background scores, but not the k best of them.
     """
     kept = background.filter(pc.less_equal(background["rank"], k))
     number = pc.index_in(kept["query_uri"], value_set=pa.array(list(queries), pa.string()))
@@ -118,7 +117,7 @@ def background_scores(background: pa.Table, queries: Sequence[str], k: int) -> N
     complete = np.isfinite(found).all(axis=1)
     partial = int((np.isfinite(found).any(axis=1) & ~complete).sum())
     if partial:
-        raise ScoringError(
+        raise NormalizationError(
             f"{partial} queries have fewer than {k} background scores: search the background with "
             f"top_k ≥ {k}, in a corpus of at least {k} pictures"
         )
@@ -137,13 +136,13 @@ def normalize_matches(matches: pa.Table, background: pa.Table, normalization: No
         A `tables.MATCHES` table with the rows in their order.
 
     Raises:
-        ScoringError: a query was not searched in the background, or not deep enough.
+        NormalizationError: a query was not searched in the background, or not deep enough.
     """
     queries = matches["query_uri"].unique()
     best = background_scores(background, queries.to_pylist(), normalization.k)
     missing = int(np.isnan(best[:, 0]).sum())
     if missing:
-        raise ScoringError(f"{missing} queries have no background score: search the background for all")
+        raise NormalizationError(f"{missing} queries have no background score: search the background for all")
     number = pc.index_in(matches["query_uri"], value_set=queries).to_numpy()
     # As the column keeps it: what a reader computes from the stored columns is what was stored.
     mean = background_means(best, normalization.k)[number].astype(np.float32)
@@ -176,15 +175,15 @@ def tune(
         factors, ks: the grid.
 
     Raises:
-        ScoringError: the background is not deep enough or misses queries, the scores are normalized
+        NormalizationError: the background is not deep enough or misses queries, the scores are normalized
             already, or no query has an origin.
     """
     p = answers.predictions
     if answers.score != "score" or not p.origins:
-        raise ScoringError("tune on raw scores of queries of which some have an origin")
+        raise NormalizationError("tune on raw scores of queries of which some have an origin")
     best = background_scores(background, answers.queries, max(ks))
     if np.isnan(best[p.query]).any():
-        raise ScoringError("some queries have no background score: search the background for all")
+        raise NormalizationError("some queries have no background score: search the background for all")
     grid = micro_aps(p, best, factors, ks)
     factor, k = max(grid, key=grid.__getitem__)
     chosen = Normalization(factor=factor, k=k, background_id=background_id) if factor else None
@@ -208,7 +207,7 @@ def micro_aps(
         (factor, k) → µAP: `RAW`, then by factor, then by k.
 
     Raises:
-        ScoringError: there are fewer than max(ks) scores per query.
+        NormalizationError: there are fewer than max(ks) scores per query.
     """
     means = {k: background_means(background, k) for k in sorted(ks)}
     found = {RAW: _micro_ap(p, p.score)}

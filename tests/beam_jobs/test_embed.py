@@ -15,12 +15,10 @@ from beam_jobs import embed, parts, runners
 from beam_jobs.embed import EmbedJob
 from id2core.encoders import embedding
 from id2core.encoders.images import Limits
+from id2core.errors import DatasetError, LostRowsError, StorageError
 from id2core.runs import planning
-from id2core.runs.planning import LostRowsError
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import DatasetError
 from id2core.store.rejects import Reason
-from id2core.store.storage import StorageError
 from id2core.transforms.linear import Transform
 from tests.broken import broken_files, good_files
 from tests.drawing import draw_photos

@@ -15,6 +15,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_jobs import embed, runners, search
 from beam_jobs.embed import EmbedJob
+from id2core.errors import OptionError
 from id2core.runs.progress import Counts, tally
 from id2core.search import matching
 from id2core.store import storage
@@ -119,5 +120,5 @@ def test_a_dataflow_template_asks_for_gpu_workers_and_our_container(
 
 
 def test_a_runner_that_loses_rows_is_refused() -> None:
-    with pytest.raises(ValueError, match="loses rows"):
+    with pytest.raises(OptionError, match="loses rows"):
         runners.pipeline(["--runner=DaskRunner"])

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_jobs import runners, search
-from id2core.runs.planning import LostRowsError
+from id2core.errors import CalibrationError, DatasetError, LostRowsError
 from id2core.search import matching, shards
 from id2core.store import datasets
-from id2core.store.datasets import DatasetError
 from id2core.verdicts import calibration
-from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.judging import Judge
 from id2core.verdicts.normalization import Normalization, normalize_matches
 from tests.descriptor_sets import IDS, unit, write_embeddings

@@ -15,14 +15,12 @@ from PIL import Image
 
 from beam_jobs import translate
 from beam_jobs.translate import TranslateJob
+from id2core.errors import DatasetError, LostRowsError, PromptError, TranslatorError
 from id2core.runs import planning
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import DatasetError
 from id2core.store.rejects import Reason
 from id2core.translation import models
-from id2core.translation.prompts import PromptError
 from id2core.translation.rows import Recipe
-from id2core.translation.translators import TranslatorError
 from tests import tiny_pipelines
 from tests.drawing import draw_photos
 from tests.vision_server import Server, error, numbered
@@ -137,7 +135,7 @@ def test_a_run_cut_off_between_parts_gives_the_rows_of_an_undisturbed_one(
     planned = translate.plan(spec("cut"))
     for part in (2, 0):
         planned.maker.make(planned.plan, part, lambda made, rejected: None)
-    with pytest.raises(planning.LostRowsError, match="5 listed objects have too few rows"):
+    with pytest.raises(LostRowsError, match="5 listed objects have too few rows"):
         planning.commit(planned.plan)
     first = {p: p.stat().st_mtime_ns for p in (tmp_path / "cut/pictures").rglob("*.jpeg")}
     assert len(first) == 14

@@ -12,6 +12,7 @@ from PIL import Image
 
 from factory import diffusion, tokenizer
 from id2core.encoders.autoencoders import load_autoencoder
+from id2core.errors import TrainError
 from id2core.experiments import captions, photo_folders
 
 RECIPE = diffusion.Recipe(
@@ -69,7 +70,7 @@ def test_a_training_killed_and_resumed_gives_the_weights_of_an_undisturbed_one(
     assert (
         log[0]["step"] == 0 and log[-1]["step"] == 4 and {"train_error", "held_out_error"} <= log[-1].keys()
     )
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(TrainError, match="another recipe"):
         run(photo_folder, tiny_vae, tmp_path / "parts", replace(recipe, lr=1.0)).resume()
 
 

@@ -12,6 +12,7 @@ from factory import pca_start, vae, vae_card
 from id2core.encoders import registry
 from id2core.encoders.autoencoders import load_autoencoder
 from id2core.encoders.registry import load_encoder
+from id2core.errors import TrainError
 from id2core.experiments import photo_folders
 
 RECIPE = vae.Recipe(
@@ -55,7 +56,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(photo_folder: Pat
     again.run(log_every=4, checkpoint_every=1)
     for name, value in whole.vae.state_dict().items():
         assert torch.equal(value, again.vae.state_dict()[name]), name
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(TrainError, match="another recipe"):
         vae.Trainer(replace(RECIPE, lr=1.0), photo_folder, tmp_path / "parts", checked=2).resume()
 
 

@@ -13,14 +13,11 @@ import pytest
 
 from flows import calibrate as calibrating
 from flows import evaluate as evaluating
+from id2core.errors import CalibrationError, DatasetError, StorageError, TruthError
 from id2core.evaluation import metrics, truth_files
-from id2core.evaluation.truth_files import TruthError
 from id2core.search import exact
 from id2core.store import datasets, schemas
-from id2core.store.datasets import DatasetError
-from id2core.store.storage import StorageError
 from id2core.verdicts import calibration
-from id2core.verdicts.calibration import CalibrationError
 from tests.drawing import draw_photos
 from tests.latent_sets import good_w, origins, translated, write_embeddings
 

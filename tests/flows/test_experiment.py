@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import experiment as flow
+from id2core.errors import ExperimentError
 from id2core.experiments import closed_sets, embedders, open_sets, photo_bench, robustness
 from id2core.experiments import evaluation_sets as benches
 from id2core.experiments.costs import Clock
-from id2core.experiments.evaluation_sets import Bench, BenchError, Found, Queries
+from id2core.experiments.evaluation_sets import Bench, Found, Queries
 from id2core.experiments.methods import Methods, scaled
 from id2core.experiments.results import Skipped
 from id2core.training.finetune import REPORT
@@ -246,7 +247,7 @@ def test_photos_do_not_mix_with_a_bench_of_other_data(
     monkeypatch.chdir(tmp_path)
     benches.write_facts(tmp_path, "sd2", ["sdxl"], "", "sd2")
 
-    with pytest.raises(BenchError, match=f"{tmp_path} is a bench of other data"):
+    with pytest.raises(ExperimentError, match=f"{tmp_path} is a bench of other data"):
         flow.make_data(str(photo_set), ".")
     assert not (tmp_path / "photos").exists()
 
@@ -266,15 +267,15 @@ def test_photos_without_captions_are_told_what_is_needed(
     if captions:
         (photo_set / "captions.csv").write_text(captions)
 
-    with pytest.raises(ValueError, match=what):
+    with pytest.raises(ExperimentError, match=what):
         photo_bench.lay_out(photo_set, tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
 
 
 def test_wrong_names_and_folders_say_what_there_is(data: Path, tmp_path: Path, prefect_api: str) -> None:
-    with pytest.raises(ValueError, match=r"t99.*t3"):
+    with pytest.raises(ExperimentError, match=r"t99.*t3"):
         flow.experiment(["t99"], str(data), str(tmp_path))
-    with pytest.raises(BenchError, match="experiment data"):
+    with pytest.raises(ExperimentError, match="experiment data"):
         flow.experiment(["t3"], str(tmp_path), str(tmp_path))
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from flows import finetune as flow
 from id2core.encoders.registry import load_encoder
+from id2core.errors import FinetuneError
 from id2core.store import datasets, schemas
-from id2core.training.finetune import FinetuneError
 from tests.drawing import scene
 from tests.tiny_backbones import saved
 

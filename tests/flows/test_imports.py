@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from flows import cli, experiment, imports, scan, train
+from id2core.errors import DatasetError, ExperimentError, ReaderError
 from id2core.experiments import evaluation_sets as benches
-from id2core.experiments.evaluation_sets import Bench, BenchError
-from id2core.oripid.readers import ReaderError
+from id2core.experiments.evaluation_sets import Bench
 from id2core.settings import Settings
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import DatasetError
 from id2core.training import pairs
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
@@ -233,7 +232,7 @@ def test_a_missing_part_of_oripid_is_named_before_any_work(
     oripid: Path, tmp_path: Path, prefect_api: str
 ) -> None:
     def refused(what: str, **changed: str) -> None:
-        with pytest.raises((ReaderError, BenchError), match=what):
+        with pytest.raises((ReaderError, ExperimentError), match=what):
             experiment.make_oripid_data(str(oripid), str(tmp_path / "bench"), "mini", **changed)
         assert not (tmp_path / "bench/latents").exists()
 

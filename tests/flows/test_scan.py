@@ -12,15 +12,15 @@ from PIL import Image
 
 from beam_jobs import embed
 from flows import scan as flow
-from id2core.encoders.base import EncoderError
 from id2core.encoders.registry import load_encoder
+from id2core.errors import CalibrationError, DatasetError, EncoderError
 from id2core.search import matching, shards
 from id2core.store import datasets, schemas, storage
 from id2core.transforms import linear
 from id2core.transforms.files import BUNDLED_FOLDER, WEIGHTS, save_half
 from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, judging
-from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import Normalization
 from tests.conftest import run_until
 from tests.drawing import draw_photos, scene
@@ -122,12 +122,12 @@ def test_a_data_set_of_another_transform_is_refused_before_any_work(
     hint = rf"transform_id identity, this scan asks for {bundled.transform_id} .*--transform `none`"
     both = given | {"queries": str(tmp_path / "uploads")}
     for one in (given, both):
-        with pytest.raises(datasets.DatasetError, match=hint):
+        with pytest.raises(DatasetError, match=hint):
             flow.scan(**one)
     assert not (tmp_path / "out").exists()
     assert flow.scan(**both | {"transform": "none"})["transform"] == {"id": "identity", "from": "none"}
     embed.run(embed.EmbedJob(f"{pictures}/references", str(tmp_path / "w"), tiny_vae))
-    with pytest.raises(datasets.DatasetError, match="the file it was made with"):
+    with pytest.raises(DatasetError, match="the file it was made with"):
         flow.scan(**given | {"reference": str(tmp_path / "w"), "transform": "none"})
 
 

@@ -14,10 +14,8 @@ from rich.console import Console
 
 from flows import progress
 from flows import train as flow
+from id2core.errors import ClosedFormError, DatasetError, PairsError, TrainError
 from id2core.store import datasets, schemas
-from id2core.store.datasets import DatasetError
-from id2core.training.closed_form import ClosedFormError
-from id2core.training.pairs import PairsError
 from id2core.transforms.files import load_transform
 from tests.conftest import run_until
 from tests.latent_sets import origins, translated, write_embeddings, write_translations
@@ -125,11 +123,11 @@ def test_under_torchrun_one_process_tells_and_writes(place: Path, prefect_api: s
         ({"embeddings": "nothing"}, DatasetError, "nothing has no _SUCCESS"),
         ({"embeddings": "originals"}, PairsError, "no origin has a latent as well as a translation"),
         ({"recipe": {"dimensions": 65}}, ClosedFormError, "m is 65"),
-        ({"recipe": {"epochs": 3}}, flow.TrainError, "epochs: not for the closed form"),
-        ({"recipe": {"speed": 3}}, flow.TrainError, "no speed"),
-        ({"out": "gs://bucket/w"}, flow.TrainError, "local directory"),
-        ({"method": "both", "recipe": {"head": "mlp-2"}}, flow.TrainError, "not mlp-2"),
-        ({"method": "gradient", "shrinkage": 1.0}, flow.TrainError, "closed-form or both"),
+        ({"recipe": {"epochs": 3}}, TrainError, "epochs: not for the closed form"),
+        ({"recipe": {"speed": 3}}, TrainError, "no speed"),
+        ({"out": "gs://bucket/w"}, TrainError, "local directory"),
+        ({"method": "both", "recipe": {"head": "mlp-2"}}, TrainError, "not mlp-2"),
+        ({"method": "gradient", "shrinkage": 1.0}, TrainError, "closed-form or both"),
     ],
 )
 def test_what_cannot_be_trained_is_said(

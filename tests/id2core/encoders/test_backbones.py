@@ -10,9 +10,10 @@ import transformers
 from safetensors.torch import load_file
 
 from id2core.encoders import backbones
-from id2core.encoders.base import EncoderError, Preprocess
+from id2core.encoders.base import Preprocess
 from id2core.encoders.hub import HUB
 from id2core.encoders.registry import load_encoder
+from id2core.errors import EncoderError
 from id2core.translation import models
 from tests.tiny_backbones import (
     FAMILIES,

@@ -12,8 +12,9 @@ from PIL import Image
 
 from id2core.encoders import images
 from id2core.encoders.autoencoders import _mode
-from id2core.encoders.base import EncoderError, Preprocess
+from id2core.encoders.base import Preprocess
 from id2core.encoders.registry import load_encoder
+from id2core.errors import EncoderError
 from id2core.transforms.linear import Transform
 from tests.drawing import scene
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from id2core.errors import TruthError
 from id2core.evaluation import truth_files
-from id2core.evaluation.truth_files import TruthError
 
 ROWS = {
     "query_uri": ["u1.jpg", "uploads/u2.jpg", "gs://b/u3.jpg"],

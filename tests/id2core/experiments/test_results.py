@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from id2core import environment
+from id2core.errors import PlotError
 from id2core.evaluation.metrics import Measure
 from id2core.experiments import plots, results
-from id2core.experiments.plots import Bars, Histograms, Lines, Panels, PlotError
+from id2core.experiments.plots import Bars, Histograms, Lines, Panels
 from id2core.experiments.results import Column, Provenance, Result, Skipped
 from id2core.experiments.theory import Spread
 

@@ -12,8 +12,9 @@ from scipy.linalg import subspace_angles
 from scipy.stats import ortho_group
 
 from id2core.encoders.autoencoders import load_autoencoder
+from id2core.errors import TheoryError
 from id2core.experiments import theory
-from id2core.experiments.theory import Existence, TheoryError
+from id2core.experiments.theory import Existence
 from id2core.training.pairs import Pairs
 from id2core.transforms.files import BUNDLED_FOLDER
 

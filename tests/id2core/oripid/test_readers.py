@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from id2core.errors import DatasetError, ReaderError, TransformError
 from id2core.evaluation import truth_files
 from id2core.oripid import feature_files, readers
-from id2core.oripid.readers import Drop, OripidLayout, PairSet, ReaderError
+from id2core.oripid.readers import Drop, OripidLayout, PairSet
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import DatasetError
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
-from id2core.transforms.linear import Transform, TransformError
+from id2core.transforms.linear import Transform
 from tests.drawing import draw_photos, scene
 
 N = 64

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from id2core.errors import DatasetError, TransformError
 from id2core.search import exact, shards
 from id2core.store import datasets, schemas
-from id2core.store.datasets import DatasetError
-from id2core.transforms.linear import Transform, TransformError
+from id2core.transforms.linear import Transform
 from tests.latent_sets import N, write_descriptors, write_embeddings
 
 

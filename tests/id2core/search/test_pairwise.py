@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from id2core.encoders.base import EncoderError
 from id2core.encoders.registry import load_encoder
+from id2core.errors import EncoderError
 from id2core.evaluation import metrics
 from id2core.search import pairwise
 from id2core.search.pairwise import LocalMatching, Pictures, Scripted

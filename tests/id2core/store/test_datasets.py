@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from id2core.errors import DatasetError
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import DatasetError, FileRecord
+from id2core.store.datasets import FileRecord
 
 
 def add(uri: str, run_id: str) -> None:

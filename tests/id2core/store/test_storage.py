@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from id2core.errors import StorageError
 from id2core.store import storage
 from id2core.store.rejects import Reason, Reject
-from id2core.store.storage import Object, StorageError
+from id2core.store.storage import Object
 
 LIMIT = 1 << 20
 

@@ -14,11 +14,12 @@ import pytest
 import scipy.linalg
 from numpy.typing import NDArray
 
+from id2core.errors import ClosedFormError, DatasetError, PairsError
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit
 from id2core.training import closed_form, pairs
-from id2core.training.closed_form import ClosedForm, ClosedFormError
-from id2core.training.pairs import LeftOut, Pairs, PairsError
+from id2core.training.closed_form import ClosedForm
+from id2core.training.pairs import LeftOut, Pairs
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 
@@ -135,7 +136,7 @@ def test_the_cache_serves_the_same_data_whatever_their_order(
     assert np.array_equal(again.latents, first.latents) and again.origin_ids == first.origin_ids
 
     fewer = write_translations(tmp_path / "fewer", OF[:2])
-    with pytest.raises(datasets.DatasetError, match="gone"):
+    with pytest.raises(DatasetError, match="gone"):
         pairs.load(embedded, [fewer], tmp_path / "cache")
 
 
@@ -185,7 +186,7 @@ def test_data_sets_that_do_not_fit_are_refused(
         assert not list(cache.glob("pairs-*"))
     with pytest.raises(PairsError, match="local directory"):
         pairs.load(embedded, translated, "gs://bucket/cache")
-    with pytest.raises(datasets.DatasetError, match="_SUCCESS"):
+    with pytest.raises(DatasetError, match="_SUCCESS"):
         pairs.load(embedded, [str(tmp_path / "nowhere")], cache)
 
 

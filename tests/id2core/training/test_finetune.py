@@ -10,8 +10,9 @@ import pytest
 
 from id2core.encoders import images
 from id2core.encoders.registry import load_encoder
+from id2core.errors import FinetuneError, TrainError
 from id2core.training import finetune
-from id2core.training.finetune import FinetuneError, Recipe
+from id2core.training.finetune import Recipe
 from tests.drawing import scene
 from tests.tiny_backbones import saved
 
@@ -88,7 +89,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path:
     facts = json.loads((resumed / finetune.REPORT).read_text())
     assert facts["seconds"] == pytest.approx(told[-1], abs=0.051)
     assert load_encoder(str(resumed)).encoder_id == load_encoder(str(whole)).encoder_id
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(TrainError, match="another recipe"):
         finetune.finetune(pictures[1:], recipe, again, device="cpu")
 
 

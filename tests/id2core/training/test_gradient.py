@@ -13,9 +13,10 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import CosFaceLoss
 
+from id2core.errors import GradientError, TrainError
 from id2core.training import closed_form, criteria, gradient, ranks
 from id2core.training.closed_form import Trial
-from id2core.training.gradient import MetricError, Recipe
+from id2core.training.gradient import Recipe
 from id2core.training.samples import Batches
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
@@ -89,9 +90,9 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(negatives: int | None, 
     assert steps[0] == 64
     assert parts.transform_id == whole.transform_id
     for other in (replace(recipe, lr=1.0), replace(recipe, seed=2)):
-        with pytest.raises(ValueError, match="another recipe"):
+        with pytest.raises(TrainError, match="another recipe"):
             gradient.fit(pairs, other, tmp_path / "parts")
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(TrainError, match="another recipe"):
         gradient.fit(made(seed=1), recipe, tmp_path / "parts")
 
 
@@ -197,12 +198,12 @@ def test_with_all_negatives_the_partial_loss_is_the_full_one() -> None:
     ],
 )
 def test_a_recipe_that_cannot_work_says_why(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(MetricError, match=message):
+    with pytest.raises(GradientError, match=message):
         gradient.fit(made(), replace(SMALL, **change), tmp_path)
 
 
 def test_a_start_of_another_shape_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MetricError, match=r"\(64, 32\) is needed"):
+    with pytest.raises(GradientError, match=r"\(64, 32\) is needed"):
         gradient.fit(made(), SMALL, tmp_path, start=Transform(np.ones((N, 8), np.float32)))
 
 
@@ -223,7 +224,7 @@ def test_in_bfloat16_a_run_learns_and_goes_on_to_the_same_bits(tmp_path: Path) -
         gradient.fit(pairs, recipe, tmp_path / "parts", checkpoint_every=7, device="cpu", progress=interrupt)
     again = gradient.fit(pairs, recipe, tmp_path / "parts", device="cpu")
     assert again.transform_id == lower.transform_id
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(TrainError, match="another recipe"):
         gradient.fit(pairs, SMALL, tmp_path / "parts", device="cpu")
 
 

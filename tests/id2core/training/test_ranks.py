@@ -42,8 +42,8 @@ for out, change in json.loads(sys.argv[1]):
         found = gradient.fit(made(), replace(FEW, **change), Path(out), device="cpu", checkpoint_every=4,
             progress=lambda *event: (told.append(event), die(*event)))
         row = found.transform_id, len(told)
-    except gradient.MetricError as error:
-        row = "MetricError", str(error)
+    except GradientError as error:
+        row = "GradientError", str(error)
     Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(row))
 """
 
@@ -112,7 +112,7 @@ def test_two_processes_train_the_w_of_one_and_go_on_after_they_were_killed(tmp_p
         ids = [row[0] for row in results(tmp_path / name)]
         assert ids == [two.transform_id] * 2
     for name, message in (("partial", "one process"), ("odd", "do not divide into 2")):
-        assert all(row[0] == "MetricError" and message in row[1] for row in results(tmp_path / name))
+        assert all(row[0] == "GradientError" and message in row[1] for row in results(tmp_path / name))
     # The last call found its run finished, in both processes.
     assert [row[1] for row in results(tmp_path / "cosface")] == [0, 0]
     assert [row[1] for row in results(tmp_path / "attention")] == [FEW.steps, 0]

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from id2core.errors import GradientError, TransformError
 from id2core.training import gradient
 from id2core.training.closed_form import Trial
-from id2core.training.gradient import MetricError
 from id2core.transforms import heads
 from id2core.transforms.files import load_transform
 from id2core.transforms.heads import Architecture, Head
-from id2core.transforms.linear import Transform, TransformError
+from id2core.transforms.linear import Transform
 from tests.synthetic_pairs import SMALL, log, made
 
 N, M = 4 * 8 * 8, 16
@@ -135,8 +135,8 @@ def test_heads_are_trained_like_w(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_recipe_whose_head_does_not_fit_says_why(tmp_path: Path) -> None:
-    with pytest.raises(MetricError, match="choose linear, mlp-1"):
+    with pytest.raises(GradientError, match="choose linear, mlp-1"):
         gradient.fit(made(), replace(SMALL, head="resnet"), tmp_path)
     start = Transform(np.ones((64, 32), np.float32))
-    with pytest.raises(MetricError, match="linear head"):
+    with pytest.raises(GradientError, match="linear head"):
         gradient.fit(made(), replace(SMALL, head="mlp-2"), tmp_path, start=start)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from id2core.errors import TransformError
 from id2core.transforms import linear
 from id2core.transforms.files import WEIGHTS, bundled_transform, load_transform, save_half, source_of
-from id2core.transforms.linear import Transform, TransformError
+from id2core.transforms.linear import Transform
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((16, 5)).astype(np.float32)

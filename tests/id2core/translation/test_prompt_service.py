@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from id2core.errors import PromptError
 from id2core.store.rejects import Reason, Reject
 from id2core.translation import prompts
-from id2core.translation.prompts import PromptError, PromptSource
+from id2core.translation.prompts import PromptSource
 from tests.drawing import scene
 from tests.vision_server import (
     CLOSED,

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from id2core.errors import PromptError
 from id2core.store.rejects import Reason, Reject
 from id2core.translation import prompts
-from id2core.translation.prompts import PromptError, PromptSource
+from id2core.translation.prompts import PromptSource
 
 ROWS = {
     "uri": ["a.jpg", "photos/b.jpg", "gs://x/c.jpg", "/d/photos/a.jpg", "/d/photos/e.jpg"],

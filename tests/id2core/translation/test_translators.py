@@ -15,10 +15,11 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from id2core.errors import TranslatorError
 from id2core.translation import models
 from id2core.translation.edict import Edict
 from id2core.translation.plug_and_play import PlugAndPlay, decoder_layers, injected
-from id2core.translation.translators import Translator, TranslatorError
+from id2core.translation.translators import Translator
 from tests import tiny_pipelines
 from tests.drawing import scene
 

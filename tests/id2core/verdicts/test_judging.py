@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from id2core.errors import CalibrationError
 from id2core.search import shards
 from id2core.store import datasets
 from id2core.verdicts import calibration, judging
-from id2core.verdicts.calibration import Calibration, CalibrationError
+from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import Normalization
 from tests.descriptor_sets import IDS, unit, write_embeddings
 

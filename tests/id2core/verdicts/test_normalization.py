@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, binomtest, norm
 
+from id2core.errors import CalibrationError, NormalizationError
 from id2core.evaluation import metrics
 from id2core.store import schemas
 from id2core.verdicts import calibration, normalization
-from id2core.verdicts.calibration import Calibration, CalibrationError, Verdict
-from id2core.verdicts.normalization import Normalization, ScoringError, normalize_matches
+from id2core.verdicts.calibration import Calibration, Verdict
+from id2core.verdicts.normalization import Normalization, normalize_matches
 
 IDS = {"encoder_id": "mini-1", "transform_id": "w-1", "preprocess_id": "p-1"}
 NORMALIZATION = Normalization(factor=0.5, k=2, background_id="flat-b")
@@ -63,7 +64,7 @@ def with_offsets(n: int = 400, k: int = 3, seed: int = 0) -> tuple[pa.Table, pa.
 def test_the_background_is_the_mean_of_the_k_best_in_any_order() -> None:
     scores = np.array([[0.1, 0.5, 0.3], [0.9, 0.2, 0.4]], np.float32)
     assert normalization.background_means(scores, 2) == pytest.approx([0.4, 0.65])
-    with pytest.raises(ScoringError, match="search the background deeper"):
+    with pytest.raises(NormalizationError, match="search the background deeper"):
         normalization.background_means(scores, 4)
 
 
@@ -86,9 +87,9 @@ def test_background_scores_come_best_first_and_unsearched_queries_are_unknown() 
 
 def test_a_background_that_was_not_searched_is_refused() -> None:
     table = matches(np.array([[0.9], [0.8]]))
-    with pytest.raises(ScoringError, match="1 queries have no background score"):
+    with pytest.raises(NormalizationError, match="1 queries have no background score"):
         normalize_matches(table, matches(np.array([[0.6, 0.4]])), NORMALIZATION)
-    with pytest.raises(ScoringError, match="fewer than 2"):
+    with pytest.raises(NormalizationError, match="fewer than 2"):
         normalize_matches(table, matches(np.array([[0.6], [0.4]])), NORMALIZATION)
 
 
@@ -117,9 +118,9 @@ def test_raw_scores_win_where_a_background_tells_nothing() -> None:
 def test_tuning_wants_raw_scores_and_origins() -> None:
     table, background, truth = with_offsets()
     normalized = normalize_matches(table, background, NORMALIZATION)
-    with pytest.raises(ScoringError, match="raw scores"):
+    with pytest.raises(NormalizationError, match="raw scores"):
         normalization.tune(metrics.read(normalized, truth), background, "flat-b")
-    with pytest.raises(ScoringError, match="have an origin"):
+    with pytest.raises(NormalizationError, match="have an origin"):
         normalization.tune(metrics.read(table, dict.fromkeys(truth)), background, "flat-b")
 
 
@@ -299,5 +300,5 @@ def test_what_a_calibration_holds_for_is_in_its_id() -> None:
 
 @pytest.mark.parametrize(("match", "review"), [(0.1, 0.01), (0.0, 0.1), (0.1, 1.0)])
 def test_rates_out_of_order_are_refused(match: float, review: float) -> None:
-    with pytest.raises(ValueError, match="0 < match ≤ review < 1"):
+    with pytest.raises(CalibrationError, match="0 < match ≤ review < 1"):
         calibrated(np.arange(1000) / 1000, match, review)

@@ -1,0 +1,136 @@
+"""Every mistake that whoever runs this can mend.
+
+```
+ID2Error
+├── OptionError            an option out of bounds, or options that exclude one another
+├── MissingExtraError      a package that an optional part needs is not installed
+├── StorageError           a folder, bucket or object that cannot be listed, read or written
+├── DatasetError           a data set that is missing, damaged, or made with something else
+├── LostRowsError          a run that lost or doubled rows; nothing was committed (worth another try)
+├── EncoderError           an encoder that cannot be loaded or run
+├── TransformError         a W that cannot be loaded or does not fit
+├── SearchError            a search that cannot run
+├── TruthError             a truth file that cannot be read or does not fit
+├── CalibrationError       thresholds that cannot be made, read or applied
+│   └── NormalizationError     a background that cannot normalize these scores
+├── TranslatorError        a diffusion model that cannot be loaded or run
+├── PromptError            prompts that cannot be read or fetched
+├── ReaderError            a public data set in another layout than expected
+├── TrainError             a training that cannot start or go on
+│   ├── PairsError             data sets that give no origins with translations
+│   ├── ClosedFormError        latents from which no closed form follows
+│   ├── GradientError          options or latents that gradient descent cannot use
+│   └── FinetuneError          pictures from which no backbone can be trained
+└── ExperimentError        an experiment that cannot be measured
+    ├── PlotError              figures that cannot be drawn
+    └── TheoryError            latents on which a theorem cannot be checked
+```
+
+A command shows the message of these alone and exits with 1; a flow does not retry them, but for those that
+are `transient`. Any other exception is a bug: it keeps its traceback, and a flow retries it. What a single
+object of a corpus does wrong is no exception but a row of `rejects/` (`store.rejects`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ID2Error(Exception):
+    """A mistake that whoever runs this can mend; the message says how.
+
+    Attributes:
+        transient: whether the same call may succeed later.
+    """
+
+    transient: ClassVar[bool] = False
+
+
+class OptionError(ID2Error):
+    """An option out of bounds, or options that exclude one another."""
+
+
+class MissingExtraError(ID2Error):
+    """A package that an optional part needs is not installed."""
+
+
+class StorageError(ID2Error):
+    """A folder, bucket or object that cannot be listed, read or written."""
+
+
+class DatasetError(ID2Error):
+    """A data set that is missing, damaged, or made with something else."""
+
+
+class LostRowsError(ID2Error):
+    """A run that lost or doubled rows; nothing was committed."""
+
+    transient = True
+
+
+class EncoderError(ID2Error):
+    """An encoder that cannot be loaded or run."""
+
+
+class TransformError(ID2Error):
+    """A W that cannot be loaded or does not fit."""
+
+
+class SearchError(ID2Error):
+    """A search that cannot run."""
+
+
+class TruthError(ID2Error):
+    """A truth file that cannot be read or does not fit."""
+
+
+class CalibrationError(ID2Error):
+    """Thresholds that cannot be made, read or applied."""
+
+
+class NormalizationError(CalibrationError):
+    """A background that cannot normalize these scores."""
+
+
+class TranslatorError(ID2Error):
+    """A diffusion model that cannot be loaded or run."""
+
+
+class PromptError(ID2Error):
+    """Prompts that cannot be read or fetched."""
+
+
+class ReaderError(ID2Error):
+    """A public data set in another layout than expected."""
+
+
+class TrainError(ID2Error):
+    """A training that cannot start or go on."""
+
+
+class PairsError(TrainError):
+    """Data sets that give no origins with translations."""
+
+
+class ClosedFormError(TrainError):
+    """Latents from which no closed form follows."""
+
+
+class GradientError(TrainError):
+    """Options or latents that gradient descent cannot use."""
+
+
+class FinetuneError(TrainError):
+    """Pictures from which no backbone can be trained."""
+
+
+class ExperimentError(ID2Error):
+    """An experiment that cannot be measured."""
+
+
+class PlotError(ExperimentError):
+    """Figures that cannot be drawn."""
+
+
+class TheoryError(ExperimentError):
+    """Latents on which a theorem cannot be checked."""

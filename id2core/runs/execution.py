@@ -1,0 +1,26 @@
+"""One execution of a flow: its id, the same in every table that it writes."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One execution of a flow.
+
+    Attributes:
+        run_id: `<UTC time>-<6 hex>`, for example `20261126T014500-3f9a1c`; ids sort by time.
+        started: when it began, in UTC, whole seconds.
+    """
+
+    run_id: str
+    started: datetime
+
+    @staticmethod
+    def begin() -> Execution:
+        """Return a new execution that starts now."""
+        now = datetime.now(UTC).replace(microsecond=0)
+        return Execution(f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", now)
