@@ -85,7 +85,15 @@ class TruthError(ID2Error):
 
 
 class CalibrationError(ID2Error):
-    """Thresholds that cannot be made, read or applied."""
+    """Thresholds that cannot be made, read or applied.
+
+    Attributes:
+        missing: queries without origin that must be added, where there are too few.
+    """
+
+    def __init__(self, message: str, missing: int = 0) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class NormalizationError(CalibrationError):
