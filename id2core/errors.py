@@ -4,6 +4,7 @@
 ID2Error
 ├── OptionError            an option out of bounds, or options that exclude one another
 ├── MissingExtraError      a package that an optional part needs is not installed
+├── PrefectServerError     PREFECT_API_URL names a server that does not answer
 ├── StorageError           a folder, bucket or object that cannot be listed, read or written
 ├── DatasetError           a data set that is missing, damaged, or made with something else
 ├── LostRowsError          a run that lost or doubled rows; nothing was committed (worth another try)
@@ -52,6 +53,10 @@ class OptionError(ID2Error):
 
 class MissingExtraError(ID2Error):
     """A package that an optional part needs is not installed."""
+
+
+class PrefectServerError(ID2Error):
+    """PREFECT_API_URL names a server that does not answer."""
 
 
 class StorageError(ID2Error):

@@ -2,34 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from id2core.encoders import images
-from id2core.encoders.hub import MINI
-from id2core.runs import planning
-from id2core.transforms.linear import AUTO
+from id2core import defaults
+from id2core.errors import OptionError
 
 
 class Settings(BaseSettings):
-    """Typed settings; every one is also a command-line option where it matters."""
+    """The options that have an environment variable; a flag, parameter or argument overrides each."""
 
     model_config = SettingsConfigDict(env_prefix="ID2_", env_file=".env", extra="ignore")
 
-    encoder: str = Field(MINI, description="short name, directory, TorchScript file or hub id")
+    encoder: str = Field(
+        defaults.ENCODER,
+        description="Image encoder: mini (bundled); sd2, sdxl or sd3 (from the model hub); a directory "
+        "that diffusers or transformers saved; a TorchScript file; or a hub id "
+        "owner/name[:subfolder][@revision].",
+        examples=["sd2"],
+    )
     transform: str = Field(
-        AUTO, description="file of W, `auto` for the encoder's own, or `none` for raw latents"
+        defaults.AUTO,
+        description="W: auto (the one that ships for the encoder, or raw latents where none does), none "
+        "(raw latents), a .safetensors file, or the authors' checkpoint. References and uploads need the "
+        "same W.",
+        examples=["w/W.safetensors"],
     )
     calibration: str = Field(
-        AUTO, description="file of thresholds, `auto` for those of the bundled W, or `none`"
+        defaults.AUTO,
+        description="Thresholds for verdicts at a stated false-positive rate: auto (the ones that ship "
+        "with the bundled W), none (scores only), or a file that id2 calibrate wrote. A calibration fits "
+        "one encoder and one W.",
+        examples=["w/calibration.json"],
     )
+    index: str = Field(
+        defaults.INDEX,
+        description="Index of the search: flat (exact).",
+        examples=["flat"],
+    )
+    top_k: int = Field(defaults.TOP_K, ge=1, description="References kept per upload.", examples=[10])
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="of the encoder: auto, cpu, cuda, cuda:1"
+        defaults.AUTO,
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="Device of the encoder: auto, cpu, cuda, or cuda:1.",
+        examples=["cuda"],
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the encoder")
-    top_k: int = Field(10, ge=1, description="references kept per upload")
-    part_size: int = Field(planning.PART_SIZE, ge=1, description="objects per part of an embed run")
-    max_bytes: int = Field(images.DEFAULT_LIMITS.max_bytes, ge=1, description="largest file that is read")
-    max_pixels: int = Field(images.DEFAULT_LIMITS.max_pixels, ge=1, description="largest picture decoded")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the encoder; auto takes what the device multiplies fastest."
+    )
+    part_size: int = Field(
+        defaults.PART_SIZE,
+        ge=1,
+        description="Images per part. A killed run repeats at most one part per worker.",
+        examples=[1024],
+    )
+    max_bytes: int = Field(
+        defaults.MAX_BYTES, ge=1, description="Largest file that is read, in bytes; larger ones are rejected."
+    )
+    max_pixels: int = Field(
+        defaults.MAX_PIXELS, ge=1, description="Largest picture that is decoded, in pixels."
+    )
+
+
+def load(**overrides: Any) -> Settings:
+    """Return the settings, with those overridden that are not None.
+
+    Raises:
+        OptionError: a value is out of bounds, given or in the environment.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        where = name if name in given else f"ID2_{name.upper()}"
+        raise OptionError(f"{where} is {first['input']!r}: {first['msg']}") from error

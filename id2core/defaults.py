@@ -1,0 +1,18 @@
+"""Defaults that settings and rooms share; each stands here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# The encoder that ships with the package.
+ENCODER: Final = "mini"
+# On a command line in place of a name: what belongs to the encoder, and nothing.
+AUTO: Final = "auto"
+NONE: Final = "none"
+INDEX: Final = "flat"
+TOP_K: Final = 10
+# Objects per part of a run.
+PART_SIZE: Final = 4096
+# Bytes of the largest file that is read, and pixels of the largest picture that is decoded.
+MAX_BYTES: Final = 64 * 2**20
+MAX_PIXELS: Final = 178_956_970
