@@ -2,6 +2,11 @@
 
 `_SUCCESS` is written last and read first. Files beside it that it does not list are leftovers of an
 interrupted run: no reader sees them.
+
+    embeddings = Dataset.open("/scan/reference/embeddings")  # reads the commit, once
+    print(embeddings.rows, embeddings.ids["encoder_id"])
+    for table in embeddings.tables(["uri", "image_id"]):
+        ...
 """
 
 from __future__ import annotations
@@ -9,19 +14,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from id2core.errors import DatasetError
 from id2core.store import schemas, storage
+from id2core.store.ahead import in_order
 
 SUCCESS = "_SUCCESS"
+# Tables in memory while data sets are read ahead. A store that answers slowly is asked for many at once;
+# vectors are large: 8 MB a row group and 40 MB a file where a latent has 4,096 numbers.
+_FILES_AHEAD, _VECTOR_FILES_AHEAD, _ROW_GROUPS_AHEAD = 32, 2, 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,10 @@ class FileRecord:
         """The name without the hash of the bytes: the same for the same work done at another time."""
         return self.name.rsplit("-", 1)[0]
 
+    def belongs_to(self, plan_id: str) -> bool:
+        """Return whether the file was written for the work `plan_id`, in whatever partition."""
+        return self.name.rsplit("/", 1)[-1].startswith(f"{plan_id}-")
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -53,8 +65,10 @@ class Commit:
         run_id: the run that committed last.
         ids: what must agree before rows are added or compared (`encoder_id`, `transform_id`, …).
         files: the files that make up the data set, sorted by name.
-        runs: for every run that committed here, its counts.
+        runs: for every run that committed here, its counts, and the `plan_id` of its work.
         source: URI of the images that the rows were made from, where they were.
+        schema_version: the latest version of the table that a file is of; files may be of earlier ones.
+        committed_at: ISO 8601.
     """
 
     dataset: str
@@ -63,13 +77,22 @@ class Commit:
     files: tuple[FileRecord, ...] = ()
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     source: str = ""
-    schema_version: str = schemas.SCHEMA_VERSION
+    schema_version: str = ""
     committed_at: str = ""
 
     @property
     def rows(self) -> int:
         """Rows in all files."""
         return sum(f.rows for f in self.files)
+
+    def run_of(self, plan_id: str) -> str | None:
+        """Return the run_id of the last run that committed the work `plan_id`, or None."""
+        run_ids = (r for r, counts in reversed(self.runs.items()) if counts.get("plan_id") == plan_id)
+        return next(run_ids, None)
+
+    def plan_of(self, run_id: str) -> str:
+        """Return the plan_id of a run's work: the names of its files begin with it."""
+        return str(self.runs[run_id].get("plan_id", run_id))
 
     @property
     def digest(self) -> str:
@@ -81,81 +104,285 @@ class Commit:
 
 
 def digest_of(*parts: object) -> str:
-    """First 16 hex of the SHA-256 of any JSON-able parts."""
+    """Return the first 16 hex of the SHA-256 of JSON-able parts."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """A committed data set: where it is and what its `_SUCCESS` lists, read once.
+
+    It is a snapshot: files that other runs commit later are not in it. It can be pickled.
+
+    Attributes:
+        uri: its directory.
+        commit: what `_SUCCESS` lists.
+        mark: the version of `_SUCCESS` that was read, see `storage.read_marked`.
+    """
+
+    uri: str
+    commit: Commit
+    mark: str = field(default="", compare=False)
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Read the commit of a complete data set.
+
+        Raises:
+            DatasetError: there is none, or a newer program wrote it.
+        """
+        dataset = cls.find(uri)
+        if dataset is None:
+            raise DatasetError(
+                f"{uri} has no {SUCCESS}: its run did not finish. Run it again to complete it."
+            )
+        return dataset
+
+    @classmethod
+    def find(cls, uri: str) -> Self | None:
+        """Read the commit of a data set; None where there is none, or another program's `_SUCCESS`."""
+        commit, mark = _read_commit(uri)
+        return cls(uri, commit, mark) if commit else None
+
+    @property
+    def rows(self) -> int:
+        """Rows in all files."""
+        return self.commit.rows
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What must agree before rows are added or compared."""
+        return self.commit.ids
+
+    @property
+    def digest(self) -> str:
+        """Names the rows: equal digests, equal rows."""
+        return self.commit.digest
+
+    @property
+    def source(self) -> str:
+        """URI of the images that the rows were made from."""
+        return self.commit.source
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The files, sorted by name."""
+        return self.commit.files
+
+    @property
+    def run_id(self) -> str:
+        """The run that committed last."""
+        return self.commit.run_id
+
+    @property
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """What every run that committed here counted."""
+        return self.commit.runs
+
+    def of_run(self, run_id: str) -> Self:
+        """Return the data set reduced to the files of one run.
+
+        Raises:
+            DatasetError: it has no such run.
+        """
+        if run_id not in self.runs:
+            raise DatasetError(f"{self.uri} has no run {run_id}; it has {', '.join(self.runs)}")
+        plan_id = self.commit.plan_of(run_id)
+        files = tuple(f for f in self.files if f.belongs_to(plan_id))
+        return replace(self, commit=replace(self.commit, files=files))
+
+    def check_ids(self, wanted: dict[str, str]) -> None:
+        """Raise DatasetError when rows with the ids `wanted` may not be compared with these."""
+        check_ids(self.commit, wanted, self.uri)
+
+    def read_file(self, record: FileRecord, columns: list[str] | None = None) -> pa.Table:
+        """Read one file. Raises DatasetError when it is gone or damaged."""
+        return read_file(self.uri, record, columns)
+
+    def row_group(self, record: FileRecord, index: int, columns: list[str] | None = None) -> pa.Table:
+        """Read one row group of a file. Raises DatasetError when the file is gone or damaged."""
+        return read_file(self.uri, record, columns, index)
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Read file by file, in the order of their names, some files ahead.
+
+        Args:
+            columns: what is read; by default everything.
+
+        Raises:
+            DatasetError: a file is gone or damaged.
+        """
+        return read_each(self.uri, self.files, columns)
+
+    def row_groups(self, columns: list[str] | None = None) -> Iterator[tuple[FileRecord, pa.Table]]:
+        """Read row group by row group in order, some ahead, each with the file that it is in."""
+        tasks = [(record, group) for record in self.files for group in range(record.row_groups)]
+        tables = in_order(tasks, lambda task: self.row_group(*task, columns), _ROW_GROUPS_AHEAD)
+        return zip((record for record, _ in tasks), tables, strict=True)
+
+    def read(self, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+        """Read everything as one table: for small data sets (rejects, matches, runs).
+
+        Args:
+            schema: of the table where the data set has no file.
+            columns: what is read; by default everything.
+        """
+        tables = list(self.tables(columns))
+        return pa.concat_tables(tables) if tables else schema.empty_table().select(columns or schema.names)
+
+    def has_values(self, column: str) -> bool:
+        """Return whether a column of vectors has values; True without rows.
+
+        pyarrow cannot read a column of fixed-size lists that is all null, so the metadata of the first
+        file that has rows answers.
+        """
+        record = next((record for record in self.files if record.rows), None)
+        return record is None or _has_values(self.uri, record, column)
+
+
 def read_commit(uri: str) -> Commit | None:
-    """The commit of the data set at `uri`, or None when there is none (or another program's `_SUCCESS`)."""
+    """Read the commit of the data set at `uri`; None where there is none, or another program's `_SUCCESS`."""
+    return _read_commit(uri)[0]
+
+
+def _read_commit(uri: str) -> tuple[Commit | None, str]:
+    """The commit, and the mark of `_SUCCESS` ("" where there is none)."""
     try:
-        return _parse(storage.read_bytes(storage.join(uri, SUCCESS)), uri)
+        data, mark = storage.read_marked(storage.join(uri, SUCCESS))
     except FileNotFoundError:
-        return None
+        return None, ""
+    return _parse(data, uri), mark
 
 
 def _parse(data: bytes, uri: str) -> Commit | None:
     try:
         raw = json.loads(data)
-        version = raw["schema_version"]
+        version, table = int(raw["schema_version"]), str(raw.get("dataset", ""))
     except (ValueError, LookupError, TypeError):
         return None
-    if version != schemas.SCHEMA_VERSION:
-        raise DatasetError(
-            f"{uri} has schema version {version}, this program writes "
-            f"{schemas.SCHEMA_VERSION}: write to another --out"
-        )
-    raw.pop("rows")
-    files = tuple(FileRecord(**f) for f in raw.pop("files"))
-    return Commit(files=files, **raw)
+    schemas.check_version(table, version, uri)
+    raw.pop("rows", None)
+    try:
+        files = tuple(FileRecord(**f) for f in raw.pop("files"))
+        return Commit(files=files, **raw)
+    except (LookupError, TypeError) as error:
+        raise DatasetError(f"{uri}/{SUCCESS} is damaged: {error}") from error
 
 
-def require_commit(uri: str) -> Commit:
-    """The commit of a complete data set; raises DatasetError for a directory without one."""
-    commit = read_commit(uri)
-    if commit is None:
-        raise DatasetError(f"{uri} has no {SUCCESS}: its run did not finish. Run it again to complete it.")
-    return commit
+def _stamp(commit: Commit) -> Commit:
+    """Return the commit as it is written: with files sorted by name, the table's version and the time."""
+    return replace(
+        commit,
+        files=tuple(sorted(commit.files, key=lambda f: f.name)),
+        schema_version=str(schemas.version_of(commit.dataset)),
+        committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def _serialize(commit: Commit) -> bytes:
-    files = tuple(sorted(commit.files, key=lambda f: f.name))
-    stamped = replace(commit, files=files, committed_at=datetime.now(UTC).isoformat(timespec="seconds"))
-    return json.dumps(asdict(stamped) | {"rows": stamped.rows}, indent=1).encode()
+    return json.dumps(asdict(commit) | {"rows": commit.rows}, indent=1).encode()
 
 
 def write_commit(uri: str, commit: Commit) -> None:
     """Make `commit` the content of the data set at `uri`, stamped with the time."""
-    storage.write_bytes(storage.join(uri, SUCCESS), _serialize(commit))
+    storage.write_bytes(storage.join(uri, SUCCESS), _serialize(_stamp(commit)))
+
+
+def replace_commit(uri: str, commit: Commit, last: Dataset | None) -> Dataset | None:
+    """Make `commit` the content of the data set, unless somebody wrote it since it was read.
+
+    Args:
+        uri: directory of the data set.
+        commit: its new content.
+        last: the data set as it was read; None for one that was not there.
+
+    Returns:
+        The data set as it is now; None where nothing was written.
+    """
+    stamped = _stamp(commit)
+    mark = last.mark if last else ""
+    written = storage.write_if(storage.join(uri, SUCCESS), _serialize(stamped), mark)
+    return Dataset(uri, stamped) if written else None
 
 
 def add_files(
-    uri: str, dataset: str, run_id: str, files: Iterable[FileRecord], counts: dict[str, Any]
-) -> None:
+    uri: str,
+    dataset: str,
+    run_id: str,
+    plan_id: str,
+    files: Iterable[FileRecord],
+    counts: dict[str, Any],
+    last: Dataset | None = None,
+) -> Dataset:
     """Commit a run's files beside those of other runs, also of ones that commit at the same time.
 
-    Repeated, it replaces what the run added before. A file belongs to the run whose run_id stands in its
-    name.
+    Called again, it replaces what the run added before. Of two runs with the same work the first to commit
+    keeps it, and the other adds nothing.
+
+    Args:
+        uri: directory of the data set.
+        dataset: which contract of `schemas` the rows obey.
+        run_id: the run.
+        plan_id: names the work by its content; the names of the files begin with it.
+        files: what the run wrote.
+        counts: what it counted, JSON-able.
+        last: the data set as it was read before; None for one that was not there. `_SUCCESS` is read again
+            only where somebody has written it since.
+
+    Returns:
+        The data set as it is now. Its `commit.run_of(plan_id)` is the run whose rows it holds.
     """
     own = {f.name: f for f in files}
 
-    def added(old: bytes | None) -> bytes:
-        last = (_parse(old, uri) if old else None) or Commit(dataset, run_id, {})
-        others = {f.name: f for f in last.files if run_id not in f.name}
+    def merge(commit: Commit | None) -> Commit:
+        base = commit or Commit(dataset, run_id, {})
+        if base.run_of(plan_id) not in (None, run_id):
+            return base
+        others = {f.name: f for f in base.files if not f.belongs_to(plan_id)}
         every = tuple((others | own).values())
-        return _serialize(replace(last, run_id=run_id, files=every, runs=last.runs | {run_id: counts}))
+        runs = base.runs | {run_id: counts | {"plan_id": plan_id}}
+        return replace(base, run_id=run_id, files=every, runs=runs)
 
-    storage.update(storage.join(uri, SUCCESS), added)
+    return update_commit(uri, merge, last)
+
+
+def update_commit(
+    uri: str, change: Callable[[Commit | None], Commit], last: Dataset | None = None
+) -> Dataset:
+    """Replace the commit of a data set by a function of it, losing no other run's change.
+
+    Args:
+        uri: directory of the data set.
+        change: makes the new commit from the present one (None: there is none). It may be called more than
+            once; the result of its last call counts.
+        last: the data set as it was read before; None for one that was not there. `_SUCCESS` is read again
+            only where somebody has written it since.
+
+    Returns:
+        The data set as it is now.
+    """
+    committed = change(last.commit if last else None)
+    if replaced := replace_commit(uri, committed, last):
+        return replaced
+
+    def change_again(old: bytes | None) -> bytes:
+        nonlocal committed
+        committed = _stamp(change(_parse(old, uri) if old else None))
+        return _serialize(committed)
+
+    storage.update(storage.join(uri, SUCCESS), change_again)
+    return Dataset(uri, committed)
 
 
 def check_ids(commit: Commit, wanted: dict[str, str], uri: str) -> None:
-    """Raise DatasetError when rows with the ids `wanted` may not stand beside those at `uri`."""
+    """Raise DatasetError when rows with the ids `wanted` do not belong in the data set at `uri`."""
     for key, value in wanted.items():
         held = commit.ids.get(key)
         if held != value:
             raise DatasetError(
                 f"{uri} holds rows with {key} {held}, this run has {value}. They do not belong together: "
-                f"write to another --out, or use what those rows were made with."
+                "write to another --out, or use what those rows were made with."
             )
 
 
@@ -182,7 +409,7 @@ def write_file(
 def read_file(
     uri: str, record: FileRecord, columns: list[str] | None = None, row_group: int | None = None
 ) -> pa.Table:
-    """One file of a data set, or one of its row groups.
+    """Read one file of a data set, or one of its row groups.
 
     Raises:
         DatasetError: it is gone, damaged, or not the file that was committed.
@@ -210,12 +437,16 @@ def _read_parquet(
     parquet = pq.ParquetFile(file, page_checksum_verification=True)
     if parquet.metadata.num_rows != rows:
         raise DatasetError(f"{where} has {parquet.metadata.num_rows} rows, not {rows}")
-    table = parquet.read(columns) if row_group is None else parquet.read_row_group(row_group, columns)
-    return table.select(columns) if columns else table
+    schema = schemas.current(parquet.schema_arrow, where)
+    held = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
+    if row_group is None:
+        table = parquet.read(held)
+    else:
+        table, rows = parquet.read_row_group(row_group, held), parquet.metadata.row_group(row_group).num_rows
+    return schemas.completed(table, schema, columns, rows)
 
 
-def holds(uri: str, record: FileRecord, column: str) -> bool:
-    """Whether a file has values in a column of vectors; where all are null, pyarrow cannot read it."""
+def _has_values(uri: str, record: FileRecord, column: str) -> bool:
     with _opened(uri, record) as (file, _):
         metadata = pq.read_metadata(file)
     place = next(
@@ -226,24 +457,11 @@ def holds(uri: str, record: FileRecord, column: str) -> bool:
     return bool(sum(group.num_values for group in groups) > metadata.num_rows)
 
 
-def read_each(uri: str, records: Sequence[FileRecord], columns: list[str]) -> Iterator[pa.Table]:
-    """Some columns of many files, in order; a store that answers slowly is asked for 32 at once."""
-    with ThreadPoolExecutor(32) as pool:
-        for start in range(0, len(records), 32):
-            yield from pool.map(lambda r: read_file(uri, r, columns), records[start : start + 32])
-
-
-def iterate(uri: str, columns: list[str] | None = None, commit: Commit | None = None) -> Iterator[pa.Table]:
-    """The files of a committed data set, one table each, in the order of their names."""
-    for record in (commit or require_commit(uri)).files:
-        yield read_file(uri, record, columns)
-
-
-def read_all(
-    uri: str, schema: pa.Schema, columns: list[str] | None = None, commit: Commit | None = None
-) -> pa.Table:
-    """A committed data set as one table: for small ones (rejects, matches, runs)."""
-    found = list(iterate(uri, columns, commit))
-    if found:
-        return pa.concat_tables(found)
-    return schema.empty_table().select(columns or schema.names)
+def read_each(uri: str, records: Sequence[FileRecord], columns: list[str] | None) -> Iterator[pa.Table]:
+    """Read many files in order, some ahead; see `Dataset.tables`."""
+    large = columns is None or not schemas.VECTORS.isdisjoint(columns)
+    return in_order(
+        records,
+        lambda record: read_file(uri, record, columns),
+        _VECTOR_FILES_AHEAD if large else _FILES_AHEAD,
+    )

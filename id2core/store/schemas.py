@@ -1,6 +1,8 @@
-"""The data contracts: one Arrow schema per dataset, and how its Parquet files are written.
+"""The data contracts: one Arrow schema per table, and how its Parquet files are written.
 
-Every schema carries `SCHEMA_VERSION` and the data set's name in its metadata.
+Every table has a version of its own, which its schema carries in the metadata beside its name. A new
+column is appended to its table, is nullable, and raises the version of that table alone. `completed` gives
+the column to files of earlier versions; a file of a later version is refused.
 """
 
 from __future__ import annotations
@@ -15,17 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from id2core.errors import DatasetError
 from id2core.store.rejects import Reason
 
-SCHEMA_VERSION = "1"
+# In the metadata of a schema.
+_TABLE, _VERSION = b"id2.dataset", b"id2.schema_version"
+EMBEDDINGS = "embeddings"
 # Rows that a writer holds in memory; with latents and descriptors of 4,096 numbers 24 kB each.
 ROW_GROUP = 1024
-# What must agree before rows stand in one data set, or are compared.
-IDS = ("encoder_id", "transform_id", "preprocess_id")
+# What must agree within a data set, and before descriptors are compared.
+ROW_IDS = ("encoder_id", "transform_id", "preprocess_id")
+# What must agree before latents are compared; the W of the descriptors beside them does not matter.
+LATENT_IDS = ("encoder_id", "preprocess_id")
+# Columns of vectors: nearly all bytes of an embeddings table.
+VECTORS = frozenset({"latent", "descriptor"})
 # Slow-changing text of an embeddings table; everything else in it is close to random.
 _DICTIONARY_COLUMNS = (
     "format",
-    *IDS,
+    *ROW_IDS,
     "run_id",
     "reason",
     "paradigm",
@@ -37,14 +46,16 @@ _DICTIONARY_COLUMNS = (
 _TIME = pa.timestamp("us", tz="UTC")
 
 
-def _named(dataset: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
-    return pa.schema(fields, metadata={"id2.dataset": dataset, "id2.schema_version": SCHEMA_VERSION})
+def table_schema(name: str, version: int, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    """Return the Arrow schema of a table, with its name and version in the metadata."""
+    return pa.schema(fields, metadata={_TABLE: name, _VERSION: str(version)})
 
 
 def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
     """Schema of `embeddings/`: latents of n = `latent_size`, descriptors of m = `descriptor_size` numbers."""
-    return _named(
-        "embeddings",
+    return table_schema(
+        EMBEDDINGS,
+        1,
         [
             ("image_id", pa.string()),
             ("uri", pa.string()),
@@ -55,17 +66,20 @@ def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
             ("format", pa.string()),
             ("latent", pa.list_(pa.float16(), latent_size)),
             ("descriptor", pa.list_(pa.float32(), descriptor_size)),
-            *((name, pa.string()) for name in IDS),
+            *((name, pa.string()) for name in ROW_IDS),
             ("run_id", pa.string()),
             ("embedded_at", _TIME),
         ],
     )
 
 
-MANIFEST = _named("manifest", [("uri", pa.string()), ("generation", pa.string()), ("bytes", pa.int64())])
+MANIFEST = table_schema(
+    "manifest", 1, [("uri", pa.string()), ("generation", pa.string()), ("bytes", pa.int64())]
+)
 
-REJECTS = _named(
+REJECTS = table_schema(
     "rejects",
+    1,
     [
         ("uri", pa.string()),
         ("generation", pa.string()),
@@ -75,8 +89,9 @@ REJECTS = _named(
     ],
 )
 
-TRANSLATIONS = _named(
+TRANSLATIONS = table_schema(
     "translations",
+    1,
     [
         ("image_id", pa.string()),
         ("uri", pa.string()),
@@ -102,8 +117,9 @@ TRANSLATIONS = _named(
     ],
 )
 
-MATCHES = _named(
+MATCHES = table_schema(
     "matches",
+    1,
     [
         ("query_id", pa.string()),
         ("query_uri", pa.string()),
@@ -124,8 +140,9 @@ MATCHES = _named(
     ],
 )
 
-RUNS = _named(
+RUNS = table_schema(
     "runs",
+    2,
     [
         ("run_id", pa.string()),
         ("flow", pa.string()),
@@ -138,9 +155,72 @@ RUNS = _named(
         ("seconds", pa.string()),
         ("versions", pa.string()),
         ("status", pa.string()),
-        ("finished_at", _TIME),
+        ("started", _TIME),
+        ("ended", _TIME),
+        ("error", pa.string()),
+        ("references", pa.int64()),
+        ("queries", pa.int64()),
     ],
 )
+
+
+TABLES: dict[str, pa.Schema] = {
+    "rejects": REJECTS,
+    "translations": TRANSLATIONS,
+    "matches": MATCHES,
+    "runs": RUNS,
+}
+
+
+def version_of(table: str) -> int:
+    """Return the version of a table that this program writes; 1 for one that is not among the contracts."""
+    schema = embeddings_schema(1, 1) if table == EMBEDDINGS else TABLES.get(table)
+    return 1 if schema is None else int(schema.metadata[_VERSION])
+
+
+def check_version(table: str, version: int, where: str) -> None:
+    """Raise DatasetError for a table of a later version than this program knows."""
+    known = version_of(table)
+    if version > known:
+        raise DatasetError(
+            f"{where} has schema version {version} of {table or 'its table'}, this program knows versions "
+            f"up to {known}: upgrade id2, or write to another --out"
+        )
+
+
+def current(file: pa.Schema, where: str) -> pa.Schema:
+    """Return the schema that this program has for the table of a file, whose version may be an earlier one.
+
+    Args:
+        file: the schema as it is in the file.
+        where: URI of the file, for errors.
+
+    Raises:
+        DatasetError: the file is of a later version.
+    """
+    metadata = file.metadata or {}
+    table = metadata.get(_TABLE, b"").decode()
+    check_version(table, int(metadata.get(_VERSION, b"1")), where)
+    if table == EMBEDDINGS:
+        return embeddings_schema(*(file.field(name).type.list_size for name in ("latent", "descriptor")))
+    return TABLES.get(table, file)
+
+
+def completed(table: pa.Table, schema: pa.Schema, columns: list[str] | None, rows: int) -> pa.Table:
+    """Return a table with the columns that its file lacks as null.
+
+    Args:
+        table: what a file has of the columns asked for.
+        schema: of the table today, see `current`.
+        columns: what was asked for; None for everything.
+        rows: of the table.
+    """
+    arrays = [
+        table[name] if name in table.column_names else pa.nulls(rows, schema.field(name).type)
+        for name in columns or schema.names
+    ]
+    fields = [schema.field(name) for name in columns or schema.names]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
 
 
 def check_reasons(table: pa.Table) -> None:

@@ -9,6 +9,7 @@ from id2core.errors import StorageError
 from id2core.store import storage
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
+from tests.toy_store import OBJECTS, ToyStore
 
 LIMIT = 1 << 20
 
@@ -108,3 +109,46 @@ def test_foreign_uris_are_refused_by_name(uri: str) -> None:
 def test_a_missing_folder_is_an_error(root: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         storage.list_objects("gs://no-such-bucket/x" if storage.is_remote(root) else str(tmp_path / "no"))
+
+
+def test_a_conditional_write_never_overwrites_what_was_not_read(root: str) -> None:
+    uri = storage.join(root, "x")
+    assert storage.write_if(uri, b"first", "") and not storage.write_if(uri, b"other", "")
+    data, mark = storage.read_marked(uri)
+    assert data == b"first" and storage.write_if(uri, b"next!", mark)
+    assert not storage.write_if(uri, b"other", mark)
+    storage.delete(uri)
+    assert not storage.write_if(uri, b"other", mark)
+    with pytest.raises(FileNotFoundError):
+        storage.read_marked(uri)
+
+
+def test_links_to_folders_are_followed_and_loops_are_seen(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / "own", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "x.jpg").write_bytes(b"x")
+    (root / "a-link-within").symlink_to(root / "own")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "own" / "loop").symlink_to(root)
+    (elsewhere / "deep" / "loop").symlink_to(elsewhere)
+    uris = [o.uri for o in storage.list_objects(str(root))]
+    assert uris == [str(root / "linked/deep/x.jpg"), str(root / "own/x.jpg")]
+
+
+def test_a_new_source_of_images_is_a_store_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage.STORES, "toy", ToyStore)
+    monkeypatch.setitem(OBJECTS, "toy://photos/a.jpg", b"a")
+    root = storage.normalize("toy://photos/")
+    storage.require(root)
+    [listed] = storage.list_objects(root)
+    assert storage.read_object(listed, LIMIT) == b"a" and storage.read_bytes(listed.uri) == b"a"
+    with storage.open_input(listed.uri) as file:
+        assert file.read() == b"a"
+    assert storage.is_remote(root) and storage.is_absolute(root) and storage.exists(listed.uri)
+    gone = storage.read_object(Object("toy://photos/b.jpg", "1", 1), LIMIT)
+    assert isinstance(gone, Reject) and gone.reason == Reason.VANISHED
+    with pytest.raises(StorageError, match="can only be read"):
+        storage.write_bytes(f"{root}/c.jpg", b"c")
+    with pytest.raises(StorageError, match="can only be read"):
+        storage.update(listed.uri, lambda old: b"c")

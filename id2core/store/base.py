@@ -1,0 +1,106 @@
+"""What a store of objects is: the interface behind `storage`, and the objects in it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from id2core.errors import StorageError
+from id2core.store.rejects import Reject
+
+# Attempts at an update that other writers were faster with.
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, order=True)
+class Object:
+    """One version of one object.
+
+    Attributes:
+        uri: where it is.
+        generation: which version; the bucket's own, or of a local file its time of modification and size.
+        bytes: its size.
+    """
+
+    uri: str
+    generation: str
+    bytes: int
+
+
+class Store(ABC):
+    """One kind of place that holds objects.
+
+    URIs arrive normalized. What a method raises and `errors` names becomes a StorageError in `storage`.
+    A store that only gives images implements the abstract methods and leaves the others: it cannot be
+    written to.
+    """
+
+    # What the store's client raises where the store, and not this program, is at fault.
+    errors: tuple[type[Exception], ...] = (OSError,)
+
+    @abstractmethod
+    def normalize(self, uri: str) -> str:
+        """Return the one spelling of a URI; raise StorageError where it is none."""
+
+    @abstractmethod
+    def list(self, uri: str) -> Iterator[Object]:
+        """Yield every object below a folder, or the one that `uri` names, hidden ones left out.
+
+        Raises StorageError when there is nothing, or something cannot be seen.
+        """
+
+    @abstractmethod
+    def read(self, obj: Object) -> bytes | Reject:
+        """Return the bytes of exactly that version, or why not; raise FileNotFoundError where it is gone."""
+
+    @abstractmethod
+    def read_marked(self, uri: str) -> tuple[bytes, str]:
+        """Return an object and the mark of its version; raise FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def open(self, uri: str) -> AbstractContextManager[IO[bytes]]:
+        """Open an object as a seekable file; raise FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def exists(self, uri: str) -> bool:
+        """Return whether an object of exactly this name exists."""
+
+    def require(self, uri: str) -> None:
+        """Raise StorageError unless `uri` is a folder or holds an object."""
+        next(self.list(uri), None)
+
+    def staging_folder(self, folder: str) -> Path | None:
+        """Return where files for `folder` are made before `publish`; None for the usual place."""
+        return None
+
+    def publish(self, path: Path, uri: str) -> None:
+        """Make a finished local file the object `uri`, whole."""
+        raise self._read_only(uri)
+
+    def write_if(self, uri: str, data: bytes, mark: str) -> bool:
+        """Write an object if its version is still `mark` ("": none); return whether it was written."""
+        raise self._read_only(uri)
+
+    def update(self, uri: str, change: Callable[[bytes | None], bytes]) -> None:
+        """Replace an object by a function of its bytes, losing no other writer's change."""
+        for _ in range(_ATTEMPTS):
+            try:
+                data, mark = self.read_marked(uri)
+            except FileNotFoundError:
+                written = self.write_if(uri, change(None), "")
+            else:
+                written = self.write_if(uri, change(data), mark)
+            if written:
+                return
+        raise StorageError(f"{uri}: other runs keep writing it")
+
+    def delete(self, uri: str) -> None:
+        """Remove an object; raise FileNotFoundError where there is none."""
+        raise self._read_only(uri)
+
+    def _read_only(self, uri: str) -> StorageError:
+        return StorageError(f"{uri}: this place can only be read; choose a local folder or a bucket")

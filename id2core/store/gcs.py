@@ -1,0 +1,136 @@
+"""Buckets of Google Cloud Storage as a store: `gs://bucket/name`."""
+
+from __future__ import annotations
+
+import functools
+import mimetypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from id2core.errors import StorageError
+from id2core.store.base import Object, Store
+from id2core.store.rejects import Reason, Reject
+
+SCHEME = "gs://"
+
+
+class GcsStore(Store):
+    """Objects in buckets; anonymous against an emulator (`STORAGE_EMULATOR_HOST`)."""
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:  # type: ignore[override]
+        """What the client raises, and OSError of files that are uploaded."""
+        try:
+            from google.api_core.exceptions import ClientError
+            from google.auth.exceptions import GoogleAuthError
+        except ImportError:
+            return (OSError,)
+        return OSError, ClientError, GoogleAuthError
+
+    def normalize(self, uri: str) -> str:
+        """Return the URI without a trailing slash."""
+        bucket, name = _split(uri)
+        if not bucket:
+            raise StorageError(f"{uri!r} names no bucket; write gs://BUCKET/FOLDER")
+        return f"{SCHEME}{bucket}/{name.strip('/')}".rstrip("/")
+
+    def list(self, uri: str) -> Iterator[Object]:
+        """Yield the objects below a prefix that ends at a slash."""
+        bucket, name = _split(uri)
+        folder = f"{name}/" if name else ""
+        empty = True
+        one = _client().bucket(bucket).get_blob(name) if name else None
+        for blob in [one] if one else _client().list_blobs(bucket, prefix=folder):
+            empty = False
+            hidden = any(part.startswith(".") for part in blob.name.removeprefix(folder).split("/"))
+            if not hidden and not blob.name.endswith("/"):
+                yield Object(f"{SCHEME}{bucket}/{blob.name}", str(blob.generation), int(blob.size))
+        if empty:
+            raise StorageError(f"{uri}: nothing there")
+
+    def read(self, obj: Object) -> bytes | Reject:
+        """Return the bytes of the generation that was listed."""
+        try:
+            with _not_found(obj.uri):
+                return bytes(_blob(obj.uri, obj.generation).download_as_bytes(timeout=60))
+        except FileNotFoundError:
+            if self.exists(obj.uri):
+                return Reject(Reason.CHANGED, f"no longer generation {obj.generation}")
+            raise
+
+    def read_marked(self, uri: str) -> tuple[bytes, str]:
+        """Return an object and its generation."""
+        with _not_found(uri):
+            blob = _blob(uri)
+            data = bytes(blob.download_as_bytes(timeout=60))
+            return data, str(blob.generation)
+
+    @contextmanager
+    def open(self, uri: str) -> Iterator[IO[bytes]]:
+        """Open an object, of which only the ranges that are read are fetched."""
+        with _not_found(uri), _blob(uri).open("rb") as file:
+            yield file
+
+    def exists(self, uri: str) -> bool:
+        """Return whether there is such an object."""
+        return bool(_blob(uri).exists())
+
+    def publish(self, path: Path, uri: str) -> None:
+        """Upload a file."""
+        # A browser shows a report only when the bucket says that it is HTML.
+        kind = mimetypes.guess_type(uri)[0] or "application/octet-stream"
+        _blob(uri).upload_from_filename(str(path), content_type=kind)
+
+    def write_if(self, uri: str, data: bytes, mark: str) -> bool:
+        """Upload an object if its generation is still the same."""
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
+        try:
+            _blob(uri).upload_from_string(data, if_generation_match=int(mark or 0))
+        except (NotFound, PreconditionFailed):
+            return False
+        return True
+
+    def delete(self, uri: str) -> None:
+        """Remove an object."""
+        with _not_found(uri):
+            _blob(uri).delete()
+
+
+@functools.cache
+def _client() -> Any:
+    """One client per process."""
+    try:
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud import storage
+    except ImportError as error:
+        raise StorageError("gs:// needs the extra `gcs`: pip install 'id2[gcs]'") from error
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        return storage.Client(project="emulator", credentials=AnonymousCredentials())
+    return storage.Client()
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Bucket and name."""
+    bucket, _, name = uri.removeprefix(SCHEME).partition("/")
+    return bucket, name
+
+
+def _blob(uri: str, generation: str | None = None) -> Any:
+    bucket, name = _split(uri)
+    return _client().bucket(bucket).blob(name, generation=int(generation) if generation else None)
+
+
+@contextmanager
+def _not_found(uri: str) -> Iterator[None]:
+    """Give a bucket's "not found" the name that it has for a file."""
+    _client()  # says what to install
+    from google.api_core.exceptions import NotFound
+
+    try:
+        yield
+    except NotFound as error:
+        raise FileNotFoundError(uri) from error

@@ -1,0 +1,91 @@
+"""A table that gained a column still reads its earlier files; a file of a later version is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from id2core.errors import DatasetError
+from id2core.search import matching, shards
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Commit, Dataset
+from tests.descriptor_sets import unit, write_embeddings
+
+
+def a_match(run_id: str, schema: pa.Schema) -> pa.Table:
+    row = {"query_uri": "/q", "rank": 1, "score": 0.5, "run_id": run_id}
+    return pa.Table.from_pylist([row], schema)
+
+
+def with_column(schema: pa.Schema, version: int) -> pa.Schema:
+    """The table's next version: one more nullable column at its end."""
+    metadata = schema.metadata | {b"id2.schema_version": str(version).encode()}
+    return schema.append(pa.field("channel", pa.string())).with_metadata(metadata)
+
+
+def add(uri: str, run_id: str) -> None:
+    record = datasets.write_file(uri, run_id, [a_match(run_id, schemas.MATCHES)], schemas.MATCHES)
+    datasets.add_files(uri, "matches", run_id, run_id, [record], {})
+
+
+@pytest.fixture
+def next_version(monkeypatch: pytest.MonkeyPatch) -> pa.Schema:
+    """`matches` as a later program has it."""
+    schema = with_column(schemas.MATCHES, 2)
+    monkeypatch.setattr(schemas, "MATCHES", schema)
+    monkeypatch.setitem(schemas.TABLES, "matches", schema)
+    return schema
+
+
+def test_a_data_set_of_the_version_before_is_read_and_added_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path)
+    add(uri, "run-old")
+    with monkeypatch.context() as later:
+        schema = with_column(schemas.MATCHES, 2)
+        later.setattr(schemas, "MATCHES", schema)
+        later.setitem(schemas.TABLES, "matches", schema)
+        old = Dataset.open(uri).read(schemas.MATCHES)
+        assert old.schema.equals(schema, check_metadata=True) and old["channel"].null_count == 1
+        assert Dataset.open(uri).read(schemas.MATCHES, ["channel"]).num_rows == 1
+        add(uri, "run-new")
+        both = Dataset.open(uri)
+        assert both.rows == 2 and both.commit.schema_version == "2"
+        assert both.read(schemas.MATCHES, ["score", "channel"])["channel"].null_count == 2
+        assert [t.num_rows for _, t in both.row_groups(["channel"])] == [1, 1]
+    with pytest.raises(DatasetError, match=r"schema version 2 of matches.*up to 1: upgrade id2"):
+        Dataset.open(uri)
+
+
+def test_a_file_of_a_later_version_is_refused_also_where_the_commit_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = with_column(schemas.MATCHES, 2)
+    uri = str(tmp_path)
+    record = datasets.write_file(uri, "run-x", [a_match("run-x", schema)], schema)
+    datasets.write_commit(uri, Commit("matches", "run-x", {}, (record,)))
+    with pytest.raises(DatasetError, match=r"\.parquet has schema version 2 of matches"):
+        list(Dataset.open(uri).tables(["score"]))
+
+
+def test_a_column_more_in_matches_leaves_embeddings_and_its_producer_fills_it(
+    tmp_path: Path, next_version: pa.Schema
+) -> None:
+    embedded = write_embeddings(tmp_path / "e", unit(4, 8, 0), 1, "r")
+    [table] = embedded.tables()
+    assert embedded.commit.schema_version == "1"
+    assert table.schema.equals(schemas.embeddings_schema(1, 8), check_metadata=True)
+    found = shards.load(embedded, embedded.files[0]).search(np.ones((1, 8), np.float32), 2)
+    made = matching.to_matches(table.slice(0, 1), found, {"channel": "w", "run_id": "r"})
+    assert made.schema.equals(next_version) and made["channel"].to_pylist() == ["w", "w"]
+
+
+def test_every_table_has_a_version_of_its_own() -> None:
+    assert {name: schemas.version_of(name) for name in schemas.TABLES}.keys() >= {"matches", "runs"}
+    assert schemas.version_of("embeddings") == 1
+    for schema in schemas.TABLES.values():
+        assert all(field.nullable for field in schema)
