@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,10 @@ class Execution:
     Attributes:
         run_id: `<UTC time>-<6 hex>`, for example `20261126T014500-3f9a1c`; ids sort by time.
         started: when it began, in UTC, whole seconds.
+        PATTERN: a regular expression that a run_id matches.
     """
+
+    PATTERN: ClassVar[str] = r"\d{8}T\d{6}-[0-9a-f]{6}"
 
     run_id: str
     started: datetime

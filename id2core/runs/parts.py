@@ -1,8 +1,8 @@
-"""One part of a run: some thousand objects, read ahead of a model, and what their rows leave behind.
+"""One part of a run: read some thousand objects ahead of a model, and write their rows.
 
 A finished part leaves its Parquet files and, last, a record in `_staging/`. `planning` cuts a run into
-parts, skips finished ones when it is started again, and commits. What is made of an object (a latent, a
-translation) is the business of `embedding` and `oripid.translation`.
+parts, skips finished ones when the run is repeated, and commits. `encoders.embedding` and
+`translation.rows` make the rows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from id2core.store.storage import Object
 REJECTS = "rejects"
 STAGING, PARTS = "_staging", "parts"
 READ_THREADS = 8
-Progress = Callable[[int, int], None]
+# Called after a batch with how many of its objects were made and how many rejected.
+OnBatch = Callable[[int, int], None]
 Item = TypeVar("Item")
-# Rows made since the last ones (None: there were none) and the rows of `tables.REJECTS` besides.
+# Rows since the last item (None where there are none), and rows of `schemas.REJECTS`.
 Stream = Iterator[tuple[pa.RecordBatch | None, list[dict[str, str]]]]
 
 
@@ -49,12 +50,12 @@ class Product:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What every row of a run says of how it was made.
+    """What every row of a run records of how it was made.
 
     Attributes:
         ids: what must agree within a data set, by column name.
-        run_id: the run.
-        started: when it was first planned; the same for a resumed run.
+        run_id: the execution that writes the row.
+        started: when it began.
     """
 
     ids: dict[str, str]
@@ -75,21 +76,21 @@ class PartRecord:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many objects became rows, and how many were rejected."""
+        """Return how many objects became rows, and how many were rejected."""
         rejected = self.rejects.rows if self.rejects else 0
         return self.objects - rejected, rejected
 
     def file_of(self, dataset: str) -> FileRecord | None:
-        """The part's file in `rejects` or in the product's data set."""
+        """Return the part's file in `rejects` or in the product's data set."""
         return self.rejects if dataset == REJECTS else self.rows
 
     def to_json(self) -> bytes:
-        """The record as it is staged."""
+        """Return the record as it is staged."""
         return json.dumps(asdict(self)).encode()
 
     @staticmethod
     def from_json(data: bytes) -> PartRecord:
-        """The inverse of `to_json`."""
+        """Return the record that `to_json` wrote."""
         raw = json.loads(data)
         files = {k: FileRecord(**raw[k]) if raw[k] else None for k in ("rows", REJECTS)}
         return PartRecord(**raw | files)
@@ -101,19 +102,26 @@ def read_ahead(
     ahead: int,
     threads: int = READ_THREADS,
 ) -> Iterator[tuple[Object, Item | Reject]]:
-    """What `fetch` makes of the objects, in their order: by threads, at most `ahead` of them in memory."""
+    """Yield each object with what `fetch` returns for it, in their order, fetched ahead by threads.
 
-    def fetched(obj: Object) -> tuple[Object, Item | Reject]:
+    Args:
+        objects: what to fetch.
+        fetch: called in a thread; it returns an item or a reject.
+        ahead: at most this many results are in memory.
+        threads: how many fetch at a time.
+    """
+
+    def fetch_one(obj: Object) -> tuple[Object, Item | Reject]:
         return obj, fetch(obj)
 
     with ThreadPoolExecutor(threads) as pool:
         source = iter(objects)
-        waiting = deque(pool.submit(fetched, obj) for obj in islice(source, ahead))
+        waiting = deque(pool.submit(fetch_one, obj) for obj in islice(source, ahead))
         try:
             while waiting:
-                done = waiting.popleft().result()
-                waiting.extend(pool.submit(fetched, obj) for obj in islice(source, 1))
-                yield done
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(fetch_one, obj) for obj in islice(source, 1))
+                yield result
         finally:
             for future in waiting:
                 future.cancel()
@@ -122,7 +130,7 @@ def read_ahead(
 def batches(
     fetched: Iterable[tuple[Object, Item | Reject]], size: int
 ) -> Iterator[tuple[list[Item], list[tuple[Object, Reject]]]]:
-    """Gather `size` items at a time, with the rejects met on the way."""
+    """Yield `size` items at a time, with the rejects between them; the last batch may be smaller."""
     good: list[Item] = []
     bad: list[tuple[Object, Reject]] = []
     for obj, result in fetched:
@@ -138,7 +146,7 @@ def batches(
 
 
 def reject_row(obj: Object, reject: Reject, run_id: str) -> dict[str, str]:
-    """A row of `tables.REJECTS`."""
+    """Return a row of `schemas.REJECTS`."""
     return {
         "uri": obj.uri,
         "generation": obj.generation,
@@ -149,23 +157,23 @@ def reject_row(obj: Object, reject: Reject, run_id: str) -> dict[str, str]:
 
 
 def part_key(objects: list[Object], ids: dict[str, str]) -> str:
-    """A name for a part: what is worked on, and with what."""
+    """Return a name for a part: a hash of its objects and of the ids of the run."""
     return datasets.digest_of([(o.uri, o.generation) for o in objects], sorted(ids.items()))
 
 
 def record_uri(out: str, key: str) -> str:
-    """Where the record of a finished part is staged."""
+    """Return where the record of a finished part is staged."""
     return storage.join(out, STAGING, PARTS, f"{key}.json")
 
 
 def write(out: str, product: Product, objects: list[Object], lineage: Lineage, stream: Stream) -> PartRecord:
-    """Write a part below `out`: its two files, then its record. Repeated, it gives the same bytes.
+    """Write a part below `out`: its two files, then its record. The same call writes the same bytes.
 
     Args:
         out: parent of the data sets.
         product: what the rows are.
         objects: the part.
-        lineage: of the run.
+        lineage: ids and run of the rows.
         stream: rows and rejects of the objects.
     """
     key = part_key(objects, lineage.ids)

@@ -1,36 +1,40 @@
-"""What a run has to do: the listing, less what earlier runs did, cut into parts; and its commit.
+"""Plan a run: list its objects, subtract what earlier runs made, cut the rest into parts, and commit.
 
-The same for every product of `parts`: embeddings, translations.
+The same for every product of `parts`: embeddings and translations.
 """
 
 from __future__ import annotations
 
-import json
+import functools
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from id2core import defaults
 from id2core.errors import DatasetError, LostRowsError, StorageError
+from id2core.runs.execution import Execution
 from id2core.runs.parts import PARTS, REJECTS, STAGING, Lineage, PartRecord, Product
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import Commit, FileRecord
+from id2core.store.datasets import Commit, Dataset, FileRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
 from id2core.store.storage import Object
 
-PART_SIZE = 4096
+# How often a commit is tried while other runs commit to the same data sets.
+_ATTEMPTS = 5
 # Folder of the pictures that a run makes, where it makes some.
 PICTURES = "pictures"
-_TRIED_AGAIN = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
+_RETRIED = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
 # What runs write below their `out`, relative to it.
 _OWN_FILES = re.compile(
     rf"[a-z]+/((part-|)[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*|truth\.csv"
+    rf"|runs/{Execution.PATTERN}-[0-9a-f]{{8}}\.parquet"
     rf"|_prompts/[0-9a-f]{{16}}\.json|{PICTURES}/[0-9a-f]{{2}}/[0-9a-f]{{64}}-\d+-[0-9a-f]{{8}}\.[a-z]+"
 )
 
@@ -38,32 +42,81 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
+class Held:
+    """The two data sets of a run as they were last read; None for one that was not there.
+
+    Attributes:
+        rows: the product's data set.
+        rejects: the rejects beside it.
+    """
+
+    rows: Dataset | None
+    rejects: Dataset | None
+
+    @staticmethod
+    def read(product: Product, out: str) -> Held:
+        """Read both commits."""
+        return Held(*(Dataset.find(storage.join(out, name)) for name in (product.dataset, REJECTS)))
+
+    @staticmethod
+    def find(product: Product, out: str) -> Held:
+        """Read both commits where there are any: rejects are committed before rows, and read after them."""
+        rows = Dataset.find(storage.join(out, product.dataset))
+        return Held(rows, Dataset.find(storage.join(out, REJECTS)) if rows else None)
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """Those that are there."""
+        return [dataset for dataset in (self.rows, self.rejects) if dataset]
+
+    def committed_by(self, plan_id: str) -> str | None:
+        """Return the run that committed this work last, with nothing to retry; None where there is work."""
+        if self.rows is None or self.rejects is None or self.rows.run_id != self.rejects.run_id:
+            return None
+        for dataset in self.datasets:
+            counts = dataset.runs.get(dataset.run_id, {})
+            if counts.get("plan_id") != plan_id or counts["transient"]:
+                return None
+        return self.rows.run_id
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A run of a job that makes rows of objects.
+    """The work of one run that makes rows of objects.
 
     Attributes:
         product: what it makes.
-        out: the data sets' parent.
+        out: parent of the data sets.
+        held: the data sets as they were when the run was planned.
         source: the images.
-        lineage: ids of the run's rows.
-        listed: how many objects there are in all.
-        objects: how many of them are still to be done.
+        plan_id: names the work by its content: images, ids, configuration and listing. Two executions with
+            the same work share it, and so do their staged files.
+        lineage: ids, run_id and time of the rows that this run writes.
+        listed: how many objects the source has.
+        objects: how many of them have no row yet.
         parts: into how many parts of the manifest these are cut.
-        manifest, listing: names of the staged files below `out`: what is to be done, one row group per
-            part, and everything that was listed.
-        done: True when this very run was committed before, with nothing left to try again.
+        manifest, listing: names of the staged files below `out`: the objects without a row, one row group
+            per part, and every listed object.
+        committed: True when this very work was committed before, with nothing to retry. `lineage` then has
+            the run_id that committed it.
     """
 
     product: Product
     out: str
+    held: Held
     source: str
+    plan_id: str
     lineage: Lineage
     listed: int
     objects: int
     parts: int
     manifest: str
     listing: str
-    done: bool
+    committed: bool
+
+    def uri_of(self, dataset: str) -> str:
+        """Return the URI of the product's data set or of the rejects."""
+        return storage.join(self.out, dataset)
 
 
 def make(
@@ -72,9 +125,10 @@ def make(
     out: str,
     ids: dict[str, str],
     config: dict[str, Any],
-    part_size: int = PART_SIZE,
+    execution: Execution,
+    part_size: int = defaults.PART_SIZE,
     results: str | None = None,
-    leave: frozenset[str] = frozenset(),
+    excluded: frozenset[str] = frozenset(),
 ) -> Plan:
     """List `images`, subtract what `out` holds already, and stage a manifest of the rest.
 
@@ -83,52 +137,62 @@ def make(
         images: folder or bucket prefix.
         out: parent of the product's data set and of `rejects/`.
         ids: what must agree within the data set, by column name.
-        config: everything else that decides the rows; part of the run's identity.
+        config: everything else that decides the rows; part of `plan_id`.
+        execution: gives the rows their run_id and time.
         part_size: objects in one part.
-        leave: URIs that are no images and are not listed: a file of prompts.
         results: a folder of results; if it lies within `images` it is not listed. By default `out`.
+        excluded: URIs that are no images and are not listed, for example a file of prompts.
 
     Raises:
         DatasetError: `out` holds rows of other images, or rows made with other ids.
         StorageError: no such folder or bucket; or nothing in it, while `out` holds rows of it.
     """
-    held = {d: datasets.read_commit(storage.join(out, d)) for d in (product.dataset, REJECTS)}
-    for dataset, commit in held.items():
-        if commit:
-            _check_addable(commit, ids, images, storage.join(out, dataset))
+    held = Held.find(product, out)
+    for dataset in held.datasets:
+        _check_addable(dataset, ids, images)
     objects = [
         o
         for o in storage.list_objects(images)
-        if o.uri not in leave and not _is_output(o.uri, images, results or out, out)
+        if o.uri not in excluded and not _is_output(o.uri, images, results or out, out)
     ]
-    if not objects and any(c and c.rows for c in held.values()):
+    if not objects and any(dataset.rows for dataset in held.datasets):
         raise StorageError(
             f"{images} is empty, but {out} holds rows of it: is it mounted? Nothing was changed"
         )
-    run_id = datasets.digest_of(images, ids, config, [_key(o) for o in objects])
-    done = all(c and c.run_id == run_id and not c.runs[run_id]["transient"] for c in held.values())
-    started = datetime.now(UTC) if done else _started(out, run_id)
-    lineage = Lineage(ids, run_id, started)
-    todo = [] if done else _todo(out, product, held, ids, objects)
-    manifest = f"{STAGING}/manifest-{run_id}-{datasets.digest_of([_key(o) for o in todo], part_size)}.parquet"
-    listing = f"{STAGING}/listing-{run_id}.parquet"
-    if not done:
-        _stage(storage.join(out, manifest), todo, part_size)
-        _stage(storage.join(out, listing), objects, schemas.ROW_GROUP)
-    parts = -(-len(todo) // part_size)
-    return Plan(product, out, images, lineage, len(objects), len(todo), parts, manifest, listing, done)
+    plan_id = datasets.digest_of(images, ids, config, [_key(o) for o in objects])
+    run_id = held.committed_by(plan_id)
+    pending = [] if run_id else _pending(out, product, held, ids, objects)
+    digest = datasets.digest_of([_key(o) for o in pending], part_size)
+    plan = Plan(
+        product=product,
+        out=out,
+        held=held,
+        source=images,
+        plan_id=plan_id,
+        lineage=Lineage(ids, run_id or execution.run_id, execution.started),
+        listed=len(objects),
+        objects=len(pending),
+        parts=-(-len(pending) // part_size),
+        manifest=f"{STAGING}/manifest-{plan_id}-{digest}.parquet",
+        listing=f"{STAGING}/listing-{plan_id}.parquet",
+        committed=run_id is not None,
+    )
+    if not plan.committed:
+        _stage(storage.join(out, plan.manifest), pending, part_size)
+        _stage(storage.join(out, plan.listing), objects, schemas.ROW_GROUP)
+    return plan
 
 
 def _key(obj: Object) -> Key:
     return obj.uri, obj.generation
 
 
-def _check_addable(commit: Commit, ids: dict[str, str], images: str, uri: str) -> None:
-    datasets.check_ids(commit, ids, uri)
-    if commit.source != images:
+def _check_addable(dataset: Dataset, ids: dict[str, str], images: str) -> None:
+    dataset.check_ids(ids)
+    if dataset.source != images:
         raise DatasetError(
-            f"{uri} was made from {commit.source}; adding {images} to it would drop those rows: "
-            f"write to another --out"
+            f"{dataset.uri} was made from {dataset.source}; adding {images} to it would drop those rows: "
+            "write to another --out"
         )
 
 
@@ -136,73 +200,76 @@ def _inside(uri: str, folder: str) -> bool:
     return uri.startswith(folder.rstrip("/") + "/")
 
 
+def _parent(uri: str) -> str:
+    return uri.rpartition("/")[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    """Return a local folder without links: it has many files, and resolving a path is slow."""
+    return folder if storage.is_remote(folder) else os.path.realpath(folder)
+
+
 def _is_output(uri: str, images: str, results: str, out: str) -> bool:
-    """True for results of a run, where these lie within the listed folder or around it."""
+    """Return whether an object is a run's result that lies within the listed folder or around it."""
     if _inside(results, images) and _inside(uri, results):
         return True
+    if not _inside(f"{_real(images)}/", _real(results)) and _inside(
+        f"{_real(_parent(uri))}/", _real(results)
+    ):
+        return True  # reached through a link
     return _inside(uri, out) and bool(_OWN_FILES.fullmatch(uri[len(out.rstrip("/")) + 1 :]))
 
 
-def _started(out: str, run_id: str) -> datetime:
-    """When the run was first planned: a resumed run keeps the time, so its files are the same bytes."""
-    uri = storage.join(out, STAGING, f"started-{run_id}.json")
-    try:
-        return datetime.fromisoformat(json.loads(storage.read_bytes(uri)))
-    except FileNotFoundError:
-        now = datetime.now(UTC).replace(microsecond=0)
-        storage.write_bytes(uri, json.dumps(now.isoformat()).encode())
-        return now
-
-
-def _columns(dataset: str, product: Product) -> list[str]:
-    """The columns that name the object of a row."""
+def _key_columns(dataset: str, product: Product) -> list[str]:
+    """Return the columns that name the object of a row."""
     return list(product.key if dataset == product.dataset else Product(dataset).key)
 
 
-def _todo(
-    out: str, product: Product, held: dict[str, Commit | None], ids: dict[str, str], objects: list[Object]
+def _pending(
+    out: str, product: Product, held: Held, ids: dict[str, str], objects: list[Object]
 ) -> list[Object]:
-    """The objects that have no row yet, in a committed file or in a finished part."""
+    """Return the objects that have no row yet, in a committed file or in a finished part."""
     records = staged(out, ids)
-    known: set[Key] = set()
-    for dataset, commit in held.items():
-        columns = _columns(dataset, product) + (["reason"] if dataset == REJECTS else [])
-        uri = storage.join(out, dataset)
-        for table in datasets.read_each(uri, _files(commit, dataset, records), columns):
-            known.update(_keys(_settled(table)))
-    return [o for o in objects if _key(o) not in known]
+    finished: set[Key] = set()
+    for name, dataset in ((product.dataset, held.rows), (REJECTS, held.rejects)):
+        columns = _key_columns(name, product) + (["reason"] if name == REJECTS else [])
+        uri = storage.join(out, name)
+        for table in datasets.read_each(uri, _files(dataset, name, records), columns):
+            finished.update(_keys(_final(table)))
+    return [o for o in objects if _key(o) not in finished]
 
 
-def _settled(table: pa.Table) -> pa.Table:
-    """Rows that need not be made again."""
+def _final(table: pa.Table) -> pa.Table:
+    """Return the rows that no later run makes again."""
     if "reason" not in table.column_names:
         return table
-    return table.filter(pc.invert(pc.is_in(table["reason"], _TRIED_AGAIN)))
+    return table.filter(pc.invert(pc.is_in(table["reason"], _RETRIED)))
 
 
 def _keys(table: pa.Table) -> list[Key]:
-    """The first two columns, row by row: URI and generation of the object."""
+    """Return the first two columns, row by row: URI and generation of the object."""
     return list(zip(table[0].to_pylist(), table[1].to_pylist(), strict=True))
 
 
 def staged(out: str, ids: dict[str, str]) -> list[PartRecord]:
-    """Records of finished parts, of this run or of one that never committed, with the same ids."""
+    """Return records of parts with these ids that are finished but not committed, whoever wrote them."""
     return [record for record in staged_by_uri(out).values() if record.ids == ids]
 
 
 def staged_by_uri(out: str, known: Collection[str] = ()) -> dict[str, PartRecord]:
-    """Where records of finished parts stand → the records, less those at `known` places."""
+    """Return the URIs of staged part records → the records, less those of `known` URIs."""
     try:
-        found = storage.list_objects(storage.join(out, STAGING, PARTS))
+        listed = storage.list_objects(storage.join(out, STAGING, PARTS))
     except StorageError:
         return {}
-    return {o.uri: PartRecord.from_json(storage.read_bytes(o.uri)) for o in found if o.uri not in known}
+    return {o.uri: PartRecord.from_json(storage.read_bytes(o.uri)) for o in listed if o.uri not in known}
 
 
-def _files(commit: Commit | None, dataset: str, records: Iterable[PartRecord]) -> list[FileRecord]:
-    """Files of the last commit, then of parts finished since; each once."""
-    new = [f for r in records if (f := r.file_of(dataset))]
-    return list({f.name: f for f in [*(commit.files if commit else ()), *new]}.values())
+def _files(held: Dataset | None, name: str, records: Iterable[PartRecord]) -> list[FileRecord]:
+    """Return the files of the last commit, then of parts finished since; each once."""
+    new = [f for r in records if (f := r.file_of(name))]
+    return list({f.name: f for f in [*(held.files if held else ()), *new]}.values())
 
 
 def _stage(uri: str, objects: list[Object], rows: int) -> None:
@@ -214,7 +281,7 @@ def _stage(uri: str, objects: list[Object], rows: int) -> None:
 
 
 def read_part(plan: Plan, index: int) -> list[Object]:
-    """The objects of one part of a plan."""
+    """Return the objects of one part of a plan."""
     with storage.open_input(storage.join(plan.out, plan.manifest)) as file:
         return [Object(**row) for row in pq.ParquetFile(file).read_row_group(index).to_pylist()]
 
@@ -224,66 +291,105 @@ def _read_listing(plan: Plan) -> set[Key]:
         return set(_keys(pq.ParquetFile(file).read(["uri", "generation"])))
 
 
-def commit(plan: Plan) -> None:
+def commit(plan: Plan) -> Held | None:
     """Write `_SUCCESS` of both data sets, if and only if every listed object has its rows, or one reject.
 
     Rows of objects that are no longer listed, and rejects that a later part superseded, are dropped: the
-    files that hold them are rewritten without them. Safe to repeat.
+    files that hold them are rewritten without them. Safe to repeat. Where another run has committed since
+    the plan was made, its commit is read and the work is added to it.
+
+    Returns:
+        The data sets as they are now; None where the work was committed before.
 
     Raises:
         LostRowsError: an object has too few rows, or too many.
+        StorageError: other runs keep committing.
     """
-    product, run_id = plan.product, plan.lineage.run_id
     try:
-        wanted = _read_listing(plan)
-    except FileNotFoundError:  # the run is committed, and its staged files are gone
-        return
-    records = staged(plan.out, plan.lineage.ids)
-    seen: Counter[Key] = Counter()
-    commits = {}
-    for dataset in (product.dataset, REJECTS):  # rows count before an older reject of the same object
-        uri = storage.join(plan.out, dataset)
-        last = datasets.read_commit(uri)
-        files = _keep_wanted(uri, _files(last, dataset, records), _columns(dataset, product), wanted, seen)
-        base = last or Commit(dataset, run_id, plan.lineage.ids, source=plan.source)
-        commits[uri] = replace(base, files=tuple(files), run_id=run_id)
-        if dataset == product.dataset:
-            _check_accounted(set(seen), seen, product.rows_each)
-            seen = Counter(set(seen))
-    _check_accounted(wanted, seen)
-    counts = {"listed": len(wanted), "transient": _transient(plan.out, commits)}
-    for uri, new in commits.items():
-        runs = new.runs | {run_id: counts | {"rows": new.rows}}
-        datasets.write_commit(uri, replace(new, runs=runs))
-    _tidy(plan)
+        listed = _read_listing(plan)
+    except FileNotFoundError:  # the work is committed, and its staged files are gone
+        return None
+    held = plan.held
+    for _ in range(_ATTEMPTS):
+        try:
+            committed = held if held.committed_by(plan.plan_id) else _write_commits(plan, held, listed)
+            if committed:
+                _delete_staged(plan)
+                return committed
+        except LostRowsError:  # unless another run has committed what it adopted of this one
+            if Held.read(plan.product, plan.out) == held:
+                raise
+        held = Held.read(plan.product, plan.out)
+    raise StorageError(f"{plan.out}: other runs keep committing to it; run again when they have ended")
 
 
-def _transient(out: str, commits: dict[str, Commit]) -> int:
-    """How many objects the next run will try again."""
-    uri = storage.join(out, REJECTS)
+def _write_commits(plan: Plan, held: Held, listed: set[Key]) -> Held | None:
+    """Commit rejects, then rows, beside what is held; return None where that is out of date."""
+    rows, rejects = _account(plan, held, listed)
+    counts = {
+        "plan_id": plan.plan_id,
+        "listed": len(listed),
+        "transient": _count_transient(plan.uri_of(REJECTS), rejects),
+    }
+    written = []
+    for name, files, last in ((REJECTS, rejects, held.rejects), (plan.product.dataset, rows, held.rows)):
+        commit = _next_commit(plan, name, files, last, counts)
+        dataset = datasets.replace_commit(plan.uri_of(name), commit, last)
+        if dataset is None:
+            return None
+        written.append(dataset)
+    return Held(rows=written[1], rejects=written[0])
+
+
+def _next_commit(
+    plan: Plan, name: str, files: list[FileRecord], last: Dataset | None, counts: dict[str, Any]
+) -> Commit:
+    run_id = plan.lineage.run_id
+    base = last.commit if last else Commit(name, run_id, plan.lineage.ids, source=plan.source)
+    runs = base.runs | {run_id: counts | {"rows": sum(f.rows for f in files)}}
+    return replace(base, files=tuple(files), run_id=run_id, runs=runs)
+
+
+def _account(plan: Plan, held: Held, listed: set[Key]) -> tuple[list[FileRecord], list[FileRecord]]:
+    """Return the files of rows and of rejects in which every listed object is once."""
+    product, records = plan.product, staged(plan.out, plan.lineage.ids)
+    counts: Counter[Key] = Counter()
+    kept = []
+    for name, last in ((product.dataset, held.rows), (REJECTS, held.rejects)):
+        # Rows count before an older reject of the same object.
+        files = _files(last, name, records)
+        kept.append(_keep_listed(plan.uri_of(name), files, _key_columns(name, product), listed, counts))
+        if name == product.dataset:
+            _check_accounted(set(counts), counts, product.rows_each)
+            counts = Counter(set(counts))
+    _check_accounted(listed, counts)
+    return kept[0], kept[1]
+
+
+def _count_transient(uri: str, rejects: list[FileRecord]) -> int:
+    """Return how many objects the next run will try again."""
     reasons = pa.array(sorted(TRANSIENT), pa.string())
-    found = datasets.read_each(uri, commits[uri].files, ["reason"])
-    return sum(pc.sum(pc.is_in(t["reason"], reasons)).as_py() or 0 for t in found)
+    tables = datasets.read_each(uri, rejects, ["reason"])
+    return sum(pc.sum(pc.is_in(t["reason"], reasons)).as_py() or 0 for t in tables)
 
 
-def _tidy(plan: Plan) -> None:
-    """Remove what this run staged; the listing last, which tells a repeated commit that it is done."""
+def _delete_staged(plan: Plan) -> None:
+    """Delete what was staged for this work; the listing last: without it, a repeated commit does nothing."""
     own = [uri for uri, record in staged_by_uri(plan.out).items() if record.ids == plan.lineage.ids]
-    started = storage.join(plan.out, STAGING, f"started-{plan.lineage.run_id}.json")
-    for uri in [*own, started, *(storage.join(plan.out, n) for n in (plan.manifest, plan.listing))]:
+    for uri in [*own, *(storage.join(plan.out, name) for name in (plan.manifest, plan.listing))]:
         storage.delete(uri)
 
 
-def _keep_wanted(
-    uri: str, files: list[FileRecord], columns: list[str], wanted: set[Key], seen: Counter[Key]
+def _keep_listed(
+    uri: str, files: list[FileRecord], columns: list[str], listed: set[Key], rows: Counter[Key]
 ) -> list[FileRecord]:
-    """Files reduced to rows of wanted objects that were not seen before, the newest files first."""
+    """Reduce files to rows of listed objects that newer files do not have; add them to the counts `rows`."""
     newest_first = files[::-1]
     kept = []
     for record, table in zip(newest_first, datasets.read_each(uri, newest_first, columns), strict=True):
-        rows = _keys(table)
-        mask = [key in wanted and not seen[key] for key in rows]
-        seen.update(key for key, keep in zip(rows, mask, strict=True) if keep)
+        keys = _keys(table)
+        mask = [key in listed and not rows[key] for key in keys]
+        rows.update(key for key, keep in zip(keys, mask, strict=True) if keep)
         if all(mask):
             kept.append(record)
         elif any(mask):
@@ -296,11 +402,11 @@ def _rewrite(uri: str, record: FileRecord, mask: list[bool]) -> FileRecord:
     return datasets.write_file(uri, f"part-{datasets.digest_of(record.key, mask)}", [table], table.schema)
 
 
-def _check_accounted(wanted: set[Key], seen: Counter[Key], rows_each: int = 1) -> None:
-    missing = sorted(k for k in wanted if seen[k] < rows_each)
-    many = sorted(k for k, n in seen.items() if n > rows_each)
-    if missing or many:
+def _check_accounted(listed: set[Key], rows: Counter[Key], rows_each: int = 1) -> None:
+    missing = sorted(key for key in listed if rows[key] < rows_each)
+    surplus = sorted(key for key, n in rows.items() if n > rows_each)
+    if missing or surplus:
         raise LostRowsError(
-            f"{len(missing)} listed objects have too few rows and {len(many)} too many "
-            f"(for example {(missing + many)[:3]}); nothing was committed. Run again to complete it."
+            f"{len(missing)} listed objects have too few rows and {len(surplus)} too many (for example "
+            f"{(missing + surplus)[:3]}); nothing was committed. Run again to complete it."
         )

@@ -6,26 +6,29 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-Listener = Callable[[str, "Counts"], None]
-# Told of a stage: its name, how much is done, of how much.
-Progress = Callable[[str, int, int], None]
+# Called with a stage, how much of it is completed, and of how much.
+OnStage = Callable[[str, int, int], None]
 
 
-def silent(stage: str, done: int, total: int) -> None:
-    """For callers that show no progress."""
+def silent(stage: str, completed: int, total: int) -> None:
+    """Show no progress: an `OnStage` that does nothing."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Work done so far in one stage, out of `total` where that is known."""
+    """Objects completed and rejected so far in one stage, out of `total` where that is known."""
 
-    done: int = 0
+    completed: int = 0
     rejected: int = 0
     total: int | None = None
 
 
+# Called after every change with the stage and its counts.
+Listener = Callable[[str, Counts], None]
+
+
 class Tally:
-    """Counts by stage, safe to add to from any thread. Jobs add; the command line listens."""
+    """Counts by stage, safe to add to from any thread: jobs add, and the command line listens."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -33,24 +36,42 @@ class Tally:
         self._listeners: list[Listener] = []
 
     def start(self, stage: str, total: int | None = None) -> None:
-        """Begin a stage, or begin it anew: its counts are zero."""
+        """Begin a stage with counts of zero, also one that was begun before."""
         self._set(stage, lambda old: Counts(total=total))
 
-    def add(self, stage: str, done: int, rejected: int = 0) -> None:
-        """Count `done` objects of a stage, and `rejected` ones besides."""
-        self._set(stage, lambda old: replace(old, done=old.done + done, rejected=old.rejected + rejected))
+    def add(self, stage: str, completed: int, rejected: int = 0) -> None:
+        """Count objects of a stage that were completed, and others that were rejected."""
+        self._set(
+            stage,
+            lambda old: replace(old, completed=old.completed + completed, rejected=old.rejected + rejected),
+        )
 
     def _set(self, stage: str, change: Callable[[Counts], Counts]) -> None:
         with self._lock:
             counts = change(self._counts.get(stage, Counts()))
             self._counts[stage] = counts
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener(stage, counts)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener(stage, counts)` after every change; the result takes it off again."""
+        """Call `listener(stage, counts)` after every change; return a function that ends this."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
 
 tally = Tally()
+
+
+def into_tally() -> OnStage:
+    """Return a callback (stage, done, total) that counts into the tally."""
+    last: dict[str, tuple[int, int]] = {}
+
+    def count(stage: str, done: int, total: int) -> None:
+        before, whole = last.get(stage, (0, -1))
+        if whole != total or done < before:
+            tally.start(stage, total)
+            before = 0
+        tally.add(stage, done - before)
+        last[stage] = done, total
+
+    return count

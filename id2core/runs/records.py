@@ -1,0 +1,275 @@
+"""The `runs/` table: one row for every execution of a flow, also of those that failed or were killed.
+
+    with recorded("/scan", "scan", {"top_k": 10}) as run:
+        with run.stage("embed"):
+            ...
+        run.count(listed=12, embedded=11, rejected=1)
+
+The row exists from the start, with the status `running`. The end of the block completes it. The next run of
+the same `--out` marks one that never ended as `killed`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import psutil
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from id2core import environment
+from id2core.errors import DatasetError, ID2Error
+from id2core.runs.execution import Execution
+from id2core.store import datasets, schemas, storage
+from id2core.store.datasets import Commit, Dataset, FileRecord
+
+RUNS = "runs"
+COUNTS = ("listed", "embedded", "rejected", "references", "queries", "matches", "translated")
+_ERROR_CHARACTERS = 1000
+# Another run may replace a row's file between the commit and the file: read the commit again.
+_READS = 5
+
+
+class Status(StrEnum):
+    """State of an execution."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    KILLED = "killed"
+
+
+class Run(BaseModel):
+    """One row of `runs/`.
+
+    Attributes:
+        run_id: the same in every row that the execution wrote.
+        flow: `scan`, `embed`, `train` and so on.
+        started, ended: in UTC; a killed run has no end, a row of schema version 1 neither.
+        status: running, done, failed or killed.
+        error: type and message of what stopped it.
+        listed, embedded, rejected, references, queries, matches, translated: counts; None where the flow
+            does not count such things.
+        seconds: per stage.
+        config: what was asked for.
+        versions: of Python and packages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    flow: str
+    started: datetime | None = None
+    ended: datetime | None = None
+    status: Status = Status.RUNNING
+    error: str | None = None
+    listed: int | None = None
+    embedded: int | None = None
+    rejected: int | None = None
+    references: int | None = None
+    queries: int | None = None
+    matches: int | None = None
+    translated: int | None = None
+    seconds: dict[str, float] = {}
+    config: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+    @field_validator("seconds", "config", "versions", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        """Read a column of JSON."""
+        return json.loads(value) if isinstance(value, str) else value
+
+    def to_table(self) -> pa.Table:
+        """Return the row as a `schemas.RUNS` table."""
+        row = self.model_dump() | {
+            name: json.dumps(getattr(self, name), sort_keys=name == "config", default=str)
+            for name in ("seconds", "config", "versions")
+        }
+        return pa.Table.from_pylist([row], schemas.RUNS)
+
+
+@dataclass
+class Recorder:
+    """What a running execution records of itself.
+
+    Attributes:
+        out: the flow's `--out`; the row is in `runs/` below it.
+        execution: gives rows of other tables their run_id and time.
+        run: the row so far.
+        counts: by column of the row, see `count`.
+        seconds: by stage, see `stage`.
+    """
+
+    out: str
+    execution: Execution
+    run: Run
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def count(self, **counts: int) -> None:
+        """Add to the counts of the row: `listed`, `embedded`, `rejected` and so on, see `COUNTS`."""
+        unknown = sorted(set(counts) - set(COUNTS))
+        if unknown:
+            raise ValueError(f"runs/ has no column {unknown[0]} to count in: choose from {', '.join(COUNTS)}")
+        for name, number in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + number
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; a stage that runs twice has the sum of both times."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            took = self.seconds.get(name, 0.0) + time.monotonic() - began
+            self.seconds[name] = round(took, 3)
+
+    def end(self, status: Status, error: str | None = None) -> Run:
+        """Complete the row and write it."""
+        self.run = self.run.model_copy(
+            update=self.counts
+            | {"seconds": self.seconds, "status": status, "error": error, "ended": datetime.now(UTC)}
+        )
+        write(self.out, self.run)
+        return self.run
+
+
+@contextmanager
+def recorded(
+    out: str, flow: str, config: dict[str, Any], execution: Execution | None = None
+) -> Iterator[Recorder]:
+    """Record one execution of a flow: its row is written now and completed when the block ends.
+
+    An exception, also KeyboardInterrupt, sets the status `failed` and its message, and is raised on.
+
+    Args:
+        out: the flow's `--out`, a folder or bucket prefix.
+        flow: its name.
+        config: what was asked for, JSON-able.
+        execution: by default one that begins now.
+
+    Raises:
+        StorageError: `out` cannot be written.
+    """
+    execution = execution or Execution.begin()
+    run = Run(
+        run_id=execution.run_id,
+        flow=flow,
+        started=execution.started,
+        config=config,
+        versions=environment.versions(),
+    )
+    runs = Dataset.find(storage.join(out, RUNS))
+    killed = _mark_killed(runs) if runs else []
+    _commit(out, [*killed, run], {run.run_id: {"process": _this_process()}}, runs)
+    recorder = Recorder(out, execution, run)
+    try:
+        yield recorder
+    except BaseException as error:
+        with suppress(ID2Error, OSError):  # what stopped the run is the error to show
+            recorder.end(Status.FAILED, f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS])
+        raise
+    recorder.end(Status.DONE)
+
+
+def write(out: str, run: Run) -> None:
+    """Write the row of a run to `runs/` below `out`, in place of its earlier row."""
+    _commit(out, [run], {}, Dataset.find(storage.join(out, RUNS)))
+
+
+def read(out: str) -> list[Run]:
+    """Return every run of an `--out`, in the order in which they started; none where there is no table.
+
+    Raises:
+        DatasetError: the table is damaged.
+    """
+    for attempt in range(_READS):
+        runs = Dataset.find(storage.join(out, RUNS))
+        try:
+            rows = runs.read(schemas.RUNS).to_pylist() if runs else []
+        except DatasetError:
+            if attempt + 1 == _READS:
+                raise
+            continue
+        return sorted((Run.model_validate(row) for row in rows), key=_order)
+    raise AssertionError("unreachable")
+
+
+def _order(run: Run) -> tuple[str, str]:
+    """Older rows, without a start, come first."""
+    return run.started.isoformat() if run.started else "", run.run_id
+
+
+def _this_process() -> list[Any]:
+    """Return what tells this process from every other: host, process id, when it was created."""
+    process = psutil.Process()
+    return [platform.node(), process.pid, process.create_time()]
+
+
+def _is_alive(host: str, pid: int, created: float) -> bool:
+    """Return whether a process of this host still runs; one of another host counts as ended.
+
+    If it was alive after all, its own end replaces what was recorded of it meanwhile.
+    """
+    if host != platform.node():
+        return False
+    try:
+        return bool(psutil.Process(pid).create_time() == created)
+    except psutil.Error:
+        return False
+
+
+def _mark_killed(runs: Dataset) -> list[Run]:
+    """Return the rows of runs that never ended and whose process is gone, as killed."""
+    ended = [
+        run_id
+        for run_id, facts in runs.runs.items()
+        if facts.get("status") == Status.RUNNING and not _is_alive(*facts.get("process", ("", 0, 0.0)))
+    ]
+    killed = []
+    for run_id in ended:
+        with suppress(DatasetError):  # the run ended meanwhile, and its file was replaced
+            [row] = runs.of_run(run_id).read(schemas.RUNS).to_pylist()
+            killed.append(Run.model_validate(row).model_copy(update={"status": Status.KILLED}))
+    return killed
+
+
+def _commit(out: str, rows: Iterable[Run], facts: dict[str, dict[str, Any]], last: Dataset | None) -> None:
+    """Write rows, each a file of its own, and commit them in place of the same runs' earlier rows."""
+    uri = storage.join(out, RUNS)
+    files = [(run, datasets.write_file(uri, run.run_id, [run.to_table()], schemas.RUNS)) for run in rows]
+    replaced: set[FileRecord] = set()
+
+    def change(commit: Commit | None) -> Commit:
+        replaced.clear()
+        changed = commit or Commit(RUNS, files[-1][0].run_id, {})
+        for run, file in files:
+            changed = _with_row(changed, run, file, facts.get(run.run_id, {}), replaced)
+        return changed
+
+    datasets.update_commit(uri, change, last)
+    for file in replaced:
+        storage.delete(storage.join(uri, file.name))
+
+
+def _with_row(
+    commit: Commit, run: Run, file: FileRecord, facts: dict[str, Any], replaced: set[FileRecord]
+) -> Commit:
+    """Return the commit with the row of a run; files that it no longer lists are added to `replaced`."""
+    status = commit.runs.get(run.run_id, {}).get("status")
+    if run.status is Status.KILLED and status != Status.RUNNING:
+        replaced.add(file)  # the run has ended by itself since
+        return commit
+    replaced.update(f for f in commit.files if f.belongs_to(run.run_id) and f != file)
+    others = tuple(f for f in commit.files if not f.belongs_to(run.run_id))
+    runs = commit.runs | {run.run_id: facts | {"status": run.status}}
+    return replace(commit, run_id=run.run_id, files=(*others, file), runs=runs)
