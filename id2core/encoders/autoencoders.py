@@ -7,11 +7,18 @@ from typing import Any
 
 import torch
 
-from id2core.encoders.base import Encoder, Preprocess, hash_tensors
-from id2core.encoders.hub import MOVED, Place, narrowed, read_config
+from id2core.encoders.base import Encoder, hash_tensors
+from id2core.encoders.hub import MOVED, Place, locate, narrowed
+from id2core.encoders.preprocess import Preprocess
+from id2core.environment import best_memory_format
 from id2core.errors import EncoderError
 
 _DECODER_PARTS = ("decoder.", "post_quant_conv.")
+
+
+def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Encoder:
+    """Load `mini`, a short name, a directory or a hub id as an encoder."""
+    return encoder_of_autoencoder(locate(spec), device, dtype, batch_size)
 
 
 def encoder_of_autoencoder(
@@ -24,17 +31,18 @@ def encoder_of_autoencoder(
     # Module.to itself: diffusers' own `to` warns about every cast.
     torch.nn.Module.to(model, device, dtype)
     one_frame = any(isinstance(m, torch.nn.Conv3d) for m in model.encoder.modules())
+    layout = best_memory_format(device)
     if not one_frame:
-        torch.nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.nn.Module.to(model, memory_format=layout)  # type: ignore[call-overload]
 
     def network(x: torch.Tensor) -> torch.Tensor:
         return _mode(model.encode(x.unsqueeze(2) if one_frame else x))
 
-    return Encoder(place.name, digest, network, device, dtype, Preprocess(), batch_size)
+    return Encoder(place.name, digest, network, device, dtype, Preprocess(), batch_size, layout)
 
 
 def load_autoencoder(source: str, subfolder: str | None = None, revision: str | None = None) -> Any:
-    """A diffusers autoencoder in float32 on the CPU, frozen, whatever its class.
+    """Load a diffusers autoencoder of any class in float32 on the CPU, frozen.
 
     Raises:
         EncoderError: not found, or not an autoencoder that has an encoder.
@@ -56,7 +64,10 @@ def load_autoencoder(source: str, subfolder: str | None = None, revision: str | 
 def _autoencoder_class(source: str, subfolder: str | None, revision: str | None) -> Any:
     import diffusers
 
-    name = read_config(source, subfolder, revision).get("_class_name", "")
+    config = diffusers.AutoencoderKL.load_config(
+        source, **narrowed(subfolder, revision)
+    )  # reads the configuration of any class
+    name = dict(config).get("_class_name", "")
     kind = getattr(diffusers, name, None)
     if not hasattr(kind, "encode"):
         raise ValueError(f"{source} holds a {name or 'nameless model'}, not an autoencoder with an encoder")

@@ -1,6 +1,6 @@
 """Vision backbones of transformers as encoders: the pooled embedding of a whole picture as its latent.
 
-`encoders.load` comes here for a directory or hub id whose `config.json` names a `model_type`: Swin, ResNet,
+`load_encoder` comes here for a directory or hub id whose `config.json` names a `model_type`: Swin, ResNet,
 ConvNeXt, EfficientNet, ViT, DINOv2, MAE, CLIP, BLIP, SigLIP, and others that take `pixel_values`.
 
 What counts as the embedding:
@@ -25,7 +25,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from id2core.encoders.base import Encoder, Preprocess, hash_tensors
+from id2core.encoders.base import Encoder, hash_tensors
+from id2core.encoders.hub import locate
+from id2core.encoders.preprocess import Preprocess
 from id2core.environment import quiet
 from id2core.errors import EncoderError
 
@@ -89,7 +91,7 @@ class Backbone(nn.Module):
         return {"noise": torch.arange(patches, device=device).expand(count, -1)}
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors), configuration and processor so that `encoders.load` takes `folder`."""
+        """Write weights (safetensors), configuration and processor so that `load_encoder` takes `folder`."""
         with quiet():
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
@@ -182,8 +184,8 @@ def _check_kind(config: Any, source: str) -> None:
     takes = getattr(kind, "main_input_name", None)
     if takes != "pixel_values" and not hasattr(config, "vision_config"):
         raise EncoderError(
-            f"{source} holds a model of type {config.model_type}, which takes no pictures; "
-            "give a vision backbone (Swin, ViT, DINOv2, CLIP, …) or an autoencoder"
+            f"{source} holds a model of type {config.model_type}, which takes no pictures; give a vision "
+            "backbone (Swin, ViT, DINOv2, CLIP, …) or an autoencoder"
         )
 
 
@@ -246,3 +248,10 @@ def encoder_of_backbone(
     backbone.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = backbone.maps if maps else backbone
     return Encoder(name, digest, network, device, dtype, backbone.preprocess, batch_size)
+
+
+def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Encoder:
+    """Load a short name, a directory or a hub id of transformers as an encoder."""
+    place = locate(spec)
+    backbone = load(place.source, place.subfolder, place.revision)
+    return encoder_of_backbone(backbone, place.name, device, dtype, batch_size)

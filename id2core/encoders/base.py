@@ -6,41 +6,19 @@ import functools
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from id2core.encoders import images
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What happens between a file's pixels and the encoder's input.
-
-    Attributes:
-        size: side of the square that the picture is stretched to, in pixels.
-        mean, std: per channel, over values in [0,1]; ½ and ½ give [−1,1].
-    """
-
-    size: int = 256
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-
-    @property
-    def preprocess_id(self) -> str:
-        """The recipe by name: how a file is decoded, the size, and the hash of the scaling if unusual."""
-        usual = (self.mean, self.std) == ((0.5,) * 3, (0.5,) * 3)
-        scaling = "pm1" if usual else hashlib.sha256(repr((self.mean, self.std)).encode()).hexdigest()[:8]
-        return f"{images.RECIPE}-{self.size}-{scaling}"
+from id2core.encoders.preprocess import Preprocess
 
 
 class Encoder:
     """A frozen encoder on one device.
 
     The batch handed to the network always has `batch_size` pictures, the last one filled up with black:
-    with one shape a picture's latent does not depend on its neighbours, so an interrupted run, resumed,
+    with one shape a picture's latent does not depend on its neighbors, so an interrupted run, resumed,
     gives the same bits.
 
     Attributes:
@@ -57,12 +35,14 @@ class Encoder:
         dtype: torch.dtype,
         preprocess: Preprocess,
         batch_size: int | None = None,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         self.encoder_id = f"{name}-{weights_hash[:12]}"
         self.preprocess = preprocess
         self.device, self.dtype = device, dtype
         self.batch_size = batch_size or (64 if device.type == "cuda" else 16)
         self._network = network
+        self._memory_format = memory_format
         self._lock = threading.Lock()
         self._mean = torch.tensor(preprocess.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(preprocess.std, device=device).view(1, 3, 1, 1) * 255
@@ -99,7 +79,7 @@ class Encoder:
             return latents[:count].to(torch.float16).cpu().numpy()
 
     def _to_input(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        """uint8 NHWC → scaled NCHW in the network's dtype; NHWC memory is channels-last already."""
+        """uint8 NHWC → scaled NCHW in the network's dtype and memory layout."""
         x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
         self._scaled.copy_(x.permute(0, 3, 1, 2)).sub_(self._mean).div_(self._std)
         return self._scaled if self.dtype == torch.float32 else self._input.copy_(self._scaled)
@@ -116,7 +96,7 @@ class Encoder:
     def _buffer(self, dtype: torch.dtype) -> torch.Tensor:
         side = self.preprocess.size
         shape = (self.batch_size, 3, side, side)
-        return torch.empty(shape, dtype=dtype, device=self.device).to(memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=dtype, device=self.device).to(memory_format=self._memory_format)
 
 
 def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:

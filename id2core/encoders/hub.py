@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from id2core import defaults
 from id2core.errors import EncoderError
+from id2core.transforms.files import BUNDLED_FOLDER
 
-MINI = "mini"
+MINI = defaults.ENCODER
 PDQ = "pdq"
 # Short name → (hub id, subfolder, revision): defaults, never the only way. `oripid.models` takes the
 # pipelines of the same names from here. Revisions are commits that public references name; of sd2's mirror
@@ -52,12 +55,14 @@ class Place(NamedTuple):
 
 
 def is_short_name(spec: str) -> bool:
-    """Whether `load` takes it for a name of its own, whatever file or folder is called the same."""
+    """Return whether `load_encoder` takes a spec for a name of its own, also where a file is called so."""
     return spec in (MINI, PDQ) or spec in _short_names()
 
 
 def locate(spec: str) -> Place:
-    """The place of a short name, a directory or a hub id; EncoderError where it is none of the three."""
+    """Return the place of a short name, a directory or a hub id; EncoderError where it is none of these."""
+    if spec == MINI:
+        return Place(MINI, str(BUNDLED_FOLDER))
     names = _short_names()
     if spec in names:
         return names[spec]
@@ -82,11 +87,19 @@ def _parse_hub_id(spec: str) -> Place:
     return Place(source.split("/")[1], source, subfolder or None, revision or None)
 
 
-def read_config(source: str, subfolder: str | None, revision: str | None) -> dict[str, Any]:
-    """Read `config.json` of a directory or repository, whatever class it is of."""
-    from diffusers import AutoencoderKL
+def config_of(place: Place) -> dict[str, Any] | None:
+    """Read `config.json` of a directory or repository; None where there is none or it cannot be had."""
+    parts = (place.subfolder, "config.json") if place.subfolder else ("config.json",)
+    try:
+        if Path(place.source).is_dir():
+            path = Path(place.source, *parts)
+        else:
+            from huggingface_hub import hf_hub_download
 
-    return dict(AutoencoderKL.load_config(source, **narrowed(subfolder, revision)))  # whatever the class
+            path = Path(hf_hub_download(place.source, "/".join(parts), revision=place.revision))
+        return dict(json.loads(path.read_bytes()))
+    except Exception:  # the hub's client raises whatever its parts do; loading the weights says what is wrong
+        return None
 
 
 def narrowed(subfolder: str | None, revision: str | None) -> dict[str, str]:

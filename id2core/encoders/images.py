@@ -13,6 +13,7 @@ import pillow_heif
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from id2core import defaults
 from id2core.store.rejects import Reason, Reject
 
 # Part of preprocess_id: change it whenever a change here can alter a decoded pixel.
@@ -29,8 +30,8 @@ class Limits:
             `PIL.Image.MAX_IMAGE_PIXELS`, which is the default here; a higher value does not lift it.
     """
 
-    max_bytes: int = 64 * 1024 * 1024
-    max_pixels: int = 178_956_970
+    max_bytes: int = defaults.MAX_BYTES
+    max_pixels: int = defaults.MAX_PIXELS
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -58,13 +59,13 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
 
     EXIF orientation is applied and transparency is laid over white; the resize is bilinear with
     antialias and ignores the aspect ratio. Animations and multi-page files give their first frame,
-    multi-picture JPEGs of phones their main picture. Colour profiles are ignored, and CMYK is
+    multi-picture JPEGs of phones their main picture. Color profiles are ignored, and CMYK is
     converted by Pillow's plain formula. Large JPEGs are decoded at a reduced scale, never below
     2 × `size`, which moves a pixel by less than 0.5 on average.
 
     Depths above 8 bit are scaled thus, greys after the resize:
 
-    * 16-bit colour keeps its high byte.
+    * 16-bit color keeps its high byte.
     * 16-bit greys (`I;16`, `I;16B`): 0–65535 becomes 0–255.
     * 32-bit integers (`I`) and floats (`F`): 0–65535 and 0–1 become 0–255. A picture with values
       outside that range is stretched from its own minimum and maximum instead. NaN and infinity
@@ -185,7 +186,7 @@ def _load(image: ImageFile.ImageFile, kind: str, size: int) -> tuple[float, floa
 
 
 def _mend_colour_key(image: ImageFile.ImageFile) -> None:
-    """Brings a PNG's transparent colour to 8 bit, as its pixels are; Pillow keeps it as stored."""
+    """Brings a PNG's transparent color to 8 bit, as its pixels are; Pillow keeps it as stored."""
     key = image.info.get("transparency")
     stored = image.tile[0].args if image.tile else None
     if stored == "RGB;16B" and isinstance(key, tuple):
@@ -231,7 +232,7 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    # After the resize, which weights colours by alpha: the same as before it but for rounding.
+    # After the resize, which weights colors by alpha: the same as before it but for rounding.
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
 

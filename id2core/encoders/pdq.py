@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from id2core.encoders.base import Encoder, Preprocess
+from id2core.encoders.base import Encoder
 from id2core.encoders.hub import PDQ
+from id2core.encoders.preprocess import Preprocess
 
 BITS: Final = 256
 # Names all that decides a bit beside the pixels: change it with the method.
@@ -114,3 +115,8 @@ class PdqEncoder(Encoder):
 
     def _encode_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         return signs(pdq(pixels))
+
+
+def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Encoder:
+    """Make the encoder of PDQ hashes; it takes no device and no dtype."""
+    return PdqEncoder(batch_size)

@@ -1,24 +1,84 @@
 """Frozen image encoders behind one call: autoencoders, vision backbones, TorchScript files, a hash.
 
 `load_encoder(name)` takes, in this order: `mini`, `pdq` (see `pdq`) or a short name of `hub.HUB` or
-`hub.BACKBONES`; a local directory that diffusers saved (an autoencoder, or a pipeline with a `vae/`)
-or that transformers saved (a vision backbone, see `backbones`); a local TorchScript file; a hub id
-`owner/name[:subfolder][@revision]`. What a directory or repository holds is told by its `config.json`.
+`hub.BACKBONES`; a local TorchScript file; a local directory that diffusers saved (an autoencoder, or a
+pipeline with a `vae/`) or that transformers saved (a vision backbone, see `backbones`); a hub id
+`owner/name[:subfolder][@revision]`. The `config.json` of a directory or repository says which of both it is.
+
+`identify(name)` answers without loading weights, and without torch, where a record will do.
 """
 
 from __future__ import annotations
 
-from importlib import resources
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-import torch
+from id2core.encoders import records
+from id2core.encoders.hub import MINI, PDQ, config_of, is_short_name, locate
+from id2core.encoders.records import EncoderIds, Record
+from id2core.environment import best_dtype, usable_device
 
-from id2core.encoders.autoencoders import encoder_of_autoencoder
-from id2core.encoders.base import Encoder
-from id2core.encoders.hub import MINI, PDQ, Place, is_short_name, locate, read_config
-from id2core.encoders.pdq import PdqEncoder
-from id2core.encoders.torchscript import encoder_of_torchscript
-from id2core.environment import best_device, best_dtype
+if TYPE_CHECKING:
+    from id2core.encoders.base import Encoder
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of encoder.
+
+    Attributes:
+        name: of the kind.
+        takes: whether it loads a spec; called without torch.
+        loader: MODULE:FUNCTION, imported when it is needed; called with the spec, a torch device, a torch
+            dtype and a batch size or None, it returns an `Encoder`.
+    """
+
+    name: str
+    takes: Callable[[str], bool]
+    loader: str
+
+    def load(self, spec: str, device: str, dtype: str, batch_size: int | None) -> Encoder:
+        """Load an encoder of this kind."""
+        import torch
+
+        where = usable_device(device)
+        number = best_dtype(where) if dtype == "auto" else getattr(torch, dtype)
+        module, _, function = self.loader.partition(":")
+        encoder: Encoder = getattr(importlib.import_module(module), function)(spec, where, number, batch_size)
+        return encoder
+
+
+def _is_file(spec: str) -> bool:
+    return Path(spec).is_file() and not is_short_name(spec)
+
+
+def _is_of_transformers(spec: str) -> bool:
+    """Whether `config.json` is one of transformers, not of diffusers; a pipeline has none at its root."""
+    config = config_of(locate(spec)) or {}
+    return "model_type" in config and "_class_name" not in config
+
+
+# The first that takes a spec loads it. A new kind is a module and a row here, above the last, which takes
+# everything.
+KINDS: Final[list[Kind]] = [
+    Kind("bundled", lambda spec: spec == MINI, "id2core.encoders.autoencoders:load_encoder"),
+    Kind("pdq", lambda spec: spec == PDQ, "id2core.encoders.pdq:load_encoder"),
+    Kind("torchscript", _is_file, "id2core.encoders.torchscript:load_encoder"),
+    Kind("transformers", _is_of_transformers, "id2core.encoders.backbones:load_encoder"),
+    Kind("diffusers", lambda spec: True, "id2core.encoders.autoencoders:load_encoder"),
+]
+
+
+def kind_of(spec: str) -> Kind:
+    """Return the kind that loads a spec.
+
+    Raises:
+        EncoderError: the spec is no short name, no local directory or file, and no hub id.
+    """
+    return next(kind for kind in KINDS if kind.takes(spec))
 
 
 def load_encoder(
@@ -35,33 +95,19 @@ def load_encoder(
     Raises:
         EncoderError: nothing of that name can be loaded.
     """
-    where = torch.device(best_device() if device == "auto" else device)
-    kind = best_dtype(where) if dtype == "auto" else getattr(torch, dtype)
-    if spec == MINI:
-        with resources.as_file(resources.files("id2core") / "data" / MINI) as folder:
-            return encoder_of_autoencoder(Place(MINI, str(folder)), where, kind, batch_size)
-    if spec == PDQ:
-        return PdqEncoder(batch_size)
-    if Path(spec).is_file() and not is_short_name(spec):
-        return encoder_of_torchscript(Path(spec), where, kind, batch_size)
-    place = locate(spec)
-    make = _from_transformers if _is_of_transformers(place) else encoder_of_autoencoder
-    return make(place, where, kind, batch_size)
+    encoder = kind_of(spec).load(spec, device, dtype, batch_size)
+    records.write(spec, Record(encoder.encoder_id, encoder.preprocess))
+    return encoder
 
 
-def _is_of_transformers(place: Place) -> bool:
-    """Whether `config.json` is one of transformers, not of diffusers; a pipeline has none at its root."""
-    try:
-        config = read_config(place.source, place.subfolder, place.revision)
-    except (OSError, ValueError):
-        return False
-    return "model_type" in config and "_class_name" not in config
+def identify(spec: str = MINI) -> EncoderIds:
+    """Return the ids of an encoder, from its record where there is one, else by loading it on the CPU.
 
-
-def _from_transformers(
-    place: Place, device: torch.device, dtype: torch.dtype, batch_size: int | None
-) -> Encoder:
-    from id2core.encoders import backbones
-
-    backbone = backbones.load(place.source, place.subfolder, place.revision)
-    return backbones.encoder_of_backbone(backbone, place.name, device, dtype, batch_size)
+    Raises:
+        EncoderError: nothing of that name can be loaded.
+    """
+    record = records.find(spec)
+    if record is None:
+        encoder = load_encoder(spec, device="cpu", dtype="float32")
+        record = Record(encoder.encoder_id, encoder.preprocess)
+    return record.ids

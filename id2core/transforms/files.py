@@ -10,17 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from id2core import defaults
 from id2core.errors import TransformError
 from id2core.store import storage
 from id2core.transforms.linear import AUTO, BUNDLED, GIVEN, HEAD, IDENTITY, METADATA, NONE, TENSOR, Transform
 
 # The encoder that ships with the package, its W and its calibration.
-BUNDLED_FOLDER = Path(__file__).parents[1] / "data" / "mini"
+BUNDLED_FOLDER = Path(__file__).parents[1] / "data" / defaults.ENCODER
 WEIGHTS = "W.safetensors"
 
 
+def bundled_folder() -> Path:
+    """Return the folder of the encoder that ships with the package, its W and its calibration."""
+    return BUNDLED_FOLDER
+
+
 def load_transform(spec: str | None, encoder_id: str | None = None) -> Transform:
-    """A transform by name.
+    """Load a transform by name.
 
     Args:
         spec: None or `none` for the identity; `auto` for the transform that belongs to the encoder; the path
@@ -45,21 +51,21 @@ def load_transform(spec: str | None, encoder_id: str | None = None) -> Transform
 
 
 def bundled_transform(encoder_id: str | None, folder: Path | None = None) -> Transform:
-    """The bundled transform that was trained for an encoder; the identity where there is none.
+    """Load the bundled transform that was trained for an encoder; the identity where there is none.
 
     Args:
         encoder_id: of the latents; the transform's metadata must name it.
         folder: with `W.safetensors` (float16 or float32); by default the package's own.
     """
-    path = (folder or BUNDLED_FOLDER) / WEIGHTS
+    path = (folder or bundled_folder()) / WEIGHTS
     if encoder_id is None or not path.is_file():
         return Transform()
-    found = load_transform(str(path))
-    return found if found.metadata.get("encoder_id") == encoder_id else Transform()
+    bundled = load_transform(str(path))
+    return bundled if bundled.metadata.get("encoder_id") == encoder_id else Transform()
 
 
 def source_of(spec: str | None, transform_id: str, encoder_id: str) -> str:
-    """Where the transform in use is from: `none`, `bundled`, its file, or `data set`.
+    """Return where the transform in use is from: `none`, `bundled`, its file, or `data set`.
 
     Args:
         spec: what was asked for, as `load_transform` takes it.
@@ -73,8 +79,8 @@ def source_of(spec: str | None, transform_id: str, encoder_id: str) -> str:
 
 
 def local_file(spec: str | None) -> Path | None:
-    """The local file that `load_transform(spec)` would read; None where there is none."""
-    path = BUNDLED_FOLDER / WEIGHTS if spec == AUTO else Path(spec or NONE)
+    """Return the local file that `load_transform(spec)` would read; None where there is none."""
+    path = bundled_folder() / WEIGHTS if spec == AUTO else Path(spec or NONE)
     return path if path.is_file() else None
 
 
@@ -120,7 +126,9 @@ def _from_published(data: bytes, spec: str) -> Transform:
     try:
         tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a foreign or unsafe file
-        raise TransformError(f"{spec} holds more than one plain tensor, or is damaged: {error}") from error
+        raise TransformError(
+            f"{spec} is neither a .safetensors file nor one plain tensor that torch saved, or it is damaged"
+        ) from error
     if not isinstance(tensor, torch.Tensor):
         raise TransformError(f"{spec} holds a {type(tensor).__name__}, not one tensor of shape (m, n)")
     return Transform(_checked(tensor.float().numpy().T, spec), {"imported_from": Path(spec).name})

@@ -26,16 +26,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from id2core.errors import TransformError
+from id2core.transforms.kinds import ALL, KINDS, LINEAR, MLP
 from id2core.transforms.linear import HEAD, METADATA, Transform
 
-LINEAR = "linear"
-MLP = tuple(f"mlp-{layers}" for layers in range(1, 8))
-KINDS = (*MLP, "convolution", "attention")
-ALL = (LINEAR, *KINDS)
+__all__ = ["ALL", "KINDS", "LINEAR", "MLP", "Architecture", "Head", "build"]
+
 _CHANNELS = 4  # of the latent where only its length is known: SD2's VAE, SDXL's, and `mini`
 _PATCHES = 8  # along a side
 _HEADS = (8, 4, 2, 1)
-_AT_ONCE = 1024
+BATCH_ROWS = 1024
 
 Shape = tuple[int, int, int]
 
@@ -83,14 +82,14 @@ class PatchAttention(nn.Module):
         self.attention = nn.MultiheadAttention(size, number, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The patches, and what they heard of each other."""
+        """Return the patches with what they attend to added."""
         patches = self.cut(x).flatten(2).transpose(1, 2)
         asked = self.norm(patches) + self.positions
         return torch.as_tensor(patches + self.attention(asked, asked, asked, need_weights=False)[0])
 
 
 def build(kind: str, n: int, m: int, latent_shape: Shape | None = None) -> nn.Module:
-    """A network with random weights: float32[B,n] to float32[B,m], of any length.
+    """Build a network with random weights: float32[B,n] to float32[B,m], of any length.
 
     Args:
         kind: `linear` for W itself, or one of `KINDS`.
@@ -121,7 +120,7 @@ def _square(kind: str, n: int, given: Shape | None) -> Shape:
     if shape[1] != shape[2] or shape[0] * shape[1] * shape[2] != n:
         raise TransformError(
             f"{kind} needs to know the shape of a latent: {n} numbers are not {'×'.join(map(str, shape))}; "
-            f"give latent_shape, or choose an mlp"
+            "give latent_shape, or choose an mlp"
         )
     return shape
 
@@ -158,7 +157,7 @@ class Head(Transform):
         metadata: dict[str, Any],
         device: str | None = None,
     ) -> Head:
-        """A head with a copy of the weights, the `state_dict` of a network that `build` made."""
+        """Make a head of a copy of the `state_dict` of a network that `build` made."""
         tensors = {k: v.detach().cpu().numpy().astype(np.float32) for k, v in weights.items()}
         return Head(None, metadata, architecture=architecture, tensors=tensors, device=device)
 
@@ -192,7 +191,7 @@ class Head(Transform):
         return self.architecture.m
 
     def apply(self, latents: NDArray[Any]) -> NDArray[np.float32]:
-        """Descriptors of latents, 1,024 at once.
+        """Compute the descriptors of latents, 1,024 at once.
 
         Args:
             latents: float16 or float32 [B,n].
@@ -203,9 +202,9 @@ class Head(Transform):
         device = next(self._module.parameters()).device
         out = np.empty((len(latents), self.output_size(latents.shape[1])), np.float32)
         with torch.inference_mode():
-            for i in range(0, len(latents), _AT_ONCE):
-                x = torch.from_numpy(latents[i : i + _AT_ONCE].astype(np.float32)).to(device)
-                out[i : i + _AT_ONCE] = self._module(x).cpu().numpy()
+            for i in range(0, len(latents), BATCH_ROWS):
+                x = torch.from_numpy(latents[i : i + BATCH_ROWS].astype(np.float32)).to(device)
+                out[i : i + BATCH_ROWS] = self._module(x).cpu().numpy()
         return Transform().apply(out)
 
     def save(self, path: Path) -> None:
@@ -218,7 +217,7 @@ class Head(Transform):
 
 
 def from_file(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, str], spec: str) -> Head:
-    """The head that a file of `Head.save` holds.
+    """Read the head in a file that `Head.save` wrote.
 
     Args:
         tensors: of the file, by name.
@@ -237,6 +236,6 @@ def from_file(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, str], sp
         raise TransformError(f"{spec} is not a head: {error}") from error
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise TransformError(f"{spec}: a head's weights must be finite")
-    found = Head(None, metadata, architecture=architecture, tensors=dict(tensors))
-    found._module  # noqa: B018 (fails here rather than at the first use)
-    return found
+    head = Head(None, metadata, architecture=architecture, tensors=dict(tensors))
+    head._module  # noqa: B018 (fails here rather than at the first use)
+    return head

@@ -1,7 +1,7 @@
 """W: the learned matrix that takes a latent to the space in which translations lie near their origin.
 
-descriptor = normalise(latent · W), compared by cosine (paper, Section 4, Eq. 1). A W belongs to the encoder
-that its metadata name; the one that ships with the package is found by `auto`.
+descriptor = normalize(latent · W), compared by cosine (paper, Section 4, Eq. 1). A W belongs to the encoder
+that its metadata name; `auto` is the one that ships with the package.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from id2core import defaults
 from id2core.errors import TransformError
 
 IDENTITY = "identity"
@@ -24,8 +25,8 @@ IDENTITY = "identity"
 LATENTS_ONLY = "latents-only"
 # How an encoder_id ends that names samples of an encoder's posterior instead of its mode.
 SAMPLE = "-sample"
-# What stands for a transform on a command line instead of a file.
-AUTO, NONE = "auto", "none"
+# Values of --transform that are no file.
+AUTO, NONE = defaults.AUTO, defaults.NONE
 # Where a transform in use can come from besides a file or `none`.
 BUNDLED, GIVEN = "bundled", "data set"
 TENSOR = "W"
@@ -77,7 +78,7 @@ class Transform:
             raise TransformError(f"this transform was trained for {trained_for}, not for {encoder_id}")
 
     def apply(self, latents: NDArray[Any]) -> NDArray[np.float32]:
-        """Descriptors of latents.
+        """Compute the descriptors of latents.
 
         Args:
             latents: float16 or float32 [B,n].
@@ -101,6 +102,6 @@ class Transform:
 
 
 def _is_of(samples: str, encoder_id: str) -> bool:
-    """Whether an encoder_id of samples names the encoder, whatever its weights."""
+    """Whether an encoder_id of samples names the encoder, of any weights."""
     name = samples.removesuffix(SAMPLE)
     return name != samples and bool(re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", encoder_id))

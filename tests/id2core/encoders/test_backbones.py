@@ -10,8 +10,8 @@ import transformers
 from safetensors.torch import load_file
 
 from id2core.encoders import backbones
-from id2core.encoders.base import Preprocess
-from id2core.encoders.hub import HUB
+from id2core.encoders.hub import BACKBONES, HUB
+from id2core.encoders.preprocess import Preprocess
 from id2core.encoders.registry import load_encoder
 from id2core.errors import EncoderError
 from id2core.translation import models
@@ -142,6 +142,6 @@ def test_what_is_no_vision_backbone_says_what_to_do(tmp_path: Path) -> None:
 def test_short_names_are_known_and_shared() -> None:
     with pytest.raises(EncoderError, match="swin-b"):
         load_encoder("no-such-name")
-    assert not set(backbones.BACKBONES) & set(HUB)
+    assert not set(BACKBONES) & set(HUB)
     for name, (source, _, revision) in HUB.items():
         assert (models.TABLE[name].source, models.TABLE[name].revision) == (source, revision)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from id2core.encoders import images
 from id2core.encoders.autoencoders import _mode
-from id2core.encoders.base import Preprocess
+from id2core.encoders.preprocess import Preprocess
 from id2core.encoders.registry import load_encoder
+from id2core.environment import best_memory_format
 from id2core.errors import EncoderError
 from id2core.transforms.linear import Transform
 from tests.drawing import scene
@@ -95,6 +96,13 @@ def test_a_latent_does_not_depend_on_its_neighbours(tiny_vae: str) -> None:
     alone = np.concatenate([encoder.encode(pixels[i : i + 1]) for i in range(7)])
     assert np.array_equal(together, alone)
     assert encoder.encode(pixels[:0]).shape == (0, encoder.latent_size)
+
+
+@pytest.mark.parametrize(
+    ("device", "layout"), [("cpu", torch.channels_last), ("cuda", torch.contiguous_format)]
+)
+def test_the_layout_is_the_fastest_of_the_device(device: str, layout: torch.memory_format) -> None:
+    assert best_memory_format(torch.device(device)) == layout
 
 
 def test_the_id_follows_the_weights_of_the_encoder_alone(tiny_vae: str, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mlp-2", "convolution", "attention"])
 def test_heads_are_trained_like_w(kind: str, tmp_path: Path) -> None:
     pairs = made()
-    recipe = replace(SMALL, head=kind, lr=3e-3, epochs=3)
+    recipe = SMALL.replace(head=kind, lr=3e-3, epochs=3)
     found = gradient.fit(pairs, recipe, tmp_path / "whole")
     rows = log(tmp_path / "whole")
     assert isinstance(found, Head) and rows[-1]["loss"] < rows[1]["loss"]
@@ -136,7 +136,7 @@ def test_heads_are_trained_like_w(kind: str, tmp_path: Path) -> None:
 
 def test_a_recipe_whose_head_does_not_fit_says_why(tmp_path: Path) -> None:
     with pytest.raises(GradientError, match="choose linear, mlp-1"):
-        gradient.fit(made(), replace(SMALL, head="resnet"), tmp_path)
+        gradient.fit(made(), SMALL.replace(head="resnet"), tmp_path)
     start = Transform(np.ones((64, 32), np.float32))
     with pytest.raises(GradientError, match="linear head"):
-        gradient.fit(made(), replace(SMALL, head="mlp-2"), tmp_path, start=start)
+        gradient.fit(made(), SMALL.replace(head="mlp-2"), tmp_path, start=start)

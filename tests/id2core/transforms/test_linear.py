@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from id2core.errors import TransformError
-from id2core.transforms import linear
+from id2core.transforms import files
 from id2core.transforms.files import WEIGHTS, bundled_transform, load_transform, save_half, source_of
 from id2core.transforms.linear import Transform
 
@@ -59,7 +59,7 @@ def test_one_learned_from_samples_fits_the_encoder_of_that_name() -> None:
 def test_auto_is_the_bundled_transform_of_the_encoder_and_else_raw_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "FOLDER", tmp_path)
+    monkeypatch.setattr(files, "BUNDLED_FOLDER", tmp_path)
     assert load_transform("auto", "mini-0123").transform_id == "identity"
     halved = save_half(Transform(W, {"encoder_id": "mini-0123"}), tmp_path / WEIGHTS)
     assert (tmp_path / WEIGHTS).stat().st_size < W.nbytes
@@ -73,7 +73,7 @@ def test_auto_is_the_bundled_transform_of_the_encoder_and_else_raw_latents(
 
 
 def test_where_a_transform_is_from_can_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "FOLDER", tmp_path)
+    monkeypatch.setattr(files, "BUNDLED_FOLDER", tmp_path)
     Transform(W, {"encoder_id": "mini-0123"}).save(tmp_path / WEIGHTS)
     mine = load_transform("auto", "mini-0123").transform_id
     assert source_of("auto", mine, "mini-0123") == "bundled"

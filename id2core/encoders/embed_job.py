@@ -1,0 +1,163 @@
+"""What an embed run is asked for, what it has to do, and what it leaves; loads neither Beam nor torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from id2core import defaults
+from id2core.encoders import embedding
+from id2core.encoders.hub import MINI
+from id2core.encoders.images import Limits
+from id2core.encoders.records import EncoderIds
+from id2core.encoders.registry import identify, load_encoder
+from id2core.errors import OptionError
+from id2core.runs import planning
+from id2core.runs.execution import Execution
+from id2core.runs.planning import Plan
+from id2core.settings import Settings
+from id2core.store import storage
+from id2core.store.datasets import Dataset
+from id2core.transforms.files import load_transform, local_file, source_of
+from id2core.transforms.linear import AUTO, Transform
+
+if TYPE_CHECKING:
+    from id2core.encoders.base import Encoder  # imports torch
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """What to embed, with what, and where to.
+
+    Attributes:
+        images: folder or bucket prefix of images.
+        out: parent of the data sets that are written.
+        encoder: short name, directory, TorchScript file or hub id.
+        transform: file of W, `auto` for the encoder's own; None or `none` for raw latents.
+        device, dtype: of the encoder; `auto` takes what the worker has.
+        part_size: objects in one part; a killed run loses at most one per worker.
+        limits: of file size and pixels.
+        results: a folder whose content is not taken for images, where `out` is only a part of it.
+
+    Example:
+        >>> job = EmbedJob("photos", "embedded", encoder="mini")
+        >>> result = embed.run(job, Execution.begin())
+        >>> (result.listed, result.embedded, result.rejected)
+        (3, 3, 0)
+        >>> [table.num_rows for table in result.embeddings.tables(["uri", "image_id"])]
+        [3]
+    """
+
+    images: str
+    out: str
+    encoder: str = MINI
+    transform: str | None = AUTO
+    device: str = "auto"
+    dtype: str = "auto"
+    part_size: int = defaults.PART_SIZE
+    limits: Limits = field(default_factory=Limits)
+    results: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.part_size < 1:
+            raise OptionError(f"part_size must be at least 1, not {self.part_size}")
+        object.__setattr__(self, "images", storage.normalize(self.images))
+        object.__setattr__(self, "out", storage.normalize(self.out))
+        if self.results:
+            object.__setattr__(self, "results", storage.normalize(self.results))
+
+    @staticmethod
+    def from_settings(images: str, out: str, settings: Settings, results: str | None = None) -> EmbedJob:
+        """Return a job with everything but its places from the settings."""
+        chosen = settings.model_dump(include={"encoder", "transform", "device", "dtype", "part_size"})
+        limits = Limits(settings.max_bytes, settings.max_pixels)
+        return EmbedJob(images, out, limits=limits, results=results, **chosen)
+
+    def load(self) -> tuple[Encoder, Transform]:
+        """Load the encoder and the transform, checked against each other."""
+        encoder = load_encoder(self.encoder, self.device, self.dtype)
+        chosen = load_transform(self.transform, encoder.encoder_id)
+        chosen.check_encoder(encoder.encoder_id)
+        chosen.output_size(encoder.latent_size)
+        return encoder, chosen
+
+    def identify(self) -> dict[str, str]:
+        """Return the ids of encoder and transform; loads no weights where the encoder is recorded."""
+        encoder = identify(self.encoder)
+        chosen = load_transform(self.transform, encoder.encoder_id)
+        chosen.check_encoder(encoder.encoder_id)
+        return row_ids(encoder, chosen)
+
+    @property
+    def model_tag(self) -> str:
+        """Name the loaded models: jobs with equal tags share them. A file that changed is another one."""
+        files = [Path(self.encoder), local_file(self.transform)]
+        stamps = [(str(p), p.stat().st_mtime_ns) for p in files if p and p.is_file()]
+        return json.dumps([self.encoder, self.transform, self.device, self.dtype, stamps])
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """The data sets after an embed run, and counts of them.
+
+    Attributes:
+        embeddings, rejects: the data sets.
+        run_id: the run that committed them last: this one, or an earlier one where there was nothing to do.
+        listed: images of the source; each is embedded or rejected.
+        encoder_id, transform_id: of the embeddings.
+        transform_from: where the transform comes from, see `transforms.files.source_of`.
+        resumed: True when there was nothing to do.
+    """
+
+    embeddings: Dataset = field(compare=False)
+    rejects: Dataset = field(compare=False)
+    run_id: str
+    listed: int
+    embedded: int
+    rejected: int
+    encoder_id: str
+    transform_id: str
+    transform_from: str
+    resumed: bool
+
+    @staticmethod
+    def of(job: EmbedJob, plan: Plan, embeddings: Dataset, rejects: Dataset) -> EmbedResult:
+        """Return the result of a plan whose data sets are committed."""
+        ids = plan.lineage.ids
+        return EmbedResult(
+            embeddings=embeddings,
+            rejects=rejects,
+            run_id=embeddings.run_id,
+            listed=plan.listed,
+            embedded=embeddings.rows,
+            rejected=rejects.rows,
+            encoder_id=ids["encoder_id"],
+            transform_id=ids["transform_id"],
+            transform_from=source_of(job.transform, ids["transform_id"], ids["encoder_id"]),
+            resumed=plan.committed,
+        )
+
+
+def row_ids(encoder: EncoderIds, transform: Transform) -> dict[str, str]:
+    """Return the ids (`schemas.ROW_IDS`) of rows that an encoder and a transform make."""
+    return asdict(encoder) | {"transform_id": transform.transform_id}
+
+
+def plan_embed(job: EmbedJob, execution: Execution) -> Plan:
+    """List the images and stage what is to be done; loads no weights where the encoder is recorded.
+
+    Raises:
+        StorageError, DatasetError, EncoderError, TransformError: the message says what to do.
+    """
+    config = {"limits": asdict(job.limits), "dtype": job.dtype}
+    return planning.make(
+        embedding.PRODUCT, job.images, job.out, job.identify(), config, execution, job.part_size, job.results
+    )
+
+
+def finished(job: EmbedJob, plan: Plan) -> EmbedResult | None:
+    """Return the result of a plan that was committed before; None where there is something to do."""
+    rows, rejects = plan.held.rows, plan.held.rejects
+    return EmbedResult.of(job, plan, rows, rejects) if plan.committed and rows and rejects else None
