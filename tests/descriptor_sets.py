@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit
+from id2core.store.datasets import Commit, Dataset
 
 IDS = {"encoder_id": "e-1", "transform_id": "t", "preprocess_id": "p"}
 
@@ -18,7 +18,7 @@ def unit(rows: int, size: int, seed: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def write_embeddings(uri: Path, vectors: np.ndarray, files: int, prefix: str, **ids: str) -> None:
+def write_embeddings(uri: Path, vectors: np.ndarray, files: int, prefix: str, **ids: str) -> Dataset:
     """A committed embeddings data set over given descriptors (latents are left at zero)."""
     schema = schemas.embeddings_schema(1, vectors.shape[1])
     records = []
@@ -32,3 +32,4 @@ def write_embeddings(uri: Path, vectors: np.ndarray, files: int, prefix: str, **
         table = pa.Table.from_pydict(data, schema)
         records.append(datasets.write_file(str(uri), f"part-{i}", [table], schema))
     datasets.write_commit(str(uri), Commit("embeddings", "r", IDS | ids, tuple(records)))
+    return Dataset.open(str(uri))

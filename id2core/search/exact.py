@@ -1,14 +1,13 @@
 """Exact search among stored latents under any transforms: measure or calibrate a W without embedding again.
 
-`matching` searches the descriptors that stand in the data sets, spread over many machines; here descriptors
-are made of the latents beside them, in one process. Both order candidates alike. A data set that holds no
-latents, as a background that ships with a W, is compared under its own transform only.
+`matching` searches the descriptors of the data sets, spread over many machines. Here descriptors are made of
+the latents beside them, in one process. Both order candidates alike. A data set without latents, such as a
+background that ships with a W, is compared under its own transform only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,32 +16,32 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.errors import DatasetError
-from id2core.runs.progress import Progress, silent
+from id2core.runs.progress import OnStage, silent
 from id2core.search import matching, shards
+from id2core.search.topk import TopK
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, FileRecord
+from id2core.store.datasets import Dataset
 from id2core.transforms.linear import Transform
 
-# Latents compare only where these agree; which W the descriptors beside them are of is no matter.
-IDS = ("encoder_id", "preprocess_id")
 # References of one shard: enough that merging costs little beside multiplying.
 SHARD_ROWS = 8192
+# Queries that `nearest` multiplies at once: with a shard, 32 MB of scores.
+QUERY_ROWS = 1024
 # Of the queries' descriptors under all transforms.
 QUERY_BYTES = 1 << 29
 _LATENT, _DESCRIPTOR = "latent", "descriptor"
-_READ_AHEAD = 4  # row groups; 8 MB each where a latent has 4,096 numbers
 
 
 def search(
-    references: str,
-    queries: str,
+    references: Dataset,
+    queries: Dataset,
     transforms: Sequence[Transform],
     k: int = 10,
     *,
     query_bytes: int = QUERY_BYTES,
-    progress: Progress = silent,
+    progress: OnStage = silent,
 ) -> list[pa.Table]:
-    """The k best references of every query under each of some transforms, in one pass over the latents.
+    """Find the k best references of every query under each transform, in one pass over the latents.
 
     Memory: the descriptors of queries, twice `query_bytes` at most (where they need more, the references
     are passed over again for each further part of the queries), the latents of `SHARD_ROWS` references
@@ -58,7 +57,7 @@ def search(
             compared.
 
     Returns:
-        One `tables.MATCHES` table per transform, ordered by query_uri and rank. `index_id` names the
+        One `schemas.MATCHES` table per transform, ordered by query_uri and rank. `index_id` names the
         references and the transform, `run_id` the queries and k besides; the columns of background and
         verdicts are null.
 
@@ -69,80 +68,97 @@ def search(
         ValueError: k is below 1.
     """
     if k < 1:
-        raise ValueError(f"k is {k}; look up 1 reference per query or more")
-    left, right = _checked(references, queries, transforms)
-    column = _column(references, left, transforms)
-    total, compared = left.rows * right.rows, 0
+        raise ValueError(f"k is {k}; keep 1 reference per query or more")
+    _check(references, queries, transforms)
+    column = _column(references, transforms)
+    total, compared = references.rows * queries.rows, 0
     parts: list[list[pa.Table]] = [[] for _ in transforms]
-    for names, descriptors in _query_parts(queries, right, transforms, query_bytes):
+    for names, descriptors in _query_parts(queries, transforms, query_bytes):
         best = [shards.CANDIDATES.empty_table() for _ in transforms]
-        for ids, vectors in _blocks(references, left, column, SHARD_ROWS):
+        for ids, vectors in _blocks(references, column, SHARD_ROWS):
             for i, transform in enumerate(transforms):
                 shard = shards.build(_descriptors(transform, vectors, column), ids)
                 best[i] = shards.merge([best[i], shard.search(descriptors[i], k)], k)
             compared += len(vectors) * names.num_rows
             progress("lookup", compared, total)
         for i, candidates in enumerate(best):
-            parts[i].append(matching.to_matches(names, candidates, _constants(left, right, transforms[i], k)))
+            constants = _constants(references, queries, transforms[i], k)
+            parts[i].append(matching.to_matches(names, candidates, constants))
     return [
-        pa.concat_tables([schemas.MATCHES.empty_table(), *found]).sort_by(
+        pa.concat_tables([schemas.MATCHES.empty_table(), *tables]).sort_by(
             [("query_uri", "ascending"), ("rank", "ascending")]
         )
-        for found in parts
+        for tables in parts
     ]
 
 
-def index_id(commit: Commit, transform: Transform) -> str:
-    """Names the exact index over a committed reference data set under a transform.
+def nearest(
+    queries: NDArray[np.float32], references: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the k best references of each query, by the inner product of all with all.
 
-    Where the descriptors in the data set are of this transform, it is that of `index.index_id`.
+    Memory: `QUERY_ROWS` × `SHARD_ROWS` scores, and k per query.
+
+    Args:
+        queries: float32[B,m], rows of length 1.
+        references: float32[N,m], rows of length 1, in the order of their ids.
+        k: references per query; all where there are fewer.
+
+    Returns:
+        Rows int64[B,k] and scores float32[B,k], best first; equal scores in the order of rows, also where
+        only some of them fit into k.
+
+    Raises:
+        ValueError: k is below 1, or a score is not finite.
     """
-    if commit.ids["transform_id"] == transform.transform_id:
-        return shards.index_id(commit)
-    return f"flat-{datasets.digest_of(commit.digest, transform.transform_id)}"
+    parts = []
+    for start in range(0, len(queries), QUERY_ROWS):
+        block = queries[start : start + QUERY_ROWS]
+        best = TopK(len(block), k)
+        for first in range(0, len(references), SHARD_ROWS):
+            best.add(block @ references[first : first + SHARD_ROWS].T)
+        parts.append(best.result())
+    if not parts:
+        parts.append(TopK(0, k).result())
+    rows, scores = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return rows, scores
 
 
-def _checked(references: str, queries: str, transforms: Sequence[Transform]) -> tuple[Commit, Commit]:
+def index_id(references: Dataset, transform: Transform) -> str:
+    """Return the name of the exact index over a reference data set under a transform.
+
+    Where the descriptors in the data set are of this transform, it is that of `shards.index_id`.
+    """
+    if references.ids["transform_id"] == transform.transform_id:
+        return shards.index_id(references)
+    return f"flat-{datasets.digest_of(references.digest, transform.transform_id)}"
+
+
+def _check(references: Dataset, queries: Dataset, transforms: Sequence[Transform]) -> None:
     shards.require()
-    left, right = datasets.require_commit(references), datasets.require_commit(queries)
-    datasets.check_ids(right, {name: left.ids[name] for name in IDS}, queries)
+    queries.check_ids({name: references.ids[name] for name in schemas.LATENT_IDS})
     for transform in transforms:
-        transform.check_encoder(left.ids["encoder_id"])
-    return left, right
+        transform.check_encoder(references.ids["encoder_id"])
 
 
-def _column(uri: str, commit: Commit, transforms: Sequence[Transform]) -> str:
-    """What a data set is read by: its latents, or its descriptors where it has only these."""
-    first = next((record for record in commit.files if record.rows), None)
-    if first is None or datasets.holds(uri, first, _LATENT):
+def _column(dataset: Dataset, transforms: Sequence[Transform]) -> str:
+    """Return what a data set is compared by: its latents, or its descriptors where it has only these."""
+    if dataset.has_values(_LATENT):
         return _LATENT
-    made = commit.ids["transform_id"]
+    made = dataset.ids["transform_id"]
     others = sorted({transform.transform_id for transform in transforms} - {made})
     if others:
         raise DatasetError(
-            f"{uri} holds no latents, only descriptors of transform {made}: it cannot be compared under "
-            f"{', '.join(others)}; give the W it was made with, or embed its images"
+            f"{dataset.uri} holds no latents, only descriptors of transform {made}: it cannot be compared "
+            f"under {', '.join(others)}; give the W it was made with, or embed its images"
         )
     return _DESCRIPTOR
 
 
-def _row_groups(uri: str, commit: Commit, column: str) -> Iterator[pa.Table]:
-    """`image_id`, `uri` and a column of vectors, row group by row group in order; read ahead by threads."""
-    tasks = [(record, group) for record in commit.files for group in range(record.row_groups)]
-
-    def read(task: tuple[FileRecord, int]) -> pa.Table:
-        record, group = task
-        return datasets.read_file(uri, record, ["image_id", "uri", column], group)
-
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        for start in range(0, len(tasks), _READ_AHEAD):
-            yield from pool.map(read, tasks[start : start + _READ_AHEAD])
-
-
-def _blocks(uri: str, commit: Commit, column: str, rows: int) -> Iterator[tuple[pa.Table, NDArray[Any]]]:
+def _blocks(dataset: Dataset, column: str, rows: int) -> Iterator[tuple[pa.Table, NDArray[Any]]]:
     """`image_id` and `uri`, and vectors, of whole row groups that together have `rows` rows or more."""
     waiting: list[pa.Table] = []
-    for group in _row_groups(uri, commit, column):
+    for _, group in dataset.row_groups(["image_id", "uri", column]):
         waiting.append(group)
         if sum(table.num_rows for table in waiting) >= rows:
             yield _block(waiting)
@@ -157,14 +173,14 @@ def _block(groups: list[pa.Table]) -> tuple[pa.Table, NDArray[Any]]:
 
 
 def _query_parts(
-    uri: str, commit: Commit, transforms: Sequence[Transform], most: int
+    dataset: Dataset, transforms: Sequence[Transform], most: int
 ) -> Iterator[tuple[pa.Table, list[NDArray[np.float32]]]]:
     """`image_id` and `uri` of some queries, and their descriptors under each transform."""
-    column = _column(uri, commit, transforms)
+    column = _column(dataset, transforms)
     names: list[pa.Table] = []
     made: list[list[NDArray[np.float32]]] = []
     size = 0
-    for ids, vectors in _blocks(uri, commit, column, schemas.ROW_GROUP):
+    for ids, vectors in _blocks(dataset, column, schemas.ROW_GROUP):
         names.append(ids)
         made.append([_descriptors(transform, vectors, column) for transform in transforms])
         size += sum(descriptors.nbytes for descriptors in made[-1])
@@ -182,13 +198,13 @@ def _descriptors(transform: Transform, vectors: NDArray[Any], column: str) -> ND
     return transform.apply(vectors)
 
 
-def _constants(left: Commit, right: Commit, transform: Transform, k: int) -> dict[str, Any]:
+def _constants(references: Dataset, queries: Dataset, transform: Transform, k: int) -> dict[str, Any]:
     """What is the same in all rows of a table of matches."""
-    name = index_id(left, transform)
+    name = index_id(references, transform)
     return {
-        "encoder_id": left.ids["encoder_id"],
+        "encoder_id": references.ids["encoder_id"],
         "transform_id": transform.transform_id,
         "index_id": name,
-        "run_id": datasets.digest_of(name, right.digest, k),
+        "run_id": datasets.digest_of(name, queries.digest, k),
         "scanned_at": datetime.now(UTC).replace(microsecond=0),
     }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from id2core.errors import DatasetError, LostRowsError, OptionError
-from id2core.search import shards
+from id2core.errors import LostRowsError, OptionError
+from id2core.runs.execution import Execution
+from id2core.search import indexes, shards
+from id2core.search.indexes import FLAT
+from id2core.search.results import SearchResult
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, FileRecord
+from id2core.store.datasets import Dataset, FileRecord
 
 
 @dataclass(frozen=True)
@@ -50,104 +52,150 @@ class SearchPlan:
     """A run of the search job.
 
     Attributes:
-        references, queries: URIs of the two embeddings data sets.
+        references, queries: the two embeddings data sets.
         out: URI of the matches data set.
+        last: the matches data set as it was; None where there was none.
         top_k: references kept per query.
         ids: encoder_id, transform_id, preprocess_id: the same on both sides.
         index_id: names the index over the references.
-        run_id: hash of all of the above and of the content of both sides.
-        scanned_at: time of the run.
-        done: True when this very run was committed before.
+        plan_id: names the work by its content: hash of all of the above and of the content of both sides.
+            File names begin with it.
+        execution: its run_id and its start are `run_id` and `scanned_at` of the rows.
+        committed_by: run_id of the run that committed this very work before; None where there is work.
         corpus: pictures in the references.
+        index: by which each shard of them is searched.
         judge: gives the verdicts; None for none.
     """
 
-    references: str
-    queries: str
+    references: Dataset
+    queries: Dataset
     out: str
+    last: Dataset | None
     top_k: int
     ids: dict[str, str]
     index_id: str
-    run_id: str
-    scanned_at: datetime
-    done: bool
+    plan_id: str
+    execution: Execution
+    committed_by: str | None
     corpus: int
+    index: str = FLAT
     judge: Judge | None = None
 
     @property
     def partition(self) -> str:
         """Folder of this run's files below `out`."""
-        return f"scan_date={self.scanned_at.date().isoformat()}"
+        return f"scan_date={self.execution.started.date().isoformat()}"
 
 
-def make(references: str, queries: str, out: str, top_k: int, judge: Judge | None = None) -> SearchPlan:
-    """Check that two embeddings data sets can be compared, and judged so, and name the run.
+def make(
+    references: Dataset,
+    queries: Dataset,
+    out: str,
+    top_k: int,
+    execution: Execution,
+    judge: Judge | None = None,
+    index: str = FLAT,
+) -> SearchPlan:
+    """Check that two embeddings data sets can be compared, and judged so, and name the work.
+
+    Args:
+        references, queries: embeddings.
+        out: URI of the matches data set.
+        top_k: references kept per query.
+        execution: gives new rows their run_id and time.
+        judge: gives the verdicts; None for none.
+        index: a name of `indexes.INDEXES`, by which the references are searched.
 
     Raises:
-        DatasetError: one of them is incomplete, or their encoder, transform or preprocessing differ.
+        DatasetError: their encoder, transform or preprocessing differ.
+        SearchError: there is no such index.
         CalibrationError: the calibration is for other scores.
     """
     if top_k < 1:
         raise OptionError(f"top_k must be at least 1, not {top_k}")
-    reference, query = datasets.require_commit(references), datasets.require_commit(queries)
-    ids = {key: reference.ids[key] for key in schemas.IDS}
-    datasets.check_ids(query, ids, queries)
+    ids = {key: references.ids[key] for key in schemas.ROW_IDS}
+    queries.check_ids(ids)
     if judge:
         judge.check_ids(ids)
-    judged = [judge.identity] if judge else []
-    run_id = datasets.digest_of(reference.digest, query.digest, top_k, ids, *judged)
-    last = datasets.read_commit(out)
+    indexes.check_name(index)
+    options = [judge.identity] if judge else []
+    if index != FLAT:
+        options.append([index])
+    plan_id = datasets.digest_of(references.digest, queries.digest, top_k, ids, *options)
+    last = Dataset.find(out)
     return SearchPlan(
         references=references,
         queries=queries,
         out=out,
+        last=last,
         top_k=top_k,
         ids=ids,
-        index_id=shards.index_id(reference),
-        run_id=run_id,
-        scanned_at=datetime.now(UTC).replace(microsecond=0),
-        done=last is not None and last.run_id == run_id,
-        corpus=reference.rows,
+        index_id=shards.index_id(references, index),
+        plan_id=plan_id,
+        execution=execution,
+        committed_by=last.commit.run_of(plan_id) if last else None,
+        corpus=references.rows,
+        index=index,
         judge=judge,
     )
 
 
+def finished(plan: SearchPlan) -> SearchResult | None:
+    """Return the result of a plan that was committed before; None where there is something to do."""
+    return result(plan, plan.last) if plan.last and plan.committed_by else None
+
+
+def result(plan: SearchPlan, matches: Dataset) -> SearchResult:
+    """Return the result of a plan that `matches` holds."""
+    run_id = matches.commit.run_of(plan.plan_id) or plan.execution.run_id
+    counts = matches.runs[run_id]
+    return SearchResult(
+        dataset=matches.of_run(run_id),
+        run_id=run_id,
+        plan_id=plan.plan_id,
+        queries=counts["queries"],
+        matches=counts["matches"],
+        index_id=plan.index_id,
+        corpus=plan.corpus,
+        resumed=plan.committed_by is not None,
+    )
+
+
 def query_blocks(plan: SearchPlan) -> list[QueryBlock]:
-    """Every block of the queries."""
-    files = datasets.require_commit(plan.queries).files
-    return [QueryBlock(record, i) for record in files for i in range(record.row_groups)]
+    """Return every block of the queries."""
+    return [QueryBlock(record, i) for record in plan.queries.files for i in range(record.row_groups)]
 
 
 def search(plan: SearchPlan, block: QueryBlock, shard: shards.Shard) -> pa.Table:
-    """The best references of a block of queries in one shard: an `index.CANDIDATES` table."""
-    queries = datasets.read_file(plan.queries, block.file, ["descriptor"], block.row_group)
+    """Find the best references of a block of queries in one shard: a `shards.CANDIDATES` table."""
+    queries = plan.queries.row_group(block.file, block.row_group, ["descriptor"])
     return shard.search(schemas.column_to_vectors(queries["descriptor"]), plan.top_k)
 
 
 def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> FileRecord:
-    """Judge and write the merged candidates of a block as one file of `matches/`; its record is returned."""
-    queries = datasets.read_file(plan.queries, block.file, ["image_id", "uri"], block.row_group)
+    """Judge the merged candidates of a block and write them as one file of `matches/`; return its record."""
+    queries = plan.queries.row_group(block.file, block.row_group, ["image_id", "uri"])
     constants: dict[str, Any] = {
         "encoder_id": plan.ids["encoder_id"],
         "transform_id": plan.ids["transform_id"],
         "index_id": plan.index_id,
-        "run_id": plan.run_id,
-        "scanned_at": plan.scanned_at,
+        "run_id": plan.execution.run_id,
+        "scanned_at": plan.execution.started,
     }
     table = to_matches(queries, candidates, constants)
     if plan.judge:
         table = plan.judge.judge(table, block.name, plan.corpus)
     return datasets.write_file(
-        plan.out, f"{plan.partition}/{plan.run_id}-{block.name}", [table], schemas.MATCHES
+        plan.out, f"{plan.partition}/{plan.plan_id}-{block.name}", [table], schemas.MATCHES
     )
 
 
 def to_matches(queries: pa.Table, candidates: pa.Table, constants: dict[str, Any]) -> pa.Table:
-    """Merged candidates as a `tables.MATCHES` table, rows in their order.
+    """Return merged candidates as a `schemas.MATCHES` table, rows in their order.
 
     Args:
         queries: `image_id` and `uri` of the queries that `query_row` counts.
-        candidates: an `index.CANDIDATES` table.
+        candidates: a `shards.CANDIDATES` table.
         constants: columns that are the same in every row; what is in neither is not known yet (null).
     """
     rows = candidates["query_row"]
@@ -167,30 +215,39 @@ def to_matches(queries: pa.Table, candidates: pa.Table, constants: dict[str, Any
     return pa.Table.from_arrays(arrays, schema=schemas.MATCHES)
 
 
-def commit(plan: SearchPlan, files: list[FileRecord]) -> None:
-    """Make this run's files part of the matches data set. Safe to repeat.
+def commit(plan: SearchPlan, files: list[FileRecord]) -> Dataset:
+    """Make this run's files part of the matches data set, unless another run committed the same work first.
+
+    Safe to repeat. Returns the matches data set as it is now.
 
     Raises:
-        LostRowsError: not every query has its k matches (all references, where there are fewer than k).
+        LostRowsError: not every query has its k matches (all references, where there are fewer than k), or
+            with an approximate index a query has more.
     """
-    queries = datasets.require_commit(plan.queries).rows
-    expected = queries * min(plan.top_k, datasets.require_commit(plan.references).rows)
+    expected = plan.queries.rows * min(plan.top_k, plan.references.rows)
     matches = sum(f.rows for f in files)
-    if matches != expected:
+    # An approximate index may find fewer references for a query than there are.
+    if matches > expected or (plan.index == FLAT and matches != expected):
         raise LostRowsError(f"{matches} matches of {expected}; nothing was committed. Run again")
-    datasets.add_files(plan.out, "matches", plan.run_id, files, {"matches": matches, "queries": queries})
+    counts = {"matches": matches, "queries": plan.queries.rows}
+    return datasets.add_files(
+        plan.out, "matches", plan.execution.run_id, plan.plan_id, files, counts, plan.last
+    )
 
 
-def commit_of(out: str, run_id: str) -> Commit:
-    """The matches data set reduced to the files of one run; DatasetError when it has no such run."""
-    whole = datasets.require_commit(out)
-    if run_id not in whole.runs:
-        raise DatasetError(f"{out} has no run {run_id}; it has {', '.join(whole.runs)}")
-    return replace(whole, files=tuple(f for f in whole.files if run_id in f.name))
+def block_files(matches: Dataset, run_id: str) -> dict[str, FileRecord]:
+    """Return the names of the query blocks that a run searched → their match files; {} for an unknown run."""
+    if run_id not in matches.runs:
+        return {}
+    prefix = f"/{matches.commit.plan_of(run_id)}-"
+    return {f.key.partition(prefix)[2]: f for f in matches.of_run(run_id).files}
 
 
-def read_run(out: str, run_id: str | None = None) -> pa.Table:
-    """The matches of one run (by default the last), ordered by query and rank."""
-    commit = commit_of(out, run_id or datasets.require_commit(out).run_id)
-    table = datasets.read_all(out, schemas.MATCHES, commit=commit)
+def read_run(matches: Dataset, run_id: str | None = None) -> pa.Table:
+    """Read the matches of one run (by default the last), ordered by query and rank.
+
+    Raises:
+        DatasetError: there is no such run.
+    """
+    table = matches.of_run(run_id or matches.run_id).read(schemas.MATCHES)
     return table.sort_by([("query_uri", "ascending"), ("rank", "ascending")])

@@ -4,12 +4,12 @@ The paper's Table 3 sets TransMatcher (Liao & Shao 2021) and QAConv-GS (2022) ag
 map of features for every picture, and a second function scores every pair of maps. The paper measured 900
 and 1,800 times the cost of a cosine of vectors, and there is no index: `search` scores all pairs, in blocks.
 
-- `LocalMatching` has nothing to train: every place looks for its like in the other picture. It stands for
-  such matchers until trained weights are there, and is no reproduction of either.
+- `LocalMatching` has nothing to train: every place looks for its like in the other picture. It takes
+  the place of such matchers until trained weights are there, and is no reproduction of either.
 - `Scripted` runs a TorchScript file with the methods `encode` and `score`: the way to plug in weights of
   TransMatcher or QAConv-GS. None has ever run here.
 - Re-identification networks that give one vector, such as IBN-Net, need none of this: save them as
-  TorchScript and give the file to `encoders.load`.
+  TorchScript and give the file to `load_encoder`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import pyarrow as pa
@@ -30,12 +30,13 @@ from torch import Tensor
 
 from id2core.encoders import backbones, images
 from id2core.encoders.backbones import encoder_of_backbone
-from id2core.encoders.base import Encoder, Preprocess
+from id2core.encoders.base import Encoder
 from id2core.encoders.hub import locate
+from id2core.encoders.preprocess import Preprocess
 from id2core.encoders.torchscript import sidecar
-from id2core.environment import best_device, best_dtype
+from id2core.environment import best_dtype, usable_device
 from id2core.errors import EncoderError
-from id2core.search import shards
+from id2core.search.topk import TopK
 from id2core.store import schemas, storage
 from id2core.store.rejects import Reject
 
@@ -85,16 +86,16 @@ class PairwiseScorer(ABC):
         """
         if queries.ndim != 4 or queries.shape[1:] != references.shape[1:]:
             raise ValueError(
-                f"maps must be [Q,C,H,W] and [R,C,H,W], not {queries.shape} and {references.shape}; "
-                "encode both sides with one scorer"
+                f"maps must be [Q,C,H,W] and [R,C,H,W], not {queries.shape} and {references.shape}; encode "
+                "both sides with one scorer"
             )
         scores = np.empty((len(queries), len(references)), np.float32)
         with torch.inference_mode():
             for rows in _blocks(len(queries), block):
                 q = self._prepare(queries[rows])
                 for columns in _blocks(len(references), block):
-                    found = self._score(q, self._prepare(references[columns]))
-                    scores[rows, columns] = found.float().cpu().numpy()
+                    block_scores = self._score(q, self._prepare(references[columns]))
+                    scores[rows, columns] = block_scores.float().cpu().numpy()
         return scores
 
     @abstractmethod
@@ -150,8 +151,8 @@ class Scripted(PairwiseScorer):
     """A TorchScript file with `encode` and `score`; it runs in float32.
 
     `encode` takes float32[B,3,size,size] and gives float32[B,C,H,W]; `score` takes float32[q,C,H,W] and
-    float32[r,C,H,W] and gives float32[q,r]. Size, mean and std stand in a JSON file beside it, as
-    `encoders.load` reads it. TorchScript is a program: load only files that you trust.
+    float32[r,C,H,W] and gives float32[q,r]. Size, mean and std are in a JSON file beside it, as
+    `load_encoder` reads it. TorchScript is a program: load only files that you trust.
     """
 
     def __init__(self, path: Path, device: str = "auto", batch_size: int | None = None) -> None:
@@ -160,7 +161,7 @@ class Scripted(PairwiseScorer):
         Raises:
             EncoderError: it is no TorchScript file, or lacks one of the methods.
         """
-        self._device = torch.device(best_device() if device == "auto" else device)
+        self._device = usable_device(device)
         self.preprocess = sidecar(path)
         try:
             self._module = torch.jit.load(str(path), self._device).eval()  # type: ignore[no-untyped-call]
@@ -196,12 +197,12 @@ class Scripted(PairwiseScorer):
 def load(
     spec: str, device: str = "auto", dtype: str = "auto", batch_size: int | None = None
 ) -> PairwiseScorer:
-    """A scorer by name.
+    """Load a scorer by name.
 
     Args:
-        spec: a TorchScript file (`Scripted`); or a short name of `backbones.BACKBONES`, a directory or a hub
+        spec: a TorchScript file (`Scripted`); or a short name of `hub.BACKBONES`, a directory or a hub
             id of a vision backbone, whose last feature maps `LocalMatching` compares.
-        device, dtype, batch_size: as `encoders.load` takes them; a TorchScript file runs in float32.
+        device, dtype, batch_size: as `load_encoder` takes them; a TorchScript file runs in float32.
 
     Raises:
         EncoderError: nothing of that name can be loaded.
@@ -210,7 +211,7 @@ def load(
         return Scripted(Path(spec), device, batch_size)
     place = locate(spec)
     backbone = backbones.load(place.source, place.subfolder, place.revision)
-    where = torch.device(best_device() if device == "auto" else device)
+    where = usable_device(device)
     kind = best_dtype(where) if dtype == "auto" else getattr(torch, dtype)
     encoder = encoder_of_backbone(backbone, place.name, where, kind, batch_size, maps=True)
     side = backbone.preprocess.size
@@ -255,8 +256,8 @@ def read(
     parts, good, rejects = [], list[str](), dict[str, Reject]()
     for rows in _blocks(len(uris), batch):
         decoded = {u: images.decode(storage.read_bytes(u), scorer.preprocess.size) for u in uris[rows]}
-        fine = {uri: found.pixels for uri, found in decoded.items() if isinstance(found, images.Decoded)}
-        rejects |= {uri: found for uri, found in decoded.items() if isinstance(found, Reject)}
+        fine = {uri: d.pixels for uri, d in decoded.items() if isinstance(d, images.Decoded)}
+        rejects |= {uri: d for uri, d in decoded.items() if isinstance(d, Reject)}
         if fine:
             parts.append(scorer.encode(np.stack(list(fine.values()))))
             good += fine
@@ -267,7 +268,7 @@ def read(
 def search(
     scorer: PairwiseScorer, queries: Pictures, references: Pictures, k: int, block: int = BLOCK
 ) -> pa.Table:
-    """The k best references of each query, of all.
+    """Find the k best references of each query by scoring all pairs.
 
     Memory beside the maps: what `PairwiseScorer.score` takes for a block, and the table.
 
@@ -278,7 +279,7 @@ def search(
         block: see `PairwiseScorer.score`.
 
     Returns:
-        Columns query_uri, rank (from 1), reference_uri and score, typed as in `tables.MATCHES`, ordered by
+        Columns query_uri, rank (from 1), reference_uri and score, typed as in `schemas.MATCHES`, ordered by
         query and rank; equal scores by reference_uri. `metrics.evaluate` takes it.
 
     Raises:
@@ -286,43 +287,39 @@ def search(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    names = pa.array(references.uris, pa.string())
-    found = []
+    order = np.argsort(np.array(references.uris, dtype=np.object_))
+    parts = []
     for rows in _blocks(len(queries.uris), block):
-        best = shards.CANDIDATES.empty_table()
-        for columns in _blocks(len(references.uris), block):
-            scores = scorer.score(queries.maps[rows], references.maps[columns], block)
-            best = shards.merge([best, _best(scores, names[columns], k, rows.start)], k)
-        found.append(best)
-    return _as_matches(pa.concat_tables(found) if found else shards.CANDIDATES.empty_table(), queries)
+        best = TopK(rows.stop - rows.start, k)
+        for columns in _blocks(len(order), block):
+            best.add(_scores(scorer, queries.maps[rows], references.maps[order[columns]], block))
+        parts.append(best.result())
+    return _as_matches(parts, queries, pa.array(references.uris, pa.string()).take(pa.array(order)))
 
 
-def _best(scores: NDArray[np.float32], names: pa.Array, k: int, first: int) -> pa.Table:
-    """Candidates of a block; all that equal the k-th, so that a tie is not decided by chance."""
+def _scores(scorer: PairwiseScorer, queries: Maps, references: Maps, block: int) -> NDArray[np.float32]:
+    scores = scorer.score(queries, references, block)
     if not np.isfinite(scores).all():
         raise ValueError("a score is not finite; the maps overflow float16, or the scorer is broken")
-    last = min(k, scores.shape[1])
-    limit = -np.partition(-scores, last - 1, axis=1)[:, last - 1]
-    rows, columns = np.nonzero(scores >= limit[:, None])
-    uris = names.take(pa.array(columns))
-    arrays: list[Any] = [
-        pa.array((rows + first).astype(np.int32)),
-        pa.array(scores[rows, columns]),
-        uris,
-        uris,
-    ]
-    return pa.Table.from_arrays(arrays, schema=shards.CANDIDATES)
+    return scores
 
 
-def _as_matches(candidates: pa.Table, queries: Pictures) -> pa.Table:
-    rows = candidates["query_row"].to_numpy()
+def _as_matches(
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]], queries: Pictures, references: pa.Array
+) -> pa.Table:
+    """The best rows and scores of blocks of queries as a table; `references` are URIs by row."""
+    schema = pa.schema([schemas.MATCHES.field(name) for name in _COLUMNS])
+    if not parts:
+        return schema.empty_table()
+    rows, scores = (np.concatenate(x) for x in zip(*parts, strict=True))
+    kept = rows.shape[1]
     columns = {
-        "query_uri": pa.array(queries.uris, pa.string()).take(pa.array(rows)),
-        "rank": pa.array(shards.ranks(rows) + 1, pa.int32()),
-        "reference_uri": candidates["reference_uri"],
-        "score": candidates["score"],
+        "query_uri": pa.array(np.repeat(np.array(queries.uris, dtype=np.object_), kept), pa.string()),
+        "rank": pa.array(np.tile(np.arange(1, kept + 1, dtype=np.int32), len(rows))),
+        "reference_uri": references.take(pa.array(rows.reshape(-1))),
+        "score": pa.array(scores.reshape(-1)),
     }
-    return pa.table(columns, schema=pa.schema([schemas.MATCHES.field(name) for name in _COLUMNS]))
+    return pa.table(columns, schema=schema)
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

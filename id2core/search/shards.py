@@ -1,4 +1,4 @@
-"""One FAISS shard: build, search, and merge what many shards found."""
+"""One shard of the references: build, search, and merge what many shards found."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from id2core.errors import SearchError
-from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, FileRecord
+from id2core.search import indexes
+from id2core.search.flat import load_faiss
+from id2core.search.indexes import FLAT, Index
+from id2core.search.topk import search_until_decided
+from id2core.store import schemas
+from id2core.store.datasets import Dataset, FileRecord
 
 CANDIDATES = pa.schema(
     [
@@ -31,72 +35,82 @@ _ORDER = [
 ]
 
 
-@functools.cache
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise SearchError("search needs FAISS: pip install 'id2[cpu]' or 'id2[gpu]'") from error
-    return faiss
-
-
 def require() -> None:
     """Raise SearchError when FAISS is not installed."""
-    _faiss()
+    load_faiss()
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One reference file and the exact inner-product index over its descriptors.
+    """References that are searched at once, and the index over their descriptors.
 
     Attributes:
-        index: FAISS index of float32 rows; on the GPU where FAISS sees one.
+        index: over N descriptors.
         ids: image_id and uri of each row, as Arrow columns.
     """
 
-    index: Any
+    index: Index
     ids: pa.Table
 
+    @functools.cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """int64[N]: the place of each row in the order of image_id and uri, which decides ties."""
+        order = pc.sort_indices(self.ids, [("image_id", "ascending"), ("uri", "ascending")]).to_numpy()
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        return places
+
     def search(self, queries: NDArray[np.float32], k: int) -> pa.Table:
-        """The k best references of each query in this shard (fewer where the shard is smaller).
+        """Return the k best references of each query in this shard (fewer where the shard is smaller).
 
         Args:
             queries: float32[Q,m], rows of length 1.
             k: how many.
 
         Returns:
-            A `CANDIDATES` table, ordered by query_row and falling score.
+            A `CANDIDATES` table, ordered by query_row and falling score, equal scores by id and URI.
         """
         k = min(k, self.ids.num_rows)
         if not k or not len(queries):
             return CANDIDATES.empty_table()
-        scores, rows = self.index.search(np.ascontiguousarray(queries, np.float32), k)
-        hits = self.ids.take(pa.array(rows.reshape(-1)))
+        scores, rows = search_until_decided(lambda depth: self.index.search(queries, depth), self._places, k)
+        known = rows.reshape(-1) >= 0  # an approximate index may find fewer than k
+        hits = self.ids.take(pa.array(rows.reshape(-1)[known]))
         query_rows = np.repeat(np.arange(len(queries), dtype=np.int32), k)
         return pa.Table.from_arrays(
-            [pa.array(query_rows), pa.array(scores.reshape(-1)), hits["image_id"], hits["uri"]],
+            [
+                pa.array(query_rows[known]),
+                pa.array(scores.reshape(-1)[known]),
+                hits["image_id"],
+                hits["uri"],
+            ],
             schema=CANDIDATES,
         )
 
 
-def build(descriptors: NDArray[np.float32], ids: pa.Table) -> Shard:
-    """An exact shard over descriptors float32[N,m] and their `image_id` and `uri` columns."""
-    faiss = _faiss()
-    index = faiss.IndexFlatIP(descriptors.shape[1])
-    if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
-        index = faiss.index_cpu_to_all_gpus(index)
-    index.add(np.ascontiguousarray(descriptors, np.float32))
-    return Shard(index, ids)
+def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) -> Shard:
+    """Build a shard.
+
+    Args:
+        descriptors: float32[N,m], rows of length 1.
+        ids: their `image_id` and `uri` columns.
+        index: a name of `indexes.INDEXES`.
+
+    Raises:
+        SearchError: there is no such index, or FAISS is not installed.
+    """
+    return Shard(indexes.build(index, np.ascontiguousarray(descriptors, np.float32)), ids)
 
 
-def load(uri: str, record: FileRecord) -> Shard:
-    """Build the shard of one file of an embeddings data set."""
-    table = datasets.read_file(uri, record, ["image_id", "uri", "descriptor"])
-    return build(schemas.column_to_vectors(table["descriptor"]), table.select(["image_id", "uri"]))
+def load(references: Dataset, record: FileRecord, index: str = FLAT) -> Shard:
+    """Build the shard of one file of an embeddings data set; see `build`."""
+    table = references.read_file(record, ["image_id", "uri", "descriptor"])
+    ids = table.select(["image_id", "uri"])
+    return build(schemas.column_to_vectors(table["descriptor"]), ids, index)
 
 
 def merge(partial: list[pa.Table], k: int) -> pa.Table:
-    """The k best of several `CANDIDATES` tables over the same queries; order of the tables is irrelevant."""
+    """Merge `CANDIDATES` tables of the same queries to the k best; the tables may be in any order."""
     if not partial:
         return CANDIDATES.empty_table()
     ordered = pa.concat_tables(partial).sort_by(_ORDER)
@@ -104,13 +118,13 @@ def merge(partial: list[pa.Table], k: int) -> pa.Table:
 
 
 def ranks(query_rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Position of each row within its query, from 0, in a table ordered by query."""
+    """Return the position of each row within its query, from 0, in a table ordered by query."""
     positions = np.arange(len(query_rows))
     starts = np.flatnonzero(np.diff(query_rows, prepend=-1))
     counts = np.diff(np.append(starts, len(query_rows)))
     return np.asarray(positions - np.repeat(starts, counts))
 
 
-def index_id(commit: Commit) -> str:
-    """Names the index over a committed reference data set: its kind and the data set's digest."""
-    return f"flat-{commit.digest}"
+def index_id(references: Dataset, index: str = FLAT) -> str:
+    """Return the name of the index over a reference data set: its kind and the data set's digest."""
+    return f"{index}-{references.digest}"

@@ -1,0 +1,43 @@
+"""The exact index: FAISS's inner product over all descriptors, on the GPU where FAISS sees one."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from id2core.errors import SearchError
+
+# FAISS returns no more than this from a GPU.
+_GPU_DEPTH = 2048
+
+
+@functools.cache
+def load_faiss() -> Any:
+    """Import FAISS. Raises SearchError where it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise SearchError("search needs FAISS: pip install 'id2[cpu]' or 'id2[gpu]'") from error
+    return faiss
+
+
+class FlatIndex:
+    """Descriptors as they are; every query meets every one of them."""
+
+    def __init__(self, descriptors: NDArray[np.float32]) -> None:
+        """Build the index over descriptors float32[N,m]."""
+        faiss = load_faiss()
+        self._cpu = faiss.IndexFlatIP(descriptors.shape[1])
+        self._cpu.add(np.ascontiguousarray(descriptors, np.float32))
+        self._gpu: Any = None
+        if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
+            self._gpu = faiss.index_cpu_to_all_gpus(self._cpu)
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the k best scores float32[Q,k] of queries float32[Q,m], best first, and their rows."""
+        index = self._cpu if self._gpu is None or k > _GPU_DEPTH else self._gpu
+        scores, rows = index.search(np.ascontiguousarray(queries, np.float32), k)
+        return scores, rows

@@ -1,0 +1,49 @@
+"""The indexes that a shard can be searched by: one row per kind.
+
+A new one is a module like `flat` and a row here; its name then is a value of the setting `index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from id2core.errors import SearchError
+from id2core.search.flat import FlatIndex
+
+# Exact, and the default.
+FLAT: Final = "flat"
+
+
+class Index(Protocol):
+    """Descriptors that can be searched."""
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the k best scores float32[Q,k] of queries float32[Q,m], best first, and their rows.
+
+        A row is below 0 where the index found fewer than k.
+        """
+        ...
+
+
+# Name → what builds the index over descriptors float32[N,m], rows of length 1.
+INDEXES: Final[dict[str, Callable[[NDArray[np.float32]], Index]]] = {FLAT: FlatIndex}
+
+
+def check_name(name: str) -> None:
+    """Raise SearchError where no index has that name."""
+    if name not in INDEXES:
+        raise SearchError(f"no index {name!r}: choose {', '.join(INDEXES)}")
+
+
+def build(name: str, descriptors: NDArray[np.float32]) -> Index:
+    """Build the index of that name over descriptors float32[N,m], rows of length 1.
+
+    Raises:
+        SearchError: there is none of that name, or FAISS is not installed.
+    """
+    check_name(name)
+    return INDEXES[name](descriptors)

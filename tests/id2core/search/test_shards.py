@@ -1,0 +1,96 @@
+"""One shard: the best references of each query, merged over shards, however the references are cut."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from id2core.errors import DatasetError, SearchError
+from id2core.runs.execution import Execution
+from id2core.search import indexes, matching, shards
+from tests.descriptor_sets import unit, write_embeddings
+from tests.toy_index import EvenRows
+
+
+def names(count: int, step: int = 1) -> pa.Table:
+    """Ids in falling order, so that rows and ids disagree."""
+    ids = [f"{i:04d}" for i in range(count * step, 0, -step)]
+    return pa.table({"image_id": ids, "uri": [f"/{i}.jpg" for i in ids]})
+
+
+def whole_numbers(rows: int, seed: int) -> NDArray[np.float32]:
+    """Few different rows, whose products are exact: many equal scores."""
+    return np.random.default_rng(seed).integers(-1, 2, (rows, 4)).astype(np.float32)
+
+
+def test_a_shard_gives_the_best_of_each_query_in_order() -> None:
+    references, queries = unit(50, 8, 0), unit(3, 8, 1)
+    found = shards.build(references, names(50)).search(queries, 4)
+    assert found.schema.equals(shards.CANDIDATES)
+    order = np.argsort(-(queries @ references.T), axis=1)[:, :4]
+    assert found["query_row"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert found["reference_id"].to_pylist() == names(50)["image_id"].take(order.ravel()).to_pylist()
+
+
+def test_fewer_references_than_asked_for_are_all_given() -> None:
+    assert shards.build(unit(3, 8, 0), names(3)).search(unit(2, 8, 1), 10).num_rows == 6
+    assert shards.build(unit(0, 8, 0), names(0)).search(unit(2, 8, 1), 10).num_rows == 0
+    assert shards.build(unit(3, 8, 0), names(3)).search(unit(0, 8, 1), 10).num_rows == 0
+    assert shards.merge([], 3).schema.equals(shards.CANDIDATES)
+
+
+def test_equal_scores_are_cut_by_id_and_not_by_row() -> None:
+    same = np.repeat(unit(1, 8, 0), 40, axis=0)
+    found = shards.build(same, names(40)).search(same[:2], 3)
+    assert found["reference_id"].to_pylist() == ["0001", "0002", "0003"] * 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(cuts=st.lists(st.integers(1, 39), max_size=4), k=st.integers(1, 12), seed=st.integers(0, 2**16))
+def test_ties_do_not_depend_on_how_the_references_were_cut(cuts: list[int], k: int, seed: int) -> None:
+    references, queries, ids = whole_numbers(40, seed), whole_numbers(3, seed + 1), names(40)
+    edges = [0, *sorted(set(cuts)), 40]
+    parts = [
+        shards.build(references[a:b], ids.slice(a, b - a)).search(queries, k) for a, b in pairwise(edges)
+    ]
+    whole = shards.build(references, ids).search(queries, k)
+    assert shards.merge(parts[::-1], k).equals(whole.combine_chunks())
+
+
+def test_a_shard_is_one_file_of_a_data_set_and_its_name_says_by_what_it_is_searched(tmp_path: Path) -> None:
+    vectors = unit(20, 8, 0)
+    references = write_embeddings(tmp_path / "r", vectors, 2, "r")
+    shard = shards.load(references, references.files[1])
+    assert shard.ids["image_id"].to_pylist() == [f"r{i:06d}" for i in range(10, 20)]
+    found = shard.search(vectors[10:], 1)
+    assert found["reference_id"].to_pylist() == shard.ids["image_id"].to_pylist()
+    assert shards.index_id(references) == f"flat-{references.digest}"
+    with pytest.raises(SearchError, match="no index 'fast': choose flat"):
+        shards.load(references, references.files[1], "fast")
+    (tmp_path / "r" / references.files[1].name).unlink()
+    with pytest.raises(DatasetError, match="is gone"):
+        shards.load(references, references.files[1])
+
+
+def test_a_new_index_is_a_class_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(indexes.INDEXES, "even", EvenRows)
+    references = write_embeddings(tmp_path / "r", unit(9, 8, 0), 1, "r")
+    queries = write_embeddings(tmp_path / "q", unit(3, 8, 1), 1, "q")
+    planned = partial(matching.make, references, queries, str(tmp_path / "m"), 7, Execution.begin())
+    plan = planned(index="even")
+    assert plan.index_id == f"even-{references.digest}"
+    assert plan.plan_id != planned().plan_id
+    [block] = matching.query_blocks(plan)
+    found = matching.search(plan, block, shards.load(references, references.files[0], plan.index))
+    assert found.num_rows == 3 * 5  # all that it can find
+    assert set(found["reference_id"].to_pylist()) == {f"r{i:06d}" for i in range(0, 9, 2)}
+    with pytest.raises(SearchError, match="no index 'odd': choose flat, even"):
+        planned(index="odd")
