@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -10,17 +9,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from id2core.errors import TruthError
 from id2core.evaluation import metrics
-from id2core.evaluation.metrics import Answers, Comparison, Evaluation, Measure
+from id2core.evaluation.metrics import Answers, Budget, Comparison, Counts, Evaluation, Measure, ScoreColumn
 from id2core.evaluation.truth_files import Truth
-from id2core.store import datasets, schemas, storage
+from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
 
 JSON, PARQUET, MARKDOWN = "metrics.json", "metrics.parquet", "metrics.md"
 LABELS = {"mean_ap": "mAP", "accuracy": "Acc", "micro_ap": "µAP", "recall_at_p90": "R@P90"}
 # One row per system and measure.
-SCHEMA = pa.schema(
+SCHEMA = schemas.table_schema(
+    "metrics",
+    1,
     [
         ("system", pa.string()),
         ("transform_id", pa.string()),
@@ -34,8 +37,104 @@ SCHEMA = pa.schema(
         ("with_origin", pa.int64()),
         ("without_origin", pa.int64()),
     ],
-    metadata={"id2.dataset": "metrics", "id2.schema_version": schemas.SCHEMA_VERSION},
 )
+
+
+class VerdictRate(BaseModel):
+    """How often a threshold is reached by queries whose origin is known.
+
+    Attributes:
+        threshold: the score.
+        stated, stated_low, stated_high: rate that the calibration states, with its interval.
+        measured, low, high: share of the queries without origin that reach it, with its Clopper–Pearson
+            interval; None without such queries.
+        queries: without origin.
+        origins_found: share of the origins that reach it; None without origins.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    threshold: float
+    stated: float | None
+    stated_low: float | None
+    stated_high: float | None
+    measured: float | None
+    low: float | None
+    high: float | None
+    queries: int
+    origins_found: float | None
+
+
+class EvaluationFacts(BaseModel):
+    """What an evaluation says of itself besides its figures.
+
+    Attributes:
+        run_id: the execution that measured.
+        plan_id: names what was measured and how: equal names, equal figures.
+        config: what was asked for.
+        seconds: stage → s.
+        versions: package → version.
+        references: size of the corpus.
+        encoder_id: of the latents.
+        origins_not_in_reference: queries whose origin the corpus does not hold: they cannot be answered.
+        verdicts: `match` and `review` → rates of a calibration, where one was measured.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    plan_id: str
+    config: dict[str, JsonValue]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    references: int
+    encoder_id: str
+    origins_not_in_reference: int
+    verdicts: dict[str, VerdictRate] | None = None
+
+
+class SystemReport(BaseModel):
+    """The measures of one system; `metrics.Evaluation` says what they mean."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    transform_id: str
+    mean_ap: Measure
+    accuracy: Measure
+    recall: dict[int, Measure]
+    micro_ap: Measure
+    recall_at_p90: Measure
+    threshold_at_p90: float | None
+    budget: Budget
+    counts: Counts
+    score: ScoreColumn
+    resamples: int
+    seed: int
+
+
+class Difference(BaseModel):
+    """First − second system, by measure: beside the names, one field for each measure that both have."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Measure]
+
+    first: str
+    second: str
+
+
+class EvaluateReport(EvaluationFacts):
+    """What `metrics.json` holds.
+
+    Attributes:
+        systems: the figures of each.
+        differences: of every two systems, on the same queries.
+        resumed: True where the report was read back; not in the file.
+    """
+
+    systems: list[SystemReport]
+    differences: list[Difference]
+    resumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,8 +180,10 @@ def measure(systems: Sequence[System], *, resamples: int = metrics.RESAMPLES, se
 
 
 def measures(evaluation: Evaluation) -> dict[str, Measure]:
-    """By name, in the order of tables: mean_ap, accuracy, recall@k, micro_ap, recall_at_p90."""
-    recall = {f"recall@{k}": found for k, found in evaluation.recall.items() if k > 1}  # recall@1 is Acc
+    """Return the measures by name, in the order of tables: mean_ap, accuracy, recall@k, …"""
+    recall = {
+        f"recall@{k}": estimate for k, estimate in evaluation.recall.items() if k > 1
+    }  # recall@1 is Acc
     return {
         "mean_ap": evaluation.mean_ap,
         "accuracy": evaluation.accuracy,
@@ -92,67 +193,51 @@ def measures(evaluation: Evaluation) -> dict[str, Measure]:
     }
 
 
-def check_truth(truth: Truth, queries: str) -> None:
+def check_truth(truth: Truth, queries: Dataset) -> None:
     """Raise TruthError when a truth names none of the queries of an embeddings data set."""
     asked = pa.array(list(truth), pa.string())
     example = ""
-    for table in datasets.iterate(queries, ["uri"]):
+    for table in queries.tables(["uri"]):
         if pc.any(pc.is_in(table["uri"], value_set=asked)).as_py():
             return
         example = example or str(table["uri"][0])
     raise TruthError(
         f"the truth names {len(truth)} queries ({next(iter(truth), 'none')} …), and none of them is in "
-        f"{queries} ({example or 'empty'} …): give URIs as they stand there, or relative ones"
+        f"{queries.uri} ({example or 'empty'} …): give the URIs of that data set, or relative ones"
     )
 
 
-def origin_ids(references: str, truth: Truth) -> dict[str, str]:
-    """URI → image_id of the origins in a truth that an embeddings data set of references holds."""
+def origin_ids(references: Dataset, truth: Truth) -> dict[str, str]:
+    """Map the URIs of a truth's origins to their image_ids, where the references hold them."""
     origins = pa.array([uri for uri in truth.values() if uri], pa.string())
-    found: dict[str, str] = {}
-    for table in datasets.iterate(references, ["uri", "image_id"]):
+    ids: dict[str, str] = {}
+    for table in references.tables(["uri", "image_id"]):
         rows = table.filter(pc.is_in(table["uri"], value_set=origins))
-        found.update(zip(rows["uri"].to_pylist(), rows["image_id"].to_pylist(), strict=True))
-    return found
-
-
-def to_dict(results: Results) -> dict[str, Any]:
-    """JSON-able: `systems`, each with its name and `Evaluation.to_dict`, and `differences`."""
-    return {
-        "systems": [
-            {"name": system.name, "transform_id": system.transform_id} | evaluation.to_dict()
-            for system, evaluation in zip(results.systems, results.evaluations, strict=True)
-        ],
-        "differences": [
-            {"first": first, "second": second} | {name: asdict(m) for name, m in found.items()}
-            for (first, second), found in results.differences.items()
-        ],
-    }
+        ids.update(zip(rows["uri"].to_pylist(), rows["image_id"].to_pylist(), strict=True))
+    return ids
 
 
 def to_table(results: Results) -> pa.Table:
-    """A table of `SCHEMA`."""
+    """Return one row per system and measure, a table of `SCHEMA`."""
     rows = [
         {
             "system": system.name,
             "transform_id": system.transform_id,
             "score": evaluation.score,
             "measure": name,
-            **asdict(found),
+            **asdict(estimate),
             **asdict(evaluation.budget),
             "with_origin": evaluation.counts.with_origin,
             "without_origin": evaluation.counts.without_origin,
         }
         for system, evaluation in zip(results.systems, results.evaluations, strict=True)
-        for name, found in measures(evaluation).items()
+        for name, estimate in measures(evaluation).items()
     ]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def to_markdown(
-    results: Results, references: int, rates: Mapping[str, Mapping[str, Any]] | None = None
-) -> str:
-    """The figures in %, with their 95 % intervals, and what they stand on, as Markdown.
+def to_markdown(results: Results, references: int, rates: Mapping[str, VerdictRate] | None = None) -> str:
+    """Render the figures in %, with their 95% intervals, and the counts behind them, as Markdown.
 
     Args:
         results: to show.
@@ -161,13 +246,13 @@ def to_markdown(
     """
     first = results.evaluations[0]
     counts = first.counts
-    told = [
+    lines = [
         f"{counts.with_origin:,} queries with an origin and {counts.without_origin:,} without, among "
         f"{references:,} references; at most {first.budget.per_query} references per query. In %, with the "
         f"95 % interval of {first.resamples:,} bootstrap resamples of the queries."
     ]
     if counts.without_matches or counts.not_in_truth:
-        told.append(
+        lines.append(
             f"{counts.without_matches:,} queries of the truth have no match and count as not found; "
             f"{counts.not_in_truth:,} queries are not in the truth and do not count."
         )
@@ -175,7 +260,7 @@ def to_markdown(
         system.name: measures(evaluation)
         for system, evaluation in zip(results.systems, results.evaluations, strict=True)
     }
-    blocks = [*told, "\n".join(_lines("system", values, sign=""))]
+    blocks = [*lines, "\n".join(_lines("system", values, sign=""))]
     if results.differences:
         differences = {f"{a} − {b}": found for (a, b), found in results.differences.items()}
         blocks += ["Paired differences, in points:", "\n".join(_lines("systems", differences, sign="+"))]
@@ -185,14 +270,14 @@ def to_markdown(
     return "\n\n".join(blocks) + "\n"
 
 
-def _rate_lines(rates: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _rate_lines(rates: Mapping[str, VerdictRate]) -> Iterator[str]:
     yield "| verdict | stated | measured | uploads without origin | origins found |"
     yield "|---|---:|---:|---:|---:|"
     for verdict, rate in rates.items():
-        stated = Measure(rate["stated"], rate["stated_low"], rate["stated_high"])
-        measured = Measure(rate["measured"], rate["low"], rate["high"])
-        found = Measure(rate["origins_found"])
-        cells = (_cell(stated, "", 2), _cell(measured, "", 2), f"{rate['queries']:,}", _cell(found, ""))
+        stated = Measure(rate.stated, rate.stated_low, rate.stated_high)
+        measured = Measure(rate.measured, rate.low, rate.high)
+        origins_found = Measure(rate.origins_found)
+        cells = (_cell(stated, "", 2), _cell(measured, "", 2), f"{rate.queries:,}", _cell(origins_found, ""))
         yield f"| {verdict} | " + " | ".join(cells) + " |"
 
 
@@ -200,41 +285,48 @@ def _lines(head: str, rows: Mapping[str, Mapping[str, Measure]], sign: str) -> I
     names = [name for name in next(iter(rows.values())) if name != "recall@1"]
     yield f"| {head} | " + " | ".join(LABELS.get(name, name) for name in names) + " |"
     yield "|---|" + "---:|" * len(names)
-    for title, found in rows.items():
-        yield f"| {title} | " + " | ".join(_cell(found.get(name), sign) for name in names) + " |"
+    for title, measured in rows.items():
+        yield f"| {title} | " + " | ".join(_cell(measured.get(name), sign) for name in names) + " |"
 
 
-def _cell(found: Measure | None, sign: str, digits: int = 1) -> str:
-    if found is None or found.value is None:
+def _cell(estimate: Measure | None, sign: str, digits: int = 1) -> str:
+    if estimate is None or estimate.value is None:
         return "–"
     text, *ends = (
         None if value is None else f"{100 * value:{sign}.{digits}f}"
-        for value in (found.value, found.low, found.high)
+        for value in (estimate.value, estimate.low, estimate.high)
     )
     return f"{text} [{', '.join(map(str, ends))}]" if all(ends) else str(text)
 
 
-def write(results: Results, out: str, facts: Mapping[str, Any], references: int) -> dict[str, Any]:
-    """Write `metrics.parquet`, `metrics.md` and, last, `metrics.json`; its content, `facts` included.
-
-    `facts["verdicts"]` are the rates for `to_markdown`.
-    """
+def write(results: Results, out: str, facts: EvaluationFacts) -> EvaluateReport:
+    """Write `metrics.parquet`, `metrics.md` and, last, `metrics.json`; return what that holds."""
     with (
         storage.replacing(storage.join(out, PARQUET)) as path,
         schemas.parquet_writer(path, SCHEMA) as writer,
     ):
         writer.write_table(to_table(results))
-    storage.write_bytes(
-        storage.join(out, MARKDOWN), to_markdown(results, references, facts.get("verdicts")).encode()
+    text = to_markdown(results, facts.references, facts.verdicts)
+    storage.write_bytes(storage.join(out, MARKDOWN), text.encode())
+    report = EvaluateReport(
+        **dict(facts),
+        systems=[
+            SystemReport(name=system.name, transform_id=system.transform_id, **vars(evaluation))
+            for system, evaluation in zip(results.systems, results.evaluations, strict=True)
+        ],
+        differences=[
+            Difference(first=first, second=second, **measures)
+            for (first, second), measures in results.differences.items()
+        ],
     )
-    whole = {**facts, **to_dict(results)}
-    storage.write_bytes(storage.join(out, JSON), json.dumps(whole, indent=1, ensure_ascii=False).encode())
-    return whole
+    text = report.model_dump_json(indent=1, exclude={"resumed"})
+    storage.write_bytes(storage.join(out, JSON), text.encode())
+    return report
 
 
-def read_json(out: str) -> dict[str, Any] | None:
-    """What `write` left in `metrics.json`, or None."""
+def read_report(out: str) -> EvaluateReport | None:
+    """Read `metrics.json`; None where there is none, or one that an older program wrote."""
     try:
-        return dict(json.loads(storage.read_bytes(storage.join(out, JSON))))
-    except (FileNotFoundError, ValueError):
+        return EvaluateReport.model_validate_json(storage.read_bytes(storage.join(out, JSON)))
+    except (FileNotFoundError, ValidationError):
         return None

@@ -1,11 +1,11 @@
 """What a system is measured by: mAP, Acc and recall@k of uploads with an origin; µAP and R@P90 of all.
 
 mAP and Acc are the paper's (Section 5.1), µAP and R@P90 those of ISC2021 (arXiv 2106.09672). The
-definitions on arrays stand in `ranking`; here are the matches of a scan, the truth, and the results, each
+definitions on arrays are in `ranking`; here are the matches of a scan, the truth, and the results, each
 with the confidence interval and the budget that it holds for. `evaluate` is the door.
 
-A reference is its picture, not its URI: one with the image_id of the origin is the origin, wherever it
-stands, and a picture found at several URIs is one prediction, with its best score.
+A reference is its picture, not its URI. One with the image_id of the origin is the origin at any URI, and a
+picture at several URIs is one prediction, with its best score.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ScoreColumn = Literal["score", "normalized_score"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure with the ends of its 95 % confidence interval; None where the data do not give it."""
+    """A measure with the ends of its 95% confidence interval; None where the data do not give it."""
 
     value: float | None
     low: float | None = None
@@ -52,7 +52,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the figures stand on.
+    """The queries behind the figures.
 
     Attributes:
         with_origin, without_origin: queries of the truth.
@@ -173,8 +173,8 @@ def read(
     """Set the matches of one run against the truth.
 
     Args:
-        matches: columns query_uri, reference_uri, rank and the scores of `tables.MATCHES`; reference_id
-            where pictures may stand at several URIs.
+        matches: columns query_uri, reference_uri, rank and the scores of `schemas.MATCHES`; reference_id
+            where pictures may be at several URIs.
         truth: what is asked. All of its queries count: leave out those that were not scanned.
         k: rows of a query that count, by `rank`; all by default.
         score: column to order by; by default normalized_score where it is known, else score.

@@ -1,11 +1,11 @@
 """Measures of ranked pairs, as plain functions of arrays.
 
-- Closed set: where does the origin stand among the references of its query? Queries without origin do not
+- Closed set: what is the rank of the origin among the references of its query? Queries without origin do not
   count; an origin that was never retrieved counts as 0.
 - Open set: the pairs of all queries are pooled, so that a false alarm costs precision at every threshold
   below its score. The recall is of all origins, retrieved or not.
 
-At equal scores a false reference always stands before the true one: a system that gives every pair the
+At equal scores a false reference is always ahead of the true one: a system that gives every pair the
 same score must not look good because of the order in which its rows were written.
 """
 
@@ -54,12 +54,12 @@ class Predictions:
 
     @property
     def queries(self) -> int:
-        """n."""
+        """n, the number of queries."""
         return len(self.has_origin)
 
     @property
     def origins(self) -> int:
-        """Queries that have an origin: the size of the ground truth."""
+        """Number of queries that have an origin: the size of the ground truth."""
         return int(self.has_origin.sum())
 
 
@@ -79,6 +79,21 @@ def origin_ranks(predictions: Predictions) -> NDArray[np.int64]:
     ahead = ~true & (predictions.score >= of_origin[predictions.query])
     ranks = np.bincount(predictions.query[ahead], minlength=predictions.queries) + 1
     return np.where(np.isfinite(of_origin), ranks, 0)
+
+
+def ranks_of(scores: NDArray[np.floating[Any]], own: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return the rank of each query's own reference among all of them.
+
+    Args:
+        scores: float[B,N], of queries and references.
+        own: int[B], the row of each query's reference, below 0 where it has none.
+
+    Returns:
+        int64[B]: 1 is best, 0 where there is none. At equal scores a false reference is ahead of the
+        true one.
+    """
+    true = np.take_along_axis(scores, np.maximum(own, 0)[:, None], 1)
+    return np.where(own < 0, 0, np.count_nonzero(scores >= true, axis=1))
 
 
 def mean_average_precision(predictions: Predictions) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from id2core.evaluation import metrics, ranking
 from id2core.evaluation.metrics import Answers, Budget, Counts, ScoreColumn
@@ -18,7 +19,7 @@ COLUMNS: Final = ["query_uri", "reference_uri", "reference_id", "rank", "score",
 
 
 def read(tables: Iterable[pa.Table], truth: Truth, image_ids: Mapping[str, str]) -> Answers:
-    """What `metrics.read` gives for all tables as one, while only numbers are kept: 17 bytes a pair.
+    """Read what `metrics.read` gives for all tables as one, keeping only numbers: 17 bytes a pair.
 
     Args:
         tables: matches with `COLUMNS`, each table with all ranks of its queries.
@@ -34,14 +35,14 @@ def read(tables: Iterable[pa.Table], truth: Truth, image_ids: Mapping[str, str])
             continue
         here = {query: truth[query] for query in table["query_uri"].unique().to_pylist() if query in truth}
         known = {origin: image_ids[origin] for origin in here.values() if origin and origin in image_ids}
-        found = metrics.read(table, here, image_ids=known)
-        places = np.array([numbers[query] for query in found.queries], np.int64)
-        p = found.predictions
+        answers = metrics.read(table, here, image_ids=known)
+        places = np.array([numbers[query] for query in answers.queries], np.int64)
+        p = answers.predictions
         parts.append((places[p.query], p.score, p.relevant))
-        score = found.score
+        score = answers.score
         answered += len(here)
-        others += found.counts.not_in_truth
-        deepest = max(deepest, found.budget.per_query)
+        others += answers.counts.not_in_truth
+        deepest = max(deepest, answers.budget.per_query)
     query, scores, relevant = (np.concatenate(column) for column in zip(*parts, strict=True))
     has_origin = np.array([bool(origin) for origin in truth.values()], bool)
     predictions = Predictions(query, scores, relevant, has_origin)
@@ -50,29 +51,42 @@ def read(tables: Iterable[pa.Table], truth: Truth, image_ids: Mapping[str, str])
     return Answers(predictions, tuple(truth), Budget(deepest, len(predictions.query)), counts, score)
 
 
-def by_group(answers: Answers, groups: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Acc and mAP of each group of queries, by name.
+class GroupMeasures(BaseModel):
+    """A group of queries.
+
+    Attributes:
+        uploads: queries of the group.
+        of: those with an origin.
+        accuracy, mean_ap: over these; None where there are none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    accuracy: float | None
+    mean_ap: float | None
+    of: int
+    uploads: int
+
+
+def by_group(answers: Answers, groups: Mapping[str, str]) -> dict[str, GroupMeasures]:
+    """Return Acc and mAP of each group of queries, by name.
 
     Args:
         answers: of all queries.
-        groups: query → name of its group; queries without one stand in none.
-
-    Returns:
-        `uploads` (queries of the group), `of` (those with an origin), `accuracy` and `mean_ap` over these,
-        None where there are none.
+        groups: query → name of its group; queries without a name are in none.
     """
     names = sorted({groups[query] for query in answers.queries if query in groups})
     place = {name: i for i, name in enumerate(names)}
     members = np.array([place.get(groups.get(query, ""), -1) for query in answers.queries], np.int64)
     measure = ranking.weighted(answers.predictions, (1,))
-    found: dict[str, dict[str, Any]] = {}
+    measures: dict[str, GroupMeasures] = {}
     for i, name in enumerate(names):
         chosen = members == i
         mean_ap, accuracy = measure(chosen[None].astype(np.int64))[0, :2]
-        found[name] = {
-            "accuracy": None if np.isnan(accuracy) else float(accuracy),
-            "mean_ap": None if np.isnan(mean_ap) else float(mean_ap),
-            "of": int((chosen & answers.predictions.has_origin).sum()),
-            "uploads": int(chosen.sum()),
-        }
-    return found
+        measures[name] = GroupMeasures(
+            accuracy=None if np.isnan(accuracy) else float(accuracy),
+            mean_ap=None if np.isnan(mean_ap) else float(mean_ap),
+            of=int((chosen & answers.predictions.has_origin).sum()),
+            uploads=int(chosen.sum()),
+        )
+    return measures

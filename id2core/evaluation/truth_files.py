@@ -15,6 +15,7 @@ from id2core.errors import TruthError
 from id2core.store import storage
 
 Truth = dict[str, str | None]
+_COLUMNS = ("query_uri", "reference_uri", "group")
 
 
 def read(uri: str, reference: str, queries: str) -> Truth:
@@ -29,7 +30,7 @@ def read(uri: str, reference: str, queries: str) -> Truth:
         Absolute query URI → absolute reference URI, or None for an upload without origin.
 
     Raises:
-        TruthError: columns are missing, or a query stands twice with different origins.
+        TruthError: columns are missing, or a query has two different origins.
     """
     table = _table(uri)
     if not {"query_uri", "reference_uri"} <= set(table.column_names):
@@ -47,7 +48,7 @@ def read(uri: str, reference: str, queries: str) -> Truth:
 
 
 def read_groups(uri: str, queries: str) -> dict[str, str]:
-    """The groups of a truth file's uploads.
+    """Read the groups of a truth file's uploads.
 
     Args:
         uri, queries: as `read` takes them.
@@ -57,13 +58,13 @@ def read_groups(uri: str, queries: str) -> dict[str, str]:
         `group`.
 
     Raises:
-        TruthError: a query stands in two groups.
+        TruthError: a query is in two groups.
     """
     table = _table(uri)
     if not {"query_uri", "group"} <= set(table.column_names):
         return {}
     groups: dict[str, str] = {}
-    rows = zip(table["query_uri"].to_pylist(), table["group"].cast(pa.string()).to_pylist(), strict=True)
+    rows = zip(table["query_uri"].to_pylist(), table["group"].to_pylist(), strict=True)
     for query, group in rows:
         name = (group or "").strip()
         key = absolute((query or "").strip(), queries)
@@ -77,20 +78,29 @@ def _table(uri: str) -> pa.Table:
         data = storage.read_bytes(uri)
     except FileNotFoundError as error:
         raise TruthError(f"{uri}: no such truth file") from error
-    if uri.endswith(".parquet"):
-        return pq.read_table(io.BytesIO(data))
-    text = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(("query_uri", "reference_uri", "group"), pa.string())
-    )
     try:
-        return pa.csv.read_csv(io.BytesIO(data), convert_options=text)
-    except pa.ArrowInvalid as error:
-        raise TruthError(f"{uri} is not a CSV file with a header line: {error}") from error
+        table = pq.read_table(io.BytesIO(data)) if uri.endswith(".parquet") else _read_csv(data)
+        return _as_text(table)
+    except pa.ArrowException as error:
+        kind = "Parquet file" if uri.endswith(".parquet") else "CSV file with a header line"
+        raise TruthError(f"{uri} is not a {kind}: {error}") from error
+
+
+def _read_csv(data: bytes) -> pa.Table:
+    text = pa.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
+    return pa.csv.read_csv(io.BytesIO(data), convert_options=text)
+
+
+def _as_text(table: pa.Table) -> pa.Table:
+    """The columns that are read become text."""
+    for name in set(_COLUMNS) & set(table.column_names):
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+    return table
 
 
 def absolute(uri: str, folder: str) -> str:
-    """An absolute URI as it is; a relative one below `folder`, with or without the folder's own name."""
-    if uri.startswith(("/", "gs://")):
+    """Return an absolute URI as it is, a relative one below `folder`, with or without the folder's name."""
+    if storage.is_absolute(uri):
         return storage.normalize(uri)
     name = folder.rstrip("/").rsplit("/", 1)[-1]
     return storage.join(folder, uri.removeprefix(f"{name}/"))

@@ -8,13 +8,13 @@ The rate is of such uploads, per upload and not per pair, and holds for uploads 
 reaches, equal scores counting as reaching it. Where even the best score is reached too often, just above
 it.
 
-**What the sample tells.** With x of n scores at or above a threshold, the Clopper–Pearson interval holds
+**What the sample says.** With x of n scores at or above a threshold, the Clopper–Pearson interval holds
 the true rate with at least the stated confidence. That the threshold was chosen on the same scores does not
 break this: for continuous scores the true rate at the x-th best of n is Beta(x, n+1−x) distributed, and the
 interval's ends are quantiles of Beta(x, n−x+1) and Beta(x+1, n−x).
 
 **What it supports.** A target is supported when at least `EXPECTED` = 10 exceedances are expected, n·f ≥ 10.
-The 95 % interval of the true rate then ends below 1.84·f for every n: the data rule out twice the target.
+The 95% interval of the true rate then ends below 1.84·f for every n: the data rule out twice the target.
 More queries never make a supported target unsupported.
 
 **Larger corpora.** Against N references instead of the calibrated M < N the best score of an upload can
@@ -121,7 +121,7 @@ class Calibration(BaseModel):
 
     @property
     def score(self) -> Literal["score", "normalized_score"]:
-        """The column of `tables.MATCHES` that the thresholds are for."""
+        """The column of `schemas.MATCHES` that the thresholds are for."""
         return "normalized_score" if self.normalization else "score"
 
     def false_positive_rate(self, verdict: Verdict, references: int) -> float | None:
@@ -154,12 +154,12 @@ class Calibration(BaseModel):
         return max(1.0, references / self.references)
 
     def check_ids(self, ids: Mapping[str, str]) -> None:
-        """Raise CalibrationError when `ids` (some of `tables.IDS`) names another origin of the scores."""
+        """Raise CalibrationError when `ids` (of `schemas.ROW_IDS`) are not those of the calibration."""
         for name, value in ids.items():
             if getattr(self, name) != value:
                 raise CalibrationError(
-                    f"calibrated for {name} {getattr(self, name)}, these scores are of {value}: "
-                    "calibrate anew with the encoder and transform of the scan"
+                    f"calibrated for {name} {getattr(self, name)}, these scores are of {value}: calibrate "
+                    "anew with the encoder and transform of the scan"
                 )
 
     def save(self, uri: str) -> None:
@@ -184,18 +184,22 @@ def load(uri: str) -> Calibration:
     if version != VERSION:
         raise CalibrationError(f"{uri} has version {version}, this program reads {VERSION}: calibrate anew")
     try:
-        found = Calibration.model_validate(raw)
+        calibration = Calibration.model_validate(raw)
     except ValidationError as error:
         raise CalibrationError(f"{uri} is not a calibration: {error}") from error
-    if found.calibration_id != stated:
+    if calibration.calibration_id != stated:
         raise CalibrationError(f"{uri} was changed after it was made (its content is not {stated})")
-    return found
+    return calibration
 
 
 def clopper_pearson(
     exceedances: int, n: int, confidence: float = CONFIDENCE, sides: Literal[1, 2] = 2
 ) -> tuple[float, float]:
-    """Exact interval of a rate of which `exceedances` of `n` were seen (Clopper & Pearson 1934).
+    """Return the exact interval of a rate of which `exceedances` of `n` were seen (Clopper & Pearson 1934).
+
+    `scipy.stats.binomtest` finds the ends by a root search to an absolute 2e-12. That costs digits at the
+    small rates that are calibrated here (a relative 4e-6 at 3 of 10⁸), and scipy.stats is slow to import.
+    The quantiles of the beta distribution are the same interval, to all digits.
 
     Args:
         exceedances: 0 to n.
@@ -242,7 +246,7 @@ def calibrate(
         scores: float[n], the best score of each query without origin (`best_scores`).
         match, review: target rates of the two verdicts, 0 < match ≤ review < 1.
         references: size of the reference corpus that was searched.
-        ids: all of `tables.IDS` of that search.
+        ids: all of `schemas.ROW_IDS` of that search.
         normalization: of the scores; None where they are raw.
         tuned_on: share of the queries that was tuned on and is not among the scores, as it will be of
             queries that are added.
@@ -330,12 +334,12 @@ def judge(matches: pa.Table, calibration: Calibration, references: int) -> pa.Ta
     """Matches with `verdict`, `false_positive_rate` and `calibration_id` filled in.
 
     Args:
-        matches: a `tables.MATCHES` table: a whole run or some blocks of it.
+        matches: a `schemas.MATCHES` table: a whole run or some blocks of it.
         calibration: for the encoder, transform and normalization of these scores.
         references: size of the corpus that was scanned.
 
     Returns:
-        A `tables.MATCHES` table with the rows in their order. The rate is null beside `none`.
+        A `schemas.MATCHES` table with the rows in their order. The rate is null beside `none`.
 
     Raises:
         CalibrationError: the calibration is for other scores.
@@ -344,11 +348,11 @@ def judge(matches: pa.Table, calibration: Calibration, references: int) -> pa.Ta
         for value in matches[name].unique().to_pylist():
             calibration.check_ids({name: value})
     _check_normalization(matches, calibration.normalization)
-    found = verdicts(matches[calibration.score].to_numpy(), calibration)
+    given = verdicts(matches[calibration.score].to_numpy(), calibration)
     rates = {v.value: calibration.false_positive_rate(v, references) for v in Verdict}
     columns: dict[str, Any] = {
-        "verdict": pa.array(found.tolist(), pa.string()),
-        "false_positive_rate": pa.array([rates[v] for v in found.tolist()], pa.float32()),
+        "verdict": pa.array(given.tolist(), pa.string()),
+        "false_positive_rate": pa.array([rates[v] for v in given.tolist()], pa.float32()),
         "calibration_id": pa.repeat(pa.scalar(calibration.calibration_id), matches.num_rows),
     }
     return normalization.with_columns(matches, columns)

@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
 
 from id2core.errors import CalibrationError, DatasetError
-from id2core.search import shards
-from id2core.store import datasets, storage
-from id2core.store.datasets import FileRecord
-from id2core.transforms.files import BUNDLED_FOLDER
+from id2core.search import matching, shards
+from id2core.store import storage
+from id2core.store.datasets import Dataset, FileRecord
+from id2core.transforms.files import bundled_folder
 from id2core.transforms.linear import AUTO, BUNDLED, NONE
 from id2core.verdicts import calibration
 from id2core.verdicts.calibration import Calibration, Verdict
-from id2core.verdicts.normalization import normalize_matches
+from id2core.verdicts.normalization import Normalization, normalize_matches
 
 FILE: Final = "calibration.json"
 BACKGROUND: Final = "background"
@@ -27,13 +28,13 @@ _BACKGROUND_COLUMNS = ["query_uri", "rank", "score"]
 
 
 def choose(spec: str, ids: Mapping[str, str], folder: Path | None = None) -> Calibration | None:
-    """The calibration that the scores of a scan are judged by; None for no verdicts.
+    """Load the calibration that the scores of a scan are judged by; None for no verdicts.
 
     Args:
         spec: a file that `Calibration.save` wrote, `auto` for the one that is bundled with the transform in
             use (none where there is none), or `none`.
-        ids: all of `tables.IDS` of the scores.
-        folder: where the bundled one stands; by default in the package.
+        ids: all of `schemas.ROW_IDS` of the scores.
+        folder: where the bundled one is; by default in the package.
 
     Raises:
         CalibrationError: the file is missing or damaged, or is for other scores.
@@ -41,38 +42,41 @@ def choose(spec: str, ids: Mapping[str, str], folder: Path | None = None) -> Cal
     if spec == NONE:
         return None
     if spec == AUTO:
-        return _belonging_to(ids, folder or BUNDLED_FOLDER)
-    found = calibration.load(spec)
-    found.check_ids(ids)
-    return found
+        return _belonging_to(ids, folder or bundled_folder())
+    chosen = calibration.load(spec)
+    chosen.check_ids(ids)
+    return chosen
 
 
 def _belonging_to(ids: Mapping[str, str], folder: Path) -> Calibration | None:
     path = folder / FILE
-    found = calibration.load(str(path)) if path.is_file() else None
-    return found if found and all(getattr(found, name) == value for name, value in ids.items()) else None
+    bundled = calibration.load(str(path)) if path.is_file() else None
+    return (
+        bundled if bundled and all(getattr(bundled, name) == value for name, value in ids.items()) else None
+    )
 
 
 def load(spec: str | None, folder: Path | None = None) -> Calibration | None:
-    """A calibration, whatever the scores: a file, or `auto` for the one that ships; None and `none` for none.
+    """Load a calibration for any scores: a file, or `auto` for the bundled one; None and `none` for none.
 
     Raises:
         CalibrationError: the file is missing or damaged.
     """
     if spec in (None, NONE):
         return None
-    return calibration.load(str((folder or BUNDLED_FOLDER) / FILE) if spec == AUTO else str(spec))
+    return calibration.load(str((folder or bundled_folder()) / FILE) if spec == AUTO else str(spec))
 
 
-def bundled_background(chosen: Calibration | None, folder: Path | None = None) -> str | None:
-    """The background that ships with a calibration; None where it has none or is not bundled."""
-    uri = str((folder or BUNDLED_FOLDER) / BACKGROUND)
-    commit = datasets.read_commit(uri)
-    needed = chosen.normalization.background_id if chosen and chosen.normalization else None
-    return uri if commit and needed == shards.index_id(commit) else None
+def bundled_background(chosen: Calibration | None, folder: Path | None = None) -> Dataset | None:
+    """Open the background that ships with a calibration; None where it has none or is not bundled."""
+    if chosen is None or chosen.normalization is None:
+        return None
+    bundled = Dataset.find(str((folder or bundled_folder()) / BACKGROUND))
+    needed = chosen.normalization.background_id
+    return bundled if bundled and needed == shards.index_id(bundled) else None
 
 
-def check_background(chosen: Calibration | None, background: str | None) -> None:
+def check_background(chosen: Calibration | None, background: str | Dataset | None) -> None:
     """Raise CalibrationError when a background is missing, or given though nothing would use it.
 
     Args:
@@ -82,8 +86,8 @@ def check_background(chosen: Calibration | None, background: str | None) -> None
     needed = chosen is not None and chosen.normalization is not None
     if needed and not background:
         raise CalibrationError(
-            "this calibration is for scores normalized by a background corpus: give it with --background, or "
-            "use --calibration none for raw scores without verdicts"
+            "this calibration is for scores normalized by a background corpus: give it with --background, "
+            "or use --calibration none for raw scores without verdicts"
         )
     if background and not needed:
         raise CalibrationError(
@@ -93,34 +97,34 @@ def check_background(chosen: Calibration | None, background: str | None) -> None
         )
 
 
-def check_corpus(chosen: Calibration, background: str) -> None:
+def check_background_id(chosen: Calibration, background: Dataset) -> None:
     """Raise CalibrationError when a data set is not the background that was calibrated with.
 
     Args:
         chosen: with a normalization.
-        background: URI of a committed embeddings data set.
+        background: embeddings.
     """
-    found = shards.index_id(datasets.require_commit(background))
-    if chosen.normalization and chosen.normalization.background_id != found:
+    index_id = shards.index_id(background)
+    if chosen.normalization and chosen.normalization.background_id != index_id:
         raise CalibrationError(
-            f"calibrated with the background {chosen.normalization.background_id}, {background} is {found}: "
-            "give the data set that the calibration was made with, or calibrate anew"
+            f"calibrated with the background {chosen.normalization.background_id}, {background.uri} is "
+            f"{index_id}: give the data set that the calibration was made with, or calibrate anew"
         )
 
 
-def check_disjoint(background: str, references: str) -> None:
-    """Raise CalibrationError when a picture stands in both of two embeddings data sets.
+def check_disjoint(background: Dataset, references: Dataset) -> None:
+    """Raise CalibrationError when a picture is in both of two embeddings data sets.
 
     An upload of it would find itself in the background, and its match would be normalized away.
     """
-    strangers = pa.concat_tables(datasets.iterate(background, ["image_id"]))["image_id"]
+    background_ids = pa.concat_tables(background.tables(["image_id"]))["image_id"]
     shared = 0
-    for table in datasets.iterate(references, ["image_id"]):
-        shared += pc.sum(pc.is_in(table["image_id"], value_set=strangers)).as_py() or 0
+    for table in references.tables(["image_id"]):
+        shared += pc.sum(pc.is_in(table["image_id"], value_set=background_ids)).as_py() or 0
     if shared:
         raise CalibrationError(
-            f"{shared} references stand in the background {background}, which must hold none of them: "
-            "use another background and calibrate anew, or take them out of the references"
+            f"{shared} references are in the background {background.uri}, which must hold none of them: use "
+            "another background and calibrate anew, or take them out of the references"
         )
 
 
@@ -136,20 +140,24 @@ class Judge:
     """
 
     calibration: Calibration
-    background: str | None = None
+    background: Dataset | None = None
     background_run: str | None = None
 
     @property
     def identity(self) -> list[str | None]:
-        """What a run that is judged so depends on."""
-        return [self.calibration.calibration_id, self.background_run]
+        """What the run_id of a search depends on beside its data: the calibration and the background."""
+        runs = self.background.runs if self.background else {}
+        searched = self.background_run
+        if self.background and searched in runs:
+            searched = self.background.commit.plan_of(searched)
+        return [self.calibration.calibration_id, searched]
 
     def check_ids(self, ids: Mapping[str, str]) -> None:
         """Raise CalibrationError when the calibration is for scores of other ids."""
         self.calibration.check_ids(ids)
 
     def judge(self, matches: pa.Table, block: str, references: int) -> pa.Table:
-        """A `tables.MATCHES` table with its verdicts, rows in their order.
+        """Return matches with their verdicts, rows in their order.
 
         Args:
             matches: every match of one block of queries.
@@ -171,54 +179,86 @@ class Judge:
     def _background_of(self, block: str) -> pa.Table:
         record = self._files.get(block)
         if record is None or self.background is None:
-            raise DatasetError(f"{self.background} has no background of block {block}: search it again")
-        return datasets.read_file(self.background, record, _BACKGROUND_COLUMNS)
+            uri = self.background.uri if self.background else "no background"
+            raise DatasetError(f"{uri} has no background of block {block}: search it again")
+        return self.background.read_file(record, _BACKGROUND_COLUMNS)
 
     @cached_property
     def _files(self) -> dict[str, FileRecord]:
         """Block → its file of background matches: a run's files are named after its blocks."""
-        if self.background is None:
+        if self.background is None or self.background_run is None:
             return {}
-        prefix = f"/{self.background_run}-"
-        files = datasets.require_commit(self.background).files
-        return {f.key.partition(prefix)[2]: f for f in files if prefix in f.name}
+        return matching.block_files(self.background, self.background_run)
+
+
+class StatedRate(BaseModel):
+    """A verdict's threshold, its rate against this corpus, and the interval of the true rate."""
+
+    model_config = ConfigDict(frozen=True)
+
+    threshold: float
+    false_positive_rate: float | None
+    low: float | None
+    high: float | None
+
+
+class CalibrationFacts(BaseModel):
+    """What the verdicts of a scan hold for.
+
+    Attributes:
+        calibration_id: names the calibration.
+        origin: `bundled`, or its file; `from` in JSON.
+        references, queries: sizes it was calibrated on.
+        confidence: of its intervals.
+        score: the column that was judged.
+        normalization: of scores, where there is one.
+        background: URI of the background's embeddings, where there is one.
+        verdicts: `match` and `review` → the rates that are stated.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    calibration_id: str
+    origin: str = Field(alias="from")
+    references: int
+    queries: int
+    confidence: float
+    score: str
+    normalization: Normalization | None
+    background: str | None
+    verdicts: dict[str, StatedRate]
 
 
 def facts(
     chosen: Calibration | None, spec: str, references: int, background: str | None = None
-) -> dict[str, Any] | None:
-    """What the verdicts of a scan hold for, JSON-able; None where it has none.
+) -> CalibrationFacts | None:
+    """Return what the verdicts of a scan hold for; None where it has none.
 
     Args:
         chosen, spec: the calibration and how it was asked for.
         references: size of the corpus that was searched.
         background: URI of the background's embeddings.
-
-    Returns:
-        `calibration_id`, `from`, the sizes it was calibrated on, and per verdict its `threshold`, the stated
-        `false_positive_rate` against `references` pictures, and `low` and `high`, the interval of the true
-        one.
     """
     if chosen is None:
         return None
-    return {
-        "calibration_id": chosen.calibration_id,
-        "from": BUNDLED if spec == AUTO else storage.normalize(spec),
-        "references": chosen.references,
-        "queries": chosen.queries,
-        "confidence": chosen.confidence,
-        "score": chosen.score,
-        "normalization": chosen.normalization.model_dump() if chosen.normalization else None,
-        "background": background,
-        "verdicts": {v.value: _rate(chosen, v, references) for v in (Verdict.MATCH, Verdict.REVIEW)},
-    }
+    return CalibrationFacts(
+        calibration_id=chosen.calibration_id,
+        origin=BUNDLED if spec == AUTO else storage.normalize(spec),
+        references=chosen.references,
+        queries=chosen.queries,
+        confidence=chosen.confidence,
+        score=chosen.score,
+        normalization=chosen.normalization,
+        background=background,
+        verdicts={v.value: _rate(chosen, v, references) for v in (Verdict.MATCH, Verdict.REVIEW)},
+    )
 
 
-def _rate(chosen: Calibration, verdict: Verdict, references: int) -> dict[str, float | None]:
+def _rate(chosen: Calibration, verdict: Verdict, references: int) -> StatedRate:
     threshold = chosen.match if verdict is Verdict.MATCH else chosen.review
     rate: float | None = None
     ends: tuple[float | None, float | None] = (None, None)
     if references:
         rate = chosen.false_positive_rate(verdict, references)
         ends = chosen.interval(verdict, references) or ends
-    return {"threshold": threshold.score, "false_positive_rate": rate, "low": ends[0], "high": ends[1]}
+    return StatedRate(threshold=threshold.score, false_positive_rate=rate, low=ends[0], high=ends[1])

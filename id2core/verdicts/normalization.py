@@ -1,4 +1,4 @@
-"""Background normalization: how much better is a match than what the query finds among strangers?
+"""Background normalization: how much better is a match than the query's matches in a background?
 
 Some pictures (plain, blurred, a grid of faces) lie near everything. Their scores are high against any
 corpus, so one threshold for all queries lets them through. A background corpus, disjoint from the
@@ -65,7 +65,7 @@ class Tuning:
 
 
 def background_means(scores: NDArray[np.floating], k: int) -> NDArray[np.float64]:
-    """Mean of the k best background scores of each query.
+    """Return the mean of the k best background scores of each query.
 
     Args:
         scores: float[Q,K] in any order along K.
@@ -77,24 +77,24 @@ def background_means(scores: NDArray[np.floating], k: int) -> NDArray[np.float64
     Raises:
         NormalizationError: there are fewer than k scores per query.
     """
-    found = scores.shape[1]
-    if not 1 <= k <= found:
+    depth = scores.shape[1]
+    if not 1 <= k <= depth:
         raise NormalizationError(
-            f"{found} background scores per query, k is {k}: search the background deeper"
+            f"{depth} background scores per query, k is {k}: search the background deeper"
         )
-    best = np.partition(scores.astype(np.float64), found - k, axis=1)[:, found - k :]
+    best = np.partition(scores.astype(np.float64), depth - k, axis=1)[:, depth - k :]
     return np.asarray(best.mean(axis=1))
 
 
 def normalize(
     scores: NDArray[np.floating], background: NDArray[np.floating], factor: float
 ) -> NDArray[np.float64]:
-    """Scores less `factor` times the background of their query, in float64; arrays of one shape."""
+    """Return scores less `factor` times the background of their query, in float64; arrays of one shape."""
     return np.asarray(scores.astype(np.float64) - factor * background.astype(np.float64))
 
 
 def background_scores(background: pa.Table, queries: Sequence[str], k: int) -> NDArray[np.float64]:
-    """The k best background scores of some queries, as a matrix.
+    """Return the k best background scores of queries, as a matrix.
 
     Args:
         background: matches of the queries in the background corpus: query_uri, rank, score.
@@ -112,28 +112,28 @@ def background_scores(background: pa.Table, queries: Sequence[str], k: int) -> N
     known = number.is_valid()
     rows = number.filter(known).to_numpy()
     ranks = kept["rank"].filter(known).to_numpy() - 1
-    found = np.full((len(queries), k), np.nan)
-    found[rows, ranks] = kept["score"].filter(known).to_numpy()
-    complete = np.isfinite(found).all(axis=1)
-    partial = int((np.isfinite(found).any(axis=1) & ~complete).sum())
+    best = np.full((len(queries), k), np.nan)
+    best[rows, ranks] = kept["score"].filter(known).to_numpy()
+    complete = np.isfinite(best).all(axis=1)
+    partial = int((np.isfinite(best).any(axis=1) & ~complete).sum())
     if partial:
         raise NormalizationError(
-            f"{partial} queries have fewer than {k} background scores: search the background with "
-            f"top_k ≥ {k}, in a corpus of at least {k} pictures"
+            f"{partial} queries have fewer than {k} background scores: search the background with top_k ≥ "
+            f"{k}, in a corpus of at least {k} pictures"
         )
-    return found
+    return best
 
 
 def normalize_matches(matches: pa.Table, background: pa.Table, normalization: Normalization) -> pa.Table:
-    """Matches with `background` and `normalized_score` filled in; `score` stays.
+    """Fill in `background` and `normalized_score` of matches; `score` stays.
 
     Args:
-        matches: a `tables.MATCHES` table: a whole run or some blocks of queries.
+        matches: a `schemas.MATCHES` table: a whole run or some blocks of queries.
         background: matches of (at least) the same queries in the background corpus.
         normalization: factor and k.
 
     Returns:
-        A `tables.MATCHES` table with the rows in their order.
+        A `schemas.MATCHES` table with the rows in their order.
 
     Raises:
         NormalizationError: a query was not searched in the background, or not deep enough.
@@ -151,7 +151,7 @@ def normalize_matches(matches: pa.Table, background: pa.Table, normalization: No
 
 
 def with_columns(matches: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
-    """A `tables.MATCHES` table with some columns replaced."""
+    """Return a `schemas.MATCHES` table with some columns replaced."""
     whole = [columns.get(name, matches[name]) for name in schemas.MATCHES.names]
     return pa.Table.from_arrays(whole, schema=schemas.MATCHES)
 
@@ -184,10 +184,20 @@ def tune(
     best = background_scores(background, answers.queries, max(ks))
     if np.isnan(best[p.query]).any():
         raise NormalizationError("some queries have no background score: search the background for all")
-    grid = micro_aps(p, best, factors, ks)
-    factor, k = max(grid, key=grid.__getitem__)
+    (factor, k), grid = choose_parameters(p, best, factors, ks)
     chosen = Normalization(factor=factor, k=k, background_id=background_id) if factor else None
     return Tuning(chosen, grid[factor, k], grid[RAW], grid)
+
+
+def choose_parameters(
+    p: Predictions,
+    background: NDArray[np.floating],
+    factors: Sequence[float] = FACTORS,
+    ks: Sequence[int] = KS,
+) -> tuple[tuple[float, int], dict[tuple[float, int], float]]:
+    """Return the factor and k of the best µAP, and the grid; arguments and errors as of `micro_aps`."""
+    grid = micro_aps(p, background, factors, ks)
+    return max(grid, key=grid.__getitem__), grid
 
 
 def micro_aps(
@@ -196,7 +206,7 @@ def micro_aps(
     factors: Sequence[float] = FACTORS,
     ks: Sequence[int] = KS,
 ) -> dict[tuple[float, int], float]:
-    """µAP of raw scores and of every normalization, simplest first, so that `max` returns that of equals.
+    """Compute µAP of raw scores and of every normalization, simplest first: `max` returns the simplest.
 
     Args:
         p: raw scores of Q queries.
@@ -210,11 +220,11 @@ def micro_aps(
         NormalizationError: there are fewer than max(ks) scores per query.
     """
     means = {k: background_means(background, k) for k in sorted(ks)}
-    found = {RAW: _micro_ap(p, p.score)}
+    grid = {RAW: _micro_ap(p, p.score)}
     for factor in sorted(factors):
         for k, mean in means.items():
-            found[factor, k] = _micro_ap(p, normalize(p.score, mean[p.query], factor))
-    return found
+            grid[factor, k] = _micro_ap(p, normalize(p.score, mean[p.query], factor))
+    return grid
 
 
 def _micro_ap(p: Predictions, scores: NDArray[np.floating]) -> float:

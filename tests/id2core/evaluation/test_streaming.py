@@ -55,13 +55,13 @@ def test_file_by_file_is_the_same_as_at_once() -> None:
 def test_groups_are_measured_by_themselves() -> None:
     table, truth = matches()
     groups = {query: "even" if i % 2 else "odd" for i, query in enumerate(truth) if query != "missing"}
-    groups |= {"unread": "strangers", "never scanned": "nowhere"}
+    groups |= {"unread": "unknown", "never scanned": "nowhere"}
     found = streaming.by_group(streaming.read([table], truth, {}), groups)
-    assert found.keys() == {"even", "odd", "strangers"}
-    assert found["strangers"] == {"accuracy": None, "mean_ap": None, "of": 0, "uploads": 1}
+    assert found.keys() == {"even", "odd", "unknown"}
+    assert found["unknown"] == streaming.GroupMeasures(accuracy=None, mean_ap=None, of=0, uploads=1)
     for name in ("even", "odd"):
         part = {query: origin for query, origin in truth.items() if groups.get(query) == name}
         alone = metrics.evaluate(table, part, resamples=0)
-        assert (found[name]["of"], found[name]["uploads"]) == (alone.counts.with_origin, len(part))
-        assert found[name]["accuracy"] == pytest.approx(alone.accuracy.value)
-        assert found[name]["mean_ap"] == pytest.approx(alone.mean_ap.value)
+        assert (found[name].of, found[name].uploads) == (alone.counts.with_origin, len(part))
+        assert found[name].accuracy == pytest.approx(alone.accuracy.value)
+        assert found[name].mean_ap == pytest.approx(alone.mean_ap.value)

@@ -9,7 +9,6 @@ import pytest
 
 from id2core.errors import CalibrationError
 from id2core.search import shards
-from id2core.store import datasets
 from id2core.verdicts import calibration, judging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import Normalization
@@ -50,31 +49,30 @@ def test_a_background_is_wanted_exactly_where_it_is_used(tmp_path: Path) -> None
 
 
 def test_only_the_background_of_the_calibration_will_do(tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "b", unit(20, 4, 0), 2, "b")
-    write_embeddings(tmp_path / "other", unit(21, 4, 0), 2, "o")
-    chosen = calibrated(shards.index_id(datasets.require_commit(str(tmp_path / "b"))))
-    judging.check_corpus(chosen, str(tmp_path / "b"))
+    background = write_embeddings(tmp_path / "b", unit(20, 4, 0), 2, "b")
+    other = write_embeddings(tmp_path / "other", unit(21, 4, 0), 2, "o")
+    chosen = calibrated(shards.index_id(background))
+    judging.check_background_id(chosen, background)
     with pytest.raises(CalibrationError, match="give the data set that the calibration was made with"):
-        judging.check_corpus(chosen, str(tmp_path / "other"))
+        judging.check_background_id(chosen, other)
 
 
 def test_a_reference_in_the_background_is_refused(tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "b", unit(5, 4, 0), 2, "b")
-    write_embeddings(tmp_path / "r", unit(9, 4, 1), 3, "r")
-    judging.check_disjoint(str(tmp_path / "b"), str(tmp_path / "r"))
-    write_embeddings(tmp_path / "more", unit(7, 4, 1), 3, "b")
-    with pytest.raises(CalibrationError, match="5 references stand in the background"):
-        judging.check_disjoint(str(tmp_path / "b"), str(tmp_path / "more"))
+    background = write_embeddings(tmp_path / "b", unit(5, 4, 0), 2, "b")
+    judging.check_disjoint(background, write_embeddings(tmp_path / "r", unit(9, 4, 1), 3, "r"))
+    more = write_embeddings(tmp_path / "more", unit(7, 4, 1), 3, "b")
+    with pytest.raises(CalibrationError, match="5 references are in the background"):
+        judging.check_disjoint(background, more)
 
 
 def test_the_facts_say_what_the_verdicts_hold_for() -> None:
     chosen = calibrated("flat-b")
     found = judging.facts(chosen, "/c.json", 200, "/b")
-    assert found is not None and found["calibration_id"] == chosen.calibration_id
-    assert (found["from"], found["score"], found["background"]) == ("/c.json", "normalized_score", "/b")
-    match = found["verdicts"]["match"]
-    assert match["threshold"] == chosen.match.score and match["false_positive_rate"] == 0.02
-    assert (match["low"], match["high"]) == (chosen.match.low, 2 * chosen.match.high)
+    assert found is not None and found.calibration_id == chosen.calibration_id
+    assert (found.origin, found.score, found.background) == ("/c.json", "normalized_score", "/b")
+    match = found.verdicts["match"]
+    assert match.threshold == chosen.match.score and match.false_positive_rate == 0.02
+    assert (match.low, match.high) == (chosen.match.low, 2 * chosen.match.high)
     nothing = judging.facts(chosen, "auto", 0)
-    assert nothing is not None and nothing["verdicts"]["review"]["false_positive_rate"] is None
+    assert nothing is not None and nothing.verdicts["review"].false_positive_rate is None
     assert judging.facts(None, "auto", 200) is None
