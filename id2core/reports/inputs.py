@@ -10,40 +10,79 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from id2core.search import matching
-from id2core.store import datasets
+from id2core.reports.facts import Places, ScanFacts
+from id2core.store.datasets import Dataset
 
 EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Where the data of a scan are.
+    """The data of a scan.
 
     Attributes:
-        matches: URI of the matches data set.
+        matches: the matches data set.
         search_run: run_id of the search whose matches are reported.
-        reference_embeddings, query_embeddings: URIs of the two embeddings data sets.
-        reference_rejects, query_rejects: URIs of rejects data sets, where there are any.
-        run: JSON-able facts of the scan: `run_id`, `config`, `seconds` (stage → s), `versions`, `transform`
-            (`id` and where it is `from`), `calibration` (`verdicts.facts`).
+        reference_embeddings, query_embeddings: the two embeddings data sets.
+        reference_rejects, query_rejects: rejects data sets, where there are any.
+        run: facts of the scan.
         truth: absolute query URI → URI of its origin, or None where it has none.
         groups: absolute query URI → the group that it is also counted in.
     """
 
-    matches: str
+    matches: Dataset
     search_run: str
-    reference_embeddings: str
-    query_embeddings: str
-    reference_rejects: str | None
-    query_rejects: str | None
-    run: dict[str, Any]
+    reference_embeddings: Dataset
+    query_embeddings: Dataset
+    reference_rejects: Dataset | None
+    query_rejects: Dataset | None
+    run: ScanFacts
     truth: dict[str, str | None] | None = None
     groups: dict[str, str] | None = None
 
+    @staticmethod
+    def open(
+        places: Places,
+        run: ScanFacts,
+        truth: dict[str, str | None] | None = None,
+        groups: dict[str, str] | None = None,
+    ) -> ReportInputs:
+        """Open the data sets of a finished scan.
+
+        Args:
+            places: what `places` returned.
+            run, truth, groups: as the attributes.
+
+        Raises:
+            DatasetError: one of them is not there.
+        """
+        return ReportInputs(
+            matches=Dataset.open(places.matches),
+            search_run=places.search_run,
+            reference_embeddings=Dataset.open(places.reference_embeddings),
+            query_embeddings=Dataset.open(places.query_embeddings),
+            reference_rejects=Dataset.open(places.reference_rejects) if places.reference_rejects else None,
+            query_rejects=Dataset.open(places.query_rejects) if places.query_rejects else None,
+            run=run,
+            truth=truth,
+            groups=groups,
+        )
+
     @property
-    def rejects(self) -> dict[str, str | None]:
-        """Side → URI of its rejects."""
+    def places(self) -> Places:
+        """Where the data sets are; `open` is the inverse."""
+        return Places(
+            matches=self.matches.uri,
+            search_run=self.search_run,
+            reference_embeddings=self.reference_embeddings.uri,
+            query_embeddings=self.query_embeddings.uri,
+            reference_rejects=self.reference_rejects.uri if self.reference_rejects else None,
+            query_rejects=self.query_rejects.uri if self.query_rejects else None,
+        )
+
+    @property
+    def rejects(self) -> dict[str, Dataset | None]:
+        """Side → its rejects."""
         return {"reference": self.reference_rejects, "queries": self.query_rejects}
 
     @property
@@ -53,8 +92,8 @@ class ReportInputs:
 
 
 def match_tables(inputs: ReportInputs, columns: list[str]) -> Iterator[pa.Table]:
-    """The match files of the reported run. A query's ranks all stand in one file."""
-    return datasets.iterate(inputs.matches, columns, matching.commit_of(inputs.matches, inputs.search_run))
+    """Read the match files of the reported run; all ranks of a query are in one of them."""
+    return inputs.matches.of_run(inputs.search_run).tables(columns)
 
 
 def among(column: pa.ChunkedArray, wanted: Iterable[str]) -> pa.ChunkedArray:
@@ -62,17 +101,17 @@ def among(column: pa.ChunkedArray, wanted: Iterable[str]) -> pa.ChunkedArray:
     return pc.is_in(column, value_set=pa.array(list(wanted), pa.string()))
 
 
-def rows_of(uri: str, wanted: set[str], columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of an embeddings or rejects data set whose `uri` is wanted."""
-    for table in datasets.iterate(uri, columns) if wanted else ():
+def rows_of(dataset: Dataset, wanted: set[str], columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Read the rows of an embeddings or rejects data set whose `uri` is wanted."""
+    for table in dataset.tables(columns) if wanted else ():
         yield from table.filter(among(table["uri"], wanted)).select(columns).to_pylist()
 
 
-def read_rejects(uri: str | None) -> tuple[Counter[str], dict[str, list[dict[str, str]]]]:
-    """Of a rejects data set: reason → count, and reason → its first few rows."""
+def read_rejects(rejects: Dataset | None) -> tuple[Counter[str], dict[str, list[dict[str, str]]]]:
+    """Count rejects by reason, and keep the first few rows of each."""
     counts: Counter[str] = Counter()
     examples: dict[str, list[dict[str, str]]] = {}
-    for table in datasets.iterate(uri, ["uri", "reason", "detail"]) if uri else ():
+    for table in rejects.tables(["uri", "reason", "detail"]) if rejects else ():
         counts.update(table["reason"].to_pylist())
         for reason in table["reason"].unique().to_pylist():
             some = examples.setdefault(reason, [])

@@ -16,29 +16,40 @@ import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
+from pydantic import ValidationError
 
 from id2core.encoders import images
 from id2core.encoders.images import Limits
+from id2core.reports.facts import ScanSummary
 from id2core.reports.inputs import ReportInputs, among, match_tables, read_rejects, rows_of
 from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
 
 GONE, CHANGED = "picture no longer available", "picture changed since the scan"
 HTML, SUMMARY = "report.html", "summary.json"
 SHOWN_RANKS, READ_THREADS = 3, 8
-SIDES: Final = {"large": 256, "small": 112}  # longest side of a thumbnail, in pixels
+THUMBNAIL_PIXELS: Final = {"large": 256, "small": 112}  # longest side of a thumbnail, in pixels
 
 
-def save_report(inputs: ReportInputs, summary: dict[str, Any], out: str, max_pairs: int = 200) -> None:
+def save_report(inputs: ReportInputs, summary: ScanSummary, out: str, max_pairs: int = 200) -> None:
     """Write `report.html` and then, as the sign that all is there, `summary.json` below `out`."""
     page = render(inputs, summary, max_pairs)
     storage.write_bytes(storage.join(out, HTML), page.encode())
-    storage.write_bytes(storage.join(out, SUMMARY), json.dumps(summary, indent=1).encode())
+    storage.write_bytes(storage.join(out, SUMMARY), summary.model_dump_json(by_alias=True, indent=1).encode())
 
 
-def render(inputs: ReportInputs, summary: dict[str, Any], max_pairs: int = 200) -> str:
-    """The page: self-contained HTML without scripts, the `max_pairs` best matches with their pictures."""
+def read_summary(out: str) -> ScanSummary | None:
+    """Read the summary of a finished scan; None where there is none, or one that an older program wrote."""
+    try:
+        return ScanSummary.model_validate_json(storage.read_bytes(storage.join(out, SUMMARY)))
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def render(inputs: ReportInputs, summary: ScanSummary, max_pairs: int = 200) -> str:
+    """Render the page: self-contained HTML without scripts, with the `max_pairs` best matches."""
     environment = Environment(
         loader=PackageLoader("id2core"),
         autoescape=True,
@@ -51,13 +62,13 @@ def render(inputs: ReportInputs, summary: dict[str, Any], max_pairs: int = 200) 
     return environment.get_template(f"{HTML}.j2").render(
         summary=summary,
         pairs=_pairs(inputs, max_pairs),
-        examples={side: read_rejects(uri)[1] for side, uri in inputs.rejects.items()},
-        made_with=_flat(summary["config"]),
+        examples={side: read_rejects(rejects)[1] for side, rejects in inputs.rejects.items()},
+        made_with=_flat(summary.config.model_dump()),
     )
 
 
 def _visible(value: Any) -> Any:
-    """Text with control and direction-changing characters spelt out: a name must not disguise itself."""
+    """Text with control and direction-changing characters spelled out: a name must not disguise itself."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
@@ -107,14 +118,14 @@ def _against_truth(origin: str | None, best: dict[str, Any], references: dict[st
 def _best_matches(inputs: ReportInputs, count: int) -> list[dict[str, Any]]:
     """Rows up to rank SHOWN_RANKS of the `count` queries with the best scores, in that order.
 
-    The normalised score decides where there is one: verdicts are drawn from it.
+    The normalized score decides where there is one: verdicts are drawn from it.
     """
     columns = ["query_uri", "reference_id", "reference_uri", "rank"]
     columns += ["score", "normalized_score", "verdict", "false_positive_rate"]
     kept = schemas.MATCHES.empty_table().select(columns)
     for table in match_tables(inputs, columns):
-        some = table.filter(pc.less_equal(table["rank"], SHOWN_RANKS))
-        kept = pa.concat_tables([kept, some.select(columns)])
+        first = table.filter(pc.less_equal(table["rank"], SHOWN_RANKS))
+        kept = pa.concat_tables([kept, first.select(columns)])
         kept = kept.filter(among(kept["query_uri"], _best_queries(kept, count)))
     place = {query: i for i, query in enumerate(_best_queries(kept, count))}
     return sorted(kept.to_pylist(), key=lambda row: (place[row["query_uri"]], row["rank"]))
@@ -127,10 +138,10 @@ def _best_queries(rows: pa.Table, count: int) -> list[str]:
     return list(ordered["query_uri"].slice(0, count).to_pylist())
 
 
-def _listed(uri: str, wanted: set[str]) -> dict[str, dict[str, Any]]:
+def _listed(embeddings: Dataset, wanted: set[str]) -> dict[str, dict[str, Any]]:
     """URI → what is needed to show the object."""
     columns = ["image_id", "uri", "generation", "bytes", "width", "height"]
-    return {row["uri"]: row for row in rows_of(uri, wanted, columns)}
+    return {row["uri"]: row for row in rows_of(embeddings, wanted, columns)}
 
 
 def _thumbnail(row: dict[str, Any] | None) -> dict[str, str]:
@@ -141,11 +152,17 @@ def _thumbnail(row: dict[str, Any] | None) -> dict[str, str]:
     if row is None:
         return {"missing": GONE}
     data = storage.read_object(Object(row["uri"], row["generation"], row["bytes"]), row["bytes"])
-    found = data if isinstance(data, Reject) else images.decode(data, SIDES["large"], Limits(len(data)))
-    if isinstance(found, Reject):
-        return {"missing": CHANGED if found.reason is Reason.CHANGED else GONE}
-    square = Image.fromarray(found.pixels)
-    return {name: _data_uri(square, row["width"], row["height"], side) for name, side in SIDES.items()}
+    decoded = (
+        data
+        if isinstance(data, Reject)
+        else images.decode(data, THUMBNAIL_PIXELS["large"], Limits(len(data)))
+    )
+    if isinstance(decoded, Reject):
+        return {"missing": CHANGED if decoded.reason is Reason.CHANGED else GONE}
+    square = Image.fromarray(decoded.pixels)
+    return {
+        name: _data_uri(square, row["width"], row["height"], side) for name, side in THUMBNAIL_PIXELS.items()
+    }
 
 
 def _data_uri(square: Image.Image, width: int, height: int, side: int) -> str:

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.evaluation import metrics, streaming
+from id2core.reports.facts import GroupFacts, Histogram, Quantiles, ScanCounts, ScanSummary
 from id2core.reports.inputs import ReportInputs, among, match_tables, read_rejects, rows_of
-from id2core.store import datasets, schemas
+from id2core.store import schemas
 from id2core.verdicts.calibration import Verdict
 
 BIN_WIDTHS, MAX_BINS = (0.002, 0.005, 0.01, 0.02, 0.05), 40
@@ -20,53 +21,40 @@ BIN_WIDTHS, MAX_BINS = (0.002, 0.005, 0.01, 0.02, 0.05), 40
 SERIES = ("origin", "no_origin", "unknown")
 
 
-def summarize(inputs: ReportInputs) -> dict[str, Any]:
-    """The facts of a scan, JSON-able.
-
-    Scores (normalized ones where there are some, as `scores_are` says) and verdicts are summed up over each
-    query's best reference (rank 1). With a truth, `accuracy` is the share of the `accuracy_of` scanned
-    queries with an origin whose best reference is that origin, `measures` has it and the others with their
-    intervals (`metrics.Evaluation`), `groups` those of each group, `verdicts_of` the verdicts of queries with
-    and without origin; `truth_not_scanned` counts the queries of the truth that this scan never saw.
+def summarize(inputs: ReportInputs) -> ScanSummary:
+    """Return the facts of a scan; with a truth, its measures too.
 
     Raises:
         DatasetError: a data set is incomplete or damaged.
     """
-    reference = datasets.require_commit(inputs.reference_embeddings)
-    query = datasets.require_commit(inputs.query_embeddings)
-    rejects = {side: dict(read_rejects(uri)[0].most_common()) for side, uri in inputs.rejects.items()}
-    firsts = _Firsts(inputs)
-    summary: dict[str, Any] = {
-        "run_id": inputs.run.get("run_id", ""),
-        "scanned_at": firsts.scanned_at or datasets.require_commit(inputs.matches).committed_at,
-        "counts": {
-            "references": reference.rows,
-            "queries": query.rows,
-            "reference_rejects": sum(rejects["reference"].values()),
-            "query_rejects": sum(rejects["queries"].values()),
-            "queries_with_match": len(firsts.scores),
-            "matches": firsts.rows,
-        },
-        "rejects": rejects,
-        "verdicts": firsts.verdicts_of(*SERIES),
-        "scores_are": firsts.column,
-        **{key: reference.ids.get(key) for key in schemas.IDS},
-        "index_id": firsts.index_id,
-        "top_k": inputs.run.get("config", {}).get("top_k", firsts.last_rank),
-        "score_quantiles": _quantiles(firsts.scores),
-        "histogram": _histogram(firsts, ("all",) if inputs.truth is None else SERIES),
-        **{key: inputs.run.get(key, {}) for key in ("versions", "seconds", "config")},
-        **{key: inputs.run.get(key) for key in ("transform", "calibration")},
-        "inputs": {k: v for k, v in vars(inputs).items() if k not in ("run", "truth", "groups")},
-    }
-    if inputs.truth is not None:
-        summary |= {f"{name}_scores": _quantiles(firsts.of(name)) for name in SERIES[:2]}
-        summary |= {"verdicts_of": {name: firsts.verdicts_of(name) for name in SERIES[:2]}}
-        summary |= _measures(inputs, firsts)
-    return summary
+    reference, query = inputs.reference_embeddings, inputs.query_embeddings
+    rejects = {side: dict(read_rejects(r)[0].most_common()) for side, r in inputs.rejects.items()}
+    best = _Rank1Stats(inputs)
+    return ScanSummary(
+        **dict(inputs.run),
+        scanned_at=best.scanned_at or inputs.matches.commit.committed_at,
+        counts=ScanCounts(
+            references=reference.rows,
+            queries=query.rows,
+            reference_rejects=sum(rejects["reference"].values()),
+            query_rejects=sum(rejects["queries"].values()),
+            queries_with_match=len(best.scores),
+            matches=best.rows,
+        ),
+        rejects=rejects,
+        verdicts=best.verdicts_of(*SERIES),
+        scores_are=best.column,
+        **{key: reference.ids.get(key) for key in schemas.ROW_IDS},
+        index_id=best.index_id,
+        top_k=inputs.run.config.top_k,
+        score_quantiles=_quantiles(best.scores),
+        histogram=_histogram(best, ("all",) if inputs.truth is None else SERIES),
+        inputs=inputs.places,
+        **(_measures(inputs, best) if inputs.truth is not None else {}),
+    )
 
 
-class _Firsts:
+class _Rank1Stats:
     """What one pass over the matches leaves: each query's best score, and facts of the run.
 
     Attributes:
@@ -119,10 +107,11 @@ class _Firsts:
         return self.scores if name == "all" else self.scores[self.series == SERIES.index(name)]
 
 
-def _measures(inputs: ReportInputs, firsts: _Firsts) -> dict[str, Any]:
+def _measures(inputs: ReportInputs, best: _Rank1Stats) -> dict[str, Any]:
+    """The fields of the summary that a truth adds."""
     seen: set[str] = set()
-    for uri in filter(None, (inputs.query_embeddings, inputs.query_rejects)):
-        seen |= {row["uri"] for row in rows_of(uri, set(inputs.truth or {}), ["uri"])}
+    for dataset in filter(None, (inputs.query_embeddings, inputs.query_rejects)):
+        seen |= {row["uri"] for row in rows_of(dataset, set(inputs.truth or {}), ["uri"])}
     # A rejected query is not left out: an origin that an unreadable upload hides was not found, and a
     # system that rejects what it finds hard must not score better for it.
     asked = {query: origin for query, origin in (inputs.truth or {}).items() if query in seen}
@@ -130,35 +119,39 @@ def _measures(inputs: ReportInputs, firsts: _Firsts) -> dict[str, Any]:
     # By content and not by URI: the same picture may stand at several URIs, and any of them is right.
     ids = {row["uri"]: row["image_id"] for row in rows}
     answers = streaming.read(match_tables(inputs, streaming.COLUMNS), asked, ids)
-    found = metrics.measure(answers)
+    measures = metrics.measure(answers)
     groups = streaming.by_group(answers, inputs.groups or {})
-    verdicts = {name: {"verdicts": firsts.verdicts_of(f"group:{name}")} for name in groups}
     return {
-        "accuracy": found.accuracy.value,
-        "accuracy_of": found.counts.with_origin,
-        "measures": found.to_dict(),
-        "groups": {name: group | verdicts[name] for name, group in groups.items()},
+        "accuracy": measures.accuracy.value,
+        "accuracy_of": measures.counts.with_origin,
+        "measures": measures,
+        "groups": {
+            name: GroupFacts(**dict(group), verdicts=best.verdicts_of(f"group:{name}"))
+            for name, group in groups.items()
+        },
         "truth_not_scanned": len(inputs.truth or {}) - len(seen),
+        "origin_scores": _quantiles(best.of("origin")),
+        "no_origin_scores": _quantiles(best.of("no_origin")),
+        "verdicts_of": {name: best.verdicts_of(name) for name in SERIES[:2]},
     }
 
 
-def _quantiles(scores: NDArray[np.float32]) -> dict[str, float | int | None]:
-    """Count, extremes and the 5, 50 and 95 % quantiles; None for what no score gives."""
+def _quantiles(scores: NDArray[np.float32]) -> Quantiles:
     at = {"min": 0, "p5": 5, "p50": 50, "p95": 95, "max": 100}
-    found = np.percentile(scores, list(at.values())) if scores.size else [None] * len(at)
-    values = [None if v is None else round(float(v), 6) for v in found]
-    return {"n": len(scores), **dict(zip(at, values, strict=True))}
+    quantiles = np.percentile(scores, list(at.values())) if scores.size else [None] * len(at)
+    values = [None if value is None else round(float(value), 6) for value in quantiles]
+    return Quantiles(n=len(scores), **dict(zip(at, values, strict=True)))
 
 
-def _histogram(firsts: _Firsts, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """Counts per series in bins of equal `width` from `low` up; None without scores."""
-    if not firsts.scores.size:
+def _histogram(best: _Rank1Stats, names: tuple[str, ...]) -> Histogram | None:
+    """Counts per series; None without scores."""
+    if not best.scores.size:
         return None
-    low = min(np.floor(firsts.scores.min() * 20) / 20, 0.95)
-    high = min(max(np.ceil(firsts.scores.max() * 20) / 20, low + 0.05), 1.0)
+    low = min(np.floor(best.scores.min() * 20) / 20, 0.95)
+    high = min(max(np.ceil(best.scores.max() * 20) / 20, low + 0.05), 1.0)
     width = next(w for w in BIN_WIDTHS if (high - low) / w < MAX_BINS + 0.5)
     edges = np.linspace(low, high, round((high - low) / width) + 1)
     # Rounding can lift a cosine a little above 1.
-    parts = {name: np.clip(firsts.of(name), low, high) for name in names}
+    parts = {name: np.clip(best.of(name), low, high) for name in names}
     series = {name: np.histogram(part, edges)[0].tolist() for name, part in parts.items() if part.size}
-    return {"low": round(float(low), 3), "width": width, "series": series}
+    return Histogram(low=round(float(low), 3), width=width, series=series)

@@ -22,14 +22,20 @@ from playwright.sync_api import Page, sync_playwright
 
 import id2core
 from beam_jobs import embed, search
+from id2core.encoders.embed_job import EmbedJob
+from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
 from id2core.reports.inputs import ReportInputs, rows_of
-from id2core.reports.page import _thumbnail, render, save_report
+from id2core.reports.page import _thumbnail, read_summary, render, save_report
 from id2core.reports.summary import summarize
+from id2core.runs.execution import Execution
 from id2core.search import matching
+from id2core.settings import Settings
 from id2core.store import datasets, schemas
+from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason
-from id2core.verdicts import calibration, judging
+from id2core.verdicts import calibration, judging, normalization
 from tests import broken
+from tests.commands import as_json
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -42,6 +48,9 @@ CHROMIUM_ARGUMENTS = [
 ]
 # Both run a script that renames the page if they are not escaped; a `/` makes the first one a folder.
 HOSTILE_FOLDER, HOSTILE_NAME = "<script>document.title='hacked'<", "script>.jpg"
+CONFIG = ScanConfig(
+    **Settings(top_k=4).model_dump(), reference="/r", queries="/q", out="/o", background=None, truth=None
+)
 HOSTILE_IMAGE = "\"'><img src=x onerror=document.title='hacked'>\u202egpj.png"
 
 
@@ -90,11 +99,15 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
     broken_uploads = {"<b>half</b>.png": bad["png_half.png"], "page.png": bad["html_error_page.png"]}
     fill(queries, {**uploads, **broken_uploads})
     for folder, name in ((reference, "reference"), (queries, "queries")):
-        embed.run(embed.EmbedJob(str(folder), str(out / name), transform="none"))
+        embed.run(EmbedJob(str(folder), str(out / name), transform="none"), Execution.begin())
     # An earlier run in the same data set, of which nothing may be counted.
     for top_k in (1, 4):
         found = search.run(
-            str(out / "reference/embeddings"), str(out / "queries/embeddings"), f"{out}/matches", top_k
+            Dataset.open(str(out / "reference/embeddings")),
+            Dataset.open(str(out / "queries/embeddings")),
+            f"{out}/matches",
+            Execution.begin(),
+            top_k,
         )
     truth = {
         str(queries / "u0.jpg"): str(reference / "r0.png"),
@@ -106,20 +119,21 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
         str(queries / "not-scanned.jpg"): str(reference / "r0.png"),
     }
     inputs = ReportInputs(
-        matches=str(out / "matches"),
+        matches=Dataset.open(str(out / "matches")),
         search_run=found.run_id,
-        reference_embeddings=str(out / "reference/embeddings"),
-        query_embeddings=str(out / "queries/embeddings"),
-        reference_rejects=str(out / "reference/rejects"),
-        query_rejects=str(out / "queries/rejects"),
-        run={
-            "run_id": "scan-1",
-            "config": {"encoder": "mini", "transform": None, "limits": {"max_bytes": 1 << 26}},
-            "seconds": {"search": 0.25},
-            "versions": {"id2": "0.1.0"},
-            "transform": {"id": "identity", "from": "none"},
-            "calibration": None,
-        },
+        reference_embeddings=Dataset.open(str(out / "reference/embeddings")),
+        query_embeddings=Dataset.open(str(out / "queries/embeddings")),
+        reference_rejects=Dataset.open(str(out / "reference/rejects")),
+        query_rejects=Dataset.open(str(out / "queries/rejects")),
+        run=ScanFacts(
+            run_id="scan-1",
+            plan_id="p",
+            config=CONFIG,
+            seconds={"search": 0.25},
+            versions={"id2": "0.1.0"},
+            transform=TransformFacts(id="identity", origin="none"),
+            calibration=None,
+        ),
         truth=truth,
         groups={query: "none" if origin is None else "jpeg" for query, origin in truth.items()},
     )
@@ -154,7 +168,7 @@ def rendered(inputs: ReportInputs, max_pairs: int = 200) -> Elements:
 
 
 def test_the_summary_says_what_the_data_sets_say(scan: Scan) -> None:
-    summary = summarize(scan.inputs)
+    summary = as_json(summarize(scan.inputs))
     assert summary["counts"] == {
         "references": 8,
         "queries": 6,
@@ -181,7 +195,7 @@ def test_the_summary_says_what_the_data_sets_say(scan: Scan) -> None:
 
 def test_accuracy_counts_rejected_uploads_as_misses_and_copies_as_hits(scan: Scan) -> None:
     """u0 and u1 hit (u1 by a copy of its origin), one origin is not the best, one upload is unreadable."""
-    summary = summarize(scan.inputs)
+    summary = as_json(summarize(scan.inputs))
     assert (summary["accuracy"], summary["accuracy_of"]) == (0.5, 4)
     assert summary["truth_not_scanned"] == 1
     assert (summary["origin_scores"]["n"], summary["no_origin_scores"]["n"]) == (3, 2)
@@ -197,7 +211,7 @@ def test_accuracy_counts_rejected_uploads_as_misses_and_copies_as_hits(scan: Sca
 
 
 def test_the_measures_stand_beside_the_accuracy_with_their_intervals(scan: Scan) -> None:
-    summary = summarize(scan.inputs)
+    summary = as_json(summarize(scan.inputs))
     measures = summary["measures"]
     values = {name: measures[name]["value"] for name in ("accuracy", "mean_ap", "recall_at_p90")}
     # One origin is second best, and what stands before it scores above the origin of u1.
@@ -210,16 +224,23 @@ def test_the_measures_stand_beside_the_accuracy_with_their_intervals(scan: Scan)
     assert groups["jpeg"] == {"accuracy": 0.5, "mean_ap": 0.625, "of": 4, "uploads": 4, "verdicts": {}}
     assert (groups["none"]["accuracy"], groups["none"]["uploads"]) == (None, 2)
     text = rendered(scan.inputs).text
-    assert all(word in text for word in ("Acc50 %", "mAP62.5 %", "R@P9025 %", "jpeg4450 %62.5 %"))
+    assert all(word in text for word in ("Acc50%", "mAP62.5%", "R@P9025%", "jpeg4450%62.5%"))
 
 
 def test_an_earlier_run_can_be_reported(scan: Scan) -> None:
-    earlier = min(
-        datasets.require_commit(scan.inputs.matches).runs.items(), key=lambda run: run[1]["matches"]
-    )[0]
-    summary = summarize(replace(scan.inputs, search_run=earlier, run={}, truth=None))
+    earlier = min(scan.inputs.matches.runs.items(), key=lambda run: run[1]["matches"])[0]
+    summary = as_json(
+        summarize(
+            replace(
+                scan.inputs,
+                search_run=earlier,
+                run=scan.inputs.run.model_copy(update={"config": CONFIG.model_copy(update={"top_k": 1})}),
+                truth=None,
+            )
+        )
+    )
     assert (summary["counts"]["matches"], summary["top_k"]) == (6, 1)
-    assert "accuracy" not in summary and summary["histogram"]["series"].keys() == {"all"}
+    assert summary["accuracy"] is None and summary["histogram"]["series"].keys() == {"all"}
 
 
 def test_names_and_details_stay_text(scan: Scan) -> None:
@@ -272,8 +293,8 @@ def judged(scan: Scan, tmp_path: Path) -> ReportInputs:
     table = matching.read_run(scan.inputs.matches)
     scores = table["score"].to_numpy()
     moved = {"background": 4 * scores, "normalized_score": scores - 2 * scores}
-    table = calibration.scoring.with_columns(table, {name: pa.array(x) for name, x in moved.items()})
-    ids = datasets.require_commit(scan.inputs.query_embeddings).ids
+    table = normalization.with_columns(table, {name: pa.array(x) for name, x in moved.items()})
+    ids = scan.inputs.query_embeddings.ids
     first = np.sort(-table.filter(pc.equal(table["rank"], 1))["score"].to_numpy())
     review, match = (first[:-1] + first[1:])[[0, 3]] / 2
     chosen = calibration.calibrate(
@@ -289,12 +310,13 @@ def judged(scan: Scan, tmp_path: Path) -> ReportInputs:
     record = datasets.write_file(str(out), "scan_date=2025-01-01/r1-a", [table], schemas.MATCHES)
     datasets.write_commit(str(out), datasets.Commit("matches", "r1", {}, (record,), {"r1": {}}))
     facts = judging.facts(chosen, "auto", 8, "/background")
-    run = scan.inputs.run | {"calibration": facts, "transform": {"id": "0123", "from": "bundled"}}
-    return replace(scan.inputs, matches=str(out), search_run="r1", run=run)
+    transform = TransformFacts(id="0123", origin="bundled")
+    run = scan.inputs.run.model_copy(update={"calibration": facts, "transform": transform})
+    return replace(scan.inputs, matches=Dataset.open(str(out)), search_run="r1", run=run)
 
 
 def test_verdicts_are_shown_with_their_rates(judged: ReportInputs) -> None:
-    summary = summarize(judged)
+    summary = as_json(summarize(judged))
     assert summary["verdicts"] == {"match": 2, "review": 3, "none": 1}
     by_truth = summary["verdicts_of"]
     assert {name: sum(counts.values()) for name, counts in by_truth.items()} == {"origin": 3, "no_origin": 2}
@@ -304,14 +326,14 @@ def test_verdicts_are_shown_with_their_rates(judged: ReportInputs) -> None:
     assert stated["false_positive_rate"] == 0.02 and stated["low"] < 0.01 < 0.02 < stated["high"] < 0.05
     text = rendered(judged).text
     assert "uncalibrated" not in text and "scaled up to the 8 of this scan" in text
-    assert "false-positive rate 2 %" in text and "bundled" in text
-    normalized = [float(s.replace("−", "-")) for s in re.findall(r"(\S+\d) normalised", text)]
+    assert "false-positive rate 2%" in text and "bundled" in text
+    normalized = [float(s.replace("−", "-")) for s in re.findall(r"(\S+\d) normalized", text)]
     assert len(normalized) == 6 and normalized == sorted(normalized, reverse=True)
 
 
-def _empty(uri: Path, dataset: str, ids: dict[str, str]) -> str:
+def _empty(uri: Path, dataset: str, ids: dict[str, str]) -> Dataset:
     datasets.write_commit(str(uri), datasets.Commit(dataset, "r0", ids, (), {"r0": {}}))
-    return str(uri)
+    return Dataset.open(str(uri))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +344,7 @@ def _empty(uri: Path, dataset: str, ids: dict[str, str]) -> str:
     ],
 )
 def test_an_empty_side_is_said_in_words(scan: Scan, tmp_path: Path, side: str, sentence: str) -> None:
-    ids = datasets.require_commit(scan.inputs.query_embeddings).ids
+    ids = scan.inputs.query_embeddings.ids
     changes: dict[str, Any] = {side: _empty(tmp_path / side, "embeddings", ids)}
     changes |= {"matches": _empty(tmp_path / "matches", "matches", {}), "search_run": "r0"}
     inputs = replace(scan.inputs, **changes, reference_rejects=None, query_rejects=None)
@@ -330,7 +352,7 @@ def test_an_empty_side_is_said_in_words(scan: Scan, tmp_path: Path, side: str, s
     assert sentence in text
     assert "There is nothing to show" in text and "No scores: nothing was compared." in text
     assert "every file that was found could be read" in text
-    summary = summarize(replace(inputs, truth={}))
+    summary = as_json(summarize(replace(inputs, truth={})))
     assert summary["accuracy"] is None and summary["score_quantiles"]["n"] == 0 and summary["scanned_at"]
 
 
@@ -354,7 +376,8 @@ def test_a_browser_shows_it_whole_asks_for_nothing_and_runs_nothing(
 ) -> None:
     summary = summarize(judged)
     save_report(judged, summary, str(tmp_path))
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "summary.json").read_text()) == as_json(summary)
+    assert read_summary(str(tmp_path)) == summary and summary.facts == judged.run
     url = (tmp_path / "report.html").as_uri()
     asked: list[str] = []
     said: list[str] = []

@@ -1,0 +1,181 @@
+"""What a scan says of itself: the content of `summary.json`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from id2core.evaluation.metrics import Evaluation
+from id2core.evaluation.streaming import GroupMeasures
+from id2core.verdicts.judging import CalibrationFacts
+
+Verdicts = dict[str, int]
+
+
+class Facts(BaseModel):
+    """A part of the summary."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+class TransformFacts(Facts):
+    """The transform in use.
+
+    Attributes:
+        id: transform_id.
+        origin: `none`, `bundled`, `data set`, or the file it was read from; `from` in JSON.
+    """
+
+    id: str
+    origin: str = Field(alias="from")
+
+
+class ScanConfig(Facts):
+    """What a scan was asked for: the settings that held, and its places.
+
+    Attributes:
+        reference, queries, out: URIs.
+        background, truth: URIs, where they were given or are bundled.
+    """
+
+    encoder: str
+    transform: str
+    calibration: str
+    index: str
+    top_k: int
+    device: str
+    dtype: str
+    part_size: int
+    max_bytes: int
+    max_pixels: int
+    reference: str
+    queries: str
+    out: str
+    background: str | None
+    truth: str | None
+
+
+class ScanFacts(Facts):
+    """What is known of a scan besides its data sets.
+
+    Attributes:
+        run_id: the execution that made the report.
+        plan_id: names what was compared and how: equal names, equal reports.
+        config: what was asked for.
+        seconds: stage → s.
+        versions: package → version.
+        transform: the one in use.
+        calibration: what the verdicts hold for; None where there are none.
+    """
+
+    run_id: str
+    plan_id: str
+    config: ScanConfig
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    transform: TransformFacts | None = None
+    calibration: CalibrationFacts | None = None
+
+
+class ScanCounts(Facts):
+    """How many pictures, files without a row, and pairs a scan has."""
+
+    references: int
+    queries: int
+    reference_rejects: int
+    query_rejects: int
+    queries_with_match: int
+    matches: int
+
+
+class Quantiles(Facts):
+    """Count, extremes and the 5, 50 and 95% quantiles of scores; None where there are none."""
+
+    n: int
+    min: float | None
+    p5: float | None
+    p50: float | None
+    p95: float | None
+    max: float | None
+
+
+class Histogram(Facts):
+    """Counts of scores in bins of equal width from `low` up, by series."""
+
+    low: float
+    width: float
+    series: dict[str, list[int]]
+
+
+class GroupFacts(GroupMeasures):
+    """A group of uploads: its measures, and how many uploads have which verdict."""
+
+    verdicts: Verdicts
+
+
+class Places(Facts):
+    """Where the data sets of a scan are; `search_run` is the run whose matches are reported."""
+
+    matches: str
+    search_run: str
+    reference_embeddings: str
+    query_embeddings: str
+    reference_rejects: str | None
+    query_rejects: str | None
+
+
+class ScanSummary(ScanFacts):
+    """A scan: what `summary.json` holds.
+
+    Scores (normalized ones where there are some, as `scores_are` says) and verdicts are summed up over each
+    query's best reference (rank 1).
+
+    Attributes:
+        scanned_at: time of the search, ISO 8601, UTC.
+        counts: pictures, files and pairs.
+        rejects: side → reason → how many.
+        verdicts: verdict → queries; empty where nothing was judged.
+        scores_are: the column that scores are from.
+        encoder_id, transform_id, preprocess_id, index_id: of the rows compared.
+        top_k: references kept per query.
+        score_quantiles, histogram: of the best scores.
+        inputs: where the data sets are.
+        accuracy: with a truth, share of the `accuracy_of` scanned queries with an origin whose best
+            reference is that origin.
+        measures: with a truth, all measures with their intervals.
+        groups: with a truth, those of each group of queries.
+        truth_not_scanned: queries of the truth that this scan never saw.
+        origin_scores, no_origin_scores: with a truth, best scores of queries with and without an origin.
+        verdicts_of: with a truth, the verdicts of queries with and without an origin.
+    """
+
+    scanned_at: str
+    counts: ScanCounts
+    rejects: dict[str, dict[str, int]]
+    verdicts: Verdicts
+    scores_are: str
+    encoder_id: str | None
+    transform_id: str | None
+    preprocess_id: str | None
+    index_id: str | None
+    top_k: int | None
+    score_quantiles: Quantiles
+    histogram: Histogram | None
+    inputs: Places
+    accuracy: float | None = None
+    accuracy_of: int | None = None
+    measures: Evaluation | None = None
+    groups: dict[str, GroupFacts] = {}
+    truth_not_scanned: int | None = None
+    origin_scores: Quantiles | None = None
+    no_origin_scores: Quantiles | None = None
+    verdicts_of: dict[str, Verdicts] = {}
+
+    @property
+    def with_truth(self) -> bool:
+        """Whether the scan was measured against a truth."""
+        return self.measures is not None
+
+    @property
+    def facts(self) -> ScanFacts:
+        """What is known of the scan besides its data sets."""
+        return ScanFacts(**{name: getattr(self, name) for name in ScanFacts.model_fields})
