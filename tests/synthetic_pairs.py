@@ -1,4 +1,4 @@
-"""Origins with translations drawn from a known model, and a recipe that trains on them in seconds."""
+"""Origins with translations drawn from a known model, and a config that trains on them in seconds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from id2core.training.gradient import Recipe
+from id2core.training.config import GradientConfig
 from id2core.training.pairs import Pairs
 
 N = 64
-SMALL = Recipe(
+SMALL = GradientConfig(
     scale=16.0, dimensions=32, batch=64, epochs=6, iterations=30, lr=3e-2, ema=0.99, validation_share=0.3
 )
 

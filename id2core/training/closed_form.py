@@ -1,24 +1,25 @@
-"""W without gradient descent: the directions in which translations stay near and origins lie apart.
+"""W in closed form: linear discriminant analysis (LDA) with shrinkage.
 
-The paper (Section 4) wants W with (E(g) − E(o)) · W ≈ 0 for every origin o and translation g, and its loss
-keeps origins apart. With S_T = E[(g−o)(g−o)ᵀ] and S_O the covariance of origins, the best directions are
-those of largest ratio ρ of the generalised eigenproblem
+A class is an origin with its translations. The paper (Section 4) wants W with (E(g) − E(o)) · W ≈ 0 for
+every origin o and translation g, and its loss keeps origins apart. That is LDA with the scatter within
+classes taken about the origin, S_W = E[(g−o)(g−o)ᵀ], and the covariance of origins as the scatter between
+classes, S_B: the best directions are those of largest ratio ρ of the generalized eigenproblem
 
-    S_O v = ρ (S_T + λ·s·I) v,    s = tr(S_T)/n,
+    S_B v = ρ (S_W + λ·s·I) v,    s = tr(S_W)/n,
 
-scaled to equal noise, vᵀ (S_T + λ·s·I) v = s. λ is the shrinkage: the less there are pairs, the more of it;
-a very large one gives the principal components of origins. A column of W is
+scaled to equal scatter within classes, vᵀ (S_W + λ·s·I) v = s. λ is the shrinkage: the fewer pairs there are,
+the larger it should be; a very large one gives the principal components of origins. A column of W is
 
     v · √(ρ/(ρ+½)) · (ρ+½)^power.
 
-ρ/(ρ+½) is the share of the spread of pictures along v that is due to their origins: directions that say
-little about the origin count little. At power 0 a translation errs by as much in all others; −½ levels
-the spread of pictures instead, so that no direction dominates the cosine.
+ρ/(ρ+½) is the share of the spread of images along v that is due to their origins: directions that say little
+about the origin count little. At power 0 a translation errs by as much in all others. Power −½ levels the
+spread of images instead, so that no direction dominates the cosine.
 
-Cosine is about 0, and W has no bias that would subtract the mean μ of origins. Where W is `centred`, the
-direction μ·W is taken out of it: then latent · W = (latent − μ) · W, at the price of one direction of m.
-It pays where translations change the contrast: that scales latent − μ, which the cosine then does not see.
-What all translations have in common, the mean of g − o, is part of S_T: differences are not centred.
+The cosine is about 0, and W has no bias that would subtract the mean μ of origins. Where W is `centred`, the
+direction μ·W is taken out of it: then latent · W = (latent − μ) · W, at the price of one direction of m. It
+pays where translations change the contrast: that scales latent − μ, which the cosine then does not see. What
+all translations have in common, the mean of g − o, is part of S_W: differences are not centred.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ import scipy.linalg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from id2core.errors import ClosedFormError
-from id2core.runs.progress import Progress, silent
+from id2core.evaluation import ranking
+from id2core.runs.progress import OnStage, silent
 from id2core.training.moments import Moments
 from id2core.training.pairs import Pairs
 from id2core.transforms.linear import Transform
@@ -42,7 +44,7 @@ POWERS = (-0.75, -0.5, -0.25, 0.0)
 BLOCK_ROWS = 8192
 MOST_QUERIES = 1000
 MOST_REFERENCES = 10_000
-_AT_ONCE = 1024
+BATCH_ROWS = 1024
 
 Matrix = NDArray[np.float32]
 
@@ -96,7 +98,7 @@ class Directions:
     """The solution for one shrinkage.
 
     Attributes:
-        vectors: float32[n,m], scaled to equal noise.
+        vectors: float32[n,m], scaled to equal scatter within classes.
         ratios: float32[m], ρ, falling, none negative.
         mean: float32[m], the mean origin along the vectors.
         shrinkage: λ.
@@ -129,13 +131,13 @@ def fit(
     *,
     validation_share: float = 0.1,
     block_rows: int = BLOCK_ROWS,
-    progress: Progress = silent,
+    progress: OnStage = silent,
 ) -> ClosedForm:
-    """W of some pairs; settings that are not given are chosen on held-out classes.
+    """Fit W to pairs; settings that are not given are chosen on held-out classes.
 
-    Held out are the classes of `pairs.held_out(validation_share)`. They are no part of W, so that it can
-    be compared with another W on them. At most 1,000 of their translations are looked up among their
-    origins and other origins, those of training too, 10,000 in all.
+    The classes of `pairs.held_out(validation_share)` are no part of W, so that it can be compared with
+    another W on them. At most 1,000 of their translations are looked up among at most 10,000 origins: their
+    own and others, those of training too.
 
     Memory beside the pairs: about 10 matrices of float32[n,n] and 3 blocks of float32[block_rows,n].
 
@@ -144,7 +146,7 @@ def fit(
         m: columns of W, at most n.
         shrinkage: λ, above 0; by default the best of `SHRINKAGES`.
         power: by default the best of `POWERS`.
-        centred: by default whatever is better.
+        centred: by default the better of the two.
         validation_share: of the classes; 0 holds none out, then all three settings must be given.
         block_rows: latents that are read at once.
         progress: called with "statistics" and latents read, then with "shrinkage" and values tried.
@@ -187,9 +189,9 @@ def gather(
     pairs: Pairs,
     classes: NDArray[np.bool_],
     block_rows: int = BLOCK_ROWS,
-    progress: Progress = silent,
+    progress: OnStage = silent,
 ) -> Moments:
-    """The moments of some classes, in one pass over the latents.
+    """Gather the moments of classes in one pass over the latents.
 
     Args:
         pairs: the classes.
@@ -203,7 +205,7 @@ def gather(
     heads = pairs.offsets[:-1][classes]
     for start in range(0, len(heads), block_rows):
         moments.add(none, pairs.latents[heads[start : start + block_rows]])
-    buffer = np.empty((min(block_rows, rows), n), np.float32)  # fresh ones would cost more than the sums
+    buffer = np.empty((min(block_rows, rows), n), np.float32)  # a new one each time costs more than the sums
     for start in range(0, rows, block_rows):
         block = slice(start, start + block_rows)
         labels = pairs.labels[block]
@@ -219,7 +221,7 @@ def gather(
 
 
 def solve(moments: Moments, m: int, shrinkages: Sequence[float]) -> Iterator[Directions]:
-    """The directions for each shrinkage, in float32.
+    """Yield the directions for each shrinkage, in float32.
 
     Args:
         moments: of n numbers, from at least two origins.
@@ -230,36 +232,37 @@ def solve(moments: Moments, m: int, shrinkages: Sequence[float]) -> Iterator[Dir
         ClosedFormError: origins are all alike, no translation differs from its origin, a latent is not
             finite, or a shrinkage is too small for float32.
     """
-    noise, signal, mean = moments.noise, moments.signal, moments.mean
-    scale = float(np.trace(noise)) / len(noise)
-    if not (0 < scale < np.inf and 0 < np.trace(signal) < np.inf):
+    within, between, mean = moments.within_scatter, moments.between_scatter, moments.mean
+    scale = float(np.trace(within)) / len(within)
+    if not (0 < scale < np.inf and 0 < np.trace(between) < np.inf):
         raise ClosedFormError(
-            "origins are all alike, translations do not differ from them, or latents are not finite: "
-            "there is no W to find; look at the pictures and embed them again"
+            "origins are all alike, translations do not differ from them, or latents are not finite: there "
+            "is no W to find; look at the pictures and embed them again"
         )
-    scaled_noise, scaled_signal = _single(noise / scale), _single(signal / scale)
-    del noise, signal
+    scaled_within, scaled_between = _single(within / scale), _single(between / scale)
+    del within, between
     for shrinkage in shrinkages:
-        vectors, ratios = _leading(scaled_noise, scaled_signal, m, shrinkage)
+        vectors, ratios = _leading(scaled_within, scaled_between, m, shrinkage)
         yield Directions(vectors, ratios, (mean @ vectors).astype(np.float32), shrinkage)
 
 
 def _single(matrix: NDArray[np.float64]) -> Matrix:
-    """As LAPACK takes it without a copy."""
+    """Return a float32 matrix that LAPACK takes without a copy."""
     return np.asfortranarray(matrix, np.float32)
 
 
-def _leading(noise: Matrix, signal: Matrix, m: int, shrinkage: float) -> tuple[Matrix, Matrix]:
-    """Vectors with noise 1 and ratios: LAPACK's own way (Cholesky, then a standard problem), in parts.
+def _leading(within: Matrix, between: Matrix, m: int, shrinkage: float) -> tuple[Matrix, Matrix]:
+    """Return vectors with scatter 1 within classes, and their ratios.
 
-    The driver that does it in one call finds a subset of the vectors by inverse iteration, which is slow.
+    These are LAPACK's steps (Cholesky, then a standard problem) one by one: the driver that takes them in one
+    call finds a subset of the vectors by inverse iteration, which is slow.
     """
-    n = len(noise)
-    noisy = noise.copy(order="F")
-    noisy[np.diag_indices(n)] += np.float32(shrinkage)
+    n = len(within)
+    shrunk = within.copy(order="F")
+    shrunk[np.diag_indices(n)] += np.float32(shrinkage)
     try:
-        lower = scipy.linalg.cholesky(noisy, lower=True, overwrite_a=True, check_finite=False)
-        half = scipy.linalg.solve_triangular(lower, signal, lower=True, check_finite=False)
+        lower = scipy.linalg.cholesky(shrunk, lower=True, overwrite_a=True, check_finite=False)
+        half = scipy.linalg.solve_triangular(lower, between, lower=True, check_finite=False)
         white = scipy.linalg.solve_triangular(lower, half.T, lower=True, check_finite=False)
         del half
         ratios, vectors = scipy.linalg.eigh(
@@ -286,8 +289,8 @@ def _check_held_out(held_out: NDArray[np.bool_], choose: bool) -> None:
     if training < 2 or (choose and not held_out.any()):
         raise ClosedFormError(
             f"of {len(held_out)} origins, {len(held_out) - training} are held out for validation and "
-            f"{training} train W: change validation_share, give shrinkage, power and centred, or "
-            f"translate more origins"
+            f"{training} train W: change validation_share, give shrinkage, power and centred, or translate "
+            "more origins"
         )
 
 
@@ -307,7 +310,7 @@ class Trial:
 
     @staticmethod
     def of(pairs: Pairs, held_out: NDArray[np.bool_]) -> Trial:
-        """The trial of the held-out classes, bool[C]; there must be one."""
+        """Make the trial of the held-out classes, bool[C], of which there must be one."""
         rows = _spread(np.flatnonzero(held_out[pairs.labels] & ~pairs.is_origin), MOST_QUERIES)
         asked = np.unique(pairs.labels[rows])
         others = np.setdiff1d(np.arange(len(held_out)), asked)
@@ -319,32 +322,32 @@ class Trial:
         )
 
     def score(self, transform: Transform) -> tuple[float, float]:
-        """mAP and separation, see `lookup`."""
+        """Return mAP and separation, see `lookup`."""
         queries, references = (transform.apply(x) for x in (self.queries, self.references))
         return lookup(queries, references, self.own)
 
-    def scores(self, found: Directions, shapes: Sequence[Shape]) -> Iterator[Candidate]:
-        """Every shape of W with its score; the latents are multiplied once for all."""
-        queries, references = (_project(x, found.vectors) for x in (self.queries, self.references))
+    def scores(self, directions: Directions, shapes: Sequence[Shape]) -> Iterator[Candidate]:
+        """Yield every shape of W with its score; the latents are multiplied once for all."""
+        queries, references = (_project(x, directions.vectors) for x in (self.queries, self.references))
         for shape in shapes:
-            q, r = (Transform().apply(found.shaped(x, shape)) for x in (queries, references))
-            yield Candidate(found.shrinkage, shape.power, shape.centred, *lookup(q, r, self.own))
+            q, r = (Transform().apply(directions.shaped(x, shape)) for x in (queries, references))
+            yield Candidate(directions.shrinkage, shape.power, shape.centred, *lookup(q, r, self.own))
 
 
 def _spread(numbers: NDArray[Any], most: int) -> NDArray[Any]:
-    """At most that many of some numbers, at even distances."""
+    """Return at most `most` of the numbers, at even distances."""
     if len(numbers) <= most:
         return numbers
     return numbers[np.linspace(0, len(numbers) - 1, most).astype(np.int64)]
 
 
 def _project(latents: NDArray[np.float16], vectors: Matrix) -> Matrix:
-    steps = range(0, len(latents), _AT_ONCE)
-    return np.concatenate([latents[i : i + _AT_ONCE].astype(np.float32) @ vectors for i in steps])
+    steps = range(0, len(latents), BATCH_ROWS)
+    return np.concatenate([latents[i : i + BATCH_ROWS].astype(np.float32) @ vectors for i in steps])
 
 
 def lookup(queries: Matrix, references: Matrix, own: NDArray[np.int64]) -> tuple[float, float]:
-    """An exact search with known answers.
+    """Score an exact search whose answers are known.
 
     Args:
         queries: float32[Q,m], rows of length 1.
@@ -352,15 +355,16 @@ def lookup(queries: Matrix, references: Matrix, own: NDArray[np.int64]) -> tuple
         own: int[Q], the true reference of each query.
 
     Returns:
-        The mean of 1/rank, where at equal scores a false reference stands before the true one; and by how
-        many standard deviations the true reference's score lies above those of all, on average: among
-        the few references at hand many a W makes no error, among a million the larger distance counts.
+        The mean of 1/rank, where at equal scores a false reference is ahead of the true one; and the mean
+        separation: by how many standard deviations the true reference's score lies above those of all. Many
+        a W makes no error among the few references at hand, but among a million the separation counts.
     """
     ranked = separated = 0.0
-    for start in range(0, len(queries), _AT_ONCE):
-        scores = queries[start : start + _AT_ONCE] @ references.T
-        true = np.take_along_axis(scores, own[start : start + _AT_ONCE, None], 1)
-        ranked += float((1 / np.count_nonzero(scores >= true, axis=1)).sum())
+    for start in range(0, len(queries), BATCH_ROWS):
+        scores = queries[start : start + BATCH_ROWS] @ references.T
+        block_own = own[start : start + BATCH_ROWS]
+        true = np.take_along_axis(scores, block_own[:, None], 1)
+        ranked += float((1 / ranking.ranks_of(scores, block_own)).sum())
         mean = scores.mean(axis=1)
         variance = np.einsum("ij,ij->i", scores, scores) / len(references) - mean**2
         spread = np.sqrt(np.maximum(variance, 1e-6))  # float32 is not exact enough for less
@@ -368,27 +372,25 @@ def lookup(queries: Matrix, references: Matrix, own: NDArray[np.int64]) -> tuple
     return ranked / len(queries), separated / len(queries)
 
 
-def _solved(
-    moments: Moments, m: int, shrinkages: Sequence[float], progress: Progress
-) -> Iterator[Directions]:
-    for done, found in enumerate(solve(moments, m, shrinkages), start=1):
-        progress("shrinkage", done, len(shrinkages))
-        yield found
+def _solved(moments: Moments, m: int, shrinkages: Sequence[float], progress: OnStage) -> Iterator[Directions]:
+    for count, directions in enumerate(solve(moments, m, shrinkages), start=1):
+        progress("shrinkage", count, len(shrinkages))
+        yield directions
 
 
 def _best(
     solved: Iterator[Directions], shapes: Sequence[Shape], trial: Trial | None
 ) -> tuple[Directions, Shape, list[Candidate]]:
-    """The directions and shape of W with the best score, and all candidates."""
+    """Return the directions and shape of W with the best score, and all candidates."""
     if trial is None:
         return next(solved), shapes[0], []
     chosen: tuple[Directions, Shape] | None = None
     top, tried = (-1.0, 0.0), []
-    for found in solved:
-        for candidate in trial.scores(found, shapes):
+    for directions in solved:
+        for candidate in trial.scores(directions, shapes):
             tried.append(candidate)
             reached = candidate.score, candidate.separation
             if reached > top:
-                top, chosen = reached, (found, Shape(candidate.power, candidate.centred))
+                top, chosen = reached, (directions, Shape(candidate.power, candidate.centred))
     assert chosen is not None
     return *chosen, tried

@@ -1,4 +1,4 @@
-"""Losses over classes of descriptors: CosFace (arXiv 1801.09414), Circle, normalised softmax."""
+"""Losses over classes of descriptors: CosFace (arXiv 1801.09414), Circle, normalized softmax."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F  # noqa: N812 (the usual name)
 from pytorch_metric_learning import losses  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+from id2core.training.config import LOSSES, LossConfig
 from id2core.training.ranks import Ranks
-from id2core.training.recipe import LOSSES, Recipe
 
 
 class PartialCosFace(nn.Module):
-    """CosFace where only some of K classes take part: a step costs as much as these do.
+    """CosFace in which a subset of the K classes takes part: a step costs as much as these do.
 
-    Gradients are sparse, so that the other centres stand still.
+    Gradients are sparse, so that the other centers stand still.
     """
 
     def __init__(self, classes: int, size: int, scale: float, margin: float) -> None:
@@ -23,7 +23,7 @@ class PartialCosFace(nn.Module):
         self.scale, self.margin = scale, margin
 
     def forward(self, descriptors: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
-        """Mean loss.
+        """Return the mean loss.
 
         Args:
             descriptors: float32[B,m], of any length.
@@ -36,17 +36,23 @@ class PartialCosFace(nn.Module):
         return F.cross_entropy(self.scale * (cosine - margins), own)
 
 
-def build_loss(recipe: Recipe, classes: int) -> nn.Module:
-    """The recipe's loss over so many classes, centres included: descriptors and labels in, mean loss out."""
-    scale, margin = LOSSES[recipe.loss]
-    scale = scale if recipe.scale is None else recipe.scale
-    margin = margin if recipe.margin is None else recipe.margin
-    size = recipe.dimensions
-    if recipe.negatives is not None:
+def build_loss(config: LossConfig, classes: int, size: int, negatives: int | None = None) -> nn.Module:
+    """Build a loss with its class centers: descriptors and labels in, mean loss out.
+
+    Args:
+        config: which loss, its scale and margin.
+        classes: how many.
+        size: numbers per descriptor.
+        negatives: where given, only the centers of the classes passed to `forward` take part in a step.
+    """
+    scale, margin = LOSSES[config.loss]
+    scale = scale if config.scale is None else config.scale
+    margin = margin if config.margin is None else config.margin
+    if negatives is not None:
         return PartialCosFace(classes, size, scale, margin)
-    if recipe.loss == "cosface":
+    if config.loss == "cosface":
         made = losses.CosFaceLoss(classes, size, margin=margin, scale=scale)
-    elif recipe.loss == "softmax":
+    elif config.loss == "softmax":
         made = losses.NormalizedSoftmaxLoss(classes, size, temperature=1 / scale)
     else:
         made = losses.CircleLoss(m=margin, gamma=scale)
@@ -55,16 +61,16 @@ def build_loss(recipe: Recipe, classes: int) -> nn.Module:
 
 
 class Objective(nn.Module):
-    """A head and its loss as one module: what data parallelism is put around."""
+    """A head and its loss as one module, which data parallelism wraps."""
 
     def __init__(self, head: nn.Module, criterion: nn.Module, dtype: torch.dtype, ranks: Ranks) -> None:
-        """An objective.
+        """Join a head and a loss.
 
         Args:
             head: latents to descriptors of any length.
             criterion: as by `build_loss`.
             dtype: in which the head multiplies; the loss is float32 always.
-            ranks: who else trains. A loss without centres compares the rows of a step with each other, and
+            ranks: who else trains. A loss without centers compares the rows of a step with each other, and
                 so sees those of all ranks; another sees its rank's, and the mean over ranks is the whole.
         """
         super().__init__()
@@ -72,7 +78,7 @@ class Objective(nn.Module):
         self.compares_rows = not list(criterion.parameters())
 
     def forward(self, latents: Tensor, labels: Tensor, *centres: Tensor) -> Tensor:
-        """The loss of float32[B,n] latents with int64[B] labels."""
+        """Return the loss of float32[B,n] latents with int64[B] labels."""
         lower = self.dtype != torch.float32
         with torch.autocast(latents.device.type, self.dtype if lower else None, enabled=lower):
             descriptors = self.head(latents)

@@ -1,6 +1,6 @@
-"""A training run whose state is on disk: interrupted and started again, it goes on where it was.
+"""A training loop with checkpoints: a run that was interrupted resumes where it was.
 
-What is common to the small VAE and the small diffusion models; each adds its loss and its measures.
+W, backbones, and the factory's VAE and diffusion models share it; each adds its loss and its measures.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import contextlib
 import json
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,29 +22,64 @@ from id2core.errors import TrainError
 LOG = "log.jsonl"
 
 
+class LoopConfig(Protocol):
+    """What a loop reads of its config; all fields of the config decide the outcome."""
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps of the whole run."""
+
+    @property
+    def lr(self) -> float:
+        """Return the peak learning rate."""
+
+    @property
+    def warmup(self) -> float:
+        """Return the number of steps until the peak, where the loop does not override `rate`."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Return the decoupled weight decay."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """Return all fields, JSON-able."""
+
+
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds."""
+
+    def state_dict(self) -> Any:
+        """Return what the checkpoint keeps."""
+
+    def load_state_dict(self, saved: Any, /) -> Any:
+        """Restore what the checkpoint kept."""
+
+
+C = TypeVar("C", bound=LoopConfig)
+
+
 def autocast() -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where the processor multiplies it in hardware, else plain float32."""
+    """Return a context in bfloat16 where the processor multiplies it in hardware, else in float32."""
     best = best_dtype(torch.device("cpu"))
     return torch.autocast("cpu", torch.bfloat16, enabled=best == torch.bfloat16)
 
 
-def warm_cosine(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Learning rate: linear warm-up to `peak`, then a cosine that reaches zero at `steps`."""
+def warm_cosine(step: int, steps: int, warmup: float, peak: float) -> float:
+    """Return the learning rate: a linear warm-up to `peak`, times a cosine that reaches zero at `steps`."""
     warm = min(1.0, (step + 1) / warmup)
     return float(peak * warm * 0.5 * (1 + np.cos(np.pi * step / steps)))
 
 
-class Loop(ABC):
+class Loop(ABC, Generic[C]):
     """Steps, logging and checkpoints; a subclass gives the loss of a step and what is measured.
 
     Attributes:
-        recipe: dataclass with `steps`, `lr`, `weight_decay`, `warmup` where `rate` is not overridden, and
-            all else that decides the outcome.
+        config: everything that decides the outcome.
         out: directory of `checkpoint.pt`, `log.jsonl` and `recipe.json`.
-        step: how many steps are done.
-        seconds: that these steps took, over all processes; steps that a kill has lost are not in it.
-        clip: longest gradient of all weights of the model together; None for any length.
-        writes: whether this process writes files; where several train together, one does.
+        step: steps done.
+        seconds: time of these steps over all resumed runs, without steps that a kill has lost.
+        clip: largest norm of the gradient of all weights together; None for no limit.
+        writes: whether this process writes files; of several that train together, one does.
     """
 
     # Not compiled: torch 2.13's CPU inductor returns other gradients (cosine 0.94 to eager).
@@ -53,8 +87,8 @@ class Loop(ABC):
     clip: float | None = 1.0
     writes = True
 
-    def __init__(self, recipe: Any, out: Path, model: nn.Module) -> None:
-        self.recipe, self.out, self.model = recipe, out, model
+    def __init__(self, config: C, out: Path, model: nn.Module) -> None:
+        self.config, self.out, self.model = config, out, model
         out.mkdir(parents=True, exist_ok=True)
         self.optimizers = self.build_optimizers()
         self.step = 0
@@ -62,55 +96,59 @@ class Loop(ABC):
 
     @abstractmethod
     def loss(self) -> Tensor:
-        """The loss of step `self.step`: a pure function of the weights, the seed and the step."""
+        """Return the loss of step `self.step`: a pure function of the weights, the seed and the step."""
 
     @abstractmethod
     def measure(self) -> dict[str, float]:
-        """What the log tells besides the loss."""
+        """Return what the log has besides the loss."""
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """By their names in a checkpoint; every step moves all of them, at the same rate."""
-        found = torch.optim.AdamW(
+        """Build the optimizers, by their names in a checkpoint; all of them take every step, at one rate."""
+        optimizer = torch.optim.AdamW(
             self.model.parameters(),
-            lr=self.recipe.lr,
+            lr=self.config.lr,
             betas=(0.9, 0.99),
-            weight_decay=self.recipe.weight_decay,
+            weight_decay=self.config.weight_decay,
         )
-        return {"optimizer": found}
+        return {"optimizer": optimizer}
 
     def rate(self) -> float:
-        """The learning rate of step `self.step`."""
-        return warm_cosine(self.step, self.recipe.steps, self.recipe.warmup, self.recipe.lr)
+        """Return the learning rate of step `self.step`."""
+        return warm_cosine(self.step, self.config.steps, self.config.warmup, self.config.lr)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """In what precision the loss is computed."""
+        """Return a context with the precision of the loss."""
         return autocast()
 
     def finished(self) -> bool:
-        """Whether there is no step left to do."""
-        return bool(self.step >= self.recipe.steps)
+        """Return whether no step is left."""
+        return bool(self.step >= self.config.steps)
 
-    def begin(self) -> None:  # noqa: B027 (a hook)
-        """Called before the first step of a run that is not resumed."""
+    def begin(self) -> None:
+        """Prepare the first step of a run that is not resumed; a hook."""
 
-    def stepped(self) -> None:  # noqa: B027 (a hook)
-        """Called after each step."""
+    def stepped(self) -> None:
+        """Follow up on a step; a hook."""
 
-    def state(self) -> dict[str, Any]:
-        """Everything with a `state_dict` that a checkpoint holds."""
-        return {"model": self.model} | self.optimizers
+    def state(self) -> dict[str, Stateful]:
+        """Return everything with a `state_dict` that a checkpoint holds."""
+        return {"model": self.model, **self.optimizers}
 
     @property
     def _checkpoint(self) -> Path:
         return self.out / "checkpoint.pt"
 
     def resume(self) -> bool:
-        """Load the last checkpoint, if there is one; refuse one made with another recipe."""
+        """Load the last checkpoint, and return whether there was one.
+
+        Raises:
+            TrainError: it was made with another config.
+        """
         if not self._checkpoint.exists():
             return False
         # To the CPU: each part copies what it takes to where it computes, and Adam counts steps on the CPU.
         saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        if saved["recipe"] != json.dumps(asdict(self.recipe)):
+        if json.loads(saved["recipe"]) != json.loads(json.dumps(self.config.model_dump())):
             raise TrainError(f"{self._checkpoint} belongs to another recipe; choose another --out")
         for name, part in self.state().items():
             part.load_state_dict(saved[name])
@@ -118,12 +156,12 @@ class Loop(ABC):
         return True
 
     def save(self) -> None:
-        """Replace the checkpoint by the present state."""
+        """Write the current state over the checkpoint."""
         if not self.writes:
             return
         saved = {name: part.state_dict() for name, part in self.state().items()}
         partial = self._checkpoint.with_suffix(".partial")
-        facts = {"recipe": json.dumps(asdict(self.recipe)), "step": self.step, "seconds": self.seconds}
+        facts = {"recipe": json.dumps(self.config.model_dump()), "step": self.step, "seconds": self.seconds}
         torch.save(saved | facts, partial)
         partial.replace(self._checkpoint)
 
@@ -153,10 +191,10 @@ class Loop(ABC):
             log.write(json.dumps(row) + "\n")
 
     def _prepare(self, resumed: bool) -> None:
-        """Write the recipe; take from the log what was logged after the checkpoint and is done again."""
+        """Write the config, and cut from the log the steps after the checkpoint, which are repeated."""
         if not self.writes:
             return
-        (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
+        (self.out / "recipe.json").write_text(json.dumps(self.config.model_dump(), indent=1))
         log = self.out / LOG
         if log.exists():
             lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -175,7 +213,7 @@ class Loop(ABC):
             started = time.monotonic()
             losses.append(self._one_step())
             self.seconds += time.monotonic() - started
-            if self.step == self.recipe.steps or self.step % log_every == 0:
+            if self.step == self.config.steps or self.step % log_every == 0:
                 self._log(loss=float(np.mean(losses)), **self.measure(), seconds=self.seconds)
                 losses.clear()
             if self.finished() or self.step % checkpoint_every == 0:

@@ -1,4 +1,4 @@
-"""Second moments of pair differences and of origins, gathered block by block and in parts."""
+"""Scatter matrices of linear discriminant analysis, gathered block by block and in parts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 
 class Moments:
-    """Sums over pairs and origins, from which S_T, S_O and the mean of origins follow.
+    """Sums over pairs and origins, from which the scatter within and between classes follows.
 
-    A block is multiplied in float32 and added up in float64, so that neither the number of blocks nor
-    their order shows in the result beyond float32. Moments of parts of the data can be gathered apart,
-    also in other processes, and merged. Memory: two float64[n,n] and one block's float32[n,n].
+    A block is multiplied in float32 and summed in float64, so that the number and order of blocks do not
+    show in the result beyond float32. Moments of parts of the data can be gathered in other processes and
+    merged. Memory: two float64[n,n] and one block's float32[n,n].
 
     Attributes:
         pairs: differences added so far.
@@ -49,17 +49,17 @@ class Moments:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """float64[n]: the mean origin."""
+        """Return the mean origin, float64[n]."""
         return self._sum / max(1, self.origins)
 
     @property
-    def noise(self) -> NDArray[np.float64]:
-        """float64[n,n]: S_T, the mean of d·dᵀ over all differences d."""
+    def within_scatter(self) -> NDArray[np.float64]:
+        """Return S_W, the mean of d·dᵀ over all differences d added: float64[n,n]."""
         return self._differences / max(1, self.pairs)
 
     @property
-    def signal(self) -> NDArray[np.float64]:
-        """float64[n,n]: S_O, the covariance of origins about their mean."""
+    def between_scatter(self) -> NDArray[np.float64]:
+        """Return S_B, the covariance of origins about their mean: float64[n,n]."""
         return self._products / max(1, self.origins) - np.outer(self.mean, self.mean)
 
 

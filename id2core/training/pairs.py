@@ -7,40 +7,33 @@ larger than memory is trained on as it lies on disk.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from id2core.errors import PairsError
-from id2core.runs.progress import Progress, silent
+from id2core.runs.progress import OnStage, silent
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import Commit, FileRecord
+from id2core.store.datasets import Dataset
 
-# Latents compare only where these agree; `transform_id` may differ, as descriptors are not read.
-IDS = ("encoder_id", "preprocess_id")
 _LAYOUT = 1  # of the cache
 _LATENTS, _FACTS = "latents.npy", "pairs.json"
-_READ_AHEAD = 8  # row groups; 8 MB each where a latent has 4,096 numbers
-
-Source = tuple[str, Commit]
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """Rows that are in no class.
+class UnpairedRows(BaseModel):
+    """Counts of rows that are in no class, by reason.
 
     Attributes:
         origins_without_latent: origins of translations that no embeddings hold.
@@ -52,6 +45,8 @@ class LeftOut:
         unrelated_latents: embeddings of pictures that no translation names.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     origins_without_latent: int = 0
     origins_without_translation: int = 0
     translations_without_latent: int = 0
@@ -61,8 +56,8 @@ class LeftOut:
     unrelated_latents: int = 0
 
     def __str__(self) -> str:
-        counts = [(f.name.replace("_", " "), getattr(self, f.name)) for f in fields(self)]
-        return ", ".join(f"{count:,} {name}" for name, count in counts if count) or "nothing left out"
+        counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in self if count]
+        return ", ".join(counts) or "nothing left out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +70,7 @@ class Pairs:
         offsets: int64[C+1]; class c has the rows `offsets[c]` to `offsets[c+1]`, the first is its origin.
         ids: `encoder_id` and `preprocess_id` of the latents.
         digest: names the rows: equal digests, equal latents.
-        left_out: what the data sets hold besides.
+        unpaired: rows of the data sets that are in no class.
     """
 
     latents: NDArray[np.float16]
@@ -83,31 +78,31 @@ class Pairs:
     offsets: NDArray[np.int64]
     ids: dict[str, str]
     digest: str = ""
-    left_out: LeftOut = LeftOut()
+    unpaired: UnpairedRows = field(default_factory=UnpairedRows)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """float16[B,n]: the latents of some rows, int64[B]."""
+        """Return the latents of rows int64[B]: float16[B,n]."""
         return self.latents[rows]
 
     @functools.cached_property
     def labels(self) -> NDArray[np.int32]:
-        """int32[N]: the class of each row."""
+        """Return the class of each row, int32[N]."""
         return np.repeat(np.arange(len(self.origin_ids), dtype=np.int32), np.diff(self.offsets))
 
     @functools.cached_property
     def is_origin(self) -> NDArray[np.bool_]:
-        """bool[N]: whether the row is its class's origin."""
-        found = np.zeros(len(self.latents), np.bool_)
-        found[self.offsets[:-1]] = True
-        return found
+        """Return whether each row is its class's origin, bool[N]."""
+        mask = np.zeros(len(self.latents), np.bool_)
+        mask[self.offsets[:-1]] = True
+        return mask
 
     def held_out(self, share: float) -> NDArray[np.bool_]:
-        """bool[C]: the classes for validation, see `held_out`."""
+        """Return the classes for validation, bool[C]; see `held_out`."""
         return held_out(self.origin_ids, share)
 
 
 def held_out(origin_ids: Sequence[str], share: float) -> NDArray[np.bool_]:
-    """Which classes are for validation: a matter of the origin's image_id alone, whatever else there is.
+    """Return which classes are for validation: it depends on the origin's image_id alone.
 
     Args:
         origin_ids: image_ids of C origins.
@@ -126,21 +121,20 @@ def held_out(origin_ids: Sequence[str], share: float) -> NDArray[np.bool_]:
 
 
 def load(
-    embeddings: Sequence[str],
-    translations: Sequence[str],
+    embeddings: Sequence[Dataset],
+    translations: Sequence[Dataset],
     cache: str | os.PathLike[str],
-    progress: Progress = silent,
+    progress: OnStage = silent,
 ) -> Pairs:
-    """The training classes of some data sets, from the cache where they were made before.
+    """Return the training classes of data sets, from the cache where they were made before.
 
-    A picture has one row: found at several URIs, the first counts; one that is an origin is no member of
-    another class; one that is a translation of several origins belongs to the first by image_id. Memory
-    is needed for the image_ids and some row groups. A build that was killed leaves nothing that a later
-    call would take for a whole one.
+    A picture has one row: of several URIs the first counts; an origin is no member of another class; a
+    translation of several origins belongs to the first by image_id. Memory holds the image_ids and some row
+    groups. A build that is killed leaves nothing that a later call would take for a whole one.
 
     Args:
-        embeddings: URIs of data sets with the latents of origins and of translations, in any order.
-        translations: URIs of data sets of `tables.TRANSLATIONS`.
+        embeddings: data sets with the latents of origins and of translations, in any order.
+        translations: data sets of `schemas.TRANSLATIONS`.
         cache: local directory; needs room for all latents (8 kB each at n = 4,096).
         progress: called with "latents", and how many embeddings of how many were read.
 
@@ -151,39 +145,40 @@ def load(
     latents = _sources(embeddings, "embeddings")
     pictures = _sources(translations, "translations")
     ids = _common_ids(latents)
-    digests = [sorted({commit.digest for _, commit in side}) for side in (latents, pictures)]
+    digests = [sorted({dataset.digest for dataset in side}) for side in (latents, pictures)]
     digest = datasets.digest_of(_LAYOUT, ids, *digests)
     root = _cache_root(cache)
     folder = root / f"pairs-{digest}"
-    with _locked(root / f".{folder.name}.lock"):
+    with FileLock(root / f".{folder.name}.lock"):  # one builder at a time; a killed one lets go of it
         if not folder.exists():
             plan = _plan(latents, pictures)
             _build(folder, plan, latents, ids, progress)
     return _open(folder, digest)
 
 
-def _sources(uris: Sequence[str], dataset: str) -> list[Source]:
-    """Each data set once, in an order that does not depend on that of the URIs."""
-    if isinstance(uris, str) or not uris:
-        raise PairsError(f"give a list of one or more data sets of {dataset}, not {uris!r}")
-    found: dict[str, Source] = {}
-    for uri in sorted({storage.normalize(uri) for uri in uris}):
-        commit = datasets.require_commit(uri)
-        if commit.dataset != dataset:
-            raise PairsError(f"{uri} holds {commit.dataset}; a data set of {dataset} is needed there")
-        found.setdefault(commit.digest, (uri, commit))
-    return [found[digest] for digest in sorted(found)]
+def _sources(given: Sequence[Dataset], kind: str) -> list[Dataset]:
+    """Return each data set once, in an order that does not depend on the given one."""
+    if not given:
+        raise PairsError(f"give one or more data sets of {kind}")
+    by_digest: dict[str, Dataset] = {}
+    for dataset in sorted(given, key=lambda dataset: dataset.uri):
+        if dataset.commit.dataset != kind:
+            raise PairsError(
+                f"{dataset.uri} holds {dataset.commit.dataset}; a data set of {kind} is needed there"
+            )
+        by_digest.setdefault(dataset.digest, dataset)
+    return [by_digest[digest] for digest in sorted(by_digest)]
 
 
-def _common_ids(sources: list[Source]) -> dict[str, str]:
-    uri, first = sources[0]
-    ids = {name: first.ids[name] for name in IDS if name in first.ids}
-    for other, commit in sources[1:]:
-        for name in IDS:
-            if commit.ids.get(name) != ids.get(name):
+def _common_ids(sources: list[Dataset]) -> dict[str, str]:
+    first = sources[0]
+    ids = {name: first.ids[name] for name in schemas.LATENT_IDS if name in first.ids}
+    for other in sources[1:]:
+        for name in schemas.LATENT_IDS:
+            if other.ids.get(name) != ids.get(name):
                 raise PairsError(
-                    f"{other} has {name} {commit.ids.get(name)}, {uri} has {ids.get(name)}: their latents "
-                    f"do not compare. Embed origins and translations with the same encoder."
+                    f"{other.uri} has {name} {other.ids.get(name)}, {first.uri} has {ids.get(name)}: their "
+                    "latents do not compare. Embed origins and translations with the same encoder."
                 )
     return ids
 
@@ -194,14 +189,6 @@ def _cache_root(cache: str | os.PathLike[str]) -> Path:
         raise PairsError(f"{root}: latents are memory-mapped, so the cache must be a local directory")
     Path(root).mkdir(parents=True, exist_ok=True)
     return Path(root)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One builder at a time; the lock of a killed one is gone with it."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,20 +203,20 @@ class _Plan:
     rows: NDArray[np.int64]
     origin_ids: list[str]
     sizes: list[int]
-    left_out: LeftOut
+    unpaired: UnpairedRows
 
 
-def _column_tables(sources: list[Source], columns: list[str]) -> pa.Table:
-    found = [
-        table for uri, commit in sources for table in datasets.read_each(uri, list(commit.files), columns)
-    ]
+def _column_tables(sources: list[Dataset], columns: list[str]) -> pa.Table:
+    tables = [table for dataset in sources for table in dataset.tables(columns)]
     return (
-        pa.concat_tables(found) if found else pa.table({name: pa.array([], pa.string()) for name in columns})
+        pa.concat_tables(tables)
+        if tables
+        else pa.table({name: pa.array([], pa.string()) for name in columns})
     )
 
 
 def _members(translations: pa.Table) -> pa.Table:
-    """Every picture once: `origin_id`, `is_translation`, `image_id`, sorted by these."""
+    """Return every picture once: `origin_id`, `is_translation`, `image_id`, sorted by these."""
     origins = translations["origin_id"].unique()
     others = translations.filter(pc.invert(pc.is_in(translations["image_id"], value_set=origins)))
     first = others.group_by("image_id").aggregate([("origin_id", "min")])
@@ -241,16 +228,16 @@ def _members(translations: pa.Table) -> pa.Table:
     return pa.concat_tables([heads, rest]).sort_by([(name, "ascending") for name in columns])
 
 
-def _plan(latents: list[Source], pictures: list[Source]) -> _Plan:
-    """The first pass: from ids to rows."""
+def _plan(latents: list[Dataset], pictures: list[Dataset]) -> _Plan:
+    """Turn ids into rows: the first pass."""
     translations = _column_tables(pictures, ["image_id", "origin_id"])
     members = _members(translations)
     is_translation = members["is_translation"].to_numpy()
     class_of = np.cumsum(~is_translation) - 1
     embedded = _column_tables(latents, ["image_id"])["image_id"]
-    found = pc.index_in(embedded, value_set=members["image_id"]).fill_null(-1).to_numpy().astype(np.int64)
+    member_of = pc.index_in(embedded, value_set=members["image_id"]).fill_null(-1).to_numpy().astype(np.int64)
 
-    numbers, first = np.unique(found, return_index=True)
+    numbers, first = np.unique(member_of, return_index=True)
     first, numbers = first[numbers >= 0], numbers[numbers >= 0]
     present = np.zeros(members.num_rows, np.bool_)
     present[numbers] = True
@@ -258,28 +245,28 @@ def _plan(latents: list[Source], pictures: list[Source]) -> _Plan:
     translated = np.bincount(class_of[present & is_translation], minlength=int((~is_translation).sum())) > 0
     kept = present & with_origin & translated[class_of]
 
-    left_out = LeftOut(
+    unpaired = UnpairedRows(
         origins_without_latent=int((~is_translation & ~present).sum()),
         origins_without_translation=int((~is_translation & present & ~translated[class_of]).sum()),
         translations_without_latent=int((is_translation & ~present).sum()),
         translations_without_origin=int((is_translation & present & ~with_origin).sum()),
         repeated_translations=translations.num_rows - int(is_translation.sum()),
-        repeated_latents=int((found >= 0).sum()) - len(numbers),
-        unrelated_latents=int((found < 0).sum()),
+        repeated_latents=int((member_of >= 0).sum()) - len(numbers),
+        unrelated_latents=int((member_of < 0).sum()),
     )
     if not kept.any():
         raise PairsError(
-            f"no origin has a latent as well as a translation with one ({left_out}): embed the folder of "
-            f"origins and the pictures/ of the translations, and give both data sets"
+            f"no origin has a latent as well as a translation with one ({unpaired}): embed the folder of "
+            "origins and the pictures/ of the translations, and give both data sets"
         )
-    rows = np.full(len(found), -1, np.int64)
+    rows = np.full(len(member_of), -1, np.int64)
     rows[first] = np.where(kept, np.cumsum(kept) - 1, -1)[numbers]
     sizes = np.bincount(class_of[kept])
     chosen = members["image_id"].filter(pa.array(kept & ~is_translation)).to_pylist()
-    return _Plan(rows, chosen, [int(size) for size in sizes if size], left_out)
+    return _Plan(rows, chosen, [int(size) for size in sizes if size], unpaired)
 
 
-def _build(folder: Path, plan: _Plan, sources: list[Source], ids: dict[str, str], progress: Progress) -> None:
+def _build(folder: Path, plan: _Plan, sources: list[Dataset], ids: dict[str, str], progress: OnStage) -> None:
     """Write the cache beside its place, then rename it: it is there whole or not at all."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -290,7 +277,7 @@ def _build(folder: Path, plan: _Plan, sources: list[Source], ids: dict[str, str]
             "ids": ids,
             "origin_ids": plan.origin_ids,
             "sizes": plan.sizes,
-            "left_out": asdict(plan.left_out),
+            "left_out": plan.unpaired.model_dump(),
         }
         storage.write_bytes(str(partial / _FACTS), json.dumps(facts).encode())
         partial.rename(folder)
@@ -300,26 +287,15 @@ def _build(folder: Path, plan: _Plan, sources: list[Source], ids: dict[str, str]
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _row_groups(sources: list[Source]) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """The latents, row group by row group in order, with the file they are from; read ahead by threads."""
-    tasks = [
-        (uri, record, group)
-        for uri, commit in sources
-        for record in commit.files
-        for group in range(record.row_groups)
-    ]
-
-    def read(task: tuple[str, FileRecord, int]) -> tuple[str, pa.ChunkedArray]:
-        uri, record, group = task
-        return storage.join(uri, record.name), datasets.read_file(uri, record, ["latent"], group)["latent"]
-
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        for start in range(0, len(tasks), _READ_AHEAD):
-            yield from pool.map(read, tasks[start : start + _READ_AHEAD])
+def _row_groups(sources: list[Dataset]) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """Yield the latents by row groups in order, each with the URI of its file."""
+    for dataset in sources:
+        for record, table in dataset.row_groups(["latent"]):
+            yield storage.join(dataset.uri, record.name), table["latent"]
 
 
-def _write_latents(path: Path, plan: _Plan, sources: list[Source], progress: Progress) -> None:
-    """The second pass: from rows to latents.
+def _write_latents(path: Path, plan: _Plan, sources: list[Dataset], progress: OnStage) -> None:
+    """Write the latents by their rows: the second pass.
 
     Written by position, not through the map: a full disk is then an error instead of the end of the
     process, and written pages do not count as its memory.
@@ -345,7 +321,7 @@ def _write_latents(path: Path, plan: _Plan, sources: list[Source], progress: Pro
 
 
 def _write_at(file: int, data: bytes, start: int) -> None:
-    """All of it: a disk that is almost full takes a part without an error."""
+    """Write all of the data: an almost full disk takes a part of it without an error."""
     while data:
         written = os.pwrite(file, data, start)
         data, start = data[written:], start + written
@@ -366,7 +342,7 @@ def _open(folder: Path, digest: str) -> Pairs:
         offsets = np.concatenate([[0], np.cumsum(facts["sizes"], dtype=np.int64)])
         if len(latents) != offsets[-1]:
             raise ValueError(f"{len(latents)} latents, not {offsets[-1]}")
-        left_out = LeftOut(**facts["left_out"])
-        return Pairs(latents, facts["origin_ids"], offsets, facts["ids"], digest, left_out)
+        unpaired = UnpairedRows(**facts["left_out"])
+        return Pairs(latents, facts["origin_ids"], offsets, facts["ids"], digest, unpaired)
     except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise PairsError(f"{folder} is damaged: {error}; delete it, and it is made again") from error

@@ -1,4 +1,9 @@
-"""Several processes that train one W, as `torchrun` starts them; without it, this one alone."""
+"""Several processes that train one W, as `torchrun` starts them; without it, this one alone.
+
+`accelerate` would serve worse: its state is one per process and fixes the device at first use, where a
+notebook may train on several, and its `gather` passes no gradients on. It would save four calls of
+`torch.distributed`.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from id2core.environment import usable_device
+
 
 @dataclass(frozen=True)
 class Ranks:
     """This process among those that train together.
 
     Attributes:
-        rank: from 0; that one writes files.
-        count: of processes.
-        device: where this one computes.
+        device: where this process computes.
+        rank: number of this process, from 0; process 0 writes files.
+        count: number of processes.
     """
 
     device: torch.device
@@ -26,18 +33,18 @@ class Ranks:
     count: int = 1
 
     def share(self, rows: int) -> slice:
-        """Which rows of a batch are this rank's; all ranks get as many where `count` divides them."""
+        """Return this rank's rows of a batch; all ranks get as many where `count` divides them."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
     def around(self, module: nn.Module) -> nn.Module:
-        """The module, with gradients that are the mean of all ranks' and weights as those of rank 0."""
+        """Wrap a module so that gradients are the mean over all ranks, and weights those of rank 0."""
         if self.count == 1:
             return module
         where = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, where, gradient_as_bucket_view=True)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, in their order; each rank must have as many.
+        """Return the rows of all ranks, in their order; each rank must have as many.
 
         Only a rank's own rows pass gradients on. They are `count` times as large, so that the mean of all
         ranks' gradients is the gradient of a loss over all rows, which every rank has computed.
@@ -52,7 +59,7 @@ class Ranks:
         return torch.cat(parts)
 
     def mean(self, value: float) -> float:
-        """Over all ranks."""
+        """Return the mean of a value over all ranks."""
         if self.count == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -60,22 +67,22 @@ class Ranks:
         return float(total) / self.count
 
     def agree(self, *values: float) -> tuple[float, ...]:
-        """The values of rank 0, for all."""
+        """Return the values of rank 0 on all ranks."""
         if self.count == 1:
             return values
-        told = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.broadcast(told, 0)
-        return tuple(told.tolist())
+        agreed = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(agreed, 0)
+        return tuple(agreed.tolist())
 
 
 def join(device: str | None = None) -> Ranks:
-    """Meet the other processes that `torchrun` has started, for the life of this one.
+    """Join the other processes that `torchrun` has started, for the life of this one.
 
     Args:
         device: a torch device; by default a GPU where there is one, or else the CPU. Of several GPUs, each
             process of a machine takes one.
     """
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(kind)
     if kind.type == "cuda":

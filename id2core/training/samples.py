@@ -1,4 +1,4 @@
-"""What the training of W sees: batches of classes, read ahead by a thread."""
+"""Batches of classes for training, read ahead by a thread."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 AHEAD = 4
-# One stream of random numbers each: what is drawn for one says nothing about the others.
+# Each has a random stream of its own, independent of the others.
 _CLASSES, _MEMBERS, _CENTRES = range(3)
 
 Integers = NDArray[np.int64]
 
 
 class Rows(Protocol):
-    """N rows sorted by class, such as the latents of `Pairs`; whatever takes long to read is read ahead."""
+    """N rows sorted by class, such as the latents of `Pairs`; they are read ahead."""
 
     @property
     def offsets(self) -> Integers:
         """int64[C+1]; class c has the rows `offsets[c]` to `offsets[c+1]`."""
 
     def __getitem__(self, rows: Integers) -> NDArray[Any]:
-        """Some rows, by their number: of int64[B] an array [B,…], which training sees as float32."""
+        """Return the rows int64[B] as an array [B,…], which training sees as float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Batch:
     Attributes:
         latents: float32[B,n]; [B,…] where the rows are something else.
         labels: int64[B], numbers of the K classes that are trained on.
-        centres: int64[S], ascending, the classes whose centres take part; None for all.
+        centres: int64[S], ascending, the classes whose centers take part; None for all.
     """
 
     latents: Tensor
@@ -47,10 +47,10 @@ class Batch:
 
 
 class Batches:
-    """The batch of every step, a function of the seed and the step alone.
+    """Makes the batch of every step, a function of the seed and the step alone.
 
-    A pass takes every class at most once, in an order of its own; what is left at the end and would not
-    fill a batch is left out. Where there are fewer classes than a batch takes, each batch has them all.
+    A pass takes every class at most once, in an order of its own; the classes at its end that do not fill a
+    batch are skipped. With fewer classes than a batch takes, each batch has them all.
 
     Memory: `AHEAD` + 1 batches, and one order of the classes.
     """
@@ -65,13 +65,13 @@ class Batches:
         seed: int,
         share: Callable[[int], slice] = slice,
     ) -> None:
-        """Batches of `batch` rows, `per_class` of each class.
+        """Make batches of `batch` rows, `per_class` of each class.
 
         Args:
             source: of the rows.
             classes: int64[K], the classes to take; the k-th gets the label k.
             batch, per_class: rows of a batch, and of each class in it.
-            negatives: how many other classes' centres take part, or None for all.
+            negatives: how many other classes' centers take part, or None for all.
             seed: of the draws.
             share: which of a step's rows to read, by their number: by default all.
         """
@@ -86,7 +86,7 @@ class Batches:
         self._waiting: dict[int, Future[Batch]] = {}
 
     def get(self, step: int, steps: int) -> Batch:
-        """The batch of a step; those of the next steps, below `steps`, are made meanwhile."""
+        """Return the batch of a step, and start making those of the next steps, below `steps`."""
         for later in range(step, min(step + AHEAD + 1, steps)):
             if later not in self._waiting:
                 self._waiting[later] = self._pool.submit(self.make, later)
@@ -97,7 +97,7 @@ class Batches:
         self._pool.shutdown(cancel_futures=True)
 
     def rows(self, step: int) -> tuple[Integers, Integers]:
-        """The rows of a step, ascending, and their labels: int64[B] both."""
+        """Return the rows of a step, ascending, and their labels, both int64[B]."""
         chosen = self._chosen(step)
         rng = np.random.default_rng((self._seed, _MEMBERS, step))
         members = _members(self._sizes[chosen], self._per_class, rng)
@@ -105,7 +105,7 @@ class Batches:
         return rows, np.repeat(chosen, self._per_class)
 
     def make(self, step: int) -> Batch:
-        """The batch of a step, or the share of it."""
+        """Make the batch of a step, or this process's share of it."""
         rows, labels = (x[self._share] for x in self.rows(step))
         # The rows ascend, so that a disk is read in one direction.
         latents = torch.from_numpy(self._source[rows].astype(np.float32))
@@ -123,13 +123,13 @@ class Batches:
     def _centres(self, step: int, negatives: int) -> Integers:
         own = self._chosen(step)
         rng = np.random.default_rng((self._seed, _CENTRES, step))
-        # As many more as there are classes in the batch: at worst all of those are drawn again.
+        # Spare draws, one for each class of the batch, as these may be among the drawn ones.
         drawn = rng.choice(len(self._sizes), min(len(self._sizes), negatives + len(own)), replace=False)
         return np.sort(np.concatenate([own, drawn[~np.isin(drawn, own)][:negatives]]))
 
 
 def _members(sizes: Integers, count: int, rng: np.random.Generator) -> Integers:
-    """So many members of each class, int64[B/count,count]; repeated only where a class has fewer."""
+    """Draw `count` members of each class, int64[B/count,count]; repeated only where a class has fewer."""
     # In few calls: a thread that holds Python's lock for long would slow down the training beside it.
     keys = rng.random((len(sizes), max(count, int(sizes.max()))))
     keys[np.arange(keys.shape[1]) >= sizes[:, None]] = 1

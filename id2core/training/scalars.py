@@ -16,7 +16,7 @@ class Scalars:
         self._writer: Any = None
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers of a step; what an interrupted run wrote of this step and later ones is replaced."""
+        """Write the numbers of a step, over what an interrupted run wrote of this step and later ones."""
         if importlib.util.find_spec("tensorboard") is None:
             return
         if self._writer is None:

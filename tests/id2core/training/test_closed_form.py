@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 
 from id2core.errors import ClosedFormError, DatasetError, PairsError
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit
+from id2core.store.datasets import Commit, Dataset
 from id2core.training import closed_form, pairs
 from id2core.training.closed_form import ClosedForm
-from id2core.training.pairs import LeftOut, Pairs
+from id2core.training.pairs import Pairs, UnpairedRows
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 
@@ -54,16 +53,16 @@ def write_embeddings(
     halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     files = [datasets.write_file(str(uri), f"{key}{i}", groups(h), schema) for i, h in enumerate(halves)]
     datasets.write_commit(str(uri), Commit("embeddings", "run", ids, tuple(files)))
-    return str(uri)
+    return Dataset.open(str(uri))
 
 
-def write_translations(uri: Path, rows: list[tuple[str, str]]) -> str:
+def write_translations(uri: Path, rows: list[tuple[str, str]]) -> Dataset:
     """A data set of (image_id, origin_id)."""
     columns = {"image_id": [r[0] for r in rows], "origin_id": [r[1] for r in rows]}
     content = table(schemas.TRANSLATIONS, columns, len(rows))
     record = datasets.write_file(str(uri), datasets.digest_of(rows), [content], schemas.TRANSLATIONS)
     datasets.write_commit(str(uri), Commit("translations", "run", {}, (record,)))
-    return str(uri)
+    return Dataset.open(str(uri))
 
 
 def vectors(names: str) -> Latents:
@@ -78,7 +77,7 @@ OF = [("a1", "a"), ("a2", "a"), ("b1", "b"), ("c1", "c"), ("c2", "c")]
 
 
 @pytest.fixture
-def sides(tmp_path: Path) -> tuple[list[str], list[str], Latents]:
+def sides(tmp_path: Path) -> tuple[list[Dataset], list[Dataset], Latents]:
     """Origins and translations embedded apart, in no good order."""
     latents = vectors("c b a b1 c2 a2 c1 a1")
     items = list(latents.items())
@@ -87,7 +86,7 @@ def sides(tmp_path: Path) -> tuple[list[str], list[str], Latents]:
 
 
 def test_a_class_is_an_origin_and_its_translations(
-    sides: tuple[list[str], list[str], Latents], tmp_path: Path
+    sides: tuple[list[Dataset], list[Dataset], Latents], tmp_path: Path
 ) -> None:
     embedded, translated, latents = sides
     seen: list[tuple[str, int, int]] = []
@@ -98,7 +97,7 @@ def test_a_class_is_an_origin_and_its_translations(
     assert isinstance(found.latents, np.memmap) and found.latents.dtype == np.float16
     expected = [latents[name] for name in ("a", "a1", "a2", "b", "b1", "c", "c1", "c2")]
     assert np.array_equal(found.latents, expected)
-    assert found.left_out == LeftOut() and found.ids == {"encoder_id": "mini-0", "preprocess_id": "p"}
+    assert found.unpaired == UnpairedRows() and found.ids == {"encoder_id": "mini-0", "preprocess_id": "p"}
     assert seen[-1] == ("latents", 8, 8) and len(seen) > 2
 
 
@@ -110,8 +109,8 @@ def test_what_has_no_class_is_counted(tmp_path: Path) -> None:
     found = pairs.load([embedded], [write_translations(tmp_path / "t", rows)], tmp_path / "cache")
     assert found.origin_ids == ["a"]
     assert np.array_equal(found.latents, [latents[name] for name in ("a", "a1", "a2")])
-    left_out = found.left_out
-    assert left_out == LeftOut(
+    unpaired = found.unpaired
+    assert unpaired == UnpairedRows(
         origins_without_latent=2,  # b, d
         origins_without_translation=1,  # c
         translations_without_latent=3,  # c1, c2, d1
@@ -120,19 +119,19 @@ def test_what_has_no_class_is_counted(tmp_path: Path) -> None:
         repeated_latents=1,  # a1
         unrelated_latents=1,  # stray
     )
-    assert "3 translations without latent" in str(left_out)
-    assert len(rows) == 2 + sum(astuple(left_out)[2:5])
+    assert "3 translations without latent" in str(unpaired)
+    assert len(rows) == 2 + sum(list(unpaired.model_dump().values())[2:5])
 
 
 def test_the_cache_serves_the_same_data_whatever_their_order(
-    sides: tuple[list[str], list[str], Latents], tmp_path: Path
+    sides: tuple[list[Dataset], list[Dataset], Latents], tmp_path: Path
 ) -> None:
     embedded, translated, _ = sides
     first = pairs.load(embedded, translated, tmp_path / "cache")
     for file in tmp_path.glob("*/*.parquet"):
         file.unlink()  # nothing but the cache has the latents now
     again = pairs.load(embedded[::-1] + embedded, translated, tmp_path / "cache")
-    assert again.digest == first.digest and again.left_out == first.left_out
+    assert again.digest == first.digest and again.unpaired == first.unpaired
     assert np.array_equal(again.latents, first.latents) and again.origin_ids == first.origin_ids
 
     fewer = write_translations(tmp_path / "fewer", OF[:2])
@@ -142,16 +141,20 @@ def test_the_cache_serves_the_same_data_whatever_their_order(
 
 KILLED = """
 import os, signal, sys
+from id2core.store.datasets import Dataset
 from id2core.training import pairs
 kill = lambda stage, done, total: done > 4 and os.kill(os.getpid(), signal.SIGKILL)
-pairs.load(sys.argv[2:-1], sys.argv[-1:], sys.argv[1], kill)
+*embedded, translated = map(Dataset.open, sys.argv[2:])
+pairs.load(embedded, [translated], sys.argv[1], kill)
 """
 
 
-def test_a_killed_build_is_no_cache(sides: tuple[list[str], list[str], Latents], tmp_path: Path) -> None:
+def test_a_killed_build_is_no_cache(
+    sides: tuple[list[Dataset], list[Dataset], Latents], tmp_path: Path
+) -> None:
     embedded, translated, latents = sides
     cache = tmp_path / "cache"
-    command = [sys.executable, "-c", KILLED, str(cache), *embedded, *translated]
+    command = [sys.executable, "-c", KILLED, str(cache), *(d.uri for d in embedded + translated)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert list(cache.rglob("*.npy")), "it was killed too early to leave anything"
     assert not list(cache.glob("pairs-*"))
@@ -165,7 +168,7 @@ def test_a_killed_build_is_no_cache(sides: tuple[list[str], list[str], Latents],
 
 
 def test_data_sets_that_do_not_fit_are_refused(
-    sides: tuple[list[str], list[str], Latents], tmp_path: Path
+    sides: tuple[list[Dataset], list[Dataset], Latents], tmp_path: Path
 ) -> None:
     embedded, translated, latents = sides
     items = list(latents.items())
@@ -187,7 +190,7 @@ def test_data_sets_that_do_not_fit_are_refused(
     with pytest.raises(PairsError, match="local directory"):
         pairs.load(embedded, translated, "gs://bucket/cache")
     with pytest.raises(DatasetError, match="_SUCCESS"):
-        pairs.load(embedded, [str(tmp_path / "nowhere")], cache)
+        pairs.load(embedded, [Dataset.open(str(tmp_path / "nowhere"))], cache)
 
 
 def test_validation_classes_depend_on_the_origin_alone() -> None:
@@ -315,9 +318,9 @@ def test_float32_agrees_with_a_direct_solution_in_float64() -> None:
     data = drawn(500, 3)
     moments = closed_form.gather(data, np.ones(500, np.bool_))
     found = next(closed_form.solve(moments, 20, [0.1]))
-    scale = np.trace(moments.noise) / N
-    noise = moments.noise / scale + 0.1 * np.eye(N)
-    values, exact = scipy.linalg.eigh(moments.signal / scale, noise)
+    scale = np.trace(moments.within_scatter) / N
+    noise = moments.within_scatter / scale + 0.1 * np.eye(N)
+    values, exact = scipy.linalg.eigh(moments.between_scatter / scale, noise)
     np.testing.assert_allclose(found.ratios, values[::-1][:20], rtol=1e-4)
     np.testing.assert_allclose(found.vectors.T @ noise @ found.vectors, np.eye(20), atol=1e-3)
     for i, vector in enumerate(found.vectors.T):
@@ -335,8 +338,8 @@ def test_moments_do_not_depend_on_blocks() -> None:
         moments = closed_form.gather(data, half, block)
         moments.merge(closed_form.gather(data, ~half, block))
         assert (moments.pairs, moments.origins) == (270, 90)
-        np.testing.assert_allclose(moments.noise, d.T @ d / 270, atol=1e-5)
-        np.testing.assert_allclose(moments.signal, np.cov(origins.T, bias=True), atol=1e-5)
+        np.testing.assert_allclose(moments.within_scatter, d.T @ d / 270, atol=1e-5)
+        np.testing.assert_allclose(moments.between_scatter, np.cov(origins.T, bias=True), atol=1e-5)
         np.testing.assert_allclose(moments.mean, origins.mean(0), atol=1e-6)
     fits = [closed_form.fit(data, m=8, block_rows=block).transform.weights for block in (7, 10_000)]
     assert fits[0] is not None and fits[1] is not None

@@ -4,6 +4,7 @@ import io
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from id2core.encoders import images
 from id2core.encoders.registry import load_encoder
 from id2core.errors import FinetuneError, TrainError
 from id2core.training import finetune
-from id2core.training.finetune import Recipe
+from id2core.training.config import FinetuneConfig
 from tests.drawing import scene
 from tests.tiny_backbones import saved
 
@@ -52,11 +53,11 @@ def decoded(side: int) -> np.ndarray:
 @pytest.mark.parametrize("loss", ["cosface", "softmax", "circle"])
 def test_training_lowers_the_loss_and_saves_an_encoder(loss: str, pictures: list, tmp_path: Path) -> None:
     start = saved("vit", tmp_path / "tiny")
-    recipe = Recipe(str(start), loss, **SMALL, steps=24)
+    config = FinetuneConfig(backbone=str(start), loss=loss, **SMALL, steps=24)
     seen: list[tuple] = []
     out = tmp_path / "run"
     folder = finetune.finetune(
-        pictures, recipe, out, device="cpu", checkpoint_every=4, progress=lambda *facts: seen.append(facts)
+        pictures, config, out, device="cpu", checkpoint_every=4, progress=lambda *facts: seen.append(facts)
     )
     values = logged("loss", out)
     assert len(values) == 6 and values[-1] < 0.8 * values[0]
@@ -70,8 +71,8 @@ def test_training_lowers_the_loss_and_saves_an_encoder(loss: str, pictures: list
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path: Path) -> None:
-    recipe = Recipe(str(saved("vit", tmp_path / "tiny")), **SMALL, steps=6)
-    whole = finetune.finetune(pictures, recipe, tmp_path / "whole", device="cpu", checkpoint_every=2)
+    config = FinetuneConfig(backbone=str(saved("vit", tmp_path / "tiny")), **SMALL, steps=6)
+    whole = finetune.finetune(pictures, config, tmp_path / "whole", device="cpu", checkpoint_every=2)
 
     def stop(stage: str, done: int, total: int) -> None:
         if done == 5:
@@ -79,10 +80,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path:
 
     again = tmp_path / "again"
     with pytest.raises(KeyboardInterrupt):
-        finetune.finetune(pictures, recipe, again, device="cpu", checkpoint_every=2, progress=stop)
+        finetune.finetune(pictures, config, again, device="cpu", checkpoint_every=2, progress=stop)
     first = logged("seconds", again)[-1]
     resumed = finetune.finetune(
-        pictures, recipe, again, device="cpu", checkpoint_every=2, progress=lambda *facts: time.sleep(0.3)
+        pictures, config, again, device="cpu", checkpoint_every=2, progress=lambda *facts: time.sleep(0.3)
     )
     told = logged("seconds", again)
     assert len(told) == 3 and told[1] == first and told[2] >= first + 0.59
@@ -90,19 +91,20 @@ def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path:
     assert facts["seconds"] == pytest.approx(told[-1], abs=0.051)
     assert load_encoder(str(resumed)).encoder_id == load_encoder(str(whole)).encoder_id
     with pytest.raises(TrainError, match="another recipe"):
-        finetune.finetune(pictures[1:], recipe, again, device="cpu")
+        finetune.finetune(pictures[1:], config, again, device="cpu")
 
 
 def test_what_cannot_be_trained_on_says_what_to_do(pictures: list, tmp_path: Path) -> None:
     start = str(saved("vit", tmp_path / "tiny"))
     broken = [(b"no picture", origin) for _, origin in pictures]
-    for data, recipe, hint in (
-        (pictures, Recipe(start, "triplet"), "choose cosface"),  # type: ignore[arg-type]
-        (pictures, Recipe(start, batch=6, per_class=4), "2 or more"),
-        (pictures, Recipe(start, steps=0), "steps"),
-        (pictures, Recipe(start, steps=500), "warm-up of 1000 in 500 steps.*would be 25"),
-        (pictures[:1], Recipe(start, **SMALL, steps=2), "1 origins"),
-        (broken, Recipe(start, **SMALL, steps=2), "not_an_image.*leave it out"),
-    ):
+    cases: list[tuple[list, dict[str, Any], str]] = [
+        (pictures, {"loss": "triplet"}, "choose cosface"),
+        (pictures, {"batch": 6, "per_class": 4}, "2 or more"),
+        (pictures, {"steps": 0}, "steps"),
+        (pictures, {"steps": 500}, "warm-up of 1000 in 500 steps.*would be 25"),
+        (pictures[:1], {**SMALL, "steps": 2}, "1 origins"),
+        (broken, {**SMALL, "steps": 2}, "not_an_image.*leave it out"),
+    ]
+    for data, given, hint in cases:
         with pytest.raises(FinetuneError, match=hint):
-            finetune.finetune(data, recipe, tmp_path / "out", device="cpu")
+            finetune.finetune(data, FinetuneConfig(backbone=start, **given), tmp_path / "out", device="cpu")

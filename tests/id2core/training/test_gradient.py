@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pytorch_metric_learning.losses import CosFaceLoss
 from id2core.errors import GradientError, TrainError
 from id2core.training import closed_form, criteria, gradient, ranks
 from id2core.training.closed_form import Trial
-from id2core.training.gradient import Recipe
+from id2core.training.config import GradientConfig
 from id2core.training.samples import Batches
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
@@ -54,7 +53,7 @@ def test_training_beats_the_cosine_of_latents_on_origins_it_never_saw(tmp_path: 
     "change", [{"loss": "circle", "scale": None}, {"loss": "softmax", "iterations": 60}, {"negatives": 32}]
 )
 def test_the_other_losses_learn_too(change: dict[str, Any], tmp_path: Path) -> None:
-    found = gradient.fit(made(), replace(SMALL, **change), tmp_path)
+    found = gradient.fit(made(), SMALL.replace(**change), tmp_path)
     rows = log(tmp_path)
     assert rows[-1]["loss"] < rows[1]["loss"]
     assert found.metadata["validation_map"] > 0.7
@@ -62,22 +61,21 @@ def test_the_other_losses_learn_too(change: dict[str, Any], tmp_path: Path) -> N
 
 KILLED = """
 import sys
-from dataclasses import replace
 from pathlib import Path
 import torch
 from id2core.training import gradient
 from tests.synthetic_pairs import SMALL, made
 torch.set_num_threads(1)
-recipe = replace(SMALL, negatives=int(sys.argv[2]) or None)
-gradient.fit(made(), recipe, Path(sys.argv[1]), checkpoint_every=7,
+config = SMALL.replace(negatives=int(sys.argv[2]) or None)
+gradient.fit(made(), config, Path(sys.argv[1]), checkpoint_every=7,
     progress=lambda _, done, total: done == 70 and (print(flush=True), sys.stdin.read()))
 """
 
 
 @pytest.mark.parametrize("negatives", [None, 16])
 def test_a_killed_training_goes_on_as_if_it_had_not_been(negatives: int | None, tmp_path: Path) -> None:
-    pairs, recipe = made(), replace(SMALL, negatives=negatives)
-    whole = gradient.fit(pairs, recipe, tmp_path / "whole")
+    pairs, config = made(), SMALL.replace(negatives=negatives)
+    whole = gradient.fit(pairs, config, tmp_path / "whole")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "parts"), str(negatives or 0)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
@@ -85,27 +83,27 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(negatives: int | None, 
     assert not (tmp_path / "parts" / gradient.WEIGHTS).exists()
     steps: list[int] = []
     parts = gradient.fit(
-        pairs, recipe, tmp_path / "parts", progress=lambda _, done, total: steps.append(done)
+        pairs, config, tmp_path / "parts", progress=lambda _, done, total: steps.append(done)
     )
     assert steps[0] == 64
     assert parts.transform_id == whole.transform_id
-    for other in (replace(recipe, lr=1.0), replace(recipe, seed=2)):
+    for other in (config.replace(lr=1.0), config.replace(seed=2)):
         with pytest.raises(TrainError, match="another recipe"):
             gradient.fit(pairs, other, tmp_path / "parts")
     with pytest.raises(TrainError, match="another recipe"):
-        gradient.fit(made(seed=1), recipe, tmp_path / "parts")
+        gradient.fit(made(seed=1), config, tmp_path / "parts")
 
 
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path) -> None:
     pairs = made()
     start = closed_form.fit(pairs, SMALL.dimensions, validation_share=SMALL.validation_share).transform
     held_out = pairs.held_out(SMALL.validation_share)
-    recipe = replace(SMALL, lr=3.0, epochs=20, patience=2, warmup=0.0)
-    found = gradient.fit(pairs, recipe, tmp_path, start=start)
+    config = SMALL.replace(lr=3.0, epochs=20, patience=2, warmup=0.0)
+    found = gradient.fit(pairs, config, tmp_path, start=start)
     rows = log(tmp_path)
     assert found.metadata["validation_map"] == Trial.of(pairs, held_out).score(found)[0]
     assert round(found.metadata["validation_map"], 4) == max(row["validation_map"] for row in rows)
-    assert rows[-1]["step"] == found.metadata["steps"] + 2 * recipe.iterations < recipe.steps
+    assert rows[-1]["step"] == found.metadata["steps"] + 2 * config.iterations < config.steps
 
 
 def test_a_start_is_where_training_starts(tmp_path: Path) -> None:
@@ -114,21 +112,21 @@ def test_a_start_is_where_training_starts(tmp_path: Path) -> None:
     reached = Trial.of(pairs, pairs.held_out(SMALL.validation_share)).score(start)[0]
     for negatives in (None, 32):
         out = tmp_path / str(negatives)
-        recipe = replace(SMALL, lr=1e-4, epochs=1, negatives=negatives)
-        found = gradient.fit(pairs, recipe, out, start=start)
+        config = SMALL.replace(lr=1e-4, epochs=1, negatives=negatives)
+        found = gradient.fit(pairs, config, out, start=start)
         assert log(out)[0]["validation_map"] == pytest.approx(reached, abs=1e-3)
         assert found.metadata["validation_map"] >= reached
-        gradient.fit(pairs, recipe, tmp_path / f"random-{negatives}")
+        gradient.fit(pairs, config, tmp_path / f"random-{negatives}")
         assert log(out)[1]["loss"] < log(tmp_path / f"random-{negatives}")[1]["loss"] - 5
 
 
 def test_the_rate_is_the_papers() -> None:
-    rates = [Recipe().rate(epoch) / 3.5e-4 for epoch in range(25)]
+    rates = [GradientConfig().rate(epoch) / 3.5e-4 for epoch in range(25)]
     assert rates[:5] == pytest.approx([0.01, 0.208, 0.406, 0.604, 0.802])
     assert rates[5:11] == [1.0] * 6
     assert rates[11:] == sorted(rates[11:], reverse=True) and 0 < rates[-1] < 0.02
     assert rates[17] + rates[18] == pytest.approx(1)
-    assert Recipe(epochs=1).rate(0) == 3.5e-4
+    assert GradientConfig(epochs=1).rate(0) == 3.5e-4
 
 
 def test_batches_are_balanced_and_the_same_every_time() -> None:
@@ -165,13 +163,13 @@ def test_batches_are_balanced_and_the_same_every_time() -> None:
 
 def test_with_all_negatives_the_partial_loss_is_the_full_one() -> None:
     pairs = made(origins=50)
-    recipe = Recipe(dimensions=16, negatives=50)
-    batches = Batches(pairs, np.arange(50), 64, 4, recipe.negatives, seed=1)
+    config = GradientConfig(dimensions=16, negatives=50)
+    batches = Batches(pairs, np.arange(50), 64, 4, config.negatives, seed=1)
     batch = batches.make(0)
     batches.close()
     torch.manual_seed(0)
-    partial = criteria.build_loss(recipe, 50)
-    full = criteria.build_loss(replace(recipe, negatives=None), 50)
+    partial = criteria.build_loss(config, 50, 16, config.negatives)
+    full = criteria.build_loss(config, 50, 16)
     assert isinstance(full, CosFaceLoss) and isinstance(partial, criteria.PartialCosFace)
     full.W.data = partial.centres.weight.detach().T.clone()
     x, y = (torch.nn.Parameter(batch.latents[:, :16].clone()) for _ in range(2))
@@ -199,7 +197,7 @@ def test_with_all_negatives_the_partial_loss_is_the_full_one() -> None:
 )
 def test_a_recipe_that_cannot_work_says_why(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(GradientError, match=message):
-        gradient.fit(made(), replace(SMALL, **change), tmp_path)
+        gradient.fit(made(), SMALL.replace(**change), tmp_path)
 
 
 def test_a_start_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -215,14 +213,14 @@ def test_in_bfloat16_a_run_learns_and_goes_on_to_the_same_bits(tmp_path: Path) -
         if done == 70:
             raise InterruptedRunError
 
-    pairs, recipe = made(), replace(SMALL, precision="bfloat16")
-    lower = gradient.fit(pairs, recipe, tmp_path / "whole", device="cpu")
+    pairs, config = made(), SMALL.replace(precision="bfloat16")
+    lower = gradient.fit(pairs, config, tmp_path / "whole", device="cpu")
     whole = gradient.fit(pairs, SMALL, tmp_path / "float32", device="cpu")
     assert lower.metadata["validation_map"] > 0.8 and lower.transform_id != whole.transform_id
     assert whole.metadata["recipe"]["precision"] == "float32"
     with pytest.raises(InterruptedRunError):
-        gradient.fit(pairs, recipe, tmp_path / "parts", checkpoint_every=7, device="cpu", progress=interrupt)
-    again = gradient.fit(pairs, recipe, tmp_path / "parts", device="cpu")
+        gradient.fit(pairs, config, tmp_path / "parts", checkpoint_every=7, device="cpu", progress=interrupt)
+    again = gradient.fit(pairs, config, tmp_path / "parts", device="cpu")
     assert again.transform_id == lower.transform_id
     with pytest.raises(TrainError, match="another recipe"):
         gradient.fit(pairs, SMALL, tmp_path / "parts", device="cpu")
