@@ -29,7 +29,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Edict(DdimTranslator):
-    """Exact inversion, then denoising under the prompt. Draws no noise: seeds change nothing."""
+    """Inverts exactly, then denoises under the prompt. It draws no noise: seeds change nothing."""
 
     def _impl(
         self, images: list[Image.Image], prompts: list[str], generators: list[torch.Generator]
@@ -39,7 +39,7 @@ class Edict(DdimTranslator):
         return self.decode(self.denoise(pair, self.predictor(prompts, self.model.guidance))[0])
 
     def invert(self, latents: torch.Tensor, predict: Predictor) -> Pair:
-        """The two noisy latents, at the model's strength, that denoise to these latents.
+        """Return the two noisy latents, at the model's strength, that denoise to these latents.
 
         Args:
             latents: float64[B,c,h,w].
@@ -47,23 +47,25 @@ class Edict(DdimTranslator):
         """
         x, y = latents, latents
         for i, step in enumerate(self._taken()):
-            x, y = undone(x, y, step, predict) if i % 2 == 0 else undone(y, x, step, predict)[::-1]
+            x, y = invert_step(x, y, step, predict) if i % 2 == 0 else invert_step(y, x, step, predict)[::-1]
         return x, y
 
     def denoise(self, pair: Pair, predict: Predictor) -> Pair:
-        """The two latents of the picture that a noisy pair becomes; they are nearly the same."""
+        """Denoise a pair of noisy latents to the two latents of a picture, which are nearly the same."""
         x, y = pair
         for i, step in reversed(list(enumerate(self._taken()))):
-            x, y = done(x, y, step, predict) if i % 2 == 0 else done(y, x, step, predict)[::-1]
+            x, y = (
+                denoise_step(x, y, step, predict) if i % 2 == 0 else denoise_step(y, x, step, predict)[::-1]
+            )
         return x, y
 
     def _taken(self) -> list[DdimStep]:
-        """The steps below the strength."""
+        """Return the steps below the strength."""
         return self.steps(self.timesteps)[: int((self.model.strength or 1) * self.model.steps)]
 
 
-def done(x: torch.Tensor, y: torch.Tensor, step: DdimStep, predict: Predictor) -> Pair:
-    """One coupled denoising step: the four assignments above."""
+def denoise_step(x: torch.Tensor, y: torch.Tensor, step: DdimStep, predict: Predictor) -> Pair:
+    """Take one coupled denoising step: the four assignments above."""
     x = step.a * x + step.b * predict(y, step.timestep)
     y = step.a * y + step.b * predict(x, step.timestep)
     x = MIXING * x + (1 - MIXING) * y
@@ -71,8 +73,8 @@ def done(x: torch.Tensor, y: torch.Tensor, step: DdimStep, predict: Predictor) -
     return x, y
 
 
-def undone(x: torch.Tensor, y: torch.Tensor, step: DdimStep, predict: Predictor) -> Pair:
-    """The inverse of `done`, for the same step and predictor."""
+def invert_step(x: torch.Tensor, y: torch.Tensor, step: DdimStep, predict: Predictor) -> Pair:
+    """Invert `denoise_step` for the same step and predictor."""
     y = (y - (1 - MIXING) * x) / MIXING
     x = (x - (1 - MIXING) * y) / MIXING
     y = (y - step.b * predict(x, step.timestep)) / step.a

@@ -48,7 +48,7 @@ class PlugAndPlay(DdimTranslator):
         return self.decode(self.denoise(self.invert(self.encode(images)), prompts)[1])
 
     def invert(self, latents: torch.Tensor) -> torch.Tensor:
-        """DDIM inversion under the empty prompt, to the noise of the first sampling step.
+        """Invert by DDIM under the empty prompt, to the noise of the first sampling step.
 
         Each step is undone with the noise found before it, not after: ε(x₍ₜ₋₁₎, t) for ε(xₜ, t).
 
@@ -63,7 +63,7 @@ class PlugAndPlay(DdimTranslator):
         return latents
 
     def denoise(self, noise: torch.Tensor, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Algorithm 1: the source's and the target's latent, denoised together.
+        """Denoise the source's and the target's latent together (Algorithm 1).
 
         Args:
             noise: float64[B,c,h,w], from `invert`.
@@ -85,7 +85,7 @@ class PlugAndPlay(DdimTranslator):
         return source, target
 
     def injected_at(self, progress: float) -> list[Any]:
-        """The modules of the U-Net whose output is injected when this share of the steps is done."""
+        """Return the modules whose output is injected after this share of the steps."""
         layers = decoder_layers(self.pipeline.unet)
         first = len(layers) // 3
         modules = [layers[first][0]] if progress < self.feature_share else []
@@ -96,7 +96,7 @@ class PlugAndPlay(DdimTranslator):
 
 
 def decoder_layers(unet: Any) -> list[tuple[Any, list[Any]]]:
-    """Each layer of the decoder, from the bottleneck on: its residual block and its self-attentions."""
+    """Return the decoder's layers from the bottleneck on: residual block and self-attentions."""
     layers = []
     for block in unet.up_blocks:
         transformers = getattr(block, "attentions", [None] * len(block.resnets))
@@ -108,7 +108,7 @@ def decoder_layers(unet: Any) -> list[tuple[Any, list[Any]]]:
 
 @contextlib.contextmanager
 def injected(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Inside, these modules give the batch's first third (the source's) to all three thirds."""
+    """Make modules give the batch's first third (the source's) to all three thirds."""
 
     def from_source(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         return torch.cat([output.chunk(3)[0]] * 3)

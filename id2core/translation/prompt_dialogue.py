@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from PIL import Image
 
@@ -22,8 +22,15 @@ REST: Final = "Only return {count} more prompts, different from these."
 PICTURE_SIDE: Final = 512
 
 
-def messages(request: str, picture_url: str, answers: Sequence[str], missing: int) -> list[dict[str, Any]]:
-    """The conversation so far, in the form of OpenAI's chat completions; it ends with a question.
+class Message(TypedDict):
+    """A message of OpenAI's chat completions."""
+
+    role: str
+    content: str | list[dict[str, Any]]
+
+
+def messages(request: str, picture_url: str, answers: Sequence[str], missing: int) -> list[Message]:
+    """Return the conversation so far, which ends with a question.
 
     Args:
         request: the first question.
@@ -32,17 +39,17 @@ def messages(request: str, picture_url: str, answers: Sequence[str], missing: in
         missing: how many prompts are still wanted.
     """
     picture = {"type": "image_url", "image_url": {"url": picture_url}}
-    said: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": request}, picture]}]
+    conversation: list[Message] = [{"role": "user", "content": [{"type": "text", "text": request}, picture]}]
     for answer in answers:
-        said += [
+        conversation += [
             {"role": "assistant", "content": answer},
             {"role": "user", "content": REST.format(count=missing)},
         ]
-    return said
+    return conversation
 
 
 def data_url(picture: bytes | Image.Image) -> str | Reject:
-    """A picture as a `data:` URL of a JPEG, in its own aspect ratio, scaled down to 512 pixels a side.
+    """Return a picture as a `data:` URL of a JPEG of its aspect ratio, at most 512 pixels a side.
 
     Args:
         picture: a whole picture file, or a loaded picture of any mode.
@@ -72,7 +79,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def parse(answer: str) -> list[str]:
-    """The prompts in a model's answer, in its order; none in a refusal.
+    """Return the prompts in a model's answer, in its order; none in a refusal.
 
     Read are numbered and bulleted lists (with the lines that continue an item), JSON, and plain lines.
     Code fences, quotes, bold marks, headings, a preface, a farewell and repetitions are left out. Refusals,
@@ -82,12 +89,12 @@ def parse(answer: str) -> list[str]:
         Prompts of one line each, not empty, no two equal but for case. Never raises.
     """
     text = _FENCE.sub("", _THOUGHT.sub("", answer))
-    found = _from_json(text) or _from_lines(text)
-    return [prompt for prompt in unique(map(_clean, found)) if not _REFUSAL.match(prompt)]
+    prompts = _from_json(text) or _from_lines(text)
+    return [prompt for prompt in unique(map(_clean, prompts)) if not _REFUSAL.match(prompt)]
 
 
 def unique(prompts: Iterable[str]) -> list[str]:
-    """The prompts that hold a letter, each once: the first of those that differ only in case."""
+    """Return the prompts with a letter, each once: the first of those that differ only in case."""
     kept: dict[str, str] = {}
     for prompt in prompts:
         if any(map(str.isalpha, prompt)):
@@ -124,15 +131,15 @@ _AFTER_ALL: Final = re.compile(r"\bhere(['’]s| is| are)\b", re.IGNORECASE)
 
 
 def _from_json(text: str) -> list[str]:
-    found = _JSON.search(text)
+    match = _JSON.search(text)
     try:
-        return [_NUMBER.sub("", s, count=1) for s in _strings(json.loads(found[1]))] if found else []
+        return [_NUMBER.sub("", s, count=1) for s in _strings(json.loads(match[1]))] if match else []
     except (ValueError, RecursionError):
         return []
 
 
 def _strings(value: Any) -> list[str]:
-    """The strings of a JSON value; of an object with telling names, only what these name."""
+    """Yield the strings of a JSON value; of an object with known names, only their values."""
     if isinstance(value, str):
         return [value.strip()]
     if isinstance(value, dict):
@@ -150,12 +157,12 @@ def _from_lines(text: str) -> list[str]:
 
 
 def _bare(line: str) -> str:
-    """A line without indentation and the marks of a heading."""
+    """Return a line without indentation and the marks of a heading."""
     return line.lstrip(" #")
 
 
 def _marked(lines: list[str], marker: re.Pattern[str]) -> list[str]:
-    """Items of a list. Indented lines and those right below an item belong to it."""
+    """Return the items of a list; indented lines and those right below an item belong to it."""
     first = next(i for i, line in enumerate(lines) if marker.match(_bare(line)))
     preface = " ".join(lines[:first]).strip()
     if _REFUSAL.match(preface) and not _AFTER_ALL.search(preface):
@@ -186,7 +193,7 @@ def _continues(line: str, going_on: bool) -> bool:
 
 
 def _unmarked(lines: list[str]) -> list[str]:
-    """Plain lines, one prompt each."""
+    """Return plain lines, one prompt each."""
     if lines and _REFUSAL.match(lines[0]):
         return []
     while lines and _FAREWELL.match(lines[-1]):

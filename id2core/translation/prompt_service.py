@@ -1,7 +1,11 @@
 """Prompts from a vision-language model behind an OpenAI-compatible endpoint (paper: Appendix B, Figure 11).
 
-Every answer is stored, one file per image, before it is used: a run that is killed or started again pays
+Every answer is stored, one file per image, before it is used: a run that is killed and started again pays
 for no answer twice.
+
+The client of `openai` would serve worse. It follows redirects, so that a picture could go to a server that
+nobody named; it gives up where a server asks for a pause of more than two minutes; it keeps the key as plain
+text; and an answer without prompts, which has to be asked for again, is no error to it.
 """
 
 from __future__ import annotations
@@ -86,7 +90,7 @@ class PromptSettings(BaseSettings):
 
 
 def connect(out: str) -> EndpointPrompts:
-    """The endpoint that the environment names, with its answers stored below `out`.
+    """Connect to the endpoint that the environment names; answers are stored below `out`.
 
     Raises:
         PromptError: settings are missing or senseless.
@@ -104,7 +108,7 @@ def connect(out: str) -> EndpointPrompts:
 
 
 class _Stored(BaseModel, frozen=True):
-    """What is known of one image: the file below `_prompts/`."""
+    """The stored answers for one image: a file below `_prompts/`."""
 
     image_id: str
     uri: str
@@ -116,7 +120,7 @@ class _Stored(BaseModel, frozen=True):
     complete: bool = False
 
     def plus(self, answer: _Answer) -> _Stored:
-        """With one more answer. The rest of too few prompts is asked for once, and then no more."""
+        """Return a copy with one more answer. Missing prompts are asked for once more, and no more."""
         prompts = prompt_dialogue.unique([*self.prompts, *answer.prompts])[: self.count]
         answers = [*self.answers, answer.text]
         complete = not prompts or len(prompts) == self.count or len(answers) > 1
@@ -156,28 +160,28 @@ class EndpointPrompts:
 
     @property
     def identity(self) -> str:
-        """Hash of model, request and count; where the model is served does not matter."""
+        """Return a hash of model, request and count; where the model is served does not matter."""
         return datasets.digest_of("endpoint", self.settings.model, self.settings.request, self.settings.count)
 
     @property
     def place(self) -> str:
-        """As `identity`."""
+        """Return `identity`."""
         return self.identity
 
     @property
     def uri(self) -> str:
-        """No file."""
+        """Return nothing: there is no file."""
         return ""
 
     @property
     def concurrency(self) -> int:
-        """How many threads may ask at a time."""
+        """Return how many threads may ask at a time."""
         return self.settings.concurrency
 
     def prompts_for(
         self, image_id: str, uri: str, picture: bytes | Image.Image, count: int
     ) -> list[str] | Reject:
-        """The first `count` prompts for a picture, or fewer if the model gives fewer.
+        """Return the first `count` prompts for a picture, or fewer if the model gives fewer.
 
         The model is asked for `settings.count` prompts (or `count`, if that is more) whatever `count` is,
         so that the prompts of a smaller count are the beginning of those of a larger one and cost nothing.
@@ -203,11 +207,11 @@ class EndpointPrompts:
             stored = _read(place) or _Stored(
                 image_id=image_id, uri=uri, model=self.settings.model, request=request, count=wanted
             )
-            found = stored if stored.complete else self._complete(stored, place, picture)
-        if isinstance(found, Reject):
-            return found
-        said = f"no prompt in the answer {found.answers[-1][:200]!r}, stored at {place}"
-        return found.prompts[:count] or Reject(Reason.NO_PROMPT, said)
+            answered = stored if stored.complete else self._complete(stored, place, picture)
+        if isinstance(answered, Reject):
+            return answered
+        detail = f"no prompt in the answer {answered.answers[-1][:200]!r}, stored at {place}"
+        return answered.prompts[:count] or Reject(Reason.NO_PROMPT, detail)
 
     def _complete(self, stored: _Stored, place: str, picture: bytes | Image.Image) -> _Stored | Reject:
         url = prompt_dialogue.data_url(picture)
@@ -223,8 +227,8 @@ class EndpointPrompts:
             storage.write_bytes(place, stored.model_dump_json(indent=1).encode())
         return stored
 
-    def _ask(self, messages: list[dict[str, Any]], none_will_do: bool) -> _Answer | Reject:
-        """The first answer with prompts in it; else the last answer; else, if there was none, a Reject."""
+    def _ask(self, messages: list[prompt_dialogue.Message], none_will_do: bool) -> _Answer | Reject:
+        """Return the first answer with prompts, else the last one, else a Reject."""
         settings = self.settings
         backoff = tenacity.wait_exponential_jitter(
             settings.retry_seconds, LONGEST_BACKOFF, jitter=settings.retry_seconds
@@ -241,13 +245,13 @@ class EndpointPrompts:
         except _UnansweredError as error:
             if not self._endpoint.reached:
                 raise PromptError(
-                    f"{settings.base_url} cannot be reached ({error}): "
-                    "check ID2_PROMPT_BASE_URL and that the server runs"
+                    f"{settings.base_url} cannot be reached ({error}): check ID2_PROMPT_BASE_URL and that "
+                    "the server runs"
                 ) from None
             return Reject(Reason.PROMPT_FAILED, f"no answer in {settings.attempts} attempts, at last {error}")
         return answer
 
-    def _try(self, messages: list[dict[str, Any]]) -> _Answer:
+    def _try(self, messages: list[prompt_dialogue.Message]) -> _Answer:
         body = {"model": self.settings.model, "messages": messages}
         key = self.settings.api_key or PromptSettings().api_key
         try:
@@ -312,7 +316,7 @@ class _Bearer(httpx.Auth):
 
 
 def _without(key: SecretStr | None, text: str) -> str:
-    """A server's words, short, without the key that some servers repeat."""
+    """Return a server's message, cut short, without the key that some servers repeat."""
     clean = " ".join(text.split())
     return (clean.replace(key.get_secret_value(), "[key]") if key else clean)[:300]
 
@@ -327,7 +331,7 @@ def _read(place: str) -> _Stored | None:
 
 
 def _answer(response: httpx.Response) -> _Answer:
-    """The answer in a chat completion."""
+    """Return the answer in a chat completion."""
     try:
         choice = response.json()["choices"][0]
         message = choice["message"]
@@ -347,7 +351,7 @@ def _answer(response: httpx.Response) -> _Answer:
 
 
 def _error(response: httpx.Response) -> tuple[str, str]:
-    """Code and message of an error, as far as the server gives them in the usual form."""
+    """Return code and message of an error, where the server gives them in the usual form."""
     try:
         error = response.json()["error"]
         return f"{error.get('code')} {error.get('type')}", str(error["message"])
@@ -356,7 +360,7 @@ def _error(response: httpx.Response) -> tuple[str, str]:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait, 0 when it does not say."""
+    """Return the seconds that the server asks to wait, 0 when it does not say."""
     value = response.headers.get("Retry-After", "")
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)

@@ -25,7 +25,6 @@ from id2core.errors import PromptError
 from id2core.evaluation import truth_files
 from id2core.store import datasets, storage
 from id2core.store.rejects import Reason, Reject
-from id2core.translation import prompt_service
 
 __all__ = ["PromptError", "PromptSource", "load"]
 
@@ -35,8 +34,8 @@ CAPTIONS, ENDPOINT, EMPTY = "captions", "endpoint", "empty"
 COLUMNS: Final = (("uri", "prompt"), ("file", "caption"))
 CAPTION_FILES: Final = ("captions.csv", "captions.parquet")
 OPTIONS: Final = (
-    "give prompts as a CSV, Parquet or JSON lines file with columns uri and prompt; as a .txt file with one "
-    f"prompt per line; as `{ENDPOINT}`, a vision-language model named by ID2_PROMPT_BASE_URL and "
+    "give prompts as a CSV, Parquet or JSON lines file with columns uri and prompt; as a .txt file with "
+    f"one prompt per line; as `{ENDPOINT}`, a vision-language model named by ID2_PROMPT_BASE_URL and "
     f"ID2_PROMPT_MODEL; as `{CAPTIONS}`, a captions.csv with columns file and caption in or beside the "
     f"images folder; or as `{EMPTY}`, to translate without words"
 )
@@ -51,20 +50,20 @@ class PromptSource(Protocol):
 
     @property
     def place(self) -> str:
-        """The file, or what else names the source: data sets made from different ones are not mixed."""
+        """Return what names the source: data sets made from different ones are not mixed."""
 
     @property
     def uri(self) -> str:
-        """The file, which is no image where it lies among them; empty where there is none."""
+        """Return the URI of the file, which is no image where it lies among them; empty without a file."""
 
     @property
     def concurrency(self) -> int:
-        """How many threads gain from asking at a time."""
+        """Return how many threads may ask at a time."""
 
     def prompts_for(
         self, image_id: str, uri: str, picture: bytes | Image.Image, count: int
     ) -> list[str] | Reject:
-        """Prompts for one image.
+        """Return prompts for one image.
 
         Args:
             image_id, uri: of the image.
@@ -81,7 +80,7 @@ class PromptSource(Protocol):
 
 
 def load(spec: str | None, images_uri: str, out_uri: str) -> PromptSource:
-    """The source of prompts that a user named.
+    """Open the source of prompts that a user named.
 
     Args:
         spec: a file (`.csv`, `.parquet`, `.jsonl`, `.ndjson` or `.txt`); `captions`; `endpoint`; `empty`; or
@@ -97,9 +96,11 @@ def load(spec: str | None, images_uri: str, out_uri: str) -> PromptSource:
     if spec == EMPTY:
         return EmptyPrompt()
     if spec == ENDPOINT:
+        from id2core.translation import prompt_service  # httpx and tenacity: of the extra `translate`
+
         return prompt_service.connect(storage.normalize(out_uri))
-    found = _find_captions(images) if spec is None or spec == CAPTIONS else storage.normalize(spec)
-    return _from_file(found, images)
+    file = _find_captions(images) if spec is None or spec == CAPTIONS else storage.normalize(spec)
+    return _from_file(file, images)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class EmptyPrompt:
     def prompts_for(
         self, image_id: str, uri: str, picture: bytes | Image.Image, count: int
     ) -> list[str] | Reject:
-        """One prompt without words, whatever `count` is."""
+        """Return one empty prompt for any `count`."""
         return [""]
 
 
@@ -140,15 +141,15 @@ class TablePrompts:
 
     @property
     def place(self) -> str:
-        """The file: it may grow from run to run."""
+        """Return the file, which may grow from run to run."""
         return self.uri
 
     def prompts_for(
         self, image_id: str, uri: str, picture: bytes | Image.Image, count: int
     ) -> list[str] | Reject:
-        """The first `count` prompts that the file has for `uri`, in the file's order."""
-        found = _loaded(_table, self.uri, self.digest, self.images).prompts(uri)[:count]
-        return found or Reject(Reason.NO_PROMPT, f"{self.uri} has no prompt for it")
+        """Return the first `count` prompts of the file for `uri`, in the file's order."""
+        prompts = _loaded(_table, self.uri, self.digest, self.images).prompts(uri)[:count]
+        return prompts or Reject(Reason.NO_PROMPT, f"{self.uri} has no prompt for it")
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,13 @@ class LinePrompts:
 
     @property
     def place(self) -> str:
-        """The file and its content: with another line an image draws other ones."""
+        """Return a name of the file and its content: with another line, an image draws other lines."""
         return f"{self.uri} {self.digest}"
 
     def prompts_for(
         self, image_id: str, uri: str, picture: bytes | Image.Image, count: int
     ) -> list[str] | Reject:
-        """`count` different lines (all of them, if that is fewer), drawn by a hash of `image_id`."""
+        """Draw `count` different lines (or all, if there are fewer) by a hash of `image_id`."""
         lines = _loaded(_lines, self.uri, self.digest)
         drawn: list[int] = []
         for index in range(min(count, len(lines))):
@@ -240,7 +241,7 @@ class _Table:
             self._groups.setdefault(truth_files.absolute(image, images), []).append(group)
 
     def prompts(self, uri: str) -> list[str]:
-        """The different prompts of an image, in the file's order."""
+        """Return the different prompts of an image, in the file's order."""
         texts = [text for group in self._groups.get(uri, ()) for text in self._prompts[group].as_py()]
         return list(dict.fromkeys(" ".join(text.split()) for text in texts))
 
@@ -267,7 +268,7 @@ def _bytes(uri: str, digest: str | None = None) -> bytes:
 
 
 def _rows(uri: str, data: bytes) -> pa.Table:
-    """Columns image and prompt, as strings without space around them; null becomes empty."""
+    """Return the columns image and prompt as stripped strings; null becomes empty."""
     read = _READERS.get(uri.rsplit(".", 1)[-1].lower())
     if not read:
         raise PromptError(f"{uri}: the name must end in .txt, .{', .'.join(_READERS)}; {OPTIONS}")

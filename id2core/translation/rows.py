@@ -1,8 +1,8 @@
 """From pictures and prompts to translated pictures and rows of `translations/`: SDEdit and its kin.
 
-A picture depends on its origin's bytes, its prompt, its number and the recipe, and on nothing else: its
-seed is a hash, and a batch has one fixed shape. So any subset, translated again on the same kind of
-machine, gives the same bytes under the same names.
+A picture depends on its origin's bytes, its prompt, its number, the model and the config alone: its seed is
+a hash, and a batch has one fixed shape. So any subset, translated again on the same kind of machine, gives
+the same bytes under the same names.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from PIL import Image
@@ -20,69 +20,52 @@ from PIL import Image
 from id2core.encoders import images
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, decode_picture
-from id2core.errors import OptionError, TranslatorError
+from id2core.errors import TranslatorError
 from id2core.runs import parts
-from id2core.runs.parts import Lineage, PartRecord, Product, Progress
+from id2core.runs.parts import Lineage, OnBatch, PartRecord, Product
 from id2core.runs.planning import PICTURES
 from id2core.store import datasets, schemas, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
+from id2core.translation.config import Format, TranslationConfig
 from id2core.translation.prompts import PromptSource
-from id2core.translation.translators import Translator
+
+if TYPE_CHECKING:
+    from id2core.translation.translators import Translator
 
 TRANSLATIONS = "translations"
-# So many pictures in a row, of different origins, that overflow or have one colour stop a run.
+# So many pictures in a row, of different origins, that overflow or have one color stop a run.
 MOST_FAILURES = 8
-Format = Literal["jpeg", "png"]
 SAVE: dict[Format, dict[str, Any]] = {
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"},
     "png": {"format": "PNG"},
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What decides the pictures besides origins and model.
+def product(config: TranslationConfig) -> Product:
+    """Return what a run makes of each origin."""
+    return Product(TRANSLATIONS, ("origin_uri", "origin_generation"), config.per_image)
 
-    Attributes:
-        per_image: translations of each origin; where it has fewer prompts, they are used again in turn.
-        seed: changes every picture's own seed.
-        format: of the files, `jpeg` (quality 95) or `png`.
-    """
 
-    per_image: int = 1
-    seed: int = 0
-    format: Format = "jpeg"
+def seed_of(config: TranslationConfig, image_id: str, number: int) -> int:
+    """Return the seed of one translation: 63 bits of a hash."""
+    return int(datasets.digest_of(config.seed, image_id, number), 16) >> 1
 
-    def __post_init__(self) -> None:
-        if self.per_image < 1:
-            raise OptionError(f"per_image is {self.per_image}: an origin has at least 1 translation")
-        if self.format not in SAVE:
-            raise OptionError(f"format is {self.format!r}: choose one of {', '.join(SAVE)}")
 
-    @property
-    def product(self) -> Product:
-        """What a run of this recipe makes of each origin."""
-        return Product(TRANSLATIONS, ("origin_uri", "origin_generation"), self.per_image)
-
-    def seed_of(self, image_id: str, number: int) -> int:
-        """The seed of one translation: 63 bits of a hash."""
-        return int(datasets.digest_of(self.seed, image_id, number), 16) >> 1
-
-    def ids(self, translator: Translator, source: PromptSource) -> dict[str, str]:
-        """What must agree within a data set of translations."""
-        model = translator.model
-        settings = {k: v for k, v in asdict(model).items() if k not in {"name", "source", "revision"}}
-        return {
-            "model": model.name,
-            "revision": translator.revision,
-            "recipe_id": datasets.digest_of(asdict(self), settings, source.place),
-        }
+def lineage_ids(config: TranslationConfig, translator: Translator, source: PromptSource) -> dict[str, str]:
+    """Return the ids that must agree within a data set of translations."""
+    model = translator.model
+    settings = model.model_dump(exclude={"name", "source", "revision"})
+    return {
+        "model": model.name,
+        "revision": translator.revision,
+        "recipe_id": datasets.digest_of(config.model_dump(), settings, source.place),
+    }
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One translation that is to be made."""
+    """One translation to make."""
 
     origin: Picture
     number: int
@@ -90,13 +73,15 @@ class _Task:
     seed: int
 
 
-def _tasks(origin: Picture, data: bytes, source: PromptSource, recipe: Recipe) -> list[_Task] | Reject:
-    found = source.prompts_for(origin.image_id, origin.obj.uri, data, recipe.per_image)
-    if isinstance(found, Reject):
-        return found
+def _tasks(
+    origin: Picture, data: bytes, source: PromptSource, config: TranslationConfig
+) -> list[_Task] | Reject:
+    prompts = source.prompts_for(origin.image_id, origin.obj.uri, data, config.per_image)
+    if isinstance(prompts, Reject):
+        return prompts
     return [
-        _Task(origin, number, found[number % len(found)], recipe.seed_of(origin.image_id, number))
-        for number in range(recipe.per_image)
+        _Task(origin, number, prompts[number % len(prompts)], seed_of(config, origin.image_id, number))
+        for number in range(config.per_image)
     ]
 
 
@@ -113,27 +98,27 @@ class _Writer:
 
     out: str
     translator: Translator
-    recipe: Recipe
+    config: TranslationConfig
     lineage: Lineage
 
     def write(self, made: tuple[_Task, Image.Image | None]) -> dict[str, Any] | Reject:
-        """Store one picture; its row of `tables.TRANSLATIONS`."""
+        """Store one picture; its row of `schemas.TRANSLATIONS`."""
         task, picture = made
         if picture is None:
             return Reject(Reason.NOT_TRANSLATABLE, f"translation {task.number} overflowed")
         if picture.getcolors(maxcolors=1):
-            return Reject(Reason.NOT_TRANSLATABLE, f"translation {task.number} has one colour only")
+            return Reject(Reason.NOT_TRANSLATABLE, f"translation {task.number} has one color only")
         buffer = io.BytesIO()
-        picture.save(buffer, **SAVE[self.recipe.format])
+        picture.save(buffer, **SAVE[self.config.format])
         uri = self._uri(task)
         storage.write_bytes(uri, buffer.getvalue())
         return self._row(task, uri, buffer.getvalue(), picture.size)
 
     def _uri(self, task: _Task) -> str:
-        """A place for this picture alone: repeated work overwrites a file with the same bytes."""
+        """Return a place for this picture alone: repeated work overwrites a file with the same bytes."""
         image_id = task.origin.image_id
         made_by = datasets.digest_of(task.origin.obj.uri, task.prompt, sorted(self.lineage.ids.items()))
-        name = f"{image_id}-{task.number}-{made_by[:8]}.{self.recipe.format}"
+        name = f"{image_id}-{task.number}-{made_by[:8]}.{self.config.format}"
         return storage.join(self.out, PICTURES, image_id[:2], name)
 
     def _row(self, task: _Task, uri: str, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
@@ -177,26 +162,26 @@ def translate_objects(
     objects: Iterable[Object],
     translator: Translator,
     source: PromptSource,
-    recipe: Recipe,
+    config: TranslationConfig,
     lineage: Lineage,
     out: str,
     limits: Limits = images.DEFAULT_LIMITS,
-    progress: Progress = lambda made, rejected: None,
+    progress: OnBatch = lambda made, rejected: None,
 ) -> parts.Stream:
     """Translate objects in a stream: reading, decoding and asking for prompts run in threads ahead of it.
 
     Args:
-        objects: the origins; each becomes `recipe.per_image` rows and files, or one reject.
+        objects: the origins; each becomes `config.per_image` rows and files, or one reject.
         translator: the diffusion model.
         source: of the prompts.
-        recipe: how many of each, seeds, file format.
+        config: translations per origin, seed, file format.
         lineage: ids and times for the rows.
         out: pictures go to `pictures/` below it.
         limits: of file size and pixels.
         progress: called with how many origins were translated and how many rejected since the last call.
 
     Yields:
-        Rows of `tables.TRANSLATIONS` (None where all were rejected) and of `tables.REJECTS`.
+        Rows of `schemas.TRANSLATIONS` (None where all were rejected) and of `schemas.REJECTS`.
 
     Raises:
         TranslatorError: the model fails on one picture after another.
@@ -208,29 +193,29 @@ def translate_objects(
         if isinstance(data, Reject):
             return data
         picture = decode_picture(obj, data, translator.model.size, limits)
-        return picture if isinstance(picture, Reject) else _tasks(picture, data, source, recipe)
+        return picture if isinstance(picture, Reject) else _tasks(picture, data, source, config)
 
     step = translator.batch_size
-    writer = _Writer(out, translator, recipe, lineage)
-    gathered = _Gathered(translator.model.name, recipe.per_image, lineage.run_id)
+    writer = _Writer(out, translator, config, lineage)
+    buffer = _OriginBuffer(translator.model.name, config.per_image, lineage.run_id)
     threads = max(parts.READ_THREADS, source.concurrency)
     with ThreadPoolExecutor(parts.READ_THREADS) as pool:
         tasks = _flat(parts.read_ahead(objects, fetch, max(2 * step, threads), threads))
         for batch, bad in parts.batches(tasks, step):
             for obj, reject in bad:
-                gathered.reject(obj, reject)
+                buffer.reject(obj, reject)
             results = _make(batch, translator, writer, pool) if batch else []
             for task, result in zip(batch, results, strict=True):
-                gathered.add(task.origin.obj, task.number, result)
-            progress(*gathered.counted())
-            if len(gathered.rows) >= schemas.ROW_GROUP:
-                yield gathered.take()
-    if gathered.rows or gathered.rejected:
-        yield gathered.take()
+                buffer.add(task.origin.obj, task.number, result)
+            progress(*buffer.counted())
+            if len(buffer.rows) >= schemas.ROW_GROUP:
+                yield buffer.take()
+    if buffer.rows or buffer.rejected:
+        yield buffer.take()
 
 
-class _Gathered:
-    """Rows of whole origins: one of whose translations failed is a reject, with no row at all."""
+class _OriginBuffer:
+    """Collects rows of whole origins: an origin with a failed translation is a reject, without any row."""
 
     def __init__(self, model: str, per_image: int, run_id: str) -> None:
         self._model, self._per_image, self._run_id = model, per_image, run_id
@@ -246,7 +231,7 @@ class _Gathered:
         self._counts[1] += 1
 
     def add(self, obj: Object, number: int, result: dict[str, Any] | Reject) -> None:
-        """Translations arrive in order: an origin's last number closes it."""
+        """Add a result; results come in order, and an origin's last number completes it."""
         if isinstance(result, Reject):
             self._failed = self._failed or result
             self._check_some_work(obj.uri)
@@ -265,22 +250,22 @@ class _Gathered:
         self._open, self._failed = [], None
 
     def _check_some_work(self, uri: str) -> None:
-        """Failures one after the other, of several origins, are no accident of a picture."""
+        """Raise TranslatorError where one picture after another fails, of several origins."""
         self._in_a_row.append(uri)
         if len(self._in_a_row) >= MOST_FAILURES and len(set(self._in_a_row)) > 1:
             raise TranslatorError(
                 f"{self._model} failed on {len(self._in_a_row)} pictures in a row: its numbers overflow in "
-                f"this precision, or its weights are broken; set ID2_DTYPE=float32 or bfloat16"
+                "this precision, or its weights are broken; set ID2_DTYPE=float32 or bfloat16"
             )
 
     def counted(self) -> tuple[int, int]:
-        """Origins finished and rejected since the last call."""
+        """Return how many origins were finished and rejected since the last call."""
         made, rejected = self._counts
         self._counts = [0, 0]
         return made, rejected
 
     def take(self) -> tuple[pa.RecordBatch | None, list[dict[str, str]]]:
-        """What was gathered; it is empty afterwards."""
+        """Return what was collected, and empty the buffer."""
         batch = pa.RecordBatch.from_pylist(self.rows, schemas.TRANSLATIONS) if self.rows else None
         rejected = self.rejected
         self.rows, self.rejected = [], []
@@ -292,11 +277,11 @@ def translate_part(
     objects: list[Object],
     translator: Translator,
     source: PromptSource,
-    recipe: Recipe,
+    config: TranslationConfig,
     lineage: Lineage,
     limits: Limits = images.DEFAULT_LIMITS,
-    progress: Progress = lambda made, rejected: None,
+    progress: OnBatch = lambda made, rejected: None,
 ) -> PartRecord:
     """Translate one part into `out`: pictures, then its two Parquet files, then its record."""
-    stream = translate_objects(objects, translator, source, recipe, lineage, out, limits, progress)
-    return parts.write(out, recipe.product, objects, lineage, stream)
+    stream = translate_objects(objects, translator, source, config, lineage, out, limits, progress)
+    return parts.write(out, product(config), objects, lineage, stream)

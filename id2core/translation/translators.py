@@ -4,11 +4,11 @@
 |---|---|---|
 | `SDEdit` | Meng et al. 2022, the paper's | its latent, noised by the strength, where denoising starts |
 | `InstructPix2Pix` | Brooks et al. 2023 | its latent, a second input of the U-Net at every step |
-| `IPAdapter` | Ye et al. 2023 | its CLIP embedding, a second prompt |
+| `ip_adapter.IPAdapter` | Ye et al. 2023 | its CLIP embedding, a second prompt |
 | `edict.Edict` | Wallace et al. 2023 | its latent, inverted exactly |
 | `plug_and_play.PlugAndPlay` | Tumanyan et al. 2023 | its latent, inverted, and features on the way back |
 
-The last four are those of Table 11 of the ID² paper. `models.load` makes a translator.
+The last four are those of Table 11 of the ID² paper. `loading.load` makes a translator.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -26,31 +27,35 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from id2core.environment import quiet
+from id2core.environment import best_memory_format, quiet
 from id2core.errors import TranslatorError
 from id2core.translation.spec import DiffusionModel
 
 # Brooks et al. use 1.5 by default, and so does diffusers.
 IMAGE_GUIDANCE = 1.5
-# The adapter's authors advise 0.5 where there is a text prompt too; at 1 the text hardly counts.
-IP_ADAPTER_SCALE = 0.5
 # The most pixels and pictures in one call of a network. On a CPU more only costs memory.
 _PIXELS = {"cuda": 16 * 512**2, "cpu": 8 * 256**2}
-_PICTURES = {"cuda": 16, "cpu": 8}
+_PICTURES = {"cuda": 64, "cpu": 8}
 
 # From a noisy latent and its timestep to the noise in it.
 Predictor = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-def settle(pipeline: Any, device: torch.device) -> Any:
-    """Put a pipeline on a device: no bars, convolutions channels-last, pictures decoded one by one."""
+def settle(pipeline: Any, device: torch.device, slicing: bool = True) -> Any:
+    """Put a pipeline on a device: no progress bars, convolutions in the layout that is fastest there.
+
+    Args:
+        pipeline: of diffusers.
+        device: where it runs.
+        slicing: decode the pictures of a batch one by one, which takes less memory and more time.
+    """
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     parts = pipeline.components
     for part in [parts[name] for name in ("unet", "vae", "movq") if name in parts]:
-        torch.nn.Module.to(part, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if hasattr(part, "use_slicing"):
-            # At 1024² a decoder needs gigabytes a picture, the U-Net a fraction of that.
+        layout = best_memory_format(device)
+        torch.nn.Module.to(part, memory_format=layout)  # type: ignore[call-overload]
+        if slicing and hasattr(part, "use_slicing"):
             part.enable_slicing()
     return pipeline
 
@@ -59,12 +64,12 @@ class Translator(ABC):
     """A diffusion model on one device that changes pictures as prompts say.
 
     The batch handed to the networks always has `batch_size` pictures, the last one filled up with black:
-    with one shape a picture's translation does not depend on its neighbours or on its place among them,
+    with one shape a picture's translation does not depend on its neighbors or on its place among them,
     so any part of a run, repeated on the same machine, gives the same bits. (Measured on a CPU, in float32
-    and bfloat16; no GPU was at hand.)
+    and bfloat16, and on an H100 with mini-a in bfloat16.)
 
     Attributes:
-        model: the recipe it was loaded by.
+        model: the settings it was loaded with.
         revision: what was really loaded: the hub's commit, or 12 hex of a directory's weights; of an
             IP-Adapter, both of the model and of the adapter, joined by `+`.
         pipeline: the diffusers pipeline.
@@ -80,6 +85,20 @@ class Translator(ABC):
         kind = pipeline.device.type if pipeline.device.type in _PIXELS else "cuda"
         self.batch_size = max(1, min(_PICTURES[kind], _PIXELS[kind] // model.size**2))
         self._lock = threading.Lock()
+
+    @classmethod
+    def prepare(cls, pipeline: Any, model: DiffusionModel, folder: Path) -> str:
+        """Add what a paradigm needs to a loaded pipeline; a hook.
+
+        Args:
+            pipeline: from `folder`, not yet on its device.
+            model: what was asked for.
+            folder: the pipeline's directory.
+
+        Returns:
+            What the revision grows by, for weights that were added.
+        """
+        return ""
 
     @final
     def translate(
@@ -97,8 +116,8 @@ class Translator(ABC):
         whole = [picture for picture in made if picture is not None]
         if len(whole) < len(made):
             raise TranslatorError(
-                f"{self.model.name} overflowed in {self.pipeline.dtype} and would give black pictures; "
-                "load it with dtype float32 (or bfloat16)"
+                f"{self.model.name} overflowed in {self.pipeline.dtype} and would give black pictures; load "
+                "it with dtype float32 (or bfloat16)"
             )
         return whole
 
@@ -176,11 +195,11 @@ class SDEdit(Translator):
         self._parameters = set(inspect.signature(pipeline.__call__).parameters)
         if missing := {"prompt", "image", "strength", "guidance_scale", "generator"} - self._parameters:
             raise TranslatorError(
-                f"{type(pipeline).__name__} takes no {', '.join(sorted(missing))}: it is no SDEdit pipeline; "
-                "choose another model"
+                f"{type(pipeline).__name__} takes no {', '.join(sorted(missing))}: it is no SDEdit "
+                "pipeline; choose another model"
             )
         if type(pipeline).__name__ == "Kandinsky3Img2ImgPipeline":
-            # It averages over the tokens of the batch's longest prompt: a neighbour would change the picture.
+            # It averages over the tokens of the batch's longest prompt: a neighbor would change the picture.
             self.batch_size = 1
         if getattr(pipeline, "watermark", None) is not None:
             # XL pipelines watermark their output where a certain package happens to be installed.
@@ -225,34 +244,6 @@ class InstructPix2Pix(Translator):
         return np.asarray(output.images, np.float32)
 
 
-class IPAdapter(Translator):
-    """Text to image, with the picture's CLIP embedding as a second prompt (Ye et al. 2023).
-
-    The VAE never sees the picture, which is why ID² fails on it (Table 11).
-    """
-
-    def __init__(self, model: DiffusionModel, pipeline: Any, revision: str) -> None:
-        super().__init__(model, pipeline, revision)
-        pipeline.set_ip_adapter_scale(IP_ADAPTER_SCALE)
-        # In a batch diffusers lets every picture guide every prompt (its issue 9813).
-        self.batch_size = 1
-
-    def _impl(
-        self, images: list[Image.Image], prompts: list[str], generators: list[torch.Generator]
-    ) -> NDArray[np.float32]:
-        output = self.pipeline(
-            prompt=prompts,
-            ip_adapter_image=images,
-            height=self.model.size,
-            width=self.model.size,
-            num_inference_steps=self.model.steps,
-            guidance_scale=self.model.guidance,
-            generator=generators,
-            output_type="np",
-        )
-        return np.asarray(output.images, np.float32)
-
-
 @dataclass(frozen=True)
 class DdimStep:
     """One DDIM step (Song et al. 2021, Eq. 12 with σ = 0): x₍ₜ₋₁₎ = a·xₜ + b·ε(xₜ, t).
@@ -279,20 +270,20 @@ class DdimTranslator(Translator):
         self._alphas = self.scheduler.alphas_cumprod.double()
         if self.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise TranslatorError(
-                f"{model.name} predicts {self.scheduler.config.prediction_type}; "
-                f"{model.paradigm} knows epsilon and v_prediction"
+                f"{model.name} predicts {self.scheduler.config.prediction_type}; {model.paradigm} knows "
+                "epsilon and v_prediction"
             )
 
     @functools.cached_property
     def timesteps(self) -> list[int]:
-        """The timesteps of `model.steps` steps, ascending."""
+        """Return the timesteps of `model.steps` steps, ascending."""
         self.scheduler.set_timesteps(self.model.steps)
         # With as many steps as in training and an offset, the last one would lie beyond them.
         last = len(self._alphas) - 1
         return sorted(min(int(t), last) for t in self.scheduler.timesteps)
 
     def steps(self, timesteps: Sequence[int]) -> list[DdimStep]:
-        """The DDIM steps that end at the picture, the last one first.
+        """Return the DDIM steps that end at the picture, the last one first.
 
         Args:
             timesteps: ascending.
@@ -305,24 +296,24 @@ class DdimTranslator(Translator):
         return steps
 
     def encode(self, images: list[Image.Image]) -> torch.Tensor:
-        """Scaled latents float64[B,c,h,w]: the posterior's mode, so nothing is drawn."""
+        """Encode pictures to scaled latents float64[B,c,h,w]: the posterior's mode, so nothing is drawn."""
         vae = self.pipeline.vae
         pixels = self.pipeline.image_processor.preprocess(images).to(vae.device, vae.dtype)
         return torch.as_tensor(vae.encode(pixels).latent_dist.mode().double() * vae.config.scaling_factor)
 
     def decode(self, latents: torch.Tensor) -> NDArray[np.float32]:
-        """Pictures float32[B,h,w,3] in [0,1] of scaled latents."""
+        """Decode scaled latents to pictures float32[B,h,w,3] in [0,1]."""
         vae = self.pipeline.vae
         pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
         return np.asarray(self.pipeline.image_processor.postprocess(pixels, output_type="np"), np.float32)
 
     def embed(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Text features[B,tokens,d] of prompts."""
+        """Return the text features [B,tokens,d] of prompts."""
         embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.pipeline.device, 1, False)
         return torch.as_tensor(embeddings)
 
     def noise(self, latents: torch.Tensor, timestep: int, text: torch.Tensor) -> torch.Tensor:
-        """ε(xₜ, t, text): the noise in latents float64[B,c,h,w], also from a network that predicts v."""
+        """Return ε(xₜ, t, text), the noise in latents float64[B,c,h,w], also where the network predicts v."""
         unet = self.pipeline.unet
         output = unet(latents.to(unet.dtype), timestep, encoder_hidden_states=text).sample.double()
         if self.scheduler.config.prediction_type == "epsilon":
@@ -331,7 +322,7 @@ class DdimTranslator(Translator):
         return torch.as_tensor(alpha**0.5 * output + (1 - alpha) ** 0.5 * latents)
 
     def predictor(self, prompts: Sequence[str], guidance: float) -> Predictor:
-        """ε with classifier-free guidance: ε(∅) + guidance·(ε(prompt) − ε(∅))."""
+        """Return ε with classifier-free guidance: ε(∅) + guidance·(ε(prompt) − ε(∅))."""
         text = self.embed(prompts)
         if guidance == 1:
             return lambda latents, timestep: self.noise(latents, timestep, text)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,14 +12,14 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
 from id2core.errors import TranslatorError
-from id2core.translation import models
+from id2core.translation import loading, models
 from id2core.translation.edict import Edict
 from id2core.translation.plug_and_play import PlugAndPlay, decoder_layers, injected
-from id2core.translation.translators import Translator
+from id2core.translation.translators import Translator, settle
 from tests import tiny_pipelines
 from tests.drawing import scene
 
@@ -69,12 +69,12 @@ def row(request: pytest.FixtureRequest, build: Build) -> tuple[str, Translator]:
         pytest.importorskip("sentencepiece")
     steps = 2 if request.param == "plug-and-play" else 5
     model = models.find(request.param, source=build(ROWS[request.param][0]), size=32, steps=steps)
-    return request.param, models.load(model)
+    return request.param, loading.load(model)
 
 
 @pytest.fixture
 def edict(build: Build) -> Edict:
-    translator = models.load(models.find("edict", source=build(SD), size=32, steps=6), dtype="float32")
+    translator = loading.load(models.find("edict", source=build(SD), size=32, steps=6), dtype="float32")
     assert isinstance(translator, Edict)
     return translator
 
@@ -82,7 +82,7 @@ def edict(build: Build) -> Edict:
 @pytest.fixture
 def plug_and_play(build: Build) -> PlugAndPlay:
     model = models.find("plug-and-play", source=build(v_prediction), size=32, steps=3)
-    translator = models.load(model, dtype="float32")
+    translator = loading.load(model, dtype="float32")
     assert isinstance(translator, PlugAndPlay)
     return translator
 
@@ -126,7 +126,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(row: tuple[str, Translator]
 
 
 def test_the_networks_see_whole_batches_only(build: Build) -> None:
-    translator = models.load(models.find("mini-a", source=build(SD), size=32, steps=2))
+    translator = loading.load(models.find("mini-a", source=build(SD), size=32, steps=2))
     seen: set[int] = set()
     translator.pipeline.unet.register_forward_pre_hook(lambda _module, args: seen.add(len(args[0])))
     for count in (1, 3):
@@ -134,8 +134,14 @@ def test_the_networks_see_whole_batches_only(build: Build) -> None:
     assert seen == {2 * translator.batch_size}  # with and without the prompt
 
 
+@pytest.mark.parametrize("slicing", [True, False])
+def test_a_batch_is_decoded_picture_by_picture_on_request(build: Build, slicing: bool) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(build(SD))
+    assert settle(pipeline, torch.device("cpu"), slicing).vae.use_slicing == slicing
+
+
 def test_more_pictures_than_a_batch_keep_their_order(build: Build) -> None:
-    translator = models.load(models.find("mini-a", source=build(SD), size=32, steps=2))
+    translator = loading.load(models.find("mini-a", source=build(SD), size=32, steps=2))
     whole = translator.translate(PICTURES, PROMPTS, [1, 2, 3])
     translator.batch_size = 2
     halves = translator.translate(PICTURES, PROMPTS, [1, 2, 3])
@@ -147,7 +153,7 @@ def test_more_pictures_than_a_batch_keep_their_order(build: Build) -> None:
 
 
 def test_pictures_are_stretched_to_the_models_square(build: Build) -> None:
-    translator = models.load(models.find("edict", source=build(SD), size=32, steps=2))
+    translator = loading.load(models.find("edict", source=build(SD), size=32, steps=2))
     stretched = PICTURES[0].resize((32, 32), Image.Resampling.BILINEAR)
     results = [translator.translate([p], PROMPTS[:1], [0])[0] for p in (PICTURES[0], stretched)]
     assert same(*results)
@@ -244,14 +250,14 @@ def test_plug_and_play_injects_features_longer_than_attention(plug_and_play: Plu
 
 def test_a_revision_follows_the_weights(build: Build, tmp_path: Path) -> None:
     copy = SD(tmp_path / "copy")
-    first = models.load(models.find("mini-a", source=build(SD), size=32)).revision
+    first = loading.load(models.find("mini-a", source=build(SD), size=32)).revision
     assert len(first) == 12
-    assert models.load(models.find("edict", source=copy, size=32)).revision == first
+    assert loading.load(models.find("edict", source=copy, size=32)).revision == first
     vae = AutoencoderKL.from_pretrained(copy / "vae")
     with torch.no_grad():
         vae.decoder.conv_out.bias.add_(1)
     vae.save_pretrained(copy / "vae")
-    assert models.load(models.find("edict", source=copy, size=32)).revision != first
+    assert loading.load(models.find("edict", source=copy, size=32)).revision != first
 
 
 def test_from_the_hubs_cache_the_revision_is_the_commit(
@@ -264,10 +270,10 @@ def test_from_the_hubs_cache_the_revision_is_the_commit(
         (cache / "refs").mkdir()
         (cache / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert models.load(models.find("owner/model", size=32)).revision == "a" * 40
+    assert loading.load(models.find("owner/model", size=32)).revision == "a" * 40
     model = models.find("ip-adapter", source="owner/model@main", size=32)
-    model = dataclasses.replace(model, adapter="owner/adapter@main")
-    assert models.load(model).revision == f"{'a' * 40}+{'b' * 40}"
+    model = model.replace(adapter="owner/adapter@main")
+    assert loading.load(model).revision == f"{'a' * 40}+{'b' * 40}"
 
 
 @pytest.mark.parametrize(
@@ -292,7 +298,7 @@ def test_recipes_without_sense_are_refused(name: str, changes: dict, hint: str) 
 
 def test_a_model_is_found_by_name_directory_and_hub_id(tmp_path: Path) -> None:
     sdxl = models.find("sdxl", strength=0.5, guidance=5, steps=20, size=512)
-    assert dataclasses.replace(models.TABLE["sdxl"], strength=0.5, guidance=5, steps=20, size=512) == sdxl
+    assert models.TABLE["sdxl"].replace(strength=0.5, guidance=5, steps=20, size=512) == sdxl
     mirror = models.find("sd2", source="someone/mirror@v1")
     assert (mirror.name, mirror.source, mirror.revision, mirror.strength) == (
         "sd2",
@@ -326,4 +332,20 @@ def test_what_cannot_be_loaded_says_what_to_do(build: Build, tmp_path: Path) -> 
         models.find(str(build(tiny_pipelines.instruct_pix2pix))): "cannot load",
     }.items():
         with pytest.raises(TranslatorError, match=hint):
-            models.load(model)
+            loading.load(model)
+
+
+class Inverting(Translator):
+    """Gives the negative of a picture."""
+
+    def _impl(self, images: list, prompts: list, generators: list) -> np.ndarray:
+        return np.stack([1 - np.asarray(image, np.float32) / 255 for image in images])
+
+
+def test_a_new_paradigm_is_a_class_and_a_row(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "id2core.translation.inverting", sys.modules[__name__])
+    monkeypatch.setitem(models.PARADIGMS, "inverting", ("inverting", "Inverting"))
+    model = models.find("mini-a", source=build(SD), size=32).replace(paradigm="inverting")
+    translator = loading.load(model)
+    [negative] = translator.translate([Image.new("RGB", (32, 32), (0, 255, 55))], [""], [0])
+    assert isinstance(translator, Inverting) and negative.getpixel((0, 0)) == (255, 0, 200)
