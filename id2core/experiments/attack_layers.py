@@ -27,7 +27,7 @@ UNITS_ACROSS = 30
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of an app, RGBA, 0 to 255."""
+    """The colors of an app, RGBA, 0 to 255."""
 
     paper: Color
     ink: Color
@@ -75,7 +75,7 @@ def app_bars(width: int, height: int, theme: Theme) -> tuple[Image.Image, Image.
     Args:
         width: of both bars, in pixels.
         height: of both bars together, in pixels; each gets at least 1.
-        theme: the colours; a paper that is not opaque lets the picture shine through.
+        theme: the colors; a paper that is not opaque lets the picture shine through.
 
     Returns:
         The upper and the lower bar, RGBA.

@@ -33,7 +33,7 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
     """Compress as JPEG and decode again, with 4:2:0 chroma.
 
     Args:
-        image: RGB or grey.
+        image: RGB or gray.
         quality: libjpeg's quality, 1 to 95; 30 is the strongest compression of Figure 7.
 
     Returns:
@@ -55,7 +55,7 @@ def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:
     """Blur with a Gaussian.
 
     Args:
-        image: RGB or grey.
+        image: RGB or gray.
         sigma: standard deviation in pixels; 3 is the strongest blur of Figure 7.
 
     Returns:
@@ -77,7 +77,7 @@ def resize(image: Image.Image, factor: float) -> Image.Image:
     arrives as it is and preprocessing stretches every picture to 256×256 anyway.
 
     Args:
-        image: RGB or grey.
+        image: RGB or gray.
         factor: new side over old side. The paper's text gives no factors for Figure 7; the demo uses 1/2.
 
     Returns:
@@ -99,7 +99,7 @@ def watermark(image: Image.Image, text: str, opacity: float = WATERMARK_OPACITY)
     The paper's text does not describe the watermark of Figure 7; tiled stock-photo lettering is ours.
 
     Args:
-        image: RGB or grey.
+        image: RGB or gray.
         text: one short line; white letters with a dark rim show on any background.
         opacity: of the letters, above 0, at most 1.
 
@@ -121,7 +121,7 @@ def flip(image: Image.Image) -> Image.Image:
     """Mirror left and right.
 
     Args:
-        image: RGB or grey.
+        image: RGB or gray.
 
     Returns:
         The mirrored picture, same size and mode.
@@ -137,7 +137,7 @@ def crop(image: Image.Image, share: float, seed: int | None = None) -> Image.Ima
     """Cut out a part of the same proportions; it is not scaled back, as in `resize`.
 
     Args:
-        image: RGB or grey.
+        image: RGB or gray.
         share: of the area that is kept, above 0, at most 1.
         seed: draws the part's place; the same seed and size give the same place. None: the centre.
 
@@ -160,19 +160,19 @@ def crop(image: Image.Image, share: float, seed: int | None = None) -> Image.Ima
 
 
 def border(image: Image.Image, share: float, color: str = "white") -> Image.Image:
-    """Put a frame of one colour around the picture.
+    """Put a frame of one color around the picture.
 
     Args:
-        image: RGB or grey.
+        image: RGB or gray.
         share: the frame's thickness over the picture's shorter side, above 0, at most 1.
-        color: a name or `#rrggbb` that Pillow knows; a grey picture gets its luma.
+        color: a name or `#rrggbb` that Pillow knows; a gray picture gets its luma.
 
     Returns:
         The framed picture, larger by twice `round(share · shorter side)`, at least 1 pixel, each way;
         same mode, the pixels inside are untouched.
 
     Raises:
-        ValueError: the mode is another, the share is out of range, or the colour is unknown.
+        ValueError: the mode is another, the share is out of range, or the color is unknown.
     """
     _check_mode(image)
     if not 0 < share <= 1:
@@ -188,7 +188,7 @@ def overlay(image: Image.Image, share: float, place: Literal["around", "over"] =
     is the same for every picture.
 
     Args:
-        image: RGB or grey.
+        image: RGB or gray.
         share: of the result's height that the bars take, above 0, below 1; 0.35 is a square picture on
             a phone.
         place: "around" puts the bars above and below, "over" half-transparent onto the picture.
@@ -216,7 +216,7 @@ def vae_round_trip(image: Image.Image, vae: Any) -> Image.Image:
     This attack is not in Figure 7; it is an image-to-image translation of strength 0.
 
     Args:
-        image: RGB or grey; stretched to 256×256, bilinear with antialias, and scaled to [−1, 1].
+        image: RGB or gray; stretched to 256×256, bilinear with antialias, and scaled to [−1, 1].
         vae: a diffusers `AutoencoderKL` in evaluation mode; device and dtype are taken from its weights.
 
     Returns:
@@ -286,7 +286,7 @@ class Attack:
         return self.kind if self.intensity is None else f"{self.kind}-{self.intensity:g}"
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Attack an RGB or grey picture."""
+        """Attack an RGB or gray picture."""
         return self.function(image)
 
 
@@ -330,7 +330,7 @@ def apply(name: str, image: Image.Image) -> Image.Image:
 
     Args:
         name: such as `jpeg-30`, `blur-3`, `crop-0.5` or `flip`: a key of `BY_NAME`.
-        image: RGB or grey.
+        image: RGB or gray.
 
     Returns:
         The attacked picture, same mode; its size is up to the attack.

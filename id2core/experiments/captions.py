@@ -1,6 +1,6 @@
 """Prompts for training photos: what a data set's captions name, and what the pixels show.
 
-Few of the photos have a caption and none has a sentence. Light and colour can be read off the pixels, so
+Few of the photos have a caption and none has a sentence. Light and color can be read off the pixels, so
 that every picture gets a prompt and a prompt has something to steer: "a dark mostly blue photo of a canoe".
 """
 
@@ -32,7 +32,7 @@ FORMS = ("a {} photo", "{} picture", "a {} image", "a {} painting")
 
 
 def read(folder: Path) -> dict[str, str]:
-    """File name → caption, of the photos in `folder/captions.csv` that have one.
+    """Read file name → caption of the photos in `folder/captions.csv` that have one.
 
     Raises:
         ValueError: there is no such file, or not in this form.
@@ -45,18 +45,18 @@ def read(folder: Path) -> dict[str, str]:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"has no column {error}"
         raise ExperimentError(
             f"{path} {what}: what photos show is read from it, a CSV with the columns `file` and `caption`, "
-            f"a line such as `0001.jpg,a canoe` for each photo that has a caption"
+            "a line such as `0001.jpg,a canoe` for each photo that has a caption"
         ) from error
 
 
 def describe(picture: NDArray[np.uint8]) -> str:
-    """Light and main colour of a picture, in words.
+    """Describe light and main color of a picture in words.
 
     Args:
         picture: uint8[H,W,3] RGB.
 
     Returns:
-        For example `dark mostly blue`, `bright grey`, `mostly green`.
+        For example `dark mostly blue`, `bright gray`, `mostly green`.
     """
     small = Image.fromarray(picture).resize((32, 32), Image.Resampling.BOX)
     light = float(np.asarray(small.convert("L")).mean())
@@ -74,7 +74,7 @@ def describe(picture: NDArray[np.uint8]) -> str:
 
 
 def prompt(look: str, subject: str | None, generator: np.random.Generator) -> str:
-    """One wording for a picture of this look and subject; each of the two is left out now and then."""
+    """Draw a wording for a picture of this look and subject; now and then it lacks one of them."""
     form = FORMS[generator.integers(len(FORMS))]
     shown = look if generator.random() < 0.8 else ""
     text = " ".join(form.format(shown).split())
@@ -82,7 +82,7 @@ def prompt(look: str, subject: str | None, generator: np.random.Generator) -> st
 
 
 def corpus(subjects: list[str]) -> Iterator[str]:
-    """Every wording once: what a tokenizer is made from."""
+    """Return every wording once, to make a tokenizer from."""
     looks = [f"{light} {colour}" for light in ("dark", "bright") for colour in ("grey", "mostly")]
     for form in FORMS:
         for look in [*looks, *(name for _, name in HUES)]:
@@ -91,7 +91,7 @@ def corpus(subjects: list[str]) -> Iterator[str]:
 
 
 def invented(subjects: list[str], number: int, seed: int = 0) -> str:
-    """The `number`-th prompt of an endless list: looks and subjects put together at random.
+    """Return the `number`-th prompt of an endless list of random looks and subjects.
 
     What stands in for the creative prompts that a language model would write; small models know no other
     words.

@@ -12,39 +12,40 @@ import torch
 from id2core.encoders.backbones import SCRATCH
 from id2core.errors import TransformError
 from id2core.evaluation.metrics import Measure
-from id2core.experiments import costs, plots
-from id2core.experiments import evaluation_sets as benches
+from id2core.experiments import costs, evaluation_sets, plots
 from id2core.experiments.costs import Clock
-from id2core.experiments.evaluation_sets import TUNED, Bench, Found
+from id2core.experiments.declaration import experiment
+from id2core.experiments.evaluation_sets import TUNED, EvaluationSet, RankedReferences
 from id2core.experiments.methods import Methods
-from id2core.experiments.results import Column, Result, Skipped
-from id2core.training.recipe import Recipe
+from id2core.experiments.results import Column, Result, Row, Skipped
+from id2core.training.config import GradientConfig, Loss
 from id2core.transforms import heads
+from id2core.transforms.kinds import HeadKind
 from id2core.transforms.linear import Transform
 
 RANKS = (16, 32, 64, 128, 256, 512)
-LOSS_NAMES = {"softmax": "SoftMax", "circle": "Circle loss", "cosface": "CosFace"}
+LOSS_NAMES: dict[Loss, str] = {"softmax": "SoftMax", "circle": "Circle loss", "cosface": "CosFace"}
 
 
-def found_by(bench: Bench, transform: Transform) -> dict[str, Found]:
-    """Model → what a transform finds for its queries."""
-    return {model: bench.find(transform, model) for model in bench.models}
+def search_by_model(data: EvaluationSet, transform: Transform) -> dict[str, RankedReferences]:
+    """Search every model's queries: model → the best references."""
+    return {model: data.search(transform, model) for model in data.models}
 
 
-def row(bench: Bench, name: str, found: dict[str, Found]) -> dict[str, Any]:
-    """A method's row: `seen_map`, `seen_acc`, and the means over unseen models."""
-    seen = benches.closed_set(found[bench.seen])
-    values: dict[str, Any] = {"method": name, "seen_map": seen["map"], "seen_acc": seen["acc"]}
+def row(data: EvaluationSet, name: str, results: dict[str, RankedReferences]) -> Row:
+    """Return a method's row: `seen_map`, `seen_acc`, and the means over unseen models."""
+    seen = evaluation_sets.closed_set(results[data.seen])
+    values: Row = {"method": name, "seen_map": seen["map"], "seen_acc": seen["acc"]}
     for key, what in (("map", "precision"), ("acc", "correct")):
-        values[f"unseen_{key}"] = _mean_of([(getattr(found[m], what), found[m]) for m in bench.unseen])
+        values[f"unseen_{key}"] = _mean_of([(getattr(results[m], what), results[m]) for m in data.unseen])
     return values
 
 
-def _mean_of(parts: Sequence[tuple[Any, Found]]) -> Measure:
-    """The mean over models; where one photo has queries by several, they are resampled together."""
+def _mean_of(parts: Sequence[tuple[Any, RankedReferences]]) -> Measure:
+    """Return the mean over models; queries of one photo by several models are resampled together."""
     values = np.concatenate([x / len(x) for x, _ in parts])
-    photos = np.concatenate([found.queries.photos for _, found in parts])
-    return benches.mean(values * len(values) / len(parts), photos)
+    photos = np.concatenate([results.queries.photos for _, results in parts])
+    return evaluation_sets.mean(values * len(values) / len(parts), photos)
 
 
 COLUMNS = (
@@ -56,78 +57,77 @@ COLUMNS = (
 )
 
 
-def bars(rows: Sequence[dict[str, Any]]) -> plots.Bars:
-    """mAP of methods, seen and unseen side by side."""
+def bars(rows: Sequence[Row]) -> plots.Bars:
+    """Plot the mAP of methods, seen and unseen side by side."""
     values, low, high = _both_sides(rows)
     return plots.Bars([r["method"] for r in rows], values, "mAP, %", low, high)
 
 
-def _both_sides(rows: Sequence[dict[str, Any]]) -> Iterator[plots.Series]:
-    """mAP of rows on seen and unseen models, as `in_percent`."""
+def _both_sides(rows: Sequence[Row]) -> Iterator[plots.Series]:
+    """Return the mAP of rows on seen and unseen models, as `in_percent`."""
     sides = {"seen model": "seen_map", "unseen models": "unseen_map"}
     return in_percent({side: [r[key] for r in rows] for side, key in sides.items()})
 
 
 def in_percent(series: Mapping[str, Sequence[Measure]]) -> Iterator[plots.Series]:
-    """Measures by name as a plot takes them, in %: their values, then lower and upper ends."""
+    """Yield measures by name as a plot takes them, in %: values, then lower and upper ends."""
     for end in ("value", "low", "high"):
-        yield {name: [percent(getattr(m, end)) for m in found] for name, found in series.items()}
+        yield {name: [percent(getattr(m, end)) for m in measures] for name, measures in series.items()}
 
 
 def percent(value: float | None) -> float | None:
-    """Of a share; None stays."""
+    """Return a share in %; None stays None."""
     return None if value is None else 100 * value
 
 
-def described(bench: Bench) -> str:
-    """The data of the closed set in one sentence."""
-    queries = len(bench.queries(bench.seen).latents)
+def described(data: EvaluationSet) -> str:
+    """Describe the data of the closed set in one sentence."""
+    queries = len(data.queries(data.seen).latents)
     return (
-        f"Trained on translations by {bench.seen}; {queries:,} test translations by each of "
-        f"{', '.join(bench.models)} looked up among {len(bench.references):,} pictures; no photo and no "
+        f"Trained on translations by {data.seen}; {queries:,} test translations by each of "
+        f"{', '.join(data.models)} looked up among {len(data.references):,} pictures; no photo and no "
         f"prompt of the test was trained on."
     )
 
 
 def compare(methods: Methods, transforms: Iterable[tuple[str, Transform]]) -> Result:
-    """A table of transforms on one bench."""
+    """Return a table of transforms on one evaluation set."""
     started = time.monotonic()
-    rows = [row(methods.bench, label, found_by(methods.bench, w)) for label, w in transforms]
-    return _closed(methods.bench, started, rows)
+    rows = [row(methods.data, label, search_by_model(methods.data, w)) for label, w in transforms]
+    return _closed(methods.data, started, rows)
 
 
-def _closed(
-    bench: Bench, started: float, rows: list[dict[str, Any]], plot: plots.Plot | None = None
-) -> Result:
-    return Result(rows, described(bench), time.monotonic() - started, COLUMNS, plot or bars(rows))
+def _closed(data: EvaluationSet, started: float, rows: list[Row], plot: plots.Plot | None = None) -> Result:
+    return Result(rows, described(data), time.monotonic() - started, COLUMNS, plot or bars(rows))
 
 
+@experiment("t3", "Tables 3 and 10: seen and unseen models, and costs", place=10)
 def table_3(methods: Methods) -> Result:
-    """Tables 3 and 10: the methods by model, with what they cost."""
+    """Measure Tables 3 and 10: the methods by model, and their costs."""
     started = time.monotonic()
-    bench = methods.bench
+    data = methods.data
     trained = {
         "Embeddings of VAE": methods.raw(),
-        "W, the paper's recipe": methods.recipe(bench.seen),
-        "W, closed form": methods.closed(bench.seen),
-        "W, both": methods.both(bench.seen),
+        "W, the paper's recipe": methods.recipe(data.seen),
+        "W, closed form": methods.closed(data.seen),
+        "W, both": methods.both(data.seen),
     }
-    clock = Clock(bench)
-    found = {name: found_by(bench, w) for name, w in trained.items()}
-    tuned = {name: found_by(bench.by(name), methods.raw()) for name in bench.tuned()}
-    rows = [_of_tuned(bench.by(name), f) for name, f in tuned.items()]
+    clock = Clock(data)
+    results = {name: search_by_model(data, w) for name, w in trained.items()}
+    tuned = {name: search_by_model(data.by(name), methods.raw()) for name in data.tuned()}
+    rows = [_of_tuned(data.by(name), f) for name, f in tuned.items()]
     rows += [
-        row(bench, name, found[name]) | clock.costs(w, methods.seconds(w)) for name, w in trained.items()
+        row(data, name, results[name]) | clock.costs(w, methods.seconds(w)) for name, w in trained.items()
     ]
     rows += _upper(methods, clock)
     by_model = [
-        {"method": name} | {f"{m}_map": benches.closed_set(f[m])["map"] for m in bench.models}
-        for name, f in (tuned | found).items()
+        {"method": name} | {f"{m}_map": evaluation_sets.closed_set(f[m])["map"] for m in data.models}
+        for name, f in (tuned | results).items()
     ]
-    gains = _gains(bench, found)
+    gains = _gains(data, results)
     return Result(
         rows,
-        described(bench),
+        described(data),
         time.monotonic() - started,
         (*COLUMNS, *costs.COLUMNS),
         bars(rows),
@@ -135,64 +135,63 @@ def table_3(methods: Methods) -> Result:
             *gains,
             "`Upper` is trained on the unseen model itself, and has no column for the seen one.",
             costs.NOTE,
-            _on_tuned(bench),
+            _on_tuned(data),
         ],
         {"by_model": [_plain(r) for r in by_model]},
     )
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def _plain(values: Row) -> Row:
     return {k: v.value if isinstance(v, Measure) else v for k, v in values.items()}
 
 
-def _gains(bench: Bench, found: dict[str, dict[str, Found]]) -> list[str]:
-    """Each method against the one above it, on unseen models."""
-    names = list(found)
-    told = []
+def _gains(data: EvaluationSet, results: dict[str, dict[str, RankedReferences]]) -> list[str]:
+    """Compare each method with the one above it, on unseen models."""
+    names = list(results)
+    sentences = []
     for first, second in zip(names[1:], names, strict=False):
-        for model in bench.unseen:
-            d = benches.difference(found[first][model], found[second][model])
+        for model in data.unseen:
+            d = evaluation_sets.difference(results[first][model], results[second][model])
             assert d.value is not None and d.low is not None and d.high is not None
-            told.append(
-                f"{model}: mAP of “{first}” less that of “{second}”: {100 * d.value:+.1f} points "
-                f"(95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f})."
+            sentences.append(
+                f"{model}: mAP of “{first}” less that of “{second}”: {100 * d.value:+.1f} points (95 % "
+                f"interval {100 * d.low:+.1f} to {100 * d.high:+.1f})."
             )
-    return told
+    return sentences
 
 
-def _of_tuned(bench: Bench, found: dict[str, Found]) -> dict[str, Any]:
-    """The row of a backbone that was trained on pictures, compared as it is."""
-    name = f"Tuned backbone, {bench.encoder.removeprefix(TUNED)}"
-    seconds = costs.of_tuning(bench).get("seconds")
-    return row(bench, name, found) | Clock(bench).costs(Transform(), seconds)
+def _of_tuned(data: EvaluationSet, results: dict[str, RankedReferences]) -> Row:
+    """Return the row of a backbone that was trained on pictures, without a W."""
+    name = f"Tuned backbone, {data.encoder.removeprefix(TUNED)}"
+    return row(data, name, results) | Clock(data).costs(Transform(), costs.tuning_seconds(data))
 
 
-def _on_tuned(bench: Bench) -> str:
-    """What the rows of tuned backbones are, and which of the paper's are missing."""
-    if not bench.tuned():
+def _on_tuned(data: EvaluationSet) -> str:
+    """Say what the rows of tuned backbones are, and which of the paper's are missing."""
+    if not data.tuned():
         return "What needs weights from a hub, the paper's fine-tuned and generalizable models, did not run."
-    scratch = [name for name in bench.tuned() if SCRATCH in name]
+    scratch = [name for name in data.tuned() if SCRATCH in name]
     random = f" {', '.join(scratch)} began with random weights, the paper's with pretrained ones." * bool(
         scratch
     )
     return (
-        f"Tuned backbones are whole networks trained on the same pictures (`id2 finetune`), the paper's "
+        "Tuned backbones are whole networks trained on the same pictures (`id2 finetune`), the paper's "
         f"similarity-based models.{random} Its generalizable models did not run."
     )
 
 
-def _upper(methods: Methods, clock: Clock) -> list[dict[str, Any]]:
-    """Trained and tested on the same unseen model, where its translations of training photos are there."""
-    bench, rows = methods.bench, []
-    for model in bench.unseen:
-        if not bench.has(f"train-{model}"):
+def _upper(methods: Methods, clock: Clock) -> list[Row]:
+    """Return rows of Ws trained on the unseen model itself, where it has training translations."""
+    data, rows = methods.data, []
+    for model in data.unseen:
+        if not data.has(f"train-{model}"):
             continue
         for name, w in (
             ("recipe", methods.recipe(model)),
             ("closed form", methods.closed(model)),
             ("both", methods.both(model)),
         ):
-            measured = benches.closed_set(bench.find(w, model))
+            measured = evaluation_sets.closed_set(data.search(w, model))
             rows.append(
                 {
                     "method": f"Upper, {name} on {model}",
@@ -206,71 +205,77 @@ def _upper(methods: Methods, clock: Clock) -> list[dict[str, Any]]:
     return rows
 
 
+@experiment("t5", "Table 5: encoders", place=70)
 def table_5(methods: Methods) -> Result | Skipped:
-    """Other VAEs as encoders, each with a W of its own."""
-    bench = methods.bench
-    others = [name for name in bench.encoders() if bench.by(name).has("train", f"train-{bench.seen}")]
+    """Measure Table 5: other VAEs as encoders, each with a W of its own."""
+    data = methods.data
+    others = [name for name in data.encoders() if data.by(name).has("train", f"train-{data.seen}")]
     if not others:
         return Skipped("no other VAE has embedded the data (`id2 experiment data --encoder …`)")
     started = time.monotonic()
     rows = []
     for name in ("", *others):
-        own = Methods(bench.by(name), methods.out / name if name else methods.out, methods.passes)
-        label = name or bench.ids["encoder_id"].rsplit("-", 1)[0]
-        for kind, w in (("closed form", own.closed(bench.seen)), ("recipe", own.recipe(bench.seen))):
-            rows.append(row(own.bench, f"{label}, {kind}", found_by(own.bench, w)))
-    return _closed(bench, started, rows)
+        own = Methods(data.by(name), methods.out / name if name else methods.out, methods.passes)
+        label = name or data.ids["encoder_id"].rsplit("-", 1)[0]
+        for kind, w in (("closed form", own.closed(data.seen)), ("recipe", own.recipe(data.seen))):
+            rows.append(row(own.data, f"{label}, {kind}", search_by_model(own.data, w)))
+    return _closed(data, started, rows)
 
 
+@experiment("t6", "Table 6: losses", place=80)
 def table_6(methods: Methods) -> Result:
-    """Losses."""
-    seen = methods.bench.seen
+    """Measure Table 6: losses."""
+    seen = methods.data.seen
     runs = (
-        (label, methods.recipe(seen, Recipe(loss=loss), "recipe" if loss == "cosface" else loss))  # type: ignore[arg-type]
+        (label, methods.recipe(seen, GradientConfig(loss=loss), "recipe" if loss == "cosface" else loss))
         for loss, label in LOSS_NAMES.items()
     )
     return compare(methods, runs)
 
 
+@experiment("t7", "Table 7 and Figure 9: linear and non-linear transformations", place=90)
 def table_7(methods: Methods) -> Result | Skipped:
-    """Non-linear heads; Figure 9 is the row of MLPs."""
+    """Measure Table 7 and Figure 9: heads; the figure is the row of MLPs."""
     started = time.monotonic()
-    bench = methods.bench
+    data = methods.data
     try:
-        _check_heads(bench.references.shape[1])
+        _check_heads(data.references.shape[1])
     except TransformError as error:
         return Skipped(f"not all heads take these latents: {error}")
-    rows = {kind: row(bench, kind, found_by(bench, _head(methods, kind))) for kind in heads.ALL}
+    rows = {kind: row(data, kind, search_by_model(data, _head(methods, kind))) for kind in heads.ALL}
     layers = [rows[kind] for kind in heads.MLP]
     values, low, high = _both_sides(layers)
     figure_9 = plots.Lines(list(range(1, len(layers) + 1)), values, "layers", "mAP, %", low, high)
-    others = bars([found for kind, found in rows.items() if kind not in heads.MLP])
+    others = bars([values_of_kind for kind, values_of_kind in rows.items() if kind not in heads.MLP])
     plot = plots.Panels({"linear, convolution, attention": others, "MLPs (Figure 9)": figure_9})
-    return _closed(bench, started, list(rows.values()), plot)
+    return _closed(data, started, list(rows.values()), plot)
 
 
 def _check_heads(n: int) -> None:
-    """Fail before hours of training and not after; what is built here has no memory."""
+    """Raise TransformError before hours of training; heads on the meta device take no memory."""
     with torch.device("meta"):
         for kind in heads.ALL:
-            heads.build(kind, n, Recipe().dimensions)
+            heads.build(kind, n, GradientConfig().dimensions)
 
 
-def _head(methods: Methods, kind: str) -> Transform:
-    return methods.recipe(methods.bench.seen, Recipe(head=kind), "recipe" if kind == heads.LINEAR else kind)
+def _head(methods: Methods, kind: HeadKind) -> Transform:
+    name = "recipe" if kind == heads.LINEAR else kind
+    return methods.recipe(methods.data.seen, GradientConfig(head=kind), name)
 
 
+@experiment("f8", "Figure 8: the rank of W", place=110)
 def figure_8(methods: Methods) -> Result:
-    """The rank of W, in closed form."""
-    bench = methods.bench
+    """Measure Figure 8: the rank of W, in closed form."""
+    data = methods.data
     started = time.monotonic()
     rows = [
-        {"m": m} | row(bench, "closed form", found_by(bench, methods.closed(bench.seen, m))) for m in RANKS
+        {"m": m} | row(data, "closed form", search_by_model(data, methods.closed(data.seen, m)))
+        for m in RANKS
     ]
     values, low, high = _both_sides(rows)
     return Result(
         rows,
-        described(bench),
+        described(data),
         time.monotonic() - started,
         (Column("m"), *COLUMNS[1:]),
         plots.Lines(list(RANKS), values, "columns of W", "mAP, %", low, high, logarithmic=True),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from id2core.encoders import images
 from id2core.encoders.base import Encoder
 from id2core.encoders.images import Decoded
 from id2core.errors import StorageError
-from id2core.experiments.evaluation_sets import TEST, Bench
+from id2core.experiments.evaluation_sets import TEST, EvaluationSet
 from id2core.experiments.results import Column
 from id2core.store import storage
 from id2core.training.finetune import REPORT
@@ -33,19 +32,19 @@ _EXTRACTED, _MATCHED = 64, 2000
 
 
 class Clock:
-    """Measures what a method costs on a bench, whose encoder is loaded once.
+    """Measures what a method costs on an evaluation set, whose encoder is loaded once.
 
     `extract_ms` is None where it is not known which encoder made the latents, or that or the pictures of
     the test are not there.
     """
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._network = bench.network()
-        self._pixels = None if self._network is None else _pixels(bench, self._network.preprocess.size)
+    def __init__(self, data: EvaluationSet) -> None:
+        self._data = data
+        self._network = data.network()
+        self._pixels = None if self._network is None else _pixels(data, self._network.preprocess.size)
 
     def costs(self, w: Transform, train_s: float | None) -> dict[str, float | None]:
-        """A row's `train_s`, `extract_ms` (milliseconds) and `match_s` (10⁻¹⁰ seconds)."""
+        """Return a row's `train_s`, `extract_ms` (milliseconds) and `match_s` (10⁻¹⁰ seconds)."""
         return {"train_s": train_s, "extract_ms": self._extract(w), "match_s": self._match(w)}
 
     def _extract(self, w: Transform) -> float | None:
@@ -57,7 +56,7 @@ class Clock:
         return 1e3 * (time.perf_counter() - started) / len(self._pixels)
 
     def _match(self, w: Transform) -> float:
-        r = w.apply(self._bench.references[:_MATCHED])
+        r = w.apply(self._data.references[:_MATCHED])
         started = time.perf_counter()
         repeated = 5
         for _ in range(repeated):
@@ -69,21 +68,21 @@ def _described(network: Encoder, w: Transform, pixels: NDArray[np.uint8]) -> Non
     w.apply(network.encode(pixels))
 
 
-def _pixels(bench: Bench, size: int) -> NDArray[np.uint8] | None:
-    """uint8[P,size,size,3]: some pictures of the test; None where they are gone."""
+def _pixels(data: EvaluationSet, size: int) -> NDArray[np.uint8] | None:
+    """Return pictures of the test, uint8[P,size,size,3]; None where they are gone."""
     try:
-        found = [images.decode(storage.read_bytes(uri), size) for uri in bench.uris(TEST)[:_EXTRACTED]]
+        decoded = [images.decode(storage.read_bytes(uri), size) for uri in data.uris(TEST)[:_EXTRACTED]]
     except (FileNotFoundError, StorageError):
         return None
-    pixels = [picture.pixels for picture in found if isinstance(picture, Decoded)]
+    pixels = [picture.pixels for picture in decoded if isinstance(picture, Decoded)]
     return np.stack(pixels) if pixels else None
 
 
-def of_tuning(bench: Bench) -> dict[str, Any]:
-    """What `finetune` wrote beside the encoder of a bench; empty where that is not known or not there."""
-    if bench.spec is None:
-        return {}
+def tuning_seconds(data: EvaluationSet) -> float | None:
+    """Return how long `finetune` trained the encoder of an evaluation set; None where it is not known."""
+    if data.spec is None:
+        return None
     try:
-        return dict(json.loads((Path(bench.spec) / REPORT).read_text()))
-    except (OSError, ValueError):
-        return {}
+        return float(json.loads((Path(data.spec) / REPORT).read_text())["seconds"])
+    except (OSError, ValueError, LookupError):
+        return None

@@ -1,6 +1,6 @@
 """What every experiment measures on: latents of references, of queries by each model, and training classes.
 
-A bench is a folder:
+An evaluation set is a folder:
 
     bench.json                                seen, unseen: names of models; encoders: what made latents
     latents/ROLE/embeddings                   of photos: train, test, distractors, calibration, fresh
@@ -35,18 +35,30 @@ from id2core.evaluation import bootstrap, ranking
 from id2core.evaluation.metrics import Measure
 from id2core.evaluation.ranking import Predictions
 from id2core.experiments.photo_bench import CALIBRATION, DISTRACTORS, FRESH, TEST, TRAIN
-from id2core.store import datasets, schemas, storage
+from id2core.search.topk import TopK
+from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
 from id2core.training import pairs as training_pairs
 from id2core.training.pairs import Pairs
 from id2core.transforms.linear import Transform
 
 FACTS = "bench.json"
-# Names of encoders that begin so are backbones trained on the bench (`id2 finetune`).
+# Names of encoders that begin so are backbones trained on its pictures (`id2 finetune`).
 TUNED = "tuned-"
 KEPT = 10  # references per query in the pooled measures
 RESAMPLES = 1000
-_AT_ONCE = 512
-__all__ = ["CALIBRATION", "DISTRACTORS", "FRESH", "TEST", "TRAIN", "Bench", "Found", "Queries", "find"]
+BATCH_ROWS = 512
+__all__ = [
+    "CALIBRATION",
+    "DISTRACTORS",
+    "FRESH",
+    "TEST",
+    "TRAIN",
+    "EvaluationSet",
+    "Queries",
+    "RankedReferences",
+    "search",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +77,8 @@ class Queries:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What a transform found for Q queries.
+class RankedReferences:
+    """The best references of Q queries under a transform.
 
     Attributes:
         ranks: int64[Q], of the origin among all references, equal scores before it; 0 without origin.
@@ -82,26 +94,26 @@ class Found:
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """float64[Q]: 1/rank, whose mean is the paper's mAP; 0 where the origin is no reference."""
-        found = np.divide(1.0, self.ranks, out=np.zeros(len(self.ranks)), where=self.ranks > 0)
-        return np.asarray(found)
+        """Return 1/rank, float64[Q], whose mean is the paper's mAP; 0 where the origin is no reference."""
+        precision = np.divide(1.0, self.ranks, out=np.zeros(len(self.ranks)), where=self.ranks > 0)
+        return np.asarray(precision)
 
     @property
     def correct(self) -> NDArray[np.float64]:
-        """float64[Q]: 1 where the origin is first, else 0; the mean is Acc."""
+        """Return 1 where the origin is first, else 0, float64[Q]; the mean is Acc."""
         return np.asarray(self.ranks == 1, np.float64)
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
-    """A bench folder, read as far as it is asked for.
+class EvaluationSet:
+    """A folder of latents by role, each data set read when it is asked for.
 
     Attributes:
         root: the folder.
         seen: model whose translations W is trained on.
         unseen: models that it is tested on besides.
         encoder: name of another encoder, whose latents stand in `latents-NAME`.
-        specs: name of an encoder, empty for the first → what `encoders.load` takes; those that are known.
+        specs: name of an encoder, empty for the first → what `load_encoder` takes; those that are known.
     """
 
     root: Path
@@ -111,11 +123,11 @@ class Bench:
     specs: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, root: Path) -> Bench:
+    def load(cls, root: Path) -> EvaluationSet:
         """Open a folder.
 
         Raises:
-            ExperimentError: it is not a bench.
+            ExperimentError: it is no evaluation set.
         """
         try:
             facts = json.loads((root / FACTS).read_text())
@@ -125,29 +137,29 @@ class Bench:
             return cls(root, facts["seen"], tuple(facts["unseen"]), specs=specs)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ExperimentError(
-                f"{root} has no {FACTS} with `seen` and one or more `unseen`: make one with `id2 "
-                f"experiment data --photos DIR`, or with `--oripid DIR` of OriPID ({error})"
+                f"{root} has no {FACTS} with `seen` and one or more `unseen`: make one with `id2 experiment "
+                f"data --photos DIR`, or with `--oripid DIR` of OriPID ({error})"
             ) from error
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The seen one first."""
+        """Return the models, the seen one first."""
         return (self.seen, *self.unseen)
 
     def has(self, *names: str) -> bool:
-        """Whether the latents of all of these are there."""
-        return all(datasets.read_commit(self.dataset(name)) for name in names)
+        """Return whether the latents of all of these exist."""
+        return all(Dataset.find(self.dataset(name)) for name in names)
 
-    def by(self, encoder: str) -> Bench:
-        """The same pictures by another encoder."""
+    def by(self, encoder: str) -> EvaluationSet:
+        """Return the same pictures by another encoder."""
         return replace(self, encoder=encoder)
 
     def encoders(self) -> list[str]:
-        """Names of the other encoders by which the test was embedded, sorted, without `tuned` ones."""
+        """Return the names of other encoders that embedded the test, sorted, without `tuned` ones."""
         return [name for name in self._others() if not name.startswith(TUNED)]
 
     def tuned(self) -> list[str]:
-        """Names of the backbones trained on the bench by which the test was embedded, sorted."""
+        """Return the names of backbones trained on its pictures that embedded the test, sorted."""
         return [name for name in self._others() if name.startswith(TUNED)]
 
     def _others(self) -> list[str]:
@@ -157,41 +169,45 @@ class Bench:
 
     @property
     def spec(self) -> str | None:
-        """What `encoders.load` takes to make these latents; None where that is not known."""
+        """Return the spec of the encoder of these latents; None where it is not known."""
         return self.specs.get(self.encoder, None if self.encoder else MINI)
 
     def network(self) -> Encoder | None:
-        """The encoder of these latents; None where it is not known, cannot be loaded, or is not the same."""
+        """Load the encoder of these latents; None where it is not known, not loadable, or another one."""
         if self.spec is None:
             return None
         try:
-            found = load_encoder(self.spec)
+            encoder = load_encoder(self.spec)
         except EncoderError:
             return None
-        return found if found.encoder_id == self.ids["encoder_id"] else None
+        return encoder if encoder.encoder_id == self.ids["encoder_id"] else None
 
     def dataset(self, name: str) -> str:
-        """URI of the embeddings of a role, or of its translations by a model."""
+        """Return the URI of the embeddings of a role, or of its translations by a model."""
         folder = f"latents-{self.encoder}" if self.encoder else "latents"
         return str(self.root / folder / name / "embeddings")
 
+    def translations(self, name: str) -> str:
+        """Return the URI of the translations of that name."""
+        return str(self.root / "translations" / name / "translations")
+
     @functools.cached_property
     def ids(self) -> dict[str, str]:
-        """encoder_id and preprocess_id of the latents."""
-        return datasets.require_commit(self.dataset(TEST)).ids
+        """Return encoder_id and preprocess_id of the latents."""
+        return Dataset.open(self.dataset(TEST)).ids
 
     def read(self, name: str) -> tuple[NDArray[np.float16], list[str]]:
-        """Latents float16[N,n] and image_ids of one data set, each picture once."""
-        found = list(datasets.iterate(self.dataset(name), ["image_id", "latent"]))
-        ids = [i for table in found for i in table["image_id"].to_pylist()]
-        latents = np.concatenate([schemas.column_to_vectors(table["latent"]) for table in found])
+        """Read latents float16[N,n] and image_ids of one data set, each picture once."""
+        tables = list(Dataset.open(self.dataset(name)).tables(["image_id", "latent"]))
+        ids = [i for table in tables for i in table["image_id"].to_pylist()]
+        latents = np.concatenate([schemas.column_to_vectors(table["latent"]) for table in tables])
         first = _first(ids)
         return latents[first], [ids[i] for i in first]
 
     def uris(self, name: str) -> list[str]:
-        """Where the pictures of one data set are, in the order of `read`."""
-        found = pa.concat_tables(datasets.iterate(self.dataset(name), ["image_id", "uri"]))
-        return list(found["uri"].take(_first(found["image_id"].to_pylist())).to_pylist())
+        """Return the URIs of the pictures of one data set, in the order of `read`."""
+        table = pa.concat_tables(Dataset.open(self.dataset(name)).tables(["image_id", "uri"]))
+        return list(table["uri"].take(_first(table["image_id"].to_pylist())).to_pylist())
 
     @functools.cached_property
     def _references(self) -> tuple[NDArray[np.float16], list[str]]:
@@ -201,14 +217,14 @@ class Bench:
 
     @property
     def references(self) -> NDArray[np.float16]:
-        """float16[R,n]: origins of the test, then distractors."""
+        """Return the latents of the test's origins, then of distractors, float16[R,n]."""
         return self._references[0]
 
     def queries(self, model: str, role: str = TEST) -> Queries:
-        """The translations of a role's photos by a model."""
+        """Return the translations of a role's photos by a model."""
         return self._queries(f"{role}-{model}")
 
-    @functools.lru_cache(maxsize=32)  # noqa: B019 (a bench lives as long as its process)
+    @functools.lru_cache(maxsize=32)  # noqa: B019 (an evaluation set lives as long as its process)
     def _queries(self, name: str) -> Queries:
         latents, ids = self.read(name)
         origins = self.origins(name, ids)
@@ -217,11 +233,9 @@ class Bench:
         return Queries(latents, rows.to_numpy().astype(np.int64), photos.astype(np.int64))
 
     def origins(self, name: str, ids: list[str]) -> pa.Array:
-        """image_id of the photo that each picture of a translated set was made from."""
+        """Return the image_id of the photo that each translation was made from."""
         translations = pa.concat_tables(
-            datasets.iterate(
-                str(self.root / "translations" / name / "translations"), ["image_id", "origin_id"]
-            )
+            Dataset.open(self.translations(name)).tables(["image_id", "origin_id"])
         )
         place = pc.index_in(pa.array(ids), value_set=translations["image_id"].combine_chunks())
         if place.null_count:
@@ -229,21 +243,21 @@ class Bench:
         return translations["origin_id"].combine_chunks().take(place)
 
     def pairs(self, model: str) -> Pairs:
-        """Training classes with the translations of a model."""
+        """Return training classes with the translations of a model."""
         name = f"{TRAIN}-{model}"
         return training_pairs.load(
-            [self.dataset(TRAIN), self.dataset(name)],
-            [str(self.root / "translations" / name / "translations")],
+            [Dataset.open(self.dataset(TRAIN)), Dataset.open(self.dataset(name))],
+            [Dataset.open(self.translations(name))],
             self.root / "cache",
         )
 
-    def find(self, transform: Transform, model: str, role: str = TEST) -> Found:
-        """Look up a model's queries among the references."""
-        return find(transform, self.queries(model, role), self.references)
+    def search(self, transform: Transform, model: str, role: str = TEST) -> RankedReferences:
+        """Search a model's queries among the references."""
+        return search(transform, self.queries(model, role), self.references)
 
 
 def tested(models: Sequence[str]) -> tuple[str, ...]:
-    """Names of the data sets that a closed set needs: references, then the queries of each model."""
+    """Return the data sets that a closed set needs: references, then the queries of each model."""
     return (TEST, DISTRACTORS, *(f"{TEST}-{model}" for model in models))
 
 
@@ -254,7 +268,7 @@ def write_facts(root: Path, seen: str, unseen: Sequence[str], encoder: str, spec
         root: the folder.
         seen, unseen: models.
         encoder: name of the encoder, empty for the first.
-        spec: what `encoders.load` takes for it; a local one is kept by its whole path.
+        spec: what `load_encoder` takes for it; a local one is kept by its whole path.
     """
     try:
         specs = dict(json.loads((root / FACTS).read_text()).get("encoders", {}))
@@ -267,12 +281,14 @@ def write_facts(root: Path, seen: str, unseen: Sequence[str], encoder: str, spec
 
 
 def _first(ids: list[str]) -> NDArray[np.int64]:
-    """int64[N], ascending: where each of N ids stands first."""
+    """Return where each id stands first, int64, ascending."""
     return np.sort(np.unique(np.array(ids), return_index=True)[1])
 
 
-def find(transform: Transform, queries: Queries, references: NDArray[np.float16], kept: int = KEPT) -> Found:
-    """Exact search.
+def search(
+    transform: Transform, queries: Queries, references: NDArray[np.float16], kept: int = KEPT
+) -> RankedReferences:
+    """Search exactly.
 
     Args:
         transform: of queries and references.
@@ -280,24 +296,22 @@ def find(transform: Transform, queries: Queries, references: NDArray[np.float16]
         references: float16[R,n].
         kept: k, best references of each query that are kept.
     """
-    kept = min(kept, len(references))
     against = transform.apply(references).T
     ranks, scores, rows = [], [], []
-    for start in range(0, len(queries.latents), _AT_ONCE):
-        block = slice(start, start + _AT_ONCE)
-        found = transform.apply(queries.latents[block]) @ against
-        own = queries.origins[block]
-        true = np.take_along_axis(found, np.maximum(own, 0)[:, None], 1)
-        ranks.append(np.where(own < 0, 0, np.count_nonzero(found >= true, axis=1)))
-        best = np.argpartition(found, -kept, axis=1)[:, -kept:]
-        order = np.argsort(-np.take_along_axis(found, best, 1), axis=1, kind="stable")
-        rows.append(np.take_along_axis(best, order, 1))
-        scores.append(np.take_along_axis(found, rows[-1], 1))
-    return Found(np.concatenate(ranks), np.concatenate(scores), np.concatenate(rows), queries)
+    for start in range(0, len(queries.latents), BATCH_ROWS):
+        block = slice(start, start + BATCH_ROWS)
+        block_scores = transform.apply(queries.latents[block]) @ against
+        ranks.append(ranking.ranks_of(block_scores, queries.origins[block]))
+        best = TopK(len(block_scores), kept)
+        best.add(block_scores)
+        best_rows, best_scores = best.result()
+        rows.append(best_rows)
+        scores.append(best_scores)
+    return RankedReferences(np.concatenate(ranks), np.concatenate(scores), np.concatenate(rows), queries)
 
 
 def mean(values: NDArray[np.float64], photos: NDArray[np.int64], seed: int = 0) -> Measure:
-    """Mean of values float64[Q] with its 95 % interval, photos int64[Q] being resampled."""
+    """Return the mean of values float64[Q] with its 95% interval, resampling photos int64[Q]."""
     sums = np.bincount(photos, values)
     counts = np.bincount(photos)
 
@@ -308,40 +322,42 @@ def mean(values: NDArray[np.float64], photos: NDArray[np.int64], seed: int = 0) 
     return Measure(float(values.mean()), float(low), float(high))
 
 
-def closed_set(found: Found) -> dict[str, Measure]:
-    """`map` and `acc` of queries that all have an origin."""
-    photos = found.queries.photos
-    return {"map": mean(found.precision, photos), "acc": mean(found.correct, photos)}
+def closed_set(results: RankedReferences) -> dict[str, Measure]:
+    """Return `map` and `acc` of queries that all have an origin."""
+    photos = results.queries.photos
+    return {"map": mean(results.precision, photos), "acc": mean(results.correct, photos)}
 
 
-def difference(first: Found, second: Found) -> Measure:
-    """mAP of `first` less that of `second`, on the same queries."""
+def difference(first: RankedReferences, second: RankedReferences) -> Measure:
+    """Return the mAP of `first` less that of `second`, on the same queries."""
     return mean(first.precision - second.precision, first.queries.photos)
 
 
-def pooled(parts: list[tuple[Found, NDArray[np.float64]]]) -> tuple[Predictions, NDArray[np.int64]]:
-    """Predictions of queries with and without origin together, and the photo of each query.
+def pooled(
+    parts: list[tuple[RankedReferences, NDArray[np.float64]]],
+) -> tuple[Predictions, NDArray[np.int64]]:
+    """Pool predictions of queries with and without origin; also return each query's photo.
 
     Args:
         parts: what was found, and what to subtract from each query's scores, float64[Q].
     """
     query, score, relevant, has, photos = [], [], [], [], []
     queries = pictures = 0
-    for found, background in parts:
-        count, k = found.rows.shape
-        own = found.queries.origins
+    for results, background in parts:
+        count, k = results.rows.shape
+        own = results.queries.origins
         query.append(np.repeat(np.arange(count) + queries, k))
-        score.append((found.scores - background[:, None]).ravel())
-        relevant.append(((found.rows == own[:, None]) & (own[:, None] >= 0)).ravel())
+        score.append((results.scores - background[:, None]).ravel())
+        relevant.append(((results.rows == own[:, None]) & (own[:, None] >= 0)).ravel())
         has.append(own >= 0)
-        photos.append(found.queries.photos + pictures)
-        queries, pictures = queries + count, pictures + int(found.queries.photos.max()) + 1
+        photos.append(results.queries.photos + pictures)
+        queries, pictures = queries + count, pictures + int(results.queries.photos.max()) + 1
     joined = Predictions(*(np.concatenate(x) for x in (query, score, relevant, has)))
     return joined, np.concatenate(photos)
 
 
-def open_set(parts: list[tuple[Found, NDArray[np.float64]]], seed: int = 0) -> dict[str, Measure]:
-    """`micro_ap` and `recall_at_p90` over all parts, see `pooled`."""
+def open_set(parts: list[tuple[RankedReferences, NDArray[np.float64]]], seed: int = 0) -> dict[str, Measure]:
+    """Return `micro_ap` and `recall_at_p90` over all parts, see `pooled`."""
     predictions, photos = pooled(parts)
     by_query = ranking.weighted(predictions, ())
     statistic = _by_photo(by_query, photos)

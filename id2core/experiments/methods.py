@@ -1,22 +1,22 @@
 """The transforms that experiments compare, each trained once per output folder and kept there.
 
 - `raw`: latents as they are ("Embeddings of VAE").
-- `recipe`: the paper's W: CosFace and all else of `training.recipe`, as many passes over the data as there.
-- `closed`: W in closed form. `both`: the recipe, begun from it.
+- `recipe`: the paper's W: CosFace and all else of `GradientConfig`, as many passes over the data as there.
+- `closed`: W in closed form. `both`: gradient descent that starts at it.
 - `upper` (`recipe` trained on an unseen model itself): the paper's upper bound.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from id2core.experiments.evaluation_sets import Bench
-from id2core.runs.progress import Progress, silent
+from id2core.experiments.evaluation_sets import EvaluationSet
+from id2core.runs.progress import OnStage, silent
 from id2core.training import closed_form, gradient
+from id2core.training.config import GradientConfig
 from id2core.training.pairs import Pairs
-from id2core.training.recipe import Recipe
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 
@@ -25,14 +25,14 @@ PAPER_PASSES = 50_000 * 512 / 2_100_000
 _SECONDS = "seconds"
 
 
-def scaled(recipe: Recipe, pairs: Pairs, passes: float = PAPER_PASSES) -> Recipe:
-    """The recipe with as many steps as make `passes` over the pairs, in the same number of epochs.
+def scaled(config: GradientConfig, pairs: Pairs, passes: float = PAPER_PASSES) -> GradientConfig:
+    """Return the config with as many steps as make `passes` over the pairs, in the same number of epochs.
 
     Nothing stops it early: a random W may do better than one that has only begun to learn.
     """
-    share = 1 - recipe.validation_share
-    steps = passes * share * len(pairs.latents) / recipe.batch
-    return replace(recipe, iterations=max(1, round(steps / recipe.epochs)), patience=None)
+    share = 1 - config.validation_share
+    steps = passes * share * len(pairs.latents) / config.batch
+    return config.replace(iterations=max(1, round(steps / config.epochs)), patience=None)
 
 
 @dataclass(eq=False)
@@ -40,58 +40,59 @@ class Methods:
     """Trains what is asked for, or takes it from an earlier run.
 
     Attributes:
-        bench: data.
+        data: what is trained and measured on.
         out: parent of `runs/`.
         passes: of a recipe over its data.
         progress: of training.
     """
 
-    bench: Bench
+    data: EvaluationSet
     out: Path
     passes: float = PAPER_PASSES
-    progress: Progress = silent
+    progress: OnStage = silent
     _pairs: dict[str, Pairs] = field(default_factory=dict)
 
     def pairs(self, model: str) -> Pairs:
-        """Of a model, opened once."""
+        """Return the training classes of a model, opened once."""
         if model not in self._pairs:
-            self._pairs[model] = self.bench.pairs(model)
+            self._pairs[model] = self.data.pairs(model)
         return self._pairs[model]
 
     def raw(self) -> Transform:
-        """The identity."""
+        """Return the identity."""
         return Transform()
 
-    def recipe(self, model: str, recipe: Recipe | None = None, name: str = "recipe") -> Transform:
-        """The paper's W, or one of another recipe under another name."""
-        return self._gradient(model, recipe or Recipe(), name, None)
+    def recipe(self, model: str, config: GradientConfig | None = None, name: str = "recipe") -> Transform:
+        """Return the paper's W, or that of another config under another name."""
+        return self._gradient(model, config or GradientConfig(), name, None)
 
     def both(self, model: str) -> Transform:
-        """The recipe, begun from the closed form."""
-        return self._gradient(model, Recipe(), "both", self.closed(model))
+        """Return the W of gradient descent that starts at the closed form."""
+        return self._gradient(model, GradientConfig(), "both", self.closed(model))
 
     def closed(self, model: str, m: int = 512) -> Transform:
-        """W in closed form."""
+        """Return the W in closed form."""
         path = self._folder(model, f"closed-{m}") / gradient.WEIGHTS
         if not path.exists():
             started = time.monotonic()
-            found = closed_form.fit(self.pairs(model), m, progress=self.progress).transform
-            self._keep(found, path, started)
+            transform = closed_form.fit(self.pairs(model), m, progress=self.progress).transform
+            self._keep(transform, path, started)
         return load_transform(str(path))
 
     def seconds(self, transform: Transform) -> float:
-        """How long its training took."""
+        """Return how many seconds its training took."""
         return float(transform.metadata.get(_SECONDS, 0.0))
 
-    def _gradient(self, model: str, recipe: Recipe, name: str, start: Transform | None) -> Transform:
+    def _gradient(self, model: str, config: GradientConfig, name: str, start: Transform | None) -> Transform:
         folder = self._folder(model, name)
         path = folder / "kept.safetensors"
         if not path.exists():
             started = time.monotonic()
             pairs = self.pairs(model)
-            plan = scaled(recipe, pairs, self.passes)
-            found = gradient.fit(pairs, plan, folder, start=start, progress=self.progress)
-            self._keep(found, path, started)
+            transform = gradient.fit(
+                pairs, scaled(config, pairs, self.passes), folder, start=start, progress=self.progress
+            )
+            self._keep(transform, path, started)
         return load_transform(str(path))
 
     def _folder(self, model: str, name: str) -> Path:
@@ -100,8 +101,8 @@ class Methods:
         return folder
 
     @staticmethod
-    def _keep(found: Transform, path: Path, started: float) -> None:
-        found.metadata[_SECONDS] = round(time.monotonic() - started, 1)
+    def _keep(transform: Transform, path: Path, started: float) -> None:
+        transform.metadata[_SECONDS] = round(time.monotonic() - started, 1)
         partial = path.with_suffix(".partial")
-        found.save(partial)
+        transform.save(partial)
         partial.replace(path)

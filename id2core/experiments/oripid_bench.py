@@ -1,6 +1,6 @@
-"""OriPID itself, as it was downloaded, laid out as a bench: pictures linked by role.
+"""OriPID itself, as it was downloaded, laid out as an evaluation set: pictures linked by role.
 
-Nothing is copied: `BENCH/photos/ROLE` holds links. References that are origins of queries become `test`, all
+Nothing is copied: `DATA/photos/ROLE` holds links. References that are origins of queries become `test`, all
 others `distractors`; queries of a model become `test-MODEL`, and edits of SEED-Data-Edit `test-manual`, whose
 sources go to the distractors. What does not fit the layout is not linked, and counted.
 """
@@ -25,14 +25,14 @@ _OF_SEED = "seed--"  # so that its sources have other names than the references
 
 
 @dataclass(frozen=True)
-class LaidOut:
-    """What was found and linked.
+class LinkedSet:
+    """The pictures that were linked, by role.
 
     Attributes:
         models: that there are queries by, the seen one first.
         truth: role of queries, `test-MODEL` or `test-manual` → link of a query → link of its origin.
         photos: role of references → how many.
-        dropped: role of queries → `readers.Drop` → how many were left out.
+        dropped: role of queries → `readers.UnpairedReason` → how many were left out.
     """
 
     models: tuple[str, ...]
@@ -42,7 +42,7 @@ class LaidOut:
 
 
 def features_of(root: str, features: str | None = None, layout: OripidLayout = DEFAULT_LAYOUT) -> str:
-    """The folder of training latents: the one given, or the one below the root.
+    """Return the folder of training latents: the one given, or the one below the root.
 
     Raises:
         ReaderError: it is not there.
@@ -52,54 +52,54 @@ def features_of(root: str, features: str | None = None, layout: OripidLayout = D
         storage.require(folder)
     except StorageError as error:
         raise ReaderError(
-            f"{error}: OriPID's training latents belong there, and every experiment needs them; unpack them, "
-            f"or say where they are (--features)"
+            f"{error}: OriPID's training latents belong there, and every experiment needs them; unpack "
+            "them, or say where they are (--features)"
         ) from error
     return folder
 
 
 def models_of(root: str, layout: OripidLayout = DEFAULT_LAYOUT) -> tuple[str, ...]:
-    """Models that the root has a folder of queries of: the seen one, then those of the paper, then others.
+    """Return the models that have a folder of queries: the seen one, then those of the paper, then others.
 
     Raises:
         ReaderError: the seen model or any other is missing.
     """
     base, _, rest = storage.join(root, layout.queries).partition("{model}")
     folders = sorted(path.name for path in Path(base).glob("*") if Path(f"{path}{rest}").is_dir())
-    found = [model for model in MODELS if model in folders]
-    found += [name for name in folders if name not in MODELS]
-    if SEEN not in found or len(found) == 1:
-        missing = "a folder of an unseen model" if SEEN in found else f"the folder {SEEN}"
+    models = [model for model in MODELS if model in folders]
+    models += [name for name in folders if name not in MODELS]
+    if SEEN not in models or len(models) == 1:
+        missing = "a folder of an unseen model" if SEEN in models else f"the folder {SEEN}"
         raise ReaderError(
             f"{base} has {', '.join(folders) or 'no folders'}: {missing} is missing. Queries by {SEEN}, "
             f"which W is trained on, and by another, such as {MODELS[1]}, belong there: rename folders, or "
-            f"link them"
+            "link them"
         )
-    return tuple(found)
+    return tuple(models)
 
 
 def lay_out(
-    root: str, bench: Path, seed_edits: str | None = None, layout: OripidLayout = DEFAULT_LAYOUT
-) -> LaidOut:
-    """Make BENCH/photos/ROLE. Done again it changes nothing, unless there are other files now.
+    root: str, data: Path, seed_edits: str | None = None, layout: OripidLayout = DEFAULT_LAYOUT
+) -> LinkedSet:
+    """Make DATA/photos/ROLE. A second call changes nothing, unless files were added or removed.
 
     Args:
         root: local folder of the unpacked data set.
-        bench: local folder.
+        data: local folder.
         seed_edits: local folder of SEED-Data-Edit, as `readers.read_seed_edits` takes it.
         layout: where files are and how they are named.
 
     Raises:
-        ReaderError: a part is missing, or no name in it fits; or the bench has edits by people, and
+        ReaderError: a part is missing, or no name in it fits; or the folder has edits by people, and
             `seed_edits`, without which their sources would be lost, is not given.
         StorageError: no such folder.
     """
-    photos = Path(storage.normalize(bench)) / PHOTOS
+    photos = Path(storage.normalize(data)) / PHOTOS
     edited = photos / f"{TEST}-{MANUAL}"
     if edited.exists() and not seed_edits:
         raise ReaderError(
             f"{edited} holds edits by people, whose sources are among the distractors: give SEED-Data-Edit "
-            f"again (--seed-edits), or choose another --data for a bench without them"
+            "again (--seed-edits), or choose another --data for one without them"
         )
     places = [storage.normalize(place) for place in (root, seed_edits) if place]
     if remote := [place for place in places if storage.is_remote(place)]:
@@ -107,7 +107,7 @@ def lay_out(
     models = models_of(places[0], layout)
     pool = readers.read_oripid_references(places[0], layout)
     sets = {f"{TEST}-{m}": readers.read_oripid_test(places[0], m, layout, pool) for m in models}
-    origins = {origin for found in sets.values() for origin in found.truth.values() if origin}
+    origins = {origin for pair_set in sets.values() for origin in pair_set.truth.values() if origin}
     links = {
         TEST: {uri: Path(uri).name for uri in sorted(origins)},
         DISTRACTORS: {uri: Path(uri).name for uri in pool.values() if uri not in origins},
@@ -118,23 +118,25 @@ def lay_out(
         links[DISTRACTORS] |= {uri: _OF_SEED + _flat(uri, places[1]) for uri in edits.references}
     if not links[DISTRACTORS]:
         raise ReaderError(
-            f"all {len(pool)} references below {places[0]} are origins of queries: the others, which queries "
-            f"are to be told from, are missing"
+            f"all {len(pool)} references below {places[0]} are origins of queries: the others, which "
+            "queries are to be told from, are missing"
         )
-    links |= {role: {uri: _flat(uri, *places) for uri in found.truth} for role, found in sets.items()}
+    links |= {role: {uri: _flat(uri, *places) for uri in pair_set.truth} for role, pair_set in sets.items()}
     for role, wanted in links.items():
         _link(photos / role, wanted)
     of = {uri: str(photos / role / name) for role in (TEST, DISTRACTORS) for uri, name in links[role].items()}
     truth = {
-        role: {str(photos / role / links[role][q]): of[o] for q, o in found.truth.items() if o}
-        for role, found in sets.items()
+        role: {str(photos / role / links[role][q]): of[o] for q, o in pair_set.truth.items() if o}
+        for role, pair_set in sets.items()
     }
     counts = {role: len(links[role]) for role in (TEST, DISTRACTORS)}
-    return LaidOut(models, truth, counts, {role: found.dropped_counts for role, found in sets.items()})
+    return LinkedSet(
+        models, truth, counts, {role: pair_set.unpaired_counts for role, pair_set in sets.items()}
+    )
 
 
 def _flat(uri: str, *roots: str) -> str:
-    """A file's path below one of the roots as one name."""
+    """Return a file's path below one of the roots as one name."""
     below = next(uri.removeprefix(f"{root}/") for root in roots if uri.startswith(f"{root}/"))
     return below.replace("/", "--")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from id2core.errors import ExperimentError
-from id2core.experiments import captions
-from id2core.experiments import photo_folders as photo_folder
-from id2core.translation import models
+from id2core.experiments import captions, photo_folders
+from id2core.translation import loading, models
 
 SEEN, UNSEEN = "mini-a", "mini-b"
 TRAIN, TEST, CALIBRATION, FRESH, DISTRACTORS = "train", "test", "calibration", "fresh", "distractors"
@@ -34,7 +33,7 @@ _CROP_SIDES = (0.6, 0.9)
 
 
 @dataclass(frozen=True)
-class Translated:
+class TranslationRun:
     """One run of `id2 translate`.
 
     Attributes:
@@ -58,80 +57,89 @@ class Translated:
 
     @property
     def name(self) -> str:
-        """Of its folder and its prompts."""
+        """Return the name of its folder and its prompts."""
         if self.strength is not None:
             return f"strength-{self.strength}-{self.model}"
         return f"{TEST}-{self.paradigm}" if self.paradigm else f"{self.role}-{self.model}"
 
     @property
     def source(self) -> str | None:
-        """The weights, where they are not those of the row of `models.TABLE`."""
-        return str(models.locate(models.find(self.model))[0]) if self.paradigm else None
+        """Return the weights, where they are not those of the row of `models.TABLE`."""
+        return str(loading.locate(models.find(self.model))[0]) if self.paradigm else None
 
 
 RUNS = (
     *(
-        Translated(role, model, per_image, steps, 100 * place + number)
+        TranslationRun(role, model, per_image, steps, 100 * place + number)
         for place, (role, per_image, steps) in enumerate(
             ((TRAIN, 1, 10), (TEST, 2, 30), (CALIBRATION, 2, 30), (FRESH, 2, 30))
         )
         for number, model in enumerate((SEEN, UNSEEN))
     ),
     *(
-        Translated(SOME, model, 1, 30, 400 + number, strength=tenth / 10)
+        TranslationRun(SOME, model, 1, 30, 400 + number, strength=tenth / 10)
         for tenth in range(1, 11)
         for number, model in enumerate((SEEN, UNSEEN))
     ),
-    Translated(SOME, SEEN, 1, 30, 500, paradigm="edict"),
-    Translated(SOME, SEEN, 1, 30, 501, paradigm="plug-and-play"),
+    TranslationRun(SOME, SEEN, 1, 30, 500, paradigm="edict"),
+    TranslationRun(SOME, SEEN, 1, 30, 501, paradigm="plug-and-play"),
 )
 
 
-def roles(photos: Path) -> dict[str, list[str]]:
-    """Role → names of whole photos, the same on every machine.
+def roles(photos: Path, distractors: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return role → names of whole photos, the same on every machine.
 
     `test` has the photos that no training run of the project has seen. `calibration` and `fresh` are photos
     whose translations have no origin among the references: to set thresholds by, and to check them.
 
+    Args:
+        photos: the folder.
+        distractors: names of photos that get no other role, unless they are held out for the test.
+
     Raises:
-        ValueError: too few photos.
+        ExperimentError: there are too few photos.
     """
-    split = photo_folder.split(photos)
-    ranked = sorted(split.train, key=lambda name: hashlib.sha256(f"role {name}".encode()).digest())
+    split = photo_folders.split(photos)
+    others = [name for name in split.train if name not in distractors]
+    ranked = sorted(others, key=lambda name: hashlib.sha256(f"role {name}".encode()).digest())
     needed = TRAIN_COUNT + 2 * WITHOUT_ORIGIN
-    if len(ranked) <= needed:
+    rest = ranked[needed:] + [name for name in split.train if name in distractors]
+    if len(ranked) < needed or not rest:
         raise ExperimentError(f"{photos} has {len(ranked)} photos to train on; more than {needed} are needed")
-    train, calibration, fresh = TRAIN_COUNT, TRAIN_COUNT + WITHOUT_ORIGIN, needed
+    calibration = TRAIN_COUNT + WITHOUT_ORIGIN
     return {
-        TRAIN: ranked[:train],
-        CALIBRATION: ranked[train:calibration],
-        FRESH: ranked[calibration:fresh],
+        TRAIN: ranked[:TRAIN_COUNT],
+        CALIBRATION: ranked[TRAIN_COUNT:calibration],
+        FRESH: ranked[calibration:needed],
         TEST: split.held_out,
         SOME: split.held_out[:SOME_COUNT],
-        DISTRACTORS: ranked[fresh:] + split.never,
+        DISTRACTORS: rest,
     }
 
 
-def lay_out(photos: Path, out: Path) -> None:
+def lay_out(photos: Path, out: Path, distractors: Collection[str] = ()) -> None:
     """Make OUT/photos/ROLE with links to photos and views of them, and OUT/prompts/ROLE-MODEL.csv.
 
-    Done again, it changes nothing.
+    A second call changes nothing: a photo that OUT has among its distractors stays one.
 
     Args:
         photos: folder of at least 3,500 photos, with a captions.csv that names subjects.
         out: local directory.
+        distractors: as of `roles`.
 
     Raises:
-        ValueError: too few photos, no captions.csv, or one of fewer than two captions.
+        ExperimentError: there are too few photos, no captions.csv, or one of fewer than two captions.
     """
     subjects = sorted(set(captions.read(photos).values()))
     if len(subjects) < 2:
         raise ExperimentError(
             f"{photos / captions.FILE} has {len(subjects)} different captions: training and test take "
-            f"theirs apart, so give it two or more, and many for prompts that differ"
+            "theirs apart, so give it two or more, and many for prompts that differ"
         )
     (out / "prompts").mkdir(parents=True, exist_ok=True)
-    for role, names in roles(photos).items():
+    earlier = out / "photos" / DISTRACTORS
+    linked = {path.name for path in earlier.iterdir()} if earlier.exists() else set()
+    for role, names in roles(photos, linked.union(distractors)).items():
         folder = out / "photos" / role
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -147,7 +155,7 @@ def lay_out(photos: Path, out: Path) -> None:
 
 
 def _write_view(folder: Path, name: str, number: int) -> None:
-    """View 0 is the mirror image; the others are crops, mirrored or not, drawn from the name and number."""
+    """Write a view: number 0 is the mirror image, others are crops drawn by name and number."""
     path = folder / f"view{number}-{name}"
     if path.exists():
         return
@@ -163,8 +171,8 @@ def _write_view(folder: Path, name: str, number: int) -> None:
     turned.save(path, quality=95)
 
 
-def write_prompts(names: list[str], subjects: list[str], run: Translated, file: Path) -> None:
-    """So many different prompts for each photo, as `id2 translate --prompts` reads them."""
+def write_prompts(names: list[str], subjects: list[str], run: TranslationRun, file: Path) -> None:
+    """Write `run.per_image` different prompts for each photo, as `id2 translate --prompts` reads them."""
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["uri", "prompt"])
@@ -173,7 +181,7 @@ def write_prompts(names: list[str], subjects: list[str], run: Translated, file: 
                 writer.writerow([name, prompt])
 
 
-def _different(subjects: list[str], number: int, run: Translated) -> Iterator[str]:
+def _different(subjects: list[str], number: int, run: TranslationRun) -> Iterator[str]:
     seen: set[str] = set()
     draw = number * 10_000
     while len(seen) < run.per_image:

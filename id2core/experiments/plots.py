@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Values = Sequence[float | None]
 Series = Mapping[str, Values]
 
-# Okabe and Ito's palette without its yellow, which is too pale for lines: told apart by the colour-blind too.
+# Okabe and Ito's palette without its yellow, which is too pale for lines: told apart by the color-blind too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vPX"
 _GREY = "#555555"
@@ -143,7 +143,7 @@ Plot = Bars | Lines | Histograms | Panels
 
 
 def draw(plot: Plot, title: str = "") -> bytes:
-    """A plot as a PNG file; equal plots give equal bytes under one version of matplotlib.
+    """Draw a plot as a PNG file; equal plots give equal bytes under one version of matplotlib.
 
     Args:
         plot: what to draw.
@@ -200,12 +200,12 @@ def _draw(ax: Axes, plot: Bars | Lines | Histograms) -> None:
 
 
 def _upright(plot: Bars) -> bool:
-    """Whether the names of the groups have room below upright bars."""
+    """Return whether the names of the groups fit below upright bars."""
     return len(plot.groups) <= _MOST_UPRIGHT and sum(map(len, plot.groups)) <= _LONGEST_UPRIGHT
 
 
 def _height(plot: Bars | Lines | Histograms, columns: int) -> float:
-    """Of the axes, in inches."""
+    """Return the height of the axes in inches."""
     if isinstance(plot, Bars) and not _upright(plot):
         return max(1.5, len(plot.groups) * (0.14 * len(plot.series) + 0.12))
     return 3.0 if columns == 1 else 2.2
@@ -289,7 +289,7 @@ def _histograms(ax: Axes, plot: Histograms) -> None:
 
 
 def _head(figure: Figure, title: str) -> None:
-    """Title, and one legend of all series, above the plot where it hides nothing."""
+    """Draw the title and one legend of all series above the plot."""
     title = textwrap.fill(title, _LINE)
     found: dict[str, Any] = {}
     for ax in figure.axes:

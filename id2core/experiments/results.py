@@ -26,6 +26,9 @@ from id2core.experiments import plots
 from id2core.experiments.theory import Spread
 from id2core.store import schemas, storage
 
+# A row of a table: column → a string, a number, a `Measure` or a `Spread`. Each table has its own columns.
+Row = dict[str, Any]
+
 LOW, HIGH, STD = "_low", "_high", "_std"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _NONE = "–"
@@ -56,7 +59,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Result:
-    """What an experiment found.
+    """The measurements of an experiment.
 
     Attributes:
         rows: of the table in order; a `Measure` counts as KEY, KEY_low and KEY_high, a `Spread` as KEY and
@@ -87,12 +90,12 @@ class Result:
 
     @functools.cached_property
     def table(self) -> pa.Table:
-        """The rows as they go into Parquet."""
+        """Return the rows as they go into Parquet."""
         return self.rows if isinstance(self.rows, pa.Table) else _table(self.rows)
 
     @property
     def shown(self) -> Sequence[Column]:
-        """The columns in Markdown."""
+        """Return the columns in Markdown."""
         names = self.table.column_names
         ends = {name + end for name in names for end in (LOW, HIGH, STD)}
         return self.columns or [Column(name) for name in names if name not in ends]
@@ -123,7 +126,7 @@ class Provenance:
 
     @classmethod
     def here(cls) -> Provenance:
-        """Of this process."""
+        """Return the provenance of this process."""
         today = datetime.now(UTC).date().isoformat()
         return cls(today, environment.commit(), environment.devices(), environment.versions())
 
@@ -179,7 +182,7 @@ def write(
 
 
 def collect(folder: str | os.PathLike[str], order: Mapping[str, str], target: str | os.PathLike[str]) -> str:
-    """All experiments of a folder on one page.
+    """Join all experiments of a folder to one page.
 
     Args:
         folder: what `write` wrote to.
@@ -211,7 +214,7 @@ def _check_name(name: str) -> None:
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Every key that any row has becomes a column, in the order in which they are met."""
+    """Make a column of every key that a row has, in order of appearance."""
     plain = [dict(_plain(row)) for row in rows]
     names = dict.fromkeys(name for row in plain for name in row)
     return pa.table({name: [row.get(name) for row in plain] for name in names})
@@ -238,7 +241,7 @@ def _write_parquet(result: Result, names: Mapping[str, str], uri: str, provenanc
     }
     metadata = {
         _METADATA: json.dumps(facts, ensure_ascii=False),
-        "id2.schema_version": schemas.SCHEMA_VERSION,
+        "id2.schema_version": "1",
     }
     table = result.table.replace_schema_metadata(metadata)
     with storage.replacing(uri) as path, schemas.parquet_writer(path, table.schema) as writer:
@@ -246,7 +249,7 @@ def _write_parquet(result: Result, names: Mapping[str, str], uri: str, provenanc
 
 
 def _write_plot(result: Result, title: str, uri: str) -> str:
-    """Why there is no plot; empty where there is one, or none is wanted."""
+    """Draw the plot, and return why there is none; empty where there is one or none is wanted."""
     if result.plot is None:
         storage.delete(uri)  # of an earlier run
         return ""
@@ -276,7 +279,7 @@ def _skipped(title: str, reason: str) -> str:
 
 
 def _told(result: Result) -> Iterator[str]:
-    """What ± stands for."""
+    """Yield what ± means."""
     names, keys = result.table.column_names, [column.key for column in result.shown]
     if any(key + LOW in names and key + HIGH in names for key in keys):
         yield "± is half of the 95 % interval, whose ends are in the Parquet file."
@@ -334,7 +337,7 @@ def _number(value: float, around: float | None, digits: int | None) -> str:
 
 
 def _decimals(value: float, significant: int) -> int:
-    """Decimals that leave so many significant digits, none of them before the point cut off."""
+    """Return the decimals that leave so many significant digits."""
     if value == 0 or not math.isfinite(value):
         return 0
     return max(0, significant - 1 - math.floor(math.log10(abs(value))))
@@ -359,6 +362,6 @@ def _read_page(folder: str, name: str, title: str) -> str:
 
 
 def _embedded(text: str, name: str, way: str) -> str:
-    """A page as a section, its links as seen from elsewhere."""
+    """Turn a page into a section, with links as seen from elsewhere."""
     linked = re.sub(rf"\]\(({re.escape(name)}\.(?:png|parquet))\)", rf"]({way}/\1)", text)
     return re.sub(r"\A# ", "## ", linked)

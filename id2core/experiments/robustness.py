@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,35 +13,36 @@ from PIL import Image
 
 from id2core.encoders.base import Encoder
 from id2core.evaluation.metrics import Measure
-from id2core.experiments import attacks, plots
-from id2core.experiments import evaluation_sets as benches
+from id2core.experiments import attacks, evaluation_sets, plots
 from id2core.experiments.closed_sets import described, in_percent, percent
-from id2core.experiments.evaluation_sets import TEST, Bench, Queries
+from id2core.experiments.declaration import experiment
+from id2core.experiments.evaluation_sets import TEST, EvaluationSet, Queries
 from id2core.experiments.methods import Methods
-from id2core.experiments.results import Column, Result, Skipped
+from id2core.experiments.results import Column, Result, Row, Skipped
 from id2core.transforms.linear import Transform
 
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 PARADIGMS = ("edict", "plug-and-play", "instruct-pix2pix", "ip-adapter")
 MANUAL = "manual"
 _ATTACKED = 250
-_AT_ONCE = 64
+BATCH_ROWS = 64
 
 
+@experiment("f7", "Figure 7: attacked queries", place=100)
 def figure_7(methods: Methods) -> Result | Skipped:
-    """mAP of attacked queries, by kind and intensity of the attack, with W and without."""
+    """Measure Figure 7: mAP of attacked queries by kind and intensity, with and without W."""
     started = time.monotonic()
-    bench, network = methods.bench, methods.bench.network()
+    data, network = methods.data, methods.data.network()
     if network is None:
-        return Skipped(f"the encoder of the latents, {bench.ids['encoder_id']}, is not here to encode with")
-    files = [uri for model in bench.models for uri in _pictures(bench, model)[0]]
+        return Skipped(f"the encoder of the latents, {data.ids['encoder_id']}, is not here to encode with")
+    files = [uri for model in data.models for uri in _pictures(data, model)[0]]
     if gone := next((uri for uri in files if not Path(uri).is_file()), None):
         return Skipped(f"pictures of the test are not there, for example {gone}")
-    transforms = {"closed form": methods.closed(bench.seen), "VAE": methods.raw()}
-    rows = [row for model in bench.models for row in _attacked(bench, model, network, transforms)]
+    transforms = {"closed form": methods.closed(data.seen), "VAE": methods.raw()}
+    rows = [row for model in data.models for row in _attacked(data, model, network, transforms)]
     return Result(
         rows,
-        f"{described(bench)} Of the test, {_ATTACKED} translations by each model, attacked.",
+        f"{described(data)} Of the test, {_ATTACKED} translations by each model, attacked.",
         time.monotonic() - started,
         (
             Column("kind", merge=True),
@@ -54,25 +54,25 @@ def figure_7(methods: Methods) -> Result | Skipped:
     )
 
 
-def _panels(rows: list[dict[str, Any]], names: list[str]) -> plots.Panels:
-    """A panel for each kind of attack of the paper's figure, by intensity."""
+def _panels(rows: list[Row], names: list[str]) -> plots.Panels:
+    """Plot a panel for each kind of attack of the paper's figure, by intensity."""
     panels: dict[str, plots.Bars | plots.Lines | plots.Histograms] = {}
     for kind in attacks.FIGURE_7:
-        some = [r for r in rows if r["kind"] == kind]
-        intensities = list(dict.fromkeys(r["attack"].removeprefix(f"{kind}-") for r in some))
+        of_kind = [r for r in rows if r["kind"] == kind]
+        intensities = list(dict.fromkeys(r["attack"].removeprefix(f"{kind}-") for r in of_kind))
         lines = {
-            f"{name}, {model}": [percent(r[name].value) for r in some if r["model"] == model]
+            f"{name}, {model}": [percent(r[name].value) for r in of_kind if r["model"] == model]
             for name in names
-            for model in dict.fromkeys(r["model"] for r in some)
+            for model in dict.fromkeys(r["model"] for r in of_kind)
         }
         panels[kind] = plots.Lines(intensities, lines, "intensity", "mAP, %")
     return plots.Panels(panels)
 
 
 def _attacked(
-    bench: Bench, model: str, network: Encoder, transforms: dict[str, Transform]
-) -> Iterator[dict[str, Any]]:
-    pictures, origins, photos = _pictures(bench, model)
+    data: EvaluationSet, model: str, network: Encoder, transforms: dict[str, Transform]
+) -> Iterator[Row]:
+    pictures, origins, photos = _pictures(data, model)
     table = {kind: ("none", *(a.name for a in row)) for kind, row in attacks.FIGURE_7.items()}
     table |= {kind: tuple(a.name for a in row) for kind, row in attacks.BEYOND_FIGURE_7.items()}
     untouched: dict[str, Measure] = {}
@@ -81,22 +81,24 @@ def _attacked(
             if name != "none" or not untouched:
                 latents = _encode(pictures, network, name)
                 queries = Queries(latents, origins, photos)
-                found = {k: benches.find(w, queries, bench.references) for k, w in transforms.items()}
-                measured = {k: benches.closed_set(f)["map"] for k, f in found.items()}
+                results = {
+                    k: evaluation_sets.search(w, queries, data.references) for k, w in transforms.items()
+                }
+                measured = {k: evaluation_sets.closed_set(f)["map"] for k, f in results.items()}
                 untouched = untouched or measured
             yield {"kind": kind, "attack": name, "model": model} | (untouched if name == "none" else measured)
 
 
-def _pictures(bench: Bench, model: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    """Files of some test translations, with rows of their origins and numbers of their photos."""
-    uris, queries = bench.uris(f"{TEST}-{model}"), bench.queries(model)
+def _pictures(data: EvaluationSet, model: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Return files of test translations, rows of their origins, and numbers of their photos."""
+    uris, queries = data.uris(f"{TEST}-{model}"), data.queries(model)
     step = max(1, len(uris) // _ATTACKED)
-    some = slice(0, step * _ATTACKED, step)
-    return uris[some], queries.origins[some], queries.photos[some]
+    subset = slice(0, step * _ATTACKED, step)
+    return uris[subset], queries.origins[subset], queries.photos[subset]
 
 
 def _encode(files: list[str], network: Encoder, attack: str) -> NDArray[np.float16]:
-    """Latents of attacked pictures, float16[Q,n]; they go through no file again."""
+    """Attack and encode pictures: latents float16[Q,n]."""
     size = network.preprocess.size
 
     def load(file: str) -> NDArray[np.uint8]:
@@ -107,40 +109,41 @@ def _encode(files: list[str], network: Encoder, attack: str) -> NDArray[np.float
 
     with ThreadPoolExecutor(2) as pool:
         parts = [
-            network.encode(np.stack(list(pool.map(load, files[i : i + _AT_ONCE]))))
-            for i in range(0, len(files), _AT_ONCE)
+            network.encode(np.stack(list(pool.map(load, files[i : i + BATCH_ROWS]))))
+            for i in range(0, len(files), BATCH_ROWS)
         ]
     return np.concatenate(parts)
 
 
+@experiment("t8", "Table 8: editing strengths", place=120)
 def table_8(methods: Methods) -> Result | Skipped:
-    """mAP and Acc by editing strength."""
-    bench = methods.bench
-    there = [(s, model) for s in STRENGTHS for model in bench.models if bench.has(f"strength-{s}-{model}")]
+    """Measure Table 8: mAP and Acc by editing strength."""
+    data = methods.data
+    there = [(s, model) for s in STRENGTHS for model in data.models if data.has(f"strength-{s}-{model}")]
     if not there:
         return Skipped("no translations of several strengths are there")
     started = time.monotonic()
-    transforms = {"closed form": methods.closed(bench.seen), "recipe": methods.recipe(bench.seen)}
+    transforms = {"closed form": methods.closed(data.seen), "recipe": methods.recipe(data.seen)}
     transforms["VAE"] = methods.raw()
     measured = {
-        (s, model, name): benches.closed_set(bench.find(w, model, f"strength-{s}"))
+        (s, model, name): evaluation_sets.closed_set(data.search(w, model, f"strength-{s}"))
         for s, model in there
         for name, w in transforms.items()
     }
-    rows: list[dict[str, Any]] = [
-        {"strength": s, "model": model, "method": name} | found
-        for (s, model, name), found in measured.items()
+    rows: list[Row] = [
+        {"strength": s, "model": model, "method": name} | measures
+        for (s, model, name), measures in measured.items()
     ]
     strengths = sorted({s for s, _ in there})
     series = {
         f"{name}, {model}": [_percent(measured.get((s, model, name))) for s in strengths]
         for name in ("closed form", "VAE")
-        for model in bench.models
+        for model in data.models
     }
-    queries = len(bench.queries(bench.seen, f"strength-{strengths[0]}").latents)
+    queries = len(data.queries(data.seen, f"strength-{strengths[0]}").latents)
     return Result(
         rows,
-        f"{queries} test photos by each model and strength among {len(bench.references):,} pictures.",
+        f"{queries} test photos by each model and strength among {len(data.references):,} pictures.",
         time.monotonic() - started,
         (
             Column("strength", digits=1, merge=True),
@@ -153,23 +156,25 @@ def table_8(methods: Methods) -> Result | Skipped:
     )
 
 
-def _percent(found: dict[str, Measure] | None) -> float | None:
-    return percent(found["map"].value) if found else None
+def _percent(measures: dict[str, Measure] | None) -> float | None:
+    return percent(measures["map"].value) if measures else None
 
 
+@experiment("t11", "Table 11: other paradigms", place=130)
 def table_11(methods: Methods) -> Result | Skipped:
-    """Other paradigms of translation."""
+    """Measure Table 11: other paradigms of translation."""
     return _other_queries(methods, PARADIGMS, "no translations by another paradigm are there")
 
 
+@experiment("manual", "Manual edits (Table 3, right)", place=140)
 def manual_edits(methods: Methods) -> Result | Skipped:
-    """Edits by people (Table 3, right)."""
+    """Measure edits by people (Table 3, right)."""
     return _other_queries(methods, (MANUAL,), "SEED-Data-Edit is not there")
 
 
 def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Result | Skipped:
-    bench = methods.bench
-    there = [kind for kind in kinds if bench.has(f"{TEST}-{kind}")]
+    data = methods.data
+    there = [kind for kind in kinds if data.has(f"{TEST}-{kind}")]
     if not there:
         return Skipped(reason)
     started = time.monotonic()
@@ -177,20 +182,20 @@ def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Res
         {
             "queries": kind,
             "method": label,
-            "of": len(bench.queries(kind).latents),
+            "of": len(data.queries(kind).latents),
         }
-        | benches.closed_set(bench.find(w, kind))
+        | evaluation_sets.closed_set(data.search(w, kind))
         for kind in there
         for label, w in (
             ("Embeddings of VAE", methods.raw()),
-            ("W, the paper's recipe", methods.recipe(bench.seen)),
-            ("W, closed form", methods.closed(bench.seen)),
+            ("W, the paper's recipe", methods.recipe(data.seen)),
+            ("W, closed form", methods.closed(data.seen)),
         )
     ]
     missing = [kind for kind in kinds if kind not in there]
     return Result(
         rows,
-        f"Looked up among {len(bench.references):,} pictures.",
+        f"Looked up among {len(data.references):,} pictures.",
         time.monotonic() - started,
         (
             Column("queries", merge=True),
@@ -204,8 +209,8 @@ def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Res
     )
 
 
-def _by_kind(rows: list[dict[str, Any]]) -> plots.Bars:
-    """mAP of each kind of queries, one bar a method."""
+def _by_kind(rows: list[Row]) -> plots.Bars:
+    """Plot the mAP of each kind of queries, one bar a method."""
     kinds, names = (list(dict.fromkeys(r[key] for r in rows)) for key in ("queries", "method"))
     measures = {name: [r["map"] for r in rows if r["method"] == name] for name in names}
     values, low, high = in_percent(measures)

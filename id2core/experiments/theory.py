@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from id2core.errors import TheoryError
-from id2core.runs.progress import Progress, silent
+from id2core.runs.progress import OnStage, silent
 from id2core.training.pairs import Pairs
 from id2core.transforms.linear import Transform
 
@@ -34,7 +34,7 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """How some numbers are spread.
+    """Mean and spread of numbers.
 
     Attributes:
         count: how many.
@@ -50,7 +50,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: NDArray[Any] | Sequence[float]) -> Spread:
-        """Of at least one number."""
+        """Summarize at least one number."""
         x = np.asarray(values, np.float64)
         if not len(x):
             raise TheoryError("there is nothing to measure: give data with at least one pair of pictures")
@@ -104,17 +104,17 @@ class Existence:
     left_out: int
 
     @classmethod
-    def of(cls, found: Ratios) -> Existence:
-        """Sum up the ratios of some translations."""
-        relative = found.own / found.unrelated
+    def of(cls, ratios: Ratios) -> Existence:
+        """Summarize the ratios of translations."""
+        relative = ratios.own / ratios.unrelated
         return cls(
-            Spread.of(found.own),
-            Spread.of(found.unrelated),
+            Spread.of(ratios.own),
+            Spread.of(ratios.unrelated),
             Spread.of(relative),
             float(np.mean(relative < 1)),
-            found.frobenius_own,
-            found.frobenius_own / found.frobenius_unrelated,
-            found.left_out,
+            ratios.frobenius_own,
+            ratios.frobenius_own / ratios.frobenius_unrelated,
+            ratios.left_out,
         )
 
 
@@ -125,9 +125,9 @@ def ratios(
     *,
     seed: int = 0,
     block_rows: int = BLOCK_ROWS,
-    progress: Progress = silent,
+    progress: OnStage = silent,
 ) -> Ratios:
-    """What W leaves of the differences of pictures, in one pass over the translations of some classes.
+    """Measure what W leaves of the differences of pictures, in one pass over the translations of classes.
 
     For Theorem 1 the translations are by the model that W was trained on, for Theorem 2 by another; the
     classes are held out in both cases. Memory: 4 blocks of float32[block_rows,n], 8 numbers a translation.
@@ -170,9 +170,9 @@ def _lengths(x: NDArray[np.float32]) -> Matrix:
 
 def _ratios(lengths: Matrix) -> Ratios:
     before, after = lengths[::2], lengths[1::2]
-    found = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
+    ratios = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
     # What W takes to zero comes out of float32 as something that is only small.
-    kept = (before > 0).all(axis=0) & (found[1] > 1e-6 * found[1].max(initial=0))
+    kept = (before > 0).all(axis=0) & (ratios[1] > 1e-6 * ratios[1].max(initial=0))
     if not kept.any():
         raise TheoryError(
             "there is no translation that differs from its origin and, after W, from another origin: look "
@@ -180,7 +180,7 @@ def _ratios(lengths: Matrix) -> Ratios:
         )
     norms = np.linalg.norm(lengths[:, kept], axis=1)
     own, unrelated = (norms[1::2] / norms[::2]).tolist()
-    return Ratios(found[0, kept], found[1, kept], own, unrelated, int((~kept).sum()))
+    return Ratios(ratios[0, kept], ratios[1, kept], own, unrelated, int((~kept).sum()))
 
 
 def singular_value_cosine(w1: NDArray[Any], w2: NDArray[Any]) -> float:
@@ -355,7 +355,7 @@ def _unit(latents: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def last_convolution(autoencoder: Any) -> NDArray[np.float32]:
-    """The weights of the last convolution of an autoencoder's encoder.
+    """Return the weights of the last convolution of an autoencoder's encoder.
 
     Args:
         autoencoder: with a torch module `encoder`, as `encoders.load_autoencoder` gives it.
@@ -368,14 +368,14 @@ def last_convolution(autoencoder: Any) -> NDArray[np.float32]:
     """
     encoder = getattr(autoencoder, "encoder", None)
     modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
-    found = [module for module in modules if isinstance(module, nn.Conv2d | nn.Conv3d)]
-    if not found:
+    convolutions = [module for module in modules if isinstance(module, nn.Conv2d | nn.Conv3d)]
+    if not convolutions:
         raise TheoryError(f"a {type(autoencoder).__name__} has no encoder that ends in a convolution")
-    return found[-1].weight.detach().to("cpu", torch.float32).numpy()
+    return convolutions[-1].weight.detach().to("cpu", torch.float32).numpy()
 
 
 def convolution_similarity(first: NDArray[Any], second: NDArray[Any]) -> float | None:
-    """The row "Conv." of Table 4: the cosine of two encoders' last convolutions.
+    """Return the cosine of two encoders' last convolutions (Table 4, "Conv.").
 
     Encoders that give a distribution have filters for means, then as many for log-variances; Kandinsky-3's
     has only the former, and is compared with those. The paper does not say how it got a figure there.

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from scipy.stats import ortho_group
@@ -166,6 +167,7 @@ def test_embeddings_of_two_encoders() -> None:
 def test_last_convolutions_of_encoders() -> None:
     from diffusers import AutoencoderKL, VQModel
 
+    torch.manual_seed(0)
     shape = {"block_out_channels": (8,), "norm_num_groups": 2, "latent_channels": 4}
     kl, quantized = AutoencoderKL(**shape), VQModel(**shape)
     distribution, plain = (theory.last_convolution(model) for model in (kl, quantized))
@@ -173,9 +175,10 @@ def test_last_convolutions_of_encoders() -> None:
     assert distribution.shape == (8, 8, 3, 3) and plain.shape == (4, 8, 3, 3)
     assert theory.convolution_similarity(distribution, 2 * distribution) == pytest.approx(1)
     means = distribution[:4].ravel()
-    cosine = means @ plain.ravel() / np.linalg.norm(means) / np.linalg.norm(plain)
-    assert theory.convolution_similarity(distribution, plain) == pytest.approx(cosine)
-    assert theory.convolution_similarity(plain, distribution) == pytest.approx(cosine)
+    # Of unrelated weights it is near zero, where float32 leaves few digits: what counts is the distance.
+    cosine = pytest.approx(means @ plain.ravel() / np.linalg.norm(means) / np.linalg.norm(plain), abs=1e-6)
+    assert theory.convolution_similarity(distribution, plain) == cosine
+    assert theory.convolution_similarity(plain, distribution) == cosine
     assert theory.convolution_similarity(plain, plain[:, :4]) is None
     assert theory.convolution_similarity(distribution, distribution[:2]) is None
     bundled = theory.last_convolution(load_autoencoder(str(BUNDLED_FOLDER)))
