@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from id2core.encoders import embedding
 from id2core.errors import OptionError
 from id2core.runs import parts, planning
+from id2core.runs.execution import Execution
 from id2core.runs.parts import Lineage
 from id2core.runs.planning import Plan
-from id2core.runs.progress import Progress, silent
+from id2core.runs.progress import OnStage, silent
 from id2core.store import schemas, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
@@ -44,7 +45,7 @@ _Header = tuple[tuple[int, ...], bool, np.dtype[np.generic], int]
 
 @dataclass(frozen=True)
 class FeatureBlock:
-    """What became of up to `block_size` consecutive files; each is a row or a reject.
+    """Up to `block_size` consecutive files; each is a row or a reject.
 
     Attributes:
         objects: the files of the rows, in the order in which they were given.
@@ -60,11 +61,11 @@ class FeatureBlock:
 
     @property
     def names(self) -> list[str]:
-        """File names without folder and ending, `T000000_1`."""
+        """Return file names without folder and ending, such as `T000000_1`."""
         return [o.uri.rsplit("/", 1)[-1].rsplit(".", 1)[0] for o in self.objects]
 
     def to_batch(self, transform: Transform | None, lineage: Lineage) -> pa.RecordBatch:
-        """The rows as `tables.embeddings_schema`; width and height are null: the picture is not known.
+        """Return the rows as `schemas.embeddings_schema`; width and height of the unknown picture are null.
 
         Without a transform a descriptor is one zero: pyarrow reads no column of null vectors.
         """
@@ -88,7 +89,7 @@ class FeatureBlock:
         return pa.RecordBatch.from_pydict(columns, schema=schemas.embeddings_schema(n, m))
 
     def reject_rows(self, run_id: str) -> list[dict[str, str]]:
-        """The rejected files as rows of `tables.REJECTS`."""
+        """Return the rejected files as rows of `schemas.REJECTS`."""
         return [parts.reject_row(obj, reject, run_id) for obj, reject in self.rejected]
 
 
@@ -101,7 +102,7 @@ class _Feature:
 
 
 def decode(data: bytes, latent_size: int = LATENT_SIZE) -> NDArray[np.float16] | Reject:
-    """The latent in the bytes of one `.npy` file. Never raises, never unpickles.
+    """Return the latent in the bytes of one `.npy` file. Never raises, never unpickles.
 
     Args:
         data: the whole file: floats of any width and byte order, `latent_size` of them, in any shape of
@@ -131,7 +132,7 @@ def decode(data: bytes, latent_size: int = LATENT_SIZE) -> NDArray[np.float16] |
 
 
 def _header(data: bytes) -> _Header | Reject:
-    """Shape, whether in Fortran's order, type, and where the numbers begin."""
+    """Return shape, whether in Fortran's order, type, and the offset of the numbers."""
     if not data:
         return Reject(Reason.EMPTY)
     if not data.startswith(np.lib.format.MAGIC_PREFIX):
@@ -212,8 +213,9 @@ def import_features(
     transform: Transform | None = None,
     latent_size: int = LATENT_SIZE,
     *,
+    execution: Execution,
     check: Callable[[Plan], None] = lambda plan: None,
-    progress: Progress = silent,
+    progress: OnStage = silent,
 ) -> Plan:
     """Make `OUT/embeddings` and `OUT/rejects` of a folder of feature files: latents to train W from.
 
@@ -228,6 +230,7 @@ def import_features(
         transform: for descriptors (the identity: 16 kB a row of 4,096 numbers). By default there are
             none, and the data set's transform_id is `transform.LATENTS_ONLY`: training reads latents only.
         latent_size: n; part of the data set's preprocess_id, so that one data set has one n.
+        execution: gives new rows their run_id and time.
         check: sees the plan, raises where it should not be carried out.
         progress: called with "features", and how many files of how many.
 
@@ -248,7 +251,7 @@ def import_features(
         "preprocess_id": f"npy-{latent_size}",
     }
     source, target = storage.normalize(folder), storage.normalize(out)
-    plan = planning.make(embedding.PRODUCT, source, target, ids, {"kind": "features"})
+    plan = planning.make(embedding.PRODUCT, source, target, ids, {"kind": "features"}, execution)
     check(plan)
     done = 0
     for index in range(plan.parts):
@@ -267,8 +270,8 @@ def _rows(blocks: Iterator[FeatureBlock], transform: Transform | None, lineage: 
         yield batch, block.reject_rows(lineage.run_id)
 
 
-def _counted(stream: parts.Stream, done: int, total: int, progress: Progress) -> parts.Stream:
-    """Passes the stream on and reports how many files are done; `done` were before it."""
+def _counted(stream: parts.Stream, done: int, total: int, progress: OnStage) -> parts.Stream:
+    """Pass the stream on and report how many files are done; `done` were before it."""
     for batch, rejected in stream:
         done += (batch.num_rows if batch else 0) + len(rejected)
         progress(STAGE, done, total)

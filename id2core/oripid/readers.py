@@ -34,8 +34,8 @@ _SEED_IMAGES = ("source_image", "target_image")
 _MISSING = Reject(Reason.VANISHED, "not below the images' folder")
 
 
-class Drop(StrEnum):
-    """Why something that is there, or is named, is not part of what a reader gives."""
+class UnpairedReason(StrEnum):
+    """Why a reader leaves a file or a line without a pair."""
 
     NAME = "name_does_not_fit"
     SAME_NAME = "same_name_twice"
@@ -50,12 +50,15 @@ class Drop(StrEnum):
     SAME_SOURCE = "same_source_twice"
 
 
+_NO_ORIGIN = UnpairedReason.NO_ORIGIN
+
+
 @dataclass(frozen=True)
-class Dropped:
-    """What was left out (a URI, or `URI:LINE` of an annotation), why, and the detail for a person."""
+class Unpaired:
+    """A file (its URI), or a line of an annotation (`URI:LINE`), that is in no pair, why, and a detail."""
 
     uri: str
-    why: Drop
+    reason: UnpairedReason
     detail: str = ""
 
 
@@ -69,22 +72,22 @@ class PairSet:
         truth: query URI → reference URI, or None for a query without origin; only of queries whose truth
             is known.
         prompts: query URI → the text by which it was edited, where the data set has it.
-        dropped: what was left out.
+        unpaired: what was left out.
     """
 
     references: Sequence[str]
     queries: Sequence[str]
     truth: Truth
     prompts: Mapping[str, str] = field(default_factory=dict)
-    dropped: Sequence[Dropped] = ()
+    unpaired: Sequence[Unpaired] = ()
 
     @property
-    def dropped_counts(self) -> dict[str, int]:
-        """Reason → how many were left out for it."""
-        return dict(sorted(Counter(str(d.why) for d in self.dropped).items()))
+    def unpaired_counts(self) -> dict[str, int]:
+        """Return reason → files or lines that are in no pair for it."""
+        return dict(sorted(Counter(str(each.reason) for each in self.unpaired).items()))
 
     def with_distractors(self, uris: Iterable[str]) -> PairSet:
-        """The same queries against a larger pool (the paper adds 1,000,000 distractors to manual edits)."""
+        """Return the same queries with a larger pool; the paper adds 1,000,000 distractors to edits."""
         pool = dict.fromkeys([*self.references, *uris])
         return replace(self, references=list(pool))
 
@@ -110,10 +113,10 @@ def _writable(uri: str) -> str:
 
 
 def read_folder(references: str, queries: str, truth_file: str) -> PairSet:
-    """Two folders of images and a truth file of this project's own form (`id2core.evaluation.truth_files`).
+    """Read two folders of images and a truth file of this project's form (`evaluation.truth_files`).
 
     Queries that the file does not name stay in `queries` and out of `truth`. A row whose query or
-    reference is not there is dropped.
+    reference is not there is unpaired.
 
     Raises:
         TruthError: the file cannot be understood.
@@ -125,14 +128,16 @@ def read_folder(references: str, queries: str, truth_file: str) -> PairSet:
     pool, asked = ([uri for uri in _list(folder) if uri != truth_file] for folder in (references, queries))
     held, wanted = {None, *pool}, set(asked)
     truth: Truth = {q: r for q, r in rows.items() if q in wanted and r in held}
-    dropped = [
-        Dropped(query, Drop.NO_ORIGIN if query in wanted else Drop.NO_QUERY, origin or "")
+    unpaired = [
+        Unpaired(
+            query, UnpairedReason.NO_ORIGIN if query in wanted else UnpairedReason.NO_QUERY, origin or ""
+        )
         for query, origin in rows.items()
         if query not in truth
     ]
     if not truth:
         raise ReaderError(f"no row of {truth_file} names files that are below {queries} and {references}")
-    return PairSet(pool, asked, truth, dropped=dropped)
+    return PairSet(pool, asked, truth, unpaired=unpaired)
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ class OripidLayout:
     query_name: str = r"(?:.*_)?(?P<origin>R\d+)(?:_.*)?"
 
     def label(self, uri: str) -> tuple[str, int] | None:
-        """Origin and index in the name of a training image or feature file; None when it has none."""
+        """Return origin and index in the name of a training image or feature file; None without them."""
         match = re.fullmatch(self.training_name, _stem(uri))
         return (match["origin"], int(match["index"])) if match else None
 
@@ -186,28 +191,28 @@ class TrainingSet:
     """Training images sorted by class and number, and what was left out. Iterates over the images."""
 
     images: Sequence[TrainingImage]
-    dropped: Sequence[Dropped] = ()
+    unpaired: Sequence[Unpaired] = ()
     origin_index: int = 0
 
     def __iter__(self) -> Iterator[TrainingImage]:
         return iter(self.images)
 
     def classes(self) -> Iterator[tuple[str, list[TrainingImage]]]:
-        """Each origin's id with its images: the origin itself, if it is there, and its translations."""
+        """Yield each origin's id with its images: the origin, where it exists, and its translations."""
         for origin_id, members in groupby(self.images, lambda image: image.origin_id):
             yield origin_id, list(members)
 
     def pairs(self) -> PairSet:
-        """Translations as queries for their origins; those of a class without origin are dropped."""
+        """Translations as queries for their origins; those of a class without origin are unpaired."""
         origins = {i.origin_id: i.uri for i in self.images if i.number == self.origin_index}
         translations = [i for i in self.images if i.number != self.origin_index]
         truth: Truth = {i.uri: origins[i.origin_id] for i in translations if i.origin_id in origins}
-        lost = [Dropped(i.uri, Drop.NO_ORIGIN, i.origin_id) for i in translations if i.uri not in truth]
-        return PairSet(list(origins.values()), list(truth), truth, dropped=[*self.dropped, *lost])
+        lost = [Unpaired(i.uri, _NO_ORIGIN, i.origin_id) for i in translations if i.uri not in truth]
+        return PairSet(list(origins.values()), list(truth), truth, unpaired=[*self.unpaired, *lost])
 
 
 def read_oripid_training(root: str, layout: OripidLayout = DEFAULT_LAYOUT) -> TrainingSet:
-    """Origins and translations by class; works on images and on feature files alike.
+    """Read origins and translations by class, of images or of feature files.
 
     Everything is listed in memory: about 0.8 kB a file.
 
@@ -216,35 +221,35 @@ def read_oripid_training(root: str, layout: OripidLayout = DEFAULT_LAYOUT) -> Tr
         ReaderError: no name fits the layout.
     """
     folder = storage.normalize(storage.join(root, layout.training))
-    matches, dropped = _named(folder, layout.training_name)
-    found: dict[tuple[str, int], str] = {}
+    matches, unpaired = _named(folder, layout.training_name)
+    by_label: dict[tuple[str, int], str] = {}
     for uri, match in matches:
         label = (match["origin"], int(match["index"]))
-        if found.setdefault(label, uri) != uri:
-            dropped.append(Dropped(uri, Drop.SAME_NAME, found[label]))
-    labelled = [TrainingImage(*label, uri) for label, uri in sorted(found.items())]
-    return TrainingSet(labelled, dropped, layout.origin_index)
+        if by_label.setdefault(label, uri) != uri:
+            unpaired.append(Unpaired(uri, UnpairedReason.SAME_NAME, by_label[label]))
+    labeled = [TrainingImage(*label, uri) for label, uri in sorted(by_label.items())]
+    return TrainingSet(labeled, unpaired, layout.origin_index)
 
 
 def read_oripid_references(root: str, layout: OripidLayout = DEFAULT_LAYOUT) -> dict[str, str]:
-    """Name → URI of every reference whose name fits; read once, it serves all models.
+    """Return name → URI of every reference whose name fits; one call serves all models.
 
     Raises:
         StorageError: no such folder.
         ReaderError: no name fits, or two references have one name.
     """
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     folder = storage.normalize(storage.join(root, layout.references))
     for uri, match in _named(folder, layout.reference_name)[0]:
-        if found.setdefault(match["origin"], uri) != uri:
-            raise ReaderError(f"{uri} and {found[match['origin']]} have one name: remove one of them")
-    return found
+        if by_name.setdefault(match["origin"], uri) != uri:
+            raise ReaderError(f"{uri} and {by_name[match['origin']]} have one name: remove one of them")
+    return by_name
 
 
 def read_oripid_test(
     root: str, model: str, layout: OripidLayout = DEFAULT_LAYOUT, references: Mapping[str, str] | None = None
 ) -> PairSet:
-    """The queries of one model against all references.
+    """Read the queries of one model, with all references.
 
     Args:
         root: folder or bucket prefix of the unpacked data set.
@@ -258,12 +263,12 @@ def read_oripid_test(
     """
     pool = read_oripid_references(root, layout) if references is None else references
     folder = storage.normalize(storage.join(root, layout.queries.format(model=model)))
-    matches, dropped = _named(folder, layout.query_name)
+    matches, unpaired = _named(folder, layout.query_name)
     truth: Truth = {uri: pool[m["origin"]] for uri, m in matches if m["origin"] in pool}
-    lost = [Dropped(uri, Drop.NO_ORIGIN, m["origin"]) for uri, m in matches if uri not in truth]
+    lost = [Unpaired(uri, UnpairedReason.NO_ORIGIN, m["origin"]) for uri, m in matches if uri not in truth]
     if not truth:
         raise ReaderError(f"{lost[0].detail}, the origin of {lost[0].uri}, is not among the references")
-    return PairSet(list(pool.values()), list(truth), truth, dropped=[*dropped, *lost])
+    return PairSet(list(pool.values()), list(truth), truth, unpaired=[*unpaired, *lost])
 
 
 @dataclass(frozen=True)
@@ -283,13 +288,13 @@ def read_seed_edits(
     one_per_source: bool = True,
     max_bytes: int = images.DEFAULT_LIMITS.max_bytes,
 ) -> PairSet:
-    """Manual edits of SEED-Data-Edit, part 2: the edited target is the query, its source the reference.
+    """Read manual edits of SEED-Data-Edit, part 2: the target is the query, its source the reference.
 
     Known (`AILab-CVC/SEED-Data-Edit-Part2-3` on the hub): `real_editing/annotations/split_0001.jsonl` to
     `split_0006.jsonl`; `real_editing/images/images.tar.gz`, to be unpacked where it lies; a JSON object a
     line with `source_image`, `target_image` (paths below the images) and `instruction`. The paper
     (Section 5.4) de-duplicates 52,000 samples to 10,274 pairs and does not say how. Ours, by the SHA-256
-    of the files' bytes, in the order of files and lines; a line is dropped when
+    of the files' bytes, in the order of files and lines; a line is unpaired when
 
     - it is no such object, or one of its images is missing, too large or cannot be read;
     - its target has the bytes of its source (nothing was edited), or of a source of other lines (the
@@ -312,16 +317,17 @@ def read_seed_edits(
     edits = [line for line in lines if isinstance(line, _Edit)]
     ids = _image_ids({uri for e in edits for uri in (e.source, e.target)}, folder, max_bytes)
     pairs = _deduplicate(edits, ids, one_per_source)
-    dropped = [*(line for line in lines if isinstance(line, Dropped)), *pairs.dropped]
+    unpaired = [*(line for line in lines if isinstance(line, Unpaired)), *pairs.unpaired]
     if not pairs.truth:
         raise ReaderError(
-            f"no pair of {where} is left: {replace(pairs, dropped=dropped).dropped_counts}. Is images.tar.gz "
-            f"unpacked in {folder}? The first dropped is {dropped[0].uri}: {dropped[0].detail}"
+            f"no pair of {where} is left: {replace(pairs, unpaired=unpaired).unpaired_counts}. Is "
+            f"images.tar.gz unpacked in {folder}? The first line without a pair is {unpaired[0].uri}: "
+            f"{unpaired[0].detail}"
         )
-    return replace(pairs, dropped=dropped)
+    return replace(pairs, unpaired=unpaired)
 
 
-def _seed_lines(annotations: str, folder: str) -> Iterator[_Edit | Dropped]:
+def _seed_lines(annotations: str, folder: str) -> Iterator[_Edit | Unpaired]:
     for uri in _list(annotations):
         if uri.endswith(".jsonl"):
             for number, line in enumerate(storage.read_bytes(uri).splitlines(), start=1):
@@ -329,24 +335,24 @@ def _seed_lines(annotations: str, folder: str) -> Iterator[_Edit | Dropped]:
                     yield _seed_line(line, f"{uri}:{number}", folder)
 
 
-def _seed_line(line: bytes, where: str, folder: str) -> _Edit | Dropped:
+def _seed_line(line: bytes, where: str, folder: str) -> _Edit | Unpaired:
     try:
         row = json.loads(line)
         source, target = (storage.join(folder, row[name].lstrip("/")) for name in _SEED_IMAGES)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return Dropped(where, Drop.BAD_LINE, f"{type(error).__name__}: {error}")
+        return Unpaired(where, UnpairedReason.BAD_LINE, f"{type(error).__name__}: {error}")
     return _Edit(source, target, str(row.get("instruction") or ""), where)
 
 
 def _image_ids(uris: set[str], folder: str, max_bytes: int) -> dict[str, str | Reject]:
-    """SHA-256 of those of `uris` that are listed below the folder: no path in a file leads elsewhere."""
+    """Hash the `uris` that are listed below the folder: no path in an annotation leads elsewhere."""
 
     def image_id(obj: Object) -> str | Reject:
         data = storage.read_object(obj, max_bytes)
         return data if isinstance(data, Reject) else hashlib.sha256(data).hexdigest()
 
     objects = (o for o in storage.list_objects(folder) if o.uri in uris)
-    return {obj.uri: found for obj, found in parts.read_ahead(objects, image_id, ahead=16)}
+    return {obj.uri: image for obj, image in parts.read_ahead(objects, image_id, ahead=16)}
 
 
 def _deduplicate(edits: list[_Edit], ids: dict[str, str | Reject], one_per_source: bool) -> PairSet:
@@ -354,27 +360,27 @@ def _deduplicate(edits: list[_Edit], ids: dict[str, str | Reject], one_per_sourc
     references: dict[str, str] = {}
     targets: set[str] = set()
     truth: Truth = {}
-    prompts, dropped = {}, []
+    prompts, unpaired = {}, []
     for edit in edits:
         source, target = ids.get(edit.source, _MISSING), ids.get(edit.target, _MISSING)
         if isinstance(source, Reject) or isinstance(target, Reject):
             bad, why = (edit.source, source) if isinstance(source, Reject) else (edit.target, target)
-            dropped.append(Dropped(edit.line, Drop.NOT_READ, f"{bad}: {why}"))
+            unpaired.append(Unpaired(edit.line, UnpairedReason.NOT_READ, f"{bad}: {why}"))
             continue
         reasons = {
-            Drop.UNEDITED: source == target,
-            Drop.TARGET_IS_SOURCE: target in sources,
-            Drop.SAME_TARGET: target in targets,
-            Drop.SAME_SOURCE: one_per_source and source in references,
+            UnpairedReason.UNEDITED: source == target,
+            UnpairedReason.TARGET_IS_SOURCE: target in sources,
+            UnpairedReason.SAME_TARGET: target in targets,
+            UnpairedReason.SAME_SOURCE: one_per_source and source in references,
         }
         if any(reasons.values()):
             first = next(reason for reason, holds in reasons.items() if holds)
-            dropped.append(Dropped(edit.line, first, edit.target))
+            unpaired.append(Unpaired(edit.line, first, edit.target))
             continue
         targets.add(target)
         truth[edit.target] = references.setdefault(source, edit.source)
         prompts[edit.target] = edit.instruction
-    return PairSet(list(references.values()), list(truth), truth, prompts, dropped)
+    return PairSet(list(references.values()), list(truth), truth, prompts, unpaired)
 
 
 def _list(folder: str) -> list[str]:
@@ -385,15 +391,15 @@ def _stem(uri: str) -> str:
     return uri.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _named(folder: str, pattern: str) -> tuple[list[tuple[str, re.Match[str]]], list[Dropped]]:
-    """Files whose name without its ending fits, and the others; ReaderError when none fits."""
+def _named(folder: str, pattern: str) -> tuple[list[tuple[str, re.Match[str]]], list[Unpaired]]:
+    """Return the files whose name without its ending fits, and the others; ReaderError when none fits."""
     compiled = re.compile(pattern)
     listed = [(uri, compiled.fullmatch(_stem(uri))) for uri in _list(folder)]
-    found = [(uri, match) for uri, match in listed if match]
-    if not found:
+    fitting = [(uri, match) for uri, match in listed if match]
+    if not fitting:
         first = f", for example {listed[0][0]}" if listed else ""
         raise ReaderError(
-            f"none of {len(listed)} files below {folder} has a name like {pattern!r}{first}. "
-            f"Give an OripidLayout that fits, or use read_folder with a truth file"
+            f"none of {len(listed)} files below {folder} has a name like {pattern!r}{first}. Give an "
+            "OripidLayout that fits, or use read_folder with a truth file"
         )
-    return found, [Dropped(uri, Drop.NAME) for uri, match in listed if not match]
+    return fitting, [Unpaired(uri, UnpairedReason.NAME) for uri, match in listed if not match]

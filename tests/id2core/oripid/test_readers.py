@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from id2core.errors import DatasetError, ReaderError, TransformError
 from id2core.evaluation import truth_files
 from id2core.oripid import feature_files, readers
-from id2core.oripid.readers import Drop, OripidLayout, PairSet
-from id2core.store import datasets, schemas, storage
+from id2core.oripid.readers import OripidLayout, PairSet, UnpairedReason
+from id2core.runs.execution import Execution
+from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
 from id2core.transforms.linear import Transform
@@ -72,7 +74,7 @@ def test_training_images_come_by_class_origin_first(root: str) -> None:
     training = readers.read_oripid_training(root)
     classes = {origin: [image.number for image in images] for origin, images in training.classes()}
     assert classes == {"T000002": [0, 1, 3, 20], "T000007": [0, 2], "T000009": [1]}
-    assert [(d.why, names([d.uri])) for d in training.dropped] == [(Drop.NAME, ["README.jpg"])]
+    assert [(d.reason, names([d.uri])) for d in training.unpaired] == [(UnpairedReason.NAME, ["README.jpg"])]
     origin_id, number, uri = next(iter(training))
     assert (origin_id, number, uri) == ("T000002", 0, storage.join(root, "training/more/T000002_0.jpg"))
 
@@ -83,14 +85,14 @@ def test_training_images_come_by_class_origin_first(root: str) -> None:
         "T000002_20.jpg": "T000002_0.jpg",
         "T000007_2.jpg": "T000007_0.jpg",
     }
-    assert pairs.dropped_counts == {Drop.NAME: 1, Drop.NO_ORIGIN: 1}
+    assert pairs.unpaired_counts == {UnpairedReason.NAME: 1, UnpairedReason.NO_ORIGIN: 1}
 
 
 def test_one_name_twice_counts_once(tmp_path: Path) -> None:
     fill(str(tmp_path), {"a/T000001_0.jpg": b"1", "b/T000001_0.npy": b"2"})
     training = readers.read_oripid_training(str(tmp_path), FLAT)
     assert names(i.uri for i in training) == ["T000001_0.jpg"]
-    assert training.pairs().dropped_counts == {Drop.SAME_NAME: 1}
+    assert training.pairs().unpaired_counts == {UnpairedReason.SAME_NAME: 1}
 
 
 def test_queries_of_a_model_find_their_references_by_name(root: str) -> None:
@@ -101,7 +103,7 @@ def test_queries_of_a_model_find_their_references_by_name(root: str) -> None:
     assert names(test_set.references) == [f"R{i:06d}.jpg" for i in range(4)]
     found = {names([q])[0]: names([r])[0] for q, r in test_set.truth.items()}
     assert found == {"R000001.png": "R000001.jpg", "Q7_R000003.png": "R000003.jpg"}
-    assert test_set.dropped_counts == {Drop.NAME: 1, Drop.NO_ORIGIN: 1}
+    assert test_set.unpaired_counts == {UnpairedReason.NAME: 1, UnpairedReason.NO_ORIGIN: 1}
 
 
 def test_another_layout_is_a_matter_of_parameters(tmp_path: Path) -> None:
@@ -241,11 +243,13 @@ def test_importing_makes_a_committed_data_set(root: str, tmp_path: Path) -> None
     broken = broken_features(tmp_path / "exploded")
     fill(folder, {f"T{i // 3:06d}_{i % 3}.npy": npy(latent(i)) for i in range(6)})
     fill(folder, {f"{name}.npy": data for name, (data, _) in broken.items()})
-    plan = feature_files.import_features(folder, out, "sd2-sample", Transform(), N)
+    plan = feature_files.import_features(
+        folder, out, "sd2-sample", Transform(), N, execution=Execution.begin()
+    )
 
-    commit = datasets.require_commit(plan.out + "/embeddings")
+    commit = Dataset.open(plan.out + "/embeddings")
     assert commit.ids == {"encoder_id": "sd2-sample", "transform_id": "identity", "preprocess_id": f"npy-{N}"}
-    table = datasets.read_all(plan.out + "/embeddings", schemas.embeddings_schema(N, N))
+    table = Dataset.open(plan.out + "/embeddings").read(schemas.embeddings_schema(N, N))
     assert table.schema.equals(schemas.embeddings_schema(N, N))
     labels = [OripidLayout().label(uri) for uri in table["uri"].to_pylist()]
     assert labels == [(f"T{i // 3:06d}", i % 3) for i in range(6)]
@@ -253,15 +257,19 @@ def test_importing_makes_a_committed_data_set(root: str, tmp_path: Path) -> None
     assert np.array_equal(schemas.column_to_vectors(table["latent"]), expected.astype(np.float16))
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.allclose(schemas.column_to_vectors(table["descriptor"]), unit, atol=1e-3)
-    rejects = datasets.read_all(plan.out + "/rejects", schemas.REJECTS)
+    rejects = Dataset.open(plan.out + "/rejects").read(schemas.REJECTS)
     assert sorted(rejects["reason"].to_pylist()) == sorted(reason for _, reason in broken.values())
 
-    again = feature_files.import_features(folder, out, "sd2-sample", Transform(), N)
-    assert again.done and datasets.require_commit(plan.out + "/embeddings") == commit
+    again = feature_files.import_features(
+        folder, out, "sd2-sample", Transform(), N, execution=Execution.begin()
+    )
+    assert again.committed and Dataset.open(plan.out + "/embeddings") == commit
     with pytest.raises(DatasetError, match="sd2-sample"):
-        feature_files.import_features(folder, out, "sd2-mode", Transform(), N)
+        feature_files.import_features(folder, out, "sd2-mode", Transform(), N, execution=Execution.begin())
     with pytest.raises(TransformError, match="another encoder"):
-        feature_files.import_features(folder, out, "x", Transform(np.eye(3, dtype=np.float32)), N)
+        feature_files.import_features(
+            folder, out, "x", Transform(np.eye(3, dtype=np.float32)), N, execution=Execution.begin()
+        )
 
 
 def test_feature_files_pair_by_their_names(tmp_path: Path) -> None:
@@ -280,19 +288,19 @@ def seed_line(source: object, target: object, instruction: object = "remove the 
 
 SEED_LINES = [
     (seed_line("s1.jpg", "t1.jpg", "make it sunny"), None),
-    (seed_line("s1.jpg", "t2.jpg"), Drop.SAME_SOURCE),
-    (seed_line("copy_of_s1.jpg", "t3.jpg"), Drop.SAME_SOURCE),
-    (seed_line("s2.jpg", "copy_of_t1.jpg"), Drop.SAME_TARGET),
-    (seed_line("s2.jpg", "s2.jpg"), Drop.UNEDITED),
-    (seed_line("s2.jpg", "copy_of_s1.jpg"), Drop.TARGET_IS_SOURCE),
+    (seed_line("s1.jpg", "t2.jpg"), UnpairedReason.SAME_SOURCE),
+    (seed_line("copy_of_s1.jpg", "t3.jpg"), UnpairedReason.SAME_SOURCE),
+    (seed_line("s2.jpg", "copy_of_t1.jpg"), UnpairedReason.SAME_TARGET),
+    (seed_line("s2.jpg", "s2.jpg"), UnpairedReason.UNEDITED),
+    (seed_line("s2.jpg", "copy_of_s1.jpg"), UnpairedReason.TARGET_IS_SOURCE),
     (seed_line("/s2.jpg", "t4.jpg", None), None),
-    (seed_line("s3.jpg", "nowhere.jpg"), Drop.NOT_READ),
-    (seed_line("../annotations/split_0001.jsonl", "t2.jpg"), Drop.NOT_READ),
-    (seed_line("large.jpg", "t2.jpg"), Drop.NOT_READ),
-    (seed_line(7, "t2.jpg"), Drop.BAD_LINE),
-    ('{"source_image": "s3.jpg", "instruction": "no target"}', Drop.BAD_LINE),
-    ('["a list"]', Drop.BAD_LINE),
-    ('{"source_image": "s3.jpg", "target', Drop.BAD_LINE),
+    (seed_line("s3.jpg", "nowhere.jpg"), UnpairedReason.NOT_READ),
+    (seed_line("../annotations/split_0001.jsonl", "t2.jpg"), UnpairedReason.NOT_READ),
+    (seed_line("large.jpg", "t2.jpg"), UnpairedReason.NOT_READ),
+    (seed_line(7, "t2.jpg"), UnpairedReason.BAD_LINE),
+    ('{"source_image": "s3.jpg", "instruction": "no target"}', UnpairedReason.BAD_LINE),
+    ('["a list"]', UnpairedReason.BAD_LINE),
+    ('{"source_image": "s3.jpg", "target', UnpairedReason.BAD_LINE),
     (seed_line("s3.jpg", "t2.jpg"), None),
 ]
 
@@ -317,11 +325,11 @@ def test_manual_edits_are_deduplicated_and_every_line_is_accounted_for(seed_root
     assert found == {"t1.jpg": "s1.jpg", "t4.jpg": "s2.jpg", "t2.jpg": "s3.jpg"}
     assert names(pairs.references) == ["s1.jpg", "s2.jpg", "s3.jpg"]
     assert [pairs.prompts[q] for q in pairs.queries] == ["make it sunny", "", "remove the pole"]
-    assert len(pairs.truth) + len(pairs.dropped) == len(SEED_LINES)
+    assert len(pairs.truth) + len(pairs.unpaired) == len(SEED_LINES)
     expected = [
         (f"{1 if i < 6 else 2}:{(i if i < 6 else i - 6) + 1}", why) for i, (_, why) in enumerate(SEED_LINES)
     ]
-    lines = [(d.uri[-len("1.jsonl:1") :].replace(".jsonl", ""), d.why) for d in pairs.dropped]
+    lines = [(d.uri[-len("1.jsonl:1") :].replace(".jsonl", ""), d.reason) for d in pairs.unpaired]
     assert sorted(lines) == sorted(pair for pair in expected if pair[1])
 
 
@@ -356,7 +364,7 @@ def test_a_folder_with_a_truth_file(root: str) -> None:
     assert names(pairs.queries) == [f"u{i}.jpg" for i in range(4)]
     u0, u1 = (storage.join(uploads, f"u{i}.jpg") for i in range(2))
     assert pairs.truth == {u0: storage.join(originals, "o1.jpg"), u1: None}
-    assert pairs.dropped_counts == {Drop.NO_ORIGIN: 1, Drop.NO_QUERY: 1}
+    assert pairs.unpaired_counts == {UnpairedReason.NO_ORIGIN: 1, UnpairedReason.NO_QUERY: 1}
     with pytest.raises(ReaderError, match="no row"):
         readers.read_folder(uploads, originals, storage.join(uploads, "truth.csv"))
 
