@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
+import re
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+from id2core.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -33,18 +39,16 @@ _SOURCE = Path(__file__).parents[1]
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of every package that a result depends on; absent ones are left out."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of every installed package that a result depends on."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def commit(source: Path = _SOURCE) -> str:
-    """Which code runs: `commit 0123456789ab`, then `, changed since` where files differ; or `version 0.1.0`.
+    """Return which code runs: `commit 0123456789ab[, changed since]` or `version 0.1.0`.
 
     Args:
         source: the folder that holds `id2core/`; only a git checkout of exactly this folder counts, not
@@ -64,32 +68,126 @@ def commit(source: Path = _SOURCE) -> str:
     return f"version {versions().get('id2', 'unknown')}"
 
 
-def devices() -> dict[str, Any]:
-    """Processors, memory and GPUs, and which of them an encoder would take by default."""
-    import psutil
-    import torch
+class Devices(TypedDict):
+    """Processor, memory and GPUs of this machine.
 
-    device = torch.device(best_device())
+    `encoder_device` and `encoder_dtype` are what an encoder takes by default, see `best_device` and
+    `best_dtype`.
+    """
+
+    platform: str
+    cpu: str
+    cores: int | None
+    memory_gib: float
+    gpus: list[str]
+    encoder_device: str
+    encoder_dtype: str
+
+
+def devices() -> Devices:
+    """Return processor, memory and GPUs of this machine, and what an encoder would take; imports no torch."""
+    import psutil
+
+    name, flags = _cpu()
+    gpus = _gpus()
+    usable = bool(gpus) and _torch_has_cuda()
+    if usable:
+        dtype = "bfloat16" if gpus[0].capability >= 8.0 else "float16"
+    else:
+        dtype = "bfloat16" if "amx_bf16" in flags else "float32"
     return {
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine(),
+        "cpu": name or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "encoder_device": str(device),
-        "encoder_dtype": str(best_dtype(device)).removeprefix("torch."),
+        "gpus": [gpu.name for gpu in gpus],
+        "encoder_device": "cuda" if usable else "cpu",
+        "encoder_dtype": dtype,
     }
 
 
+def _cpu(source: Path = Path("/proc/cpuinfo")) -> tuple[str, set[str]]:
+    """Return the name of the processor and its flags; both empty where the system does not list them."""
+    try:
+        lines = source.read_text().splitlines()
+    except OSError:
+        return "", set()
+    facts = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))
+    }
+    return facts.get("model name", ""), set(facts.get("flags", "").split())
+
+
+class _Gpu(NamedTuple):
+    """A GPU and its CUDA compute capability."""
+
+    name: str
+    capability: float
+
+
+def _gpus() -> list[_Gpu]:
+    """Return the GPUs that `nvidia-smi` lists and `CUDA_VISIBLE_DEVICES` leaves visible, in its order."""
+    command = ("nvidia-smi", "--query-gpu=index,uuid,name,compute_cap", "--format=csv,noheader")
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in listed.splitlines() if line.strip()]
+    gpus = {(index, uuid): _Gpu(name, float(capability)) for index, uuid, name, capability in rows}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return list(gpus.values())
+    chosen = []
+    for wanted in map(str.strip, visible.split(",")):
+        matching = [
+            gpu
+            for (index, uuid), gpu in gpus.items()
+            if wanted and (wanted == index or uuid.startswith(wanted))
+        ]
+        if not matching:  # CUDA hides what follows a device that is not there
+            break
+        chosen += matching
+    return chosen
+
+
+def _torch_has_cuda() -> bool:
+    """Return whether the installed torch is a build for CUDA, from its version file."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return False
+    return re.search(r"^cuda\b[^=]*=\s*['\"]", text, re.MULTILINE) is not None
+
+
 def best_device() -> str:
-    """`cuda` where there is one, else `cpu`."""
+    """Return `cuda` where torch sees a GPU, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def usable_device(spec: str | None) -> torch.device:
+    """Return the device of that name; None and "auto" stand for the best one.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    import torch
+
+    name = best_device() if spec in (None, "auto") else str(spec)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device is {spec!r}: torch {torch.__version__} has no such device here") from error
+    return device
+
+
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, float16 on an older GPU, else float32."""
+    """Return bfloat16 where the device multiplies it in hardware, float16 on an older GPU, else float32."""
     import torch
 
     if device.type == "cuda":
@@ -97,9 +195,20 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
 
 
+def best_memory_format(device: torch.device) -> torch.memory_format:
+    """Return the memory layout of networks with group normalization, such as autoencoders and U-Nets.
+
+    Channels-last on a CPU, contiguous on a GPU: on an H100 SD2's VAE encoded 693 images/s contiguous and
+    510 channels-last, in bfloat16.
+    """
+    import torch
+
+    return torch.contiguous_format if device.type == "cuda" else torch.channels_last
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, diffusers and transformers show neither bars nor warnings: a worker's log is no terminal."""
+    """Silence bars and warnings of diffusers and transformers: a worker's log is no terminal."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -118,7 +227,7 @@ def quiet() -> Iterator[None]:
 
 
 def faiss_status() -> str:
-    """`cpu`, `N gpus`, or what to install."""
+    """Return where FAISS runs, `cpu` or `N gpus`, or what to install."""
     try:
         import faiss
     except ImportError:
@@ -128,14 +237,17 @@ def faiss_status() -> str:
 
 
 def hub_status(timeout: float = 3.0) -> str:
-    """`reachable`, or why the model hub is not; asks it once."""
+    """Return `reachable`, or why the model hub is not; asks it once and waits at most `timeout` seconds."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return "offline by HF_HUB_OFFLINE"
-    import httpx
     from huggingface_hub import constants
 
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
-        httpx.head(constants.ENDPOINT, timeout=timeout, follow_redirects=True)
-    except httpx.HTTPError as error:
-        return f"not reachable ({type(error).__name__}): use `mini` or local directories"
+        urllib.request.urlopen(request, timeout=timeout).close()
+    except urllib.error.HTTPError:
+        return "reachable"
+    except OSError as error:  # URLError, timeouts
+        reason = getattr(error, "reason", error)
+        return f"not reachable ({reason}): use `mini` or local directories"
     return "reachable"

@@ -15,7 +15,7 @@ from PIL import Image
 import id2core
 from factory import vae as training
 from id2core.encoders.registry import load_encoder
-from id2core.translation import models
+from id2core.translation import loading, models
 from tests.drawing import scene
 
 DATA = Path(id2core.__file__).parent / "data"
@@ -59,7 +59,7 @@ def test_the_directory_loads_as_it_is_and_keeps_more_of_the_picture_at_low_stren
 
 @both
 def test_the_prompt_has_its_say(name: str) -> None:
-    translator = models.load(models.find(name, strength=1.0, steps=10), dtype="float32")
+    translator = loading.load(models.find(name, strength=1.0, steps=10), dtype="float32")
     pictures = [scene(i, (256, 256)) for i in range(4)]
 
     def redness(prompt: str) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_the_kept_curves_are_those_of_a_trained_model(name: str) -> None:
     assert errors[-1] <= 1.1 * log[-1]["train_error"]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.5 * errors[0]
     strengths = kept(name, "strengths.json")
-    assert strengths["revision"] == models.hash_weights(DATA / name)
+    assert strengths["revision"] == loading.hash_weights(DATA / name)
     accuracy = {p["strength"]: p["acc"] for p in strengths["points"]}
     assert len(accuracy) == 10 and accuracy[0.3] > 0.9 and accuracy[0.9] < 0.6
     assert all(
