@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 
-from beam_jobs import runners
+from beam_jobs import metrics, runners
 from id2core.runs import planning
-from id2core.runs.parts import REJECTS, PartRecord, Progress
-from id2core.runs.planning import Plan
+from id2core.runs.parts import REJECTS, OnBatch, PartRecord
+from id2core.runs.planning import Held, Plan
 from id2core.runs.progress import tally
-from id2core.store import datasets, storage
+from id2core.store.datasets import Dataset
+from id2core.store.storage import Object
 
-LOOK_EVERY_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
 class Maker(Protocol):
     """The work of a job on a worker; it is sent there, and holds no model before `load`."""
 
     def load(self) -> dict[str, str]:
-        """Load the model, once per process; the ids of what was really loaded."""
+        """Load the model, once per process; return the ids of what was really loaded."""
         ...
 
-    def make(self, plan: Plan, part: int, progress: Progress) -> PartRecord:
+    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> PartRecord:
         """Write the files of one part and its record."""
         ...
 
@@ -38,8 +39,8 @@ class Job:
     """A planned run and who works on it.
 
     Attributes:
-        stage: its name in progress and counters.
-        plan: the run; its parts stand in the staged manifest.
+        stage: its name in progress, steps and metrics, a lower-case word.
+        plan: the run; its parts are in the staged manifest.
         maker: the work.
         error: what to raise when a worker's model is another than the plan's.
     """
@@ -49,48 +50,82 @@ class Job:
     maker: Maker
     error: type[Exception]
 
+    def __post_init__(self) -> None:
+        if not (self.stage.isidentifier() and self.stage.islower()):
+            raise ValueError(f"a stage is named by a lower-case word, not {self.stage!r}")
+
+    def check(self, loaded: dict[str, str]) -> None:
+        """Raise the job's error when what was loaded is not what the run was planned with."""
+        if loaded != self.plan.lineage.ids:
+            raise self.error(
+                f"this worker loaded {loaded}, the run was planned with {self.plan.lineage.ids}: give every "
+                "worker the same files, and hub models a revision"
+            )
+
 
 @dataclass(frozen=True)
-class Counted:
-    """Objects of the data sets after a run."""
+class Committed:
+    """The data sets after a run.
 
+    Attributes:
+        rows: the product's data set.
+        rejects: the rejects beside it.
+        run_id: the run that committed them last: this one, or an earlier one where there was nothing to do.
+        listed: objects of the source.
+        made: those that have rows.
+    """
+
+    rows: Dataset
+    rejects: Dataset
+    run_id: str
     listed: int
     made: int
-    rejected: int
 
 
-class _MakePart(beam.DoFn):
+class _MakePart(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
     """Part number → its key, after its files and its record are in place."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        name = f"{job.stage.capitalize()}Parts"
-        self._made = Metrics.counter(name, "made")
-        self._rejected = Metrics.counter(name, "rejected")
+        self._since = 0.0
 
     def setup(self) -> None:
-        loaded, planned = self._job.maker.load(), self._job.plan.lineage.ids
-        if loaded != planned:
-            raise self._job.error(
-                f"this worker loaded {loaded}, the run was planned with {planned}: "
-                f"give every worker the same files, and hub models a revision"
-            )
+        self._job.check(self._job.maker.load())
 
     def process(self, part: int) -> Iterator[str]:
-        yield self._job.maker.make(self._job.plan, part, self._count).key
+        stage, plan = self._job.stage, self._job.plan
+        with metrics.timed(f"{stage}_list"):
+            objects = planning.read_part(plan, part)
+        self._since = time.perf_counter()
+        with metrics.timed(f"{stage}_part"):
+            record = self._job.maker.make(plan, objects, self._count)
+        metrics.count(f"{stage}_bytes_read", sum(o.bytes for o in objects))
+        metrics.count(f"{stage}_bytes_written", sum(f.bytes for f in (record.rows, record.rejects) if f))
+        yield record.key
 
     def _count(self, made: int, rejected: int) -> None:
-        self._made.inc(made)
-        self._rejected.inc(rejected)
-        tally.add(self._job.stage, made, rejected)
+        """Count a batch: called after each."""
+        stage, now = self._job.stage, time.perf_counter()
+        metrics.count(f"{stage}_made", made)
+        metrics.count(f"{stage}_rejected", rejected)
+        metrics.add_time(f"{stage}_batch", now - self._since)
+        self._since = now
+        tally.add(stage, made, rejected)
 
 
 @dataclass
-class MakeParts(beam.PTransform):
+class MakeParts(beam.PTransform):  # type: ignore[misc]
     """Part numbers of a plan → keys of finished parts.
 
-    Args:
+    Attributes:
         job: the planned run.
+
+    Example:
+        ```
+        job = embed.planned(spec, plan_embed(spec, Execution.begin()))
+        with runners.pipeline() as pipeline:
+            pipeline | beam.Create(range(job.plan.parts)) | MakeParts(job) | Commit(job)
+        ```
     """
 
     job: Job
@@ -101,18 +136,35 @@ class MakeParts(beam.PTransform):
 
 
 @dataclass
-class Commit(beam.PTransform):
-    """Keys of finished parts → the data sets, committed once all parts are done."""
+class Commit(beam.PTransform):  # type: ignore[misc]
+    """Keys of finished parts → the data sets, committed once all parts are done.
 
-    plan: Plan
+    Attributes:
+        job: the planned run.
+    """
+
+    job: Job
 
     def expand(self, keys: beam.PCollection[str]) -> beam.PCollection[None]:
-        """Wait for every part, then commit: also when there was none to do."""
+        """Wait for every part, then commit, also when there was none to do."""
         return (
             keys
             | "AllDone" >> beam.CombineGlobally(beam.combiners.CountCombineFn())
-            | "Commit" >> beam.Map(lambda _, plan: planning.commit(plan), plan=self.plan)
+            | "Commit" >> beam.Map(_commit, job=self.job)
         )
+
+
+# What was committed in this process, by run and work: the caller need not read it again.
+_COMMITTED: dict[tuple[str, str], Held | None] = {}
+
+
+def _commit(parts: int, job: Job) -> None:
+    with metrics.timed(f"{job.stage}_commit"):
+        _COMMITTED[_key(job.plan)] = planning.commit(job.plan)
+
+
+def _key(plan: Plan) -> tuple[str, str]:
+    return plan.lineage.run_id, f"{plan.out}#{plan.plan_id}"
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
@@ -121,11 +173,11 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         pipeline
         | "Parts" >> beam.Create(range(job.plan.parts), reshuffle=False)
         | f"{job.stage.capitalize()}Parts" >> MakeParts(job)
-        | Commit(job.plan)
+        | Commit(job)
     )
 
 
-def run(job: Job, beam_arguments: Sequence[str] = ()) -> Counted:
+def run(job: Job, beam_arguments: Sequence[str] = ()) -> Committed:
     """Do what is planned and wait for the end.
 
     Raises:
@@ -133,21 +185,27 @@ def run(job: Job, beam_arguments: Sequence[str] = ()) -> Counted:
     """
     plan = job.plan
     tally.start(job.stage, plan.objects)
-    if not plan.done:
-        counted = nullcontext() if runners.is_in_process(beam_arguments) else _parts_counted(job)
-        with counted, runners.pipeline(beam_arguments) as pipeline:
+    if not plan.committed:
+        here = runners.is_in_process(beam_arguments)
+        if here and plan.parts:  # a model that cannot be loaded is an error of its own, and not one of Beam's
+            job.check(job.maker.load())
+        with (
+            nullcontext() if here else _counted_by_records(job),
+            runners.pipeline(beam_arguments) as pipeline,
+        ):
             build(pipeline, job)
-    made, rejected = (
-        datasets.require_commit(storage.join(plan.out, d)).rows for d in (plan.product.dataset, REJECTS)
-    )
-    return Counted(plan.listed, made // plan.product.rows_each, rejected)
+    held = plan.held if plan.committed else _COMMITTED.pop(_key(plan), None)
+    rows, rejects = (held.rows, held.rejects) if held else (None, None)
+    rows = rows or Dataset.open(plan.uri_of(plan.product.dataset))
+    rejects = rejects or Dataset.open(plan.uri_of(REJECTS))
+    return Committed(rows, rejects, rows.run_id, plan.listed, rows.rows // plan.product.rows_each)
 
 
 def write_template(job: Job, beam_arguments: Sequence[str]) -> str:
     """Stage the job for a runner that starts it later (Dataflow's `--template_location`).
 
-    The images are listed when it is planned; the commit is a step of the job, so nothing has to wait
-    here for its end.
+    The images are listed when it is planned. The commit is a step of the job, so nothing has to wait here
+    for its end.
 
     Returns:
         Where the template was written.
@@ -159,24 +217,24 @@ def write_template(job: Job, beam_arguments: Sequence[str]) -> str:
 
 
 @contextmanager
-def _parts_counted(job: Job) -> Iterator[None]:
+def _counted_by_records(job: Job) -> Iterator[None]:
     """While other processes work, count the parts whose records they leave in the store."""
     out = job.plan.out
     seen = set(planning.staged_by_uri(out))
     stop = threading.Event()
     objects = 0
 
-    def look() -> None:
+    def poll() -> None:
         nonlocal objects
-        while not stop.wait(LOOK_EVERY_SECONDS):
-            with suppress(FileNotFoundError):  # the commit, elsewhere, is tidying up
+        while not stop.wait(POLL_SECONDS):
+            with suppress(FileNotFoundError):  # the commit, elsewhere, deletes what was staged
                 new = planning.staged_by_uri(out, seen)
                 seen.update(new)
                 for record in new.values():
                     tally.add(job.stage, *record.counts)
                     objects += record.objects
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield

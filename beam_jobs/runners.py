@@ -22,12 +22,15 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProv
 from id2core.errors import OptionError
 
 IN_PROCESS = "FnApiRunner"
+RUNNERS = (IN_PROCESS, "FlinkRunner", "SparkRunner", "DataflowRunner", "PortableRunner")
+# As Beam reads names: without regard to case, with or without the end.
+_KNOWN = {name.lower().removesuffix("runner") for name in (*StandardOptions.KNOWN_RUNNER_NAMES, "DaskRunner")}
 # Beam's Dask runner drops the output of finish_bundle without an error: rows would be lost.
 REFUSED = ("DaskRunner",)
 
 
 def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
-    """An empty pipeline on the runner that Beam's own options name.
+    """Return an empty pipeline on the runner that Beam's own options name.
 
     Args:
         arguments: Beam options, e.g. `--runner=DataflowRunner --project=…`. Without `--runner` the
@@ -35,7 +38,7 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
             --direct_num_workers=N` makes that N worker processes.
 
     Raises:
-        ValueError: a runner that loses rows.
+        OptionError: the runner loses rows.
     """
     options = PipelineOptions(list(arguments))
     name = _name(options)
@@ -49,7 +52,7 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
 
 
 def is_in_process(arguments: Sequence[str]) -> bool:
-    """True when this very process does the work, so that it can count it."""
+    """Return whether this very process does the work, so that it can count it."""
     options = PipelineOptions(list(arguments))
     mode = options.view_as(DirectOptions).direct_running_mode
     return _name(options) == IN_PROCESS and mode != "multi_processing"
@@ -60,7 +63,7 @@ def _name(options: PipelineOptions) -> str:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raise ValueError for what Beam would only warn of: stray words, options that nobody reads."""
+    """Raise OptionError for what Beam would only warn of: stray words, options that nobody reads."""
     stray = [a for a in arguments if not a.startswith("--")]
     if stray:
         raise OptionError(f"unexpected {stray[0]!r}: Beam's options are written --NAME=VALUE, after `--`")
@@ -68,17 +71,22 @@ def check(arguments: Sequence[str]) -> None:
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(arguments))
+    name = _name(PipelineOptions(list(arguments)))
+    if "." not in name and name.lower().removesuffix("runner") not in _KNOWN:  # with a dot it is a class
+        raise OptionError(f"no Beam runner {name!r}: choose {', '.join(RUNNERS)}")
     if unknown:
         raise OptionError(f"no Beam option {unknown[0]!r}")
 
 
 def template_location(arguments: Sequence[str]) -> str | None:
-    """Where the options ask for a template to be written instead of a run."""
-    return PipelineOptions(list(arguments)).view_as(GoogleCloudOptions).template_location
+    """Return where the options ask for a template to be written; None where they ask for a run."""
+    location = PipelineOptions(list(arguments)).view_as(GoogleCloudOptions).template_location
+    return str(location) if location else None
 
 
 def _in_process(options: PipelineOptions) -> FnApiRunner:
-    """FnApiRunner hands its worker processes no options unless they are put in the provision info."""
+    """Return a runner for this process whose worker processes get the options, too."""
+    # FnApiRunner hands them none unless they are in the provision info.
     # A protobuf Struct has no integers: 2 would arrive as 2.0 and be refused.
     given = {
         f"beam:option:{name}:v1": str(value) if type(value) is int else value

@@ -13,36 +13,25 @@ import apache_beam as beam
 import pyarrow as pa
 
 from beam_jobs import runners
+from beam_jobs.metrics import count, timed
 from id2core.errors import LostRowsError
+from id2core.runs.execution import Execution
 from id2core.runs.progress import tally
 from id2core.search import matching, shards
+from id2core.search.indexes import FLAT
 from id2core.search.matching import QueryBlock, SearchPlan
-from id2core.store import datasets
-from id2core.store.datasets import FileRecord
+from id2core.search.results import SearchResult
+from id2core.store.datasets import Dataset, FileRecord
 from id2core.verdicts.judging import Judge
 
 STAGE = "search"
 # Query blocks that one load of a shard is good for: enough to pay for it, few enough to spread.
 BLOCKS_PER_LOAD = 64
-
-
-@dataclass(frozen=True)
-class SearchSummary:
-    """Counts of a search run; `corpus` is the number of references."""
-
-    run_id: str
-    queries: int
-    matches: int
-    index_id: str
-    corpus: int
-    resumed: bool
-
-
 # Candidates of a block of queries, and in how many shards they were looked for.
 Partial = tuple[int, pa.Table]
 
 
-class _SearchShard(beam.DoFn):
+class _SearchShard(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
     """(reference file, query blocks) → (block name, partial result) for each block."""
 
     def __init__(self, plan: SearchPlan) -> None:
@@ -50,13 +39,19 @@ class _SearchShard(beam.DoFn):
 
     def process(self, task: tuple[FileRecord, list[QueryBlock]]) -> Iterator[tuple[str, Partial]]:
         file, blocks = task
-        shard = shards.load(self._plan.references, file)
+        with timed("search_load"):
+            shard = shards.load(self._plan.references, file, self._plan.index)
+        count("search_references_read", file.rows)
+        count("search_bytes_read", file.bytes)
         for block in blocks:
-            yield block.name, (1, matching.search(self._plan, block, shard))
+            with timed("search_block"):
+                candidates = matching.search(self._plan, block, shard)
+            count("search_candidates", candidates.num_rows)
+            yield block.name, (1, candidates)
             tally.add(STAGE, 1)
 
 
-class _Merge(beam.CombineFn):
+class _Merge(beam.CombineFn):  # type: ignore[misc]
     """Partial results of one block → its top-k over all of them; some merges happen before the shuffle."""
 
     def __init__(self, k: int) -> None:
@@ -70,50 +65,69 @@ class _Merge(beam.CombineFn):
 
     def merge_accumulators(self, accumulators: Iterable[Partial]) -> Partial:
         counts, candidates = zip(*accumulators, strict=True)
-        return sum(counts), shards.merge(list(candidates), self._k)
+        with timed("search_merge"):
+            return sum(counts), shards.merge(list(candidates), self._k)
 
     def extract_output(self, accumulator: Partial) -> Partial:
         return accumulator
 
 
-class _WriteBlock(beam.DoFn):
+class _WriteBlock(beam.DoFn):  # type: ignore[misc]
     """(block name, merged result) → record of the block's match file; a shard that is missing is an error.
 
-    A block holds its queries with all their ranks: it is judged here, without any other.
+    A block holds its queries with all their ranks, so it is judged here, without any other.
     """
 
     def __init__(self, plan: SearchPlan, blocks: tuple[QueryBlock, ...], shards: int) -> None:
         self._plan, self._shards = plan, shards
         self._blocks = {block.name: block for block in blocks}
 
-    def process(self, found: tuple[str, Partial]) -> Iterator[FileRecord]:
-        name, (shards, candidates) = found
+    def process(self, merged: tuple[str, Partial]) -> Iterator[FileRecord]:
+        name, (shards, candidates) = merged
         if shards != self._shards:
             raise LostRowsError(f"{name} was searched in {shards} shards of {self._shards}; run again")
-        yield matching.write_block(self._plan, self._blocks[name], candidates)
+        with timed("search_write"):
+            record = matching.write_block(self._plan, self._blocks[name], candidates)
+        count("search_matches", record.rows)
+        count("search_bytes_written", record.bytes)
+        yield record
 
 
 @dataclass
-class Search(beam.PTransform):
+class Search(beam.PTransform):  # type: ignore[misc]
     """Reference files → records of the written match files.
 
-    Args:
-        plan: the run.
+    Attributes:
+        plan: the work.
         blocks: the query blocks; every one meets every reference file.
         shards: how many reference files there are.
+
+    Example:
+        ```
+        plan = matching.make(references, queries, "/scan/matches", 10, Execution.begin())
+        blocks = tuple(matching.query_blocks(plan))
+        with runners.pipeline() as pipeline:
+            files = pipeline | beam.Create(references.files)
+            files | Search(plan, blocks, len(references.files)) | beam.Map(print)
+        ```
     """
 
     plan: SearchPlan
     blocks: tuple[QueryBlock, ...]
     shards: int
 
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.shards < 0:
+            raise ValueError(f"there cannot be {self.shards} shards")
+        if len({block.name for block in self.blocks}) < len(self.blocks):
+            raise ValueError("two query blocks have one name: their matches would be mixed")
+
     def expand(self, files: beam.PCollection[FileRecord]) -> beam.PCollection[FileRecord]:
         """Pair, search, merge per block, judge and write."""
-        starts = range(0, len(self.blocks), BLOCKS_PER_LOAD)
-        groups = [list(self.blocks[i : i + BLOCKS_PER_LOAD]) for i in starts]
         return (
             files
-            | "Pair" >> beam.FlatMap(lambda file, groups: [(file, g) for g in groups], groups=groups)
+            | "Pair" >> beam.FlatMap(_pair, groups=_groups(self.blocks))
             | "Spread" >> beam.Reshuffle()
             | "SearchShards" >> beam.ParDo(_SearchShard(self.plan))
             | "Merge" >> beam.CombinePerKey(_Merge(self.plan.top_k))
@@ -121,9 +135,32 @@ class Search(beam.PTransform):
         )
 
 
+def _groups(blocks: tuple[QueryBlock, ...]) -> list[list[QueryBlock]]:
+    """Return the query blocks that are searched in one load of a shard."""
+    starts = range(0, len(blocks), BLOCKS_PER_LOAD)
+    return [list(blocks[start : start + BLOCKS_PER_LOAD]) for start in starts]
+
+
+def _pair(file: FileRecord, groups: list[list[QueryBlock]]) -> list[tuple[FileRecord, list[QueryBlock]]]:
+    return [(file, group) for group in groups]
+
+
+# Matches that were committed in this process, by run and work: the caller need not read them again.
+_COMMITTED: dict[tuple[str, str], Dataset] = {}
+
+
+def _commit(files: list[FileRecord], plan: SearchPlan) -> None:
+    with timed("search_commit"):
+        _COMMITTED[_key(plan)] = matching.commit(plan, files)
+
+
+def _key(plan: SearchPlan) -> tuple[str, str]:
+    return plan.execution.run_id, f"{plan.out}#{plan.plan_id}"
+
+
 def build(pipeline: beam.Pipeline, plan: SearchPlan) -> None:
     """Add the job's steps to a pipeline on any runner."""
-    references = datasets.require_commit(plan.references).files
+    references = plan.references.files
     blocks = tuple(matching.query_blocks(plan))
     tally.start(STAGE, len(references) * len(blocks))
     (
@@ -131,36 +168,42 @@ def build(pipeline: beam.Pipeline, plan: SearchPlan) -> None:
         | "References" >> beam.Create(references, reshuffle=False)
         | Search(plan, blocks, len(references))
         | "AllWritten" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
-        | "Commit" >> beam.Map(lambda files, plan: matching.commit(plan, files), plan=plan)
+        | "Commit" >> beam.Map(_commit, plan=plan)
     )
 
 
 def run(
-    references: str,
-    queries: str,
+    references: Dataset,
+    queries: Dataset,
     out: str,
+    execution: Execution,
     top_k: int = 10,
     beam_arguments: Sequence[str] = (),
     judge: Judge | None = None,
-) -> SearchSummary:
+    index: str = FLAT,
+) -> SearchResult:
     """Search every query in every reference and wait for the end.
 
     Args:
-        references, queries: committed embeddings data sets with the same encoder and transform.
+        references, queries: embeddings data sets with the same encoder and transform.
         out: the matches data set.
+        execution: gives new rows their run_id and time.
         top_k: references kept per query.
         beam_arguments: Beam's own options, see `runners.pipeline`.
         judge: gives the verdicts; None leaves them open.
+        index: a name of `indexes.INDEXES`, by which the references are searched.
 
     Raises:
-        DatasetError: a data set is incomplete or the two cannot be compared.
+        DatasetError: the two cannot be compared.
         CalibrationError: the calibration is for other scores.
     """
-    plan = matching.make(references, queries, out, top_k, judge)
-    if not plan.done:
-        with runners.pipeline(beam_arguments) as pipeline:
-            build(pipeline, plan)
-    counts = datasets.require_commit(out).runs[plan.run_id]
-    return SearchSummary(
-        plan.run_id, counts["queries"], counts["matches"], plan.index_id, plan.corpus, plan.done
-    )
+    plan = matching.make(references, queries, out, top_k, execution, judge, index)
+    return matching.finished(plan) or run_planned(plan, beam_arguments)
+
+
+def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> SearchResult:
+    """Search what is planned and wait for the end; errors as of `run`."""
+    with runners.pipeline(beam_arguments) as pipeline:
+        build(pipeline, plan)
+    matches = _COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out)
+    return matching.result(plan, matches)

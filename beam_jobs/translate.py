@@ -12,18 +12,21 @@ from beam_jobs import parts
 from id2core.encoders.images import Limits
 from id2core.errors import OptionError, TranslatorError
 from id2core.runs import planning
-from id2core.runs.parts import PartRecord, Progress
+from id2core.runs.execution import Execution
+from id2core.runs.parts import OnBatch, PartRecord
 from id2core.runs.planning import Plan
 from id2core.settings import Settings
 from id2core.store import storage
-from id2core.translation import models, prompts, rows
+from id2core.store.datasets import Dataset
+from id2core.store.storage import Object
+from id2core.translation import loading, prompts, rows
+from id2core.translation.config import TranslationConfig
 from id2core.translation.prompts import PromptSource
-from id2core.translation.rows import Recipe
 from id2core.translation.spec import DiffusionModel
 from id2core.translation.translators import Translator
 
 STAGE = "translate"
-# A killed run loses at most this many pictures per worker: minutes of a GPU.
+# A killed run loses at most this many pictures per worker, which are minutes of a GPU.
 PART_PICTURES = 512
 
 
@@ -36,7 +39,7 @@ class TranslateJob:
         out: parent of `translations/`, `rejects/` and `pictures/`.
         model: a row of `models.TABLE`, or what `models.find` made of a name and overrides.
         prompts: a source as `prompts.load` takes it; None for captions beside the images.
-        recipe: translations per origin, seed, file format.
+        config: translations per origin, seed, file format.
         device, dtype: of the model; `auto` takes what the worker has.
         part_size: origins in one part; by default as many as make 512 pictures.
         limits: of file size and pixels.
@@ -46,17 +49,18 @@ class TranslateJob:
     out: str
     model: DiffusionModel
     prompts: str | None = None
-    recipe: Recipe = field(default_factory=Recipe)
+    config: TranslationConfig = field(default_factory=TranslationConfig)
     device: str = "auto"
     dtype: str = "auto"
     part_size: int | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.part_size is None:
-            object.__setattr__(self, "part_size", max(1, PART_PICTURES // self.recipe.per_image))
-        if self.part_size < 1:
-            raise OptionError(f"part_size must be at least 1, not {self.part_size}")
+        default = max(1, PART_PICTURES // self.config.per_image)
+        part_size = default if self.part_size is None else self.part_size
+        if part_size < 1:
+            raise OptionError(f"part_size must be at least 1, not {part_size}")
+        object.__setattr__(self, "part_size", part_size)
         object.__setattr__(self, "images", storage.normalize(self.images))
         object.__setattr__(self, "out", storage.normalize(self.out))
 
@@ -67,17 +71,17 @@ class TranslateJob:
         model: DiffusionModel,
         settings: Settings,
         prompts: str | None = None,
-        recipe: Recipe | None = None,
+        config: TranslationConfig | None = None,
         part_size: int | None = None,
     ) -> TranslateJob:
-        """A job with device, precision and limits from the settings."""
+        """Return a job with device, precision and limits from the settings."""
         limits = Limits(settings.max_bytes, settings.max_pixels)
         return TranslateJob(
             images,
             out,
             model,
             prompts,
-            recipe or Recipe(),
+            config or TranslationConfig(),
             settings.device,
             settings.dtype,
             part_size,
@@ -86,14 +90,25 @@ class TranslateJob:
 
     @property
     def model_tag(self) -> str:
-        """Jobs with equal tags share one loaded model in a process."""
-        return json.dumps([asdict(self.model), self.device, self.dtype])
+        """Name the loaded model: jobs with equal tags share one in a process."""
+        return json.dumps([self.model.model_dump(), self.device, self.dtype])
 
 
 @dataclass(frozen=True)
-class TranslateSummary:
-    """Counts of the data sets after the run, in origins, and what made the pictures."""
+class TranslateResult:
+    """The data sets after a translate run, and counts of them.
 
+    Attributes:
+        translations, rejects: the data sets.
+        run_id: the run that committed them last: this one, or an earlier one where there was nothing to do.
+        listed: origins; each is translated or rejected.
+        pictures: translations of all origins together.
+        model, revision, recipe_id: what made the pictures.
+        resumed: True when there was nothing to do.
+    """
+
+    translations: Dataset = field(compare=False)
+    rejects: Dataset = field(compare=False)
     run_id: str
     listed: int
     translated: int
@@ -109,7 +124,7 @@ class _Loaded:
     """The model in a holder that `Shared` can refer to weakly."""
 
     def __init__(self, job: TranslateJob) -> None:
-        self.translator: Translator = models.load(job.model, job.device, job.dtype)
+        self.translator: Translator = loading.load(job.model, job.device, job.dtype)
 
 
 _SHARED = Shared()
@@ -128,66 +143,68 @@ class TranslateMaker:
     source: PromptSource
 
     def load(self) -> dict[str, str]:
-        """Load the model; ids of it and of the recipe."""
-        return self.job.recipe.ids(_translator(self.job), self.source)
+        """Load the model; ids of it and of the config."""
+        return rows.lineage_ids(self.job.config, _translator(self.job), self.source)
 
-    def make(self, plan: Plan, part: int, progress: Progress) -> PartRecord:
+    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> PartRecord:
         """Translate one part."""
         job = self.job
-        objects = planning.read_part(plan, part)
         return rows.translate_part(
             plan.out,
             objects,
             _translator(job),
             self.source,
-            job.recipe,
+            job.config,
             plan.lineage,
             job.limits,
             progress,
         )
 
 
-def plan(job: TranslateJob) -> parts.Job:
+def plan(job: TranslateJob, execution: Execution) -> parts.Job:
     """List the origins and stage what is to be done.
 
     Raises:
-        TranslatorError, PromptError, StorageError, DatasetError: what to do stands in the message.
+        TranslatorError, PromptError, StorageError, DatasetError: the message says what to do.
     """
     source = prompts.load(job.prompts, job.images, job.out)
     maker = TranslateMaker(job, source)
     ids = maker.load()
     dtype = str(_translator(job).pipeline.dtype)
     config = {"limits": asdict(job.limits), "dtype": dtype, "prompts": source.identity}
-    product, part_size = job.recipe.product, job.part_size or 1
-    todo = planning.make(product, job.images, job.out, ids, config, part_size, leave=frozenset({source.uri}))
-    return parts.Job(STAGE, todo, maker, TranslatorError)
+    product, part_size = rows.product(job.config), job.part_size or 1
+    excluded = frozenset({source.uri})
+    work = planning.make(product, job.images, job.out, ids, config, execution, part_size, excluded=excluded)
+    return parts.Job(STAGE, work, maker, TranslatorError)
 
 
-def run(job: TranslateJob, beam_arguments: Sequence[str] = ()) -> TranslateSummary:
+def run(job: TranslateJob, execution: Execution, beam_arguments: Sequence[str] = ()) -> TranslateResult:
     """Translate a folder or bucket and wait for the end.
 
     Args:
         job: what, with what, where to.
+        execution: gives new rows their run_id and time.
         beam_arguments: Beam's own options, see `runners.pipeline`.
 
     Raises:
-        TranslatorError, PromptError, StorageError, DatasetError: what to do stands in the message.
+        TranslatorError, PromptError, StorageError, DatasetError: the message says what to do.
         LostRowsError: an origin ended in neither data set; nothing was committed.
     """
-    planned = plan(job)
-    counted = parts.run(planned, beam_arguments)
-    lineage = planned.plan.lineage
-    return TranslateSummary(
-        run_id=lineage.run_id,
-        listed=counted.listed,
-        translated=counted.made,
-        rejected=counted.rejected,
-        pictures=counted.made * job.recipe.per_image,
-        resumed=planned.plan.done,
-        **lineage.ids,
+    planned = plan(job, execution)
+    committed = parts.run(planned, beam_arguments)
+    return TranslateResult(
+        translations=committed.rows,
+        rejects=committed.rejects,
+        run_id=committed.run_id,
+        listed=committed.listed,
+        translated=committed.made,
+        rejected=committed.rejects.rows,
+        pictures=committed.made * job.config.per_image,
+        resumed=planned.plan.committed,
+        **planned.plan.lineage.ids,
     )
 
 
-def write_template(job: TranslateJob, beam_arguments: Sequence[str]) -> str:
-    """Stage the job for a runner that starts it later; where the template was written."""
-    return parts.write_template(plan(job), beam_arguments)
+def write_template(job: TranslateJob, execution: Execution, beam_arguments: Sequence[str]) -> str:
+    """Stage the job for a runner that starts it later; return where the template was written."""
+    return parts.write_template(plan(job, execution), beam_arguments)

@@ -14,11 +14,13 @@ from apache_beam.internal.gcp import auth
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_jobs import embed, runners, search
-from beam_jobs.embed import EmbedJob
+from id2core.encoders.embed_job import EmbedJob
 from id2core.errors import OptionError
+from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
 from id2core.search import matching
 from id2core.store import storage
+from id2core.store.datasets import Dataset
 from tests.conftest import free_port, listening, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,7 @@ def portable() -> Iterator[list[str]]:
     ]
     try:
         for port in modules:
-            wait_until(lambda port=port: listening(port), 60, f"port {port}")
+            wait_until(lambda port=port: listening(port), 900, f"port {port}")
         yield [
             "--runner=PortableRunner",
             f"--job_endpoint=127.0.0.1:{job_port}",
@@ -66,15 +68,17 @@ def test_every_runner_gives_the_same_rows(
     results = []
     shown: list[Counts] = []
     request.addfinalizer(tally.listen(lambda stage, counts: shown.append(counts)))
+    execution = Execution.begin()
     for name, chosen in (("here", []), ("there", arguments)):
         spec = EmbedJob(
             str(mixed_folder), str(tmp_path / name), tiny_vae, device="cpu", dtype="float32", part_size=30
         )
-        counts = embed.run(spec, chosen)
-        assert shown[-1].total == shown[-1].done + shown[-1].rejected == counts.listed
-        embeddings = storage.join(spec.out, "embeddings")
-        found = search.run(embeddings, embeddings, storage.join(spec.out, "matches"), 3, chosen)
-        matches = matching.read_run(storage.join(spec.out, "matches")).drop(["scanned_at"])
+        counts = embed.run(spec, execution, chosen)
+        assert shown[-1].total == shown[-1].completed + shown[-1].rejected == counts.listed
+        found = search.run(
+            counts.embeddings, counts.embeddings, storage.join(spec.out, "matches"), execution, 3, chosen
+        )
+        matches = matching.read_run(Dataset.open(storage.join(spec.out, "matches")))
         results.append((counts, found, matches))
     assert results[0] == results[1]
     assert results[0][2].num_rows == 3 * results[0][0].embedded
@@ -102,7 +106,9 @@ def test_a_dataflow_template_asks_for_gpu_workers_and_our_container(
         "--experiments=no_use_multiple_sdk_containers",
     ]
     assert (
-        embed.write_template(spec, arguments) == runners.template_location(arguments) == f"{where}/job.json"
+        embed.write_template(spec, Execution.begin(), arguments)
+        == runners.template_location(arguments)
+        == f"{where}/job.json"
     )
     job = json.loads(storage.read_bytes(f"{where}/job.json"))
     [pool] = job["environment"]["workerPools"]

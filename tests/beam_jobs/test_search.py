@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from beam_jobs import runners, search
 from id2core.errors import CalibrationError, DatasetError, LostRowsError
+from id2core.runs.execution import Execution
 from id2core.search import matching, shards
-from id2core.store import datasets
+from id2core.store.datasets import Dataset
 from id2core.verdicts import calibration
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.judging import Judge
@@ -26,8 +28,14 @@ def test_the_best_references_of_every_query_over_all_shards(tmp_path: Path) -> N
     references, queries = unit(700, 24, 0), unit(90, 24, 1)
     write_embeddings(tmp_path / "r", references, 5, "r")
     write_embeddings(tmp_path / "q", queries, 3, "q")
-    summary = search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), top_k=7)
-    found = matching.read_run(str(tmp_path / "m"))
+    summary = search.run(
+        Dataset.open(str(tmp_path / "r")),
+        Dataset.open(str(tmp_path / "q")),
+        str(tmp_path / "m"),
+        Execution.begin(),
+        top_k=7,
+    )
+    found = matching.read_run(Dataset.open(str(tmp_path / "m")))
     assert (summary.queries, summary.matches, found.num_rows) == (90, 630, 630)
     scores = queries @ references.T
     best = np.argsort(-scores, axis=1)[:, :7]
@@ -45,15 +53,43 @@ def test_the_best_references_of_every_query_over_all_shards(tmp_path: Path) -> N
 def test_again_does_nothing_and_another_top_k_adds_a_run(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "r", unit(9, 4, 0), 2, "r")
     write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
-    args = (str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
-    first = search.run(*args, top_k=2)
-    assert search.run(*args, top_k=2) == replace(first, resumed=True)
-    second = search.run(*args, top_k=20)
+    args = (Dataset.open(str(tmp_path / "r")), Dataset.open(str(tmp_path / "q")), str(tmp_path / "m"))
+    first = search.run(*args, Execution.begin(), top_k=2)
+    assert search.run(*args, Execution.begin(), top_k=2) == replace(first, resumed=True)
+    second = search.run(*args, Execution.begin(), top_k=20)
     assert second.matches == 45  # every reference: fewer than asked for
-    assert matching.read_run(args[2], first.run_id).num_rows == 10
-    assert matching.read_run(args[2]).num_rows == 45
+    assert matching.read_run(Dataset.open(args[2]), first.run_id).num_rows == 10
+    assert matching.read_run(Dataset.open(args[2])).num_rows == 45
     with pytest.raises(DatasetError, match="no run"):
-        matching.read_run(args[2], "0000")
+        matching.read_run(Dataset.open(args[2]), "0000")
+
+
+def test_rows_carry_the_run_of_the_execution_that_wrote_them(tmp_path: Path) -> None:
+    references = write_embeddings(tmp_path / "r", unit(9, 4, 0), 2, "r")
+    queries = write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
+    out = str(tmp_path / "m")
+    first, second, third = (Execution(f"run-{i}", datetime(2026, 1, i, tzinfo=UTC)) for i in (1, 2, 3))
+    for execution, top_k in ((first, 2), (second, 3), (third, 2)):
+        summary = search.run(references, queries, out, execution, top_k)
+        rows = matching.read_run(Dataset.open(out), summary.run_id)
+        assert rows["run_id"].unique().to_pylist() == [summary.run_id]
+    assert summary.run_id == first.run_id and summary.resumed
+    assert rows["scanned_at"].unique().to_pylist() == [first.started]
+    assert set(Dataset.open(out).runs) == {first.run_id, second.run_id}
+
+
+def test_of_two_runs_with_the_same_work_the_first_to_commit_keeps_it(tmp_path: Path) -> None:
+    references = write_embeddings(tmp_path / "r", unit(9, 4, 0), 2, "r")
+    queries = write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
+    out = str(tmp_path / "m")
+    early, late = (Execution(f"run-{i}", datetime(2026, 1, 1, tzinfo=UTC)) for i in (1, 2))
+    plan = matching.make(references, queries, out, 2, late)
+    first = search.run(references, queries, out, early, 2)
+    with runners.pipeline() as pipeline:
+        search.build(pipeline, plan)
+    matches = Dataset.open(out)
+    assert list(matches.runs) == [early.run_id] and matches.commit.run_of(plan.plan_id) == early.run_id
+    assert matching.read_run(matches)["run_id"].unique().to_pylist() == [first.run_id]
 
 
 def thresholds(
@@ -66,21 +102,22 @@ def thresholds(
 
 
 def test_every_block_is_judged_as_the_whole_would_be(tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "r", unit(700, 8, 0), 3, "r")
-    write_embeddings(tmp_path / "b", unit(50, 8, 2), 2, "b")
-    write_embeddings(tmp_path / "q", unit(90, 8, 1), 4, "q")
-    references, queries, out = (str(tmp_path / name) for name in ("r", "q", "m"))
-    background, strangers = str(tmp_path / "bm"), str(tmp_path / "b")
-    plain = search.run(references, queries, out, 5)
-    raw = matching.read_run(out)
-    beside = search.run(strangers, queries, background, 3)
+    references = write_embeddings(tmp_path / "r", unit(700, 8, 0), 3, "r")
+    strangers = write_embeddings(tmp_path / "b", unit(50, 8, 2), 2, "b")
+    queries = write_embeddings(tmp_path / "q", unit(90, 8, 1), 4, "q")
+    out, background = str(tmp_path / "m"), str(tmp_path / "bm")
+    plain = search.run(references, queries, out, Execution.begin(), 5)
+    raw = matching.read_run(Dataset.open(out))
+    beside = search.run(strangers, queries, background, Execution.begin(), 3)
     # Not the last run of its data set, and of other rows.
-    search.run(strangers, queries, background, 1)
+    search.run(strangers, queries, background, Execution.begin(), 1)
     chosen = thresholds(0.3, 0.6, Normalization(factor=0.5, k=3, background_id=beside.index_id))
-    judge = Judge(chosen, background, beside.run_id)
-    found = search.run(references, queries, out, 5, judge=judge)
-    judged = matching.read_run(out)
-    expected = normalize_matches(raw, matching.read_run(background, beside.run_id), chosen.normalization)
+    judge = Judge(chosen, Dataset.open(background), beside.run_id)
+    found = search.run(references, queries, out, Execution.begin(), 5, judge=judge)
+    judged = matching.read_run(Dataset.open(out))
+    expected = normalize_matches(
+        raw, matching.read_run(Dataset.open(background), beside.run_id), chosen.normalization
+    )
     expected = calibration.judge(expected, chosen, 700)
     own = ["run_id", "scanned_at"]
     assert judged.drop(own).equals(expected.drop(own))
@@ -88,35 +125,54 @@ def test_every_block_is_judged_as_the_whole_would_be(tmp_path: Path) -> None:
     assert set(judged["false_positive_rate"].drop_null().to_pylist()) == {np.float32(0.1), np.float32(0.6)}
     assert judged["calibration_id"].unique().to_pylist() == [chosen.calibration_id]
     assert found.run_id != plain.run_id
-    assert search.run(references, queries, out, 5, judge=judge) == replace(found, resumed=True)
+    assert search.run(references, queries, out, Execution.begin(), 5, judge=judge) == replace(
+        found, resumed=True
+    )
 
 
 def test_another_calibration_or_background_is_another_run(tmp_path: Path) -> None:
     for name, rows, seed in (("r", 30, 0), ("q", 6, 1), ("b1", 9, 2), ("b2", 8, 3)):
         write_embeddings(tmp_path / name, unit(rows, 4, seed), 2, name)
-    ends = (str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), 2)
-    ids = [search.run(*ends, judge=Judge(thresholds(0, high))).run_id for high in (0.5, 0.9)]
+    ends = (Dataset.open(str(tmp_path / "r")), Dataset.open(str(tmp_path / "q")), str(tmp_path / "m"))
+    ids = [
+        search.run(*ends, Execution.begin(), 2, judge=Judge(thresholds(0, high))).run_id
+        for high in (0.5, 0.9)
+    ]
     chosen = thresholds(0, 0.5, Normalization(factor=1, k=2, background_id="b"))
     for name in ("b1", "b2"):
-        beside = search.run(str(tmp_path / name), str(tmp_path / "q"), str(tmp_path / "bm"), 2)
-        ids.append(search.run(*ends, judge=Judge(chosen, str(tmp_path / "bm"), beside.run_id)).run_id)
+        beside = search.run(
+            Dataset.open(str(tmp_path / name)),
+            Dataset.open(str(tmp_path / "q")),
+            str(tmp_path / "bm"),
+            Execution.begin(),
+            2,
+        )
+        ids.append(
+            search.run(*ends, Execution.begin(), 2, judge=Judge(chosen, beside.dataset, beside.run_id)).run_id
+        )
     assert len(set(ids)) == 4
-    assert {matching.read_run(ends[2], run).num_rows for run in ids} == {12}
+    assert {matching.read_run(Dataset.open(ends[2]), run).num_rows for run in ids} == {12}
 
 
 def test_what_cannot_be_judged_is_no_matches_and_says_so(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "r", unit(30, 4, 0), 2, "r")
     write_embeddings(tmp_path / "q", unit(6, 4, 1), 2, "q")
-    ends = (str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), 2)
+    ends = (Dataset.open(str(tmp_path / "r")), Dataset.open(str(tmp_path / "q")), str(tmp_path / "m"))
     with pytest.raises(CalibrationError, match="calibrated for preprocess_id other, these scores are of p"):
-        search.run(*ends, judge=Judge(thresholds(0, 1, preprocess_id="other")))
+        search.run(*ends, Execution.begin(), 2, judge=Judge(thresholds(0, 1, preprocess_id="other")))
     chosen = thresholds(0, 1, Normalization(factor=1, k=2, background_id="b"))
-    beside = search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "bm"), 1)
+    beside = search.run(
+        Dataset.open(str(tmp_path / "r")),
+        Dataset.open(str(tmp_path / "q")),
+        str(tmp_path / "bm"),
+        Execution.begin(),
+        1,
+    )
     with pytest.raises(Exception, match="fewer than 2 background scores"):
-        search.run(*ends, judge=Judge(chosen, str(tmp_path / "bm"), beside.run_id))
+        search.run(*ends, Execution.begin(), 2, judge=Judge(chosen, beside.dataset, beside.run_id))
     with pytest.raises(Exception, match="no background of block"):
-        search.run(*ends, judge=Judge(chosen, str(tmp_path / "bm"), "0000"))
-    assert datasets.read_commit(ends[2]) is None
+        search.run(*ends, Execution.begin(), 2, judge=Judge(chosen, beside.dataset, "0000"))
+    assert Dataset.find(ends[2]) is None
 
 
 @pytest.mark.parametrize(("references", "queries"), [(0, 5), (5, 0)])
@@ -124,16 +180,23 @@ def test_nothing_on_one_side_is_no_match_and_no_error(references: int, queries: 
     write_embeddings(tmp_path / "r", unit(references, 4, 0), 1, "r")
     write_embeddings(tmp_path / "q", unit(queries, 4, 1), 1, "q")
     judge = Judge(thresholds(0, 1))
-    summary = search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), judge=judge)
+    summary = search.run(
+        Dataset.open(str(tmp_path / "r")),
+        Dataset.open(str(tmp_path / "q")),
+        str(tmp_path / "m"),
+        Execution.begin(),
+        judge=judge,
+    )
     assert (summary.queries, summary.matches) == (queries, 0)
-    assert matching.read_run(str(tmp_path / "m")).num_rows == 0
+    assert matching.read_run(Dataset.open(str(tmp_path / "m"))).num_rows == 0
 
 
 def test_a_shard_or_a_block_that_got_lost_is_noticed(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "r", unit(9, 4, 0), 3, "r")
     write_embeddings(tmp_path / "q", unit(5, 4, 1), 2, "q")
-    plan = matching.make(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"), 2)
-    files = datasets.require_commit(str(tmp_path / "r")).files
+    ends = (Dataset.open(str(tmp_path / "r")), Dataset.open(str(tmp_path / "q")), str(tmp_path / "m"))
+    plan = matching.make(*ends, 2, Execution.begin())
+    files = Dataset.open(str(tmp_path / "r")).files
     blocks = tuple(matching.query_blocks(plan))
     with pytest.raises(Exception, match="2 shards of 3"), runners.pipeline() as pipeline:
         _ = pipeline | beam.Create(files[:2]) | search.Search(plan, blocks, len(files))
@@ -141,17 +204,27 @@ def test_a_shard_or_a_block_that_got_lost_is_noticed(tmp_path: Path) -> None:
     written = [matching.write_block(plan, blocks[0], matching.search(plan, blocks[0], shard))]
     with pytest.raises(LostRowsError, match="6 matches of 10"):
         matching.commit(plan, written)
-    assert datasets.read_commit(str(tmp_path / "m")) is None
+    assert Dataset.find(str(tmp_path / "m")) is None
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "r", unit(5, 4, 0), 1, "r")
     write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q", transform_id="other")
     with pytest.raises(DatasetError, match="transform_id other"):
-        search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
+        search.run(
+            Dataset.open(str(tmp_path / "r")),
+            Dataset.open(str(tmp_path / "q")),
+            str(tmp_path / "m"),
+            Execution.begin(),
+        )
     (tmp_path / "q" / "_SUCCESS").unlink()
     with pytest.raises(DatasetError, match="did not finish"):
-        search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
+        search.run(
+            Dataset.open(str(tmp_path / "r")),
+            Dataset.open(str(tmp_path / "q")),
+            str(tmp_path / "m"),
+            Execution.begin(),
+        )
 
 
 def test_a_damaged_reference_file_stops_the_search(tmp_path: Path) -> None:
@@ -162,8 +235,13 @@ def test_a_damaged_reference_file_stops_the_search(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(Exception, match="damaged"):
-        search.run(str(tmp_path / "r"), str(tmp_path / "q"), str(tmp_path / "m"))
-    assert datasets.read_commit(str(tmp_path / "m")) is None
+        search.run(
+            Dataset.open(str(tmp_path / "r")),
+            Dataset.open(str(tmp_path / "q")),
+            str(tmp_path / "m"),
+            Execution.begin(),
+        )
+    assert Dataset.find(str(tmp_path / "m")) is None
 
 
 @settings(deadline=None, max_examples=50)
