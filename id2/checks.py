@@ -1,0 +1,165 @@
+"""What a request can be refused for before torch, Beam or an encoder is loaded."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import os
+from pathlib import Path
+from typing import IO
+
+from id2core import defaults
+from id2core.errors import ID2Error, MissingExtraError, OptionError, SearchError, StorageError, TruthError
+from id2core.store import storage
+
+TRUTH_COLUMNS = {"query_uri", "reference_uri"}
+
+
+def require_images(uri: str | None, name: str, out: str | None = None) -> None:
+    """Refuse a place that is missing or empty, or that `out` is part of.
+
+    Args:
+        uri: a folder or prefix of images; None for an option that is not given.
+        name: the option's name.
+        out: where results go: among the images they would be taken for images.
+
+    Raises:
+        StorageError: there is nothing at `uri`.
+        OptionError: `out` is inside it.
+    """
+    if uri is None:
+        return
+    place = _require_content(uri, name, "a folder or prefix that holds images")
+    if out and inside(storage.normalize(out), place):
+        raise OptionError(
+            f"--out {out} is inside --{name} {uri}: results would be taken for images; choose another --out"
+        )
+
+
+def require_corpus(uri: str | None, name: str, out: str) -> None:
+    """Refuse what `require_images` refuses; below a data set that was embedded, results may go."""
+    place = storage.normalize(uri) if uri else ""
+    inside_data = bool(place) and inside(storage.normalize(out), place) and _is_embedded(place)
+    require_images(uri, name, None if inside_data else out)
+
+
+def require_dataset(uri: str, name: str) -> None:
+    """Refuse a place that is missing or empty where a data set is wanted."""
+    _require_content(uri, name, "a data set of id2, or the --out that it is in")
+
+
+def _require_content(uri: str, name: str, wanted: str) -> str:
+    """Return where the URI is."""
+    place = storage.normalize(uri)
+    storage.require(place)
+    if storage.is_empty(place):
+        raise StorageError(f"--{name} {uri} is empty: give {wanted}")
+    return place
+
+
+def _is_embedded(place: str) -> bool:
+    """Whether the place is taken for a data set: nothing below it is listed for images then."""
+    from id2.corpora import Corpus
+
+    return Corpus.open("", place).dataset is not None
+
+
+def inside(uri: str, folder: str) -> bool:
+    """Return whether a place is a folder or below it; links are followed."""
+    if not storage.is_remote(uri) and not storage.is_remote(folder):
+        return Path(uri).resolve().is_relative_to(Path(folder).resolve())
+    return f"{uri}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def require_writable(out: str, *, is_file: bool = False) -> None:
+    """Refuse a local place that cannot be written; a bucket is tried when the first object is written.
+
+    Args:
+        out: a folder.
+        is_file: `out` is a file instead.
+
+    Raises:
+        StorageError: a file or folder stands in the way, or the folder is not writable.
+    """
+    place = storage.normalize(out)
+    if storage.is_remote(place):
+        return
+    above = Path(place)
+    while not above.exists():
+        above = above.parent
+    if above.is_file() and not (is_file and above == Path(place)):
+        raise StorageError(f"--out {out}: {above} is a file: give a folder")
+    if is_file and Path(place).is_dir():
+        raise StorageError(f"--out {out} is a folder: give a file")
+    if not os.access(above, os.W_OK):
+        raise StorageError(f"--out {out}: no permission to write to {above}")
+
+
+def require_local(out: str, error: type[ID2Error]) -> None:
+    """Refuse a bucket as the place of checkpoints."""
+    if storage.is_remote(storage.normalize(out)):
+        raise error(f"{out}: checkpoints are written to a local folder: give one, or a mounted one")
+
+
+def require_file(spec: str | None, name: str, error: type[ID2Error]) -> None:
+    """Refuse a local file that is not there; `auto` and `none` are no files."""
+    if spec in (None, defaults.AUTO, defaults.NONE) or storage.is_remote(str(spec)):
+        return
+    if not Path(str(spec)).is_file():
+        raise error(f"--{name} {spec}: no such file (or auto for the bundled one, none for none)")
+
+
+def require_truth(uri: str | None) -> None:
+    """Refuse a truth file that is missing or lacks a column; only its header is read.
+
+    Raises:
+        TruthError: what is missing.
+    """
+    if uri is None:
+        return
+    place = storage.normalize(uri)
+    try:
+        with storage.open_input(place) as file:
+            names = _columns(file, place)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise TruthError(f"{uri}: no such truth file") from error
+    if not set(names) >= TRUTH_COLUMNS:
+        raise TruthError(f"{uri} has columns {names}; expected query_uri and reference_uri")
+
+
+def _columns(file: IO[bytes], uri: str) -> list[str]:
+    """Return the names in the header of a CSV or Parquet file."""
+    if not uri.endswith(".parquet"):
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+        return next(csv.reader(text), [])
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(file).names)
+    except pa.ArrowException as error:
+        raise TruthError(f"{uri} is not a Parquet file: {error}") from error
+
+
+def require_index(name: str) -> None:
+    """Refuse an index that there is none of."""
+    from id2core.search import indexes
+
+    try:
+        indexes.check_name(name)
+    except SearchError as error:
+        raise OptionError(str(error)) from error
+
+
+def require_faiss() -> None:
+    """Refuse a search without FAISS."""
+    if importlib.util.find_spec("faiss") is None:
+        raise MissingExtraError("a search needs FAISS: pip install 'id2[cpu]' or 'id2[gpu]', one of them")
+
+
+def require_packages(extra: str, *packages: str) -> None:
+    """Refuse an optional part whose packages are not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"this needs {', '.join(missing)}: pip install 'id2[{extra}]'")
