@@ -1,0 +1,204 @@
+"""ID²: which protected original is this upload an AI translation of?
+
+```python
+import id2
+
+summary = id2.scan(reference="originals", queries="uploads", out="results")
+print(summary.counts, summary.verdicts)
+for match in id2.matches("results").slice(0, 5).to_pylist():
+    print(match["query_uri"], match["reference_uri"], match["score"], match["verdict"])
+```
+
+Every function takes its options as keyword arguments, and `progress`, which is called with a stage and its
+counts. `help(id2.scan)` lists the options. Nothing here loads torch or Beam before a function needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from id2 import requests
+from id2.functions import Function, function
+from id2core.errors import ID2Error
+from id2core.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from id2.results import (
+        CalibrateReport,
+        DemoSummary,
+        EmbedSummary,
+        EvaluateReport,
+        ExperimentData,
+        ExperimentReport,
+        FinetuneReport,
+        ImportSummary,
+        ScanSummary,
+        StagedJob,
+        TrainReport,
+        TranslateSummary,
+    )
+    from id2core.encoders.registry import load_encoder as load_encoder
+    from id2core.store.datasets import Dataset as Dataset
+    from id2core.transforms.files import load_transform as load_transform
+
+_LOADED_WHEN_USED = {
+    "CalibrateReport": "id2.results",
+    "Dataset": "id2core.store.datasets",
+    "EmbedSummary": "id2.results",
+    "EvaluateReport": "id2.results",
+    "ScanSummary": "id2.results",
+    "TrainReport": "id2.results",
+    "load_encoder": "id2core.encoders.registry",
+    "load_transform": "id2core.transforms.files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is named here only when it is used: it brings torch or pyarrow along."""
+    if name in _LOADED_WHEN_USED:
+        return getattr(importlib.import_module(_LOADED_WHEN_USED[name]), name)
+    raise AttributeError(f"module 'id2' has no attribute {name!r}")
+
+
+@function(requests.ScanRequest)
+def scan(request: requests.ScanRequest) -> ScanSummary:
+    """Compare uploads with protected originals."""
+    from id2.jobs import scan
+
+    return scan.run(request)
+
+
+@function(requests.DemoRequest)
+def demo(request: requests.DemoRequest) -> DemoSummary:
+    """Scan the bundled demo."""
+    from id2.jobs import demo
+
+    return demo.run(request)
+
+
+@function(requests.ReportRequest)
+def report(request: requests.ReportRequest) -> ScanSummary:
+    """Write the report of a finished scan again."""
+    from id2.jobs import scan
+
+    return scan.rewrite_report(request)
+
+
+@function(requests.EmbedRequest)
+def embed(request: requests.EmbedRequest) -> EmbedSummary | StagedJob:
+    """Embed images."""
+    from id2.jobs import embed
+
+    return embed.run(request)
+
+
+@function(requests.TranslateRequest)
+def translate(request: requests.TranslateRequest) -> StagedJob | TranslateSummary:
+    """Translate originals with a diffusion model."""
+    from id2.jobs import translate
+
+    return translate.run(request)
+
+
+@function(requests.TrainRequest)
+def train(request: requests.TrainRequest) -> TrainReport | None:
+    """Train W from stored latents."""
+    from id2.jobs import train
+
+    return train.run(request)
+
+
+@function(requests.FinetuneRequest)
+def finetune(request: requests.FinetuneRequest) -> FinetuneReport:
+    """Train a whole vision backbone."""
+    from id2.jobs import finetune
+
+    return finetune.run(request)
+
+
+@function(requests.CalibrateRequest)
+def calibrate(request: requests.CalibrateRequest) -> CalibrateReport:
+    """Find thresholds for verdicts."""
+    from id2.jobs import calibrate
+
+    return calibrate.run(request)
+
+
+@function(requests.EvaluateRequest)
+def evaluate(request: requests.EvaluateRequest) -> EvaluateReport:
+    """Measure and compare transforms."""
+    from id2.jobs import evaluate
+
+    return evaluate.run(request)
+
+
+@function(requests.ImportOripidRequest)
+def import_oripid(request: requests.ImportOripidRequest) -> ImportSummary:
+    """Import OriPID's published latents."""
+    from id2.jobs import import_oripid
+
+    return import_oripid.run(request)
+
+
+@function(requests.ExperimentDataRequest)
+def experiment_data(request: requests.ExperimentDataRequest) -> ExperimentData:
+    """Make what the experiments are measured on."""
+    from id2.jobs import experiment
+
+    return experiment.make_data(request)
+
+
+@function(requests.ExperimentRequest)
+def experiment(request: requests.ExperimentRequest) -> ExperimentReport:
+    """Measure what the paper measures."""
+    from id2.jobs import experiment
+
+    return experiment.run(request)
+
+
+def matches(out: str) -> pa.Table:
+    """Read the matches of the last run of a scan, ordered by upload and rank.
+
+    Args:
+        out: the scan's `out`.
+
+    Raises:
+        DatasetError: it is not the `out` of a finished scan.
+    """
+    from id2core.search import matching
+    from id2core.store import storage
+    from id2core.store.datasets import Dataset
+
+    return matching.read_run(Dataset.open(storage.join(storage.normalize(out), "matches")))
+
+
+__all__ = [
+    "CalibrateReport",
+    "Dataset",
+    "EmbedSummary",
+    "EvaluateReport",
+    "Function",
+    "ID2Error",
+    "ScanSummary",
+    "Settings",
+    "TrainReport",
+    "calibrate",
+    "demo",
+    "embed",
+    "evaluate",
+    "experiment",
+    "experiment_data",
+    "finetune",
+    "import_oripid",
+    "load_encoder",
+    "load_transform",
+    "matches",
+    "report",
+    "requests",
+    "scan",
+    "train",
+    "translate",
+]

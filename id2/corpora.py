@@ -1,0 +1,216 @@
+"""Corpora: images, or a data set that is embedded already; and pairs of them that are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from id2.stages import stage
+from id2core.encoders import embedding
+from id2core.encoders.embed_job import EmbedJob, EmbedResult, finished, plan_embed
+from id2core.encoders.registry import identify
+from id2core.errors import DatasetError
+from id2core.evaluation import truth_files
+from id2core.evaluation.truth_files import Truth
+from id2core.runs.execution import Execution
+from id2core.runs.records import Recorder
+from id2core.settings import Settings
+from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import AUTO, IDENTITY, LATENTS_ONLY, NONE
+
+
+def open_inside(uri: str, name: str) -> Dataset:
+    """Open a data set, also where the `--out` is given that it is in.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    place = storage.normalize(uri)
+    return Dataset.find(place) or Dataset.find(storage.join(place, name)) or Dataset.open(place)
+
+
+@dataclass(frozen=True)
+class EmbeddedCorpus:
+    """A corpus with its latents and descriptors.
+
+    Attributes:
+        embeddings: the data set.
+        rejects: objects that have no row there; None where the corpus came as a data set.
+        listed: objects that were listed.
+    """
+
+    embeddings: Dataset
+    rejects: Dataset | None
+    listed: int
+
+
+def embed_images(job: EmbedJob, execution: Execution, beam: list[str]) -> EmbedResult:
+    """Embed the images that have no row; where all have one, Beam is not loaded."""
+    work = plan_embed(job, execution)
+    if (before := finished(job, work)) is not None:
+        return before
+    from beam_jobs import embed
+
+    return embed.run_planned(job, work, beam)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named set of images.
+
+    Attributes:
+        name: `reference`, `queries` or `background`.
+        uri: a folder or prefix of images, or a data set.
+        dataset: the embeddings data set that `uri` is or holds; None for a place of images.
+    """
+
+    name: str
+    uri: str
+    dataset: Dataset | None
+
+    @staticmethod
+    def open(name: str, uri: str) -> Corpus:
+        """Look at a place once.
+
+        A folder of images whose data set was written into itself is a place of images: it may have new ones.
+        """
+        place = storage.normalize(uri)
+        for candidate in (place, storage.join(place, embedding.EMBEDDINGS)):
+            dataset = Dataset.find(candidate)
+            if dataset and dataset.commit.dataset == embedding.EMBEDDINGS and dataset.source != place:
+                return Corpus(name, place, dataset)
+        return Corpus(name, place, None)
+
+    @property
+    def images(self) -> str:
+        """Where the images are or were."""
+        return self.dataset.source if self.dataset else self.uri
+
+    def embed(self, out: str, settings: Settings, beam: list[str], recorder: Recorder) -> EmbeddedCorpus:
+        """Embed the images into `out`/NAME; a corpus that is embedded already is taken as it is."""
+        if self.dataset:
+            return EmbeddedCorpus(self.dataset, None, self.dataset.rows)
+        job = EmbedJob.from_settings(self.uri, storage.join(out, self.name), settings, results=out)
+        title = f"embed {self.name}"
+        with recorder.stage(title):
+            made = stage(title, lambda: embed_images(job, recorder.execution, beam))
+        return EmbeddedCorpus(made.embeddings, made.rejects, made.listed)
+
+
+@dataclass(frozen=True)
+class CorpusPair:
+    """References and queries that are compared, with a background where one is used.
+
+    Attributes:
+        out: where images are embedded to.
+        beam: Beam's arguments for embedding.
+    """
+
+    reference: Corpus
+    queries: Corpus
+    background: Corpus | None
+    out: str
+    beam: list[str]
+
+    @staticmethod
+    def open(reference: str, queries: str, background: str | None, out: str, beam: list[str]) -> CorpusPair:
+        """Look at each place once."""
+        return CorpusPair(
+            Corpus.open("reference", reference),
+            Corpus.open("queries", queries),
+            Corpus.open("background", background) if background else None,
+            storage.normalize(out),
+            beam,
+        )
+
+    def with_background(self, background: Dataset | None) -> CorpusPair:
+        """Return the pair with an embedded background, where none was given."""
+        if self.background or background is None:
+            return self
+        return replace(self, background=Corpus("background", background.uri, background))
+
+    def truth(self, file: str) -> Truth:
+        """Read a truth file; relative URIs belong to the images, also of a corpus that is a data set."""
+        return truth_files.read(storage.normalize(file), self.reference.images, self.queries.images)
+
+    def groups(self, file: str) -> dict[str, str]:
+        """Read the groups of a truth file's uploads."""
+        return truth_files.read_groups(storage.normalize(file), self.queries.images)
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """Which of references and queries are embedded already."""
+        return [corpus.dataset for corpus in (self.reference, self.queries) if corpus.dataset]
+
+    def latent_ids(self, settings: Settings) -> dict[str, str]:
+        """Return encoder_id and preprocess_id of the latents, known before any work."""
+        if self.datasets:
+            return {name: self.datasets[0].ids[name] for name in schemas.LATENT_IDS}
+        ids = identify(settings.encoder)
+        return {"encoder_id": ids.encoder_id, "preprocess_id": ids.preprocess_id}
+
+    def row_ids(self, settings: Settings) -> dict[str, str]:
+        """Return the ids (`schemas.ROW_IDS`) that both sides of a scan will have, known before any work.
+
+        Raises:
+            DatasetError: a data set was made with something else than the settings ask for.
+            EncoderError, TransformError: the encoder or the transform cannot be loaded.
+        """
+        if len(self.datasets) == 2:
+            ids = _ids_of(self.datasets[0], settings.transform)
+        else:
+            ids = _ids_to_make(settings)
+        for dataset in self.datasets:
+            _check_made_with(dataset, ids, settings.transform)
+        return ids
+
+    def embed_latents(self, settings: Settings, recorder: Recorder) -> tuple[EmbeddedCorpus, EmbeddedCorpus]:
+        """Embed references and queries without a transform: their latents serve any."""
+        raw = settings.model_copy(update={"transform": NONE})
+        reference = self.reference.embed(self.out, raw, self.beam, recorder)
+        return reference, self.queries.embed(self.out, raw, self.beam, recorder)
+
+    def embed_background(self, settings: Settings, transform: str, recorder: Recorder) -> Dataset | None:
+        """Embed the background with a transform: a scan knows it by this data set."""
+        if self.background is None:
+            return None
+        chosen = settings.model_copy(update={"transform": transform})
+        return self.background.embed(self.out, chosen, self.beam, recorder).embeddings
+
+
+def _ids_to_make(settings: Settings) -> dict[str, str]:
+    encoder = identify(settings.encoder)
+    transform = load_transform(settings.transform, encoder.encoder_id)
+    transform.check_encoder(encoder.encoder_id)
+    return {
+        "encoder_id": encoder.encoder_id,
+        "transform_id": transform.transform_id,
+        "preprocess_id": encoder.preprocess_id,
+    }
+
+
+def _ids_of(dataset: Dataset, spec: str) -> dict[str, str]:
+    """Nothing is embedded: the transform is asked for only if it is named, or belongs to the encoder."""
+    ids = {name: dataset.ids[name] for name in schemas.ROW_IDS}
+    transform = load_transform(spec, ids["encoder_id"])
+    transform.check_encoder(ids["encoder_id"])
+    nothing_asked = spec == AUTO and transform.transform_id == IDENTITY
+    searchable = ids["transform_id"] != LATENTS_ONLY
+    return ids if nothing_asked and searchable else ids | {"transform_id": transform.transform_id}
+
+
+def _check_made_with(dataset: Dataset, ids: dict[str, str], spec: str) -> None:
+    made, asked = dataset.ids["transform_id"], ids["transform_id"]
+    if made != asked:
+        if made == LATENTS_ONLY:
+            raise DatasetError(
+                f"{dataset.uri} holds latents for training, without descriptors: to search it, import it "
+                f"again with --transform {spec} into another --out"
+            )
+        right = "`none`" if made == IDENTITY else "the file it was made with"
+        raise DatasetError(
+            f"{dataset.uri} was embedded with transform_id {made}, this scan asks for {asked} (--transform "
+            f"{spec}): embed those images again, or give --transform {right}"
+        )
+    dataset.check_ids(ids)

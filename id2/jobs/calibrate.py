@@ -1,0 +1,158 @@
+"""Calibrate: thresholds of verdicts for stated false-positive rates, from uploads without an origin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from id2.corpora import CorpusPair
+from id2.requests import CalibrateRequest
+from id2.results import CalibrateReport, TunedNormalization
+from id2.stages import stage
+from id2core.errors import CalibrationError
+from id2core.evaluation import comparison, metrics
+from id2core.evaluation.truth_files import Truth
+from id2core.runs.progress import into_tally
+from id2core.runs.records import Recorder, recorded
+from id2core.search import exact, shards
+from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
+from id2core.training.pairs import held_out
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
+from id2core.verdicts import calibration, judging, normalization
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.normalization import Normalization, Tuning, normalize_matches
+
+# References kept per query: µAP, which is tuned, is measured over all of them.
+DEPTH = 10
+# Share of the queries on which factor and k are tuned; no threshold is made of their scores.
+TUNING_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class _Corpora:
+    """Embedded corpora and the truth of the queries; no truth: no query has an origin."""
+
+    references: Dataset
+    queries: Dataset
+    background: Dataset | None
+    truth: Truth | None
+
+
+def run(request: CalibrateRequest) -> CalibrateReport:
+    """Embed what is not embedded, search, take the thresholds, and write them.
+
+    Raises:
+        CalibrationError: there are too few uploads without origin for a rate, or options do not fit.
+    """
+    folder = storage.normalize(f"{request.out.removesuffix('.json')}-data")
+    pair = CorpusPair.open(request.reference, request.queries, request.background, folder, request.beam)
+    truth = pair.truth(request.truth) if request.truth else None
+    _check_origins(request, truth)
+    with recorded(folder, "calibrate", request.model_dump()) as recorder:
+        corpora = _embed(request, pair, truth, recorder)
+        if truth is not None:
+            comparison.check_truth(truth, corpora.queries)
+        with recorder.stage("calibrate"):
+            chosen, tuning = stage("calibrate", lambda: _calibrate(request, corpora))
+        chosen.save(request.out)
+        recorder.count(references=corpora.references.rows, queries=corpora.queries.rows)
+    return CalibrateReport(
+        run_id=recorder.execution.run_id,
+        calibration_id=chosen.calibration_id,
+        tuned=TunedNormalization(micro_ap=tuning.micro_ap, raw_micro_ap=tuning.raw_micro_ap)
+        if tuning
+        else None,
+        out=storage.normalize(request.out),
+        **{name: getattr(chosen, name) for name in Calibration.model_fields},
+    )
+
+
+def _embed(request: CalibrateRequest, pair: CorpusPair, truth: Truth | None, recorder: Recorder) -> _Corpora:
+    settings = request.settings()
+    references, queries = pair.embed_latents(settings, recorder)
+    background = pair.embed_background(settings, settings.transform, recorder)
+    return _Corpora(references.embeddings, queries.embeddings, background, truth)
+
+
+def _check_origins(request: CalibrateRequest, truth: Truth | None) -> None:
+    tuned = request.background is not None and (request.factor is None or request.k is None)
+    if tuned and not any((truth or {}).values()):
+        raise CalibrationError(
+            "factor and k are tuned on uploads with an origin, and none is known: give a --truth that names "
+            "some, or --factor and --k"
+        )
+
+
+def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibration, Tuning | None]:
+    """Search, normalize, and take the thresholds from the uploads that have no origin."""
+    ids = corpora.references.ids
+    w = load_transform(request.settings().transform, ids["encoder_id"])
+    [matches] = exact.search(corpora.references, corpora.queries, [w], DEPTH, progress=into_tally())
+    truth = corpora.truth
+    if truth is None:
+        truth = dict.fromkeys(matches["query_uri"].unique().to_pylist())
+    chosen, tuning = None, None
+    if corpora.background:
+        beside = _search_background(request, corpora, corpora.background, w)
+        chosen, tuning, truth = _normalization(request, corpora, matches, beside, truth)
+        if chosen:
+            matches = normalize_matches(matches, beside, chosen)
+    made = calibration.calibrate(
+        calibration.best_scores(matches, truth, "normalized_score" if chosen else "score"),
+        match=request.match,
+        review=request.review,
+        references=corpora.references.rows,
+        ids={name: ids[name] for name in schemas.ROW_IDS} | {"transform_id": w.transform_id},
+        normalization=chosen,
+        tuned_on=TUNING_SHARE if tuning else 0.0,
+    )
+    return made, tuning
+
+
+def _normalization(
+    request: CalibrateRequest, corpora: _Corpora, matches: pa.Table, beside: pa.Table, truth: Truth
+) -> tuple[Normalization | None, Tuning | None, Truth]:
+    """How to normalize, how it was tuned where it was, and the truth of queries that were not tuned on."""
+    assert corpora.background
+    background_id = shards.index_id(corpora.background)
+    if request.factor is not None and request.k is not None:
+        return Normalization(factor=request.factor, k=request.k, background_id=background_id), None, truth
+    best = matches.filter(pc.equal(matches["rank"], 1))
+    uris, ids = (best[column].to_pylist() for column in ("query_uri", "query_id"))
+    tuned_on = {uri for uri, held in zip(uris, held_out(ids, TUNING_SHARE).tolist(), strict=True) if held}
+    answers = metrics.read(
+        matches,
+        {query: origin for query, origin in truth.items() if query in tuned_on},
+        score="score",
+        image_ids=comparison.origin_ids(corpora.references, truth),
+    )
+    tuning = normalization.tune(
+        answers,
+        beside,
+        background_id,
+        normalization.FACTORS if request.factor is None else (request.factor,),
+        normalization.KS if request.k is None else (request.k,),
+    )
+    rest = {query: origin for query, origin in truth.items() if query not in tuned_on}
+    return tuning.normalization, tuning, rest
+
+
+def _search_background(
+    request: CalibrateRequest, corpora: _Corpora, background: Dataset, w: Transform
+) -> pa.Table:
+    """What the queries score in the background, deep enough for every k that may be chosen."""
+    made_with = background.ids["transform_id"]
+    if made_with != w.transform_id:
+        raise CalibrationError(
+            f"{background.uri} was embedded with transform {made_with}, this calibration is for "
+            f"{w.transform_id}; a scan would not know the background again: give its images, or embed them "
+            f"with --transform {request.settings().transform}"
+        )
+    judging.check_disjoint(background, corpora.references)
+    depth = request.k or max(normalization.KS)
+    [matches] = exact.search(background, corpora.queries, [w], depth, progress=into_tally())
+    return matches

@@ -1,0 +1,41 @@
+"""Embed: images to embeddings."""
+
+from __future__ import annotations
+
+from id2.corpora import embed_images
+from id2.requests import EmbedRequest
+from id2.results import EmbedSummary, StagedJob
+from id2.stages import stage
+from id2core.encoders.embed_job import EmbedJob
+from id2core.runs.execution import Execution
+from id2core.runs.records import recorded
+from id2core.store import storage
+
+
+def run(request: EmbedRequest) -> EmbedSummary | StagedJob:
+    """Embed the images that have no row yet; with a template location, only stage the job.
+
+    Raises:
+        StorageError, DatasetError, EncoderError, TransformError: the message says what to do.
+        LostRowsError: an object ended in neither data set; nothing was committed.
+    """
+    job = EmbedJob.from_settings(request.images, request.out, request.settings())
+    if request.template:
+        from beam_jobs import embed as embed_job
+
+        return StagedJob(template=embed_job.write_template(job, Execution.begin(), request.beam))
+    job.identify()  # an encoder or W that cannot be had is refused before anything is written
+    with recorded(storage.normalize(request.out), "embed", request.model_dump()) as recorder:
+        with recorder.stage("embed"):
+            made = stage("embed", lambda: embed_images(job, recorder.execution, request.beam))
+        recorder.count(listed=made.listed, embedded=made.embedded, rejected=made.rejected)
+    return EmbedSummary(
+        run_id=made.run_id,
+        listed=made.listed,
+        embedded=made.embedded,
+        rejected=made.rejected,
+        encoder_id=made.encoder_id,
+        transform_id=made.transform_id,
+        transform_from=made.transform_from,
+        resumed=made.resumed,
+    )

@@ -1,0 +1,270 @@
+"""What the functions of `id2` return; what is written as JSON has the same fields."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from id2core.evaluation.comparison import EvaluateReport as EvaluateReport
+from id2core.oripid.imports import ImportSummary as ImportSummary
+from id2core.reports.facts import ScanSummary as ScanSummary
+from id2core.training.pairs import UnpairedRows
+from id2core.verdicts.calibration import Threshold
+from id2core.verdicts.normalization import Normalization
+
+
+class Result(BaseModel):
+    """A result: typed, and JSON-able."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class StagedJob(Result):
+    """A job that a runner starts later.
+
+    Attributes:
+        template: where its description was written.
+    """
+
+    template: str
+
+
+class EmbedSummary(Result):
+    """Objects of the data sets after an embed run.
+
+    Attributes:
+        run_id: the run that wrote last: this one, or an earlier one where there was nothing new.
+        listed, embedded, rejected: objects.
+        encoder_id, transform_id: what the rows were made with.
+        transform_from: `none`, `bundled`, or the file of W.
+        resumed: True where there was nothing new to do.
+    """
+
+    run_id: str
+    listed: int
+    embedded: int
+    rejected: int
+    encoder_id: str
+    transform_id: str
+    transform_from: str
+    resumed: bool
+
+
+class TranslateSummary(Result):
+    """Objects of the data sets after a translate run.
+
+    Attributes:
+        run_id: the run that wrote last: this one, or an earlier one where there was nothing new.
+        listed, translated, rejected: originals.
+        pictures: translations of them.
+        model, revision, recipe_id: what they were made with.
+        resumed: True where there was nothing new to do.
+        truth: the truth file that says which picture came from which original.
+        out: where the data sets are.
+    """
+
+    run_id: str
+    listed: int
+    translated: int
+    rejected: int
+    pictures: int
+    model: str
+    revision: str
+    recipe_id: str
+    resumed: bool
+    truth: str
+    out: str
+
+
+class DemoComparison(Result):
+    """A kind of upload of the demo, with W and on raw latents.
+
+    Attributes:
+        kind: of upload.
+        uploads: with an origin, of this kind.
+        accuracy_raw, accuracy: share whose best reference is the origin.
+        micro_ap_raw, micro_ap: µAP of these and of all uploads without an origin.
+    """
+
+    kind: str
+    uploads: int
+    accuracy_raw: float | None
+    accuracy: float | None
+    micro_ap_raw: float | None
+    micro_ap: float | None
+
+
+class DemoSummary(ScanSummary):
+    """The scan of the demo, and `compared`: what W adds to raw latents, by kind of upload."""
+
+    compared: list[DemoComparison]
+
+
+class TunedNormalization(Result):
+    """µAP of the queries that a normalization was tuned on: of raw scores, and as chosen."""
+
+    micro_ap: float
+    raw_micro_ap: float
+
+
+class CalibrateReport(Result):
+    """A calibration as it was written; `verdicts.calibration.Calibration` says what its fields mean.
+
+    Attributes:
+        run_id: the run that made it.
+        tuned: how its normalization was tuned, where it was.
+        out: the file.
+    """
+
+    run_id: str
+    calibration_id: str
+    version: str
+    match: Threshold
+    review: Threshold
+    references: int
+    queries: int
+    confidence: float
+    encoder_id: str
+    transform_id: str
+    preprocess_id: str
+    normalization: Normalization | None
+    tuned: TunedNormalization | None
+    out: str
+
+
+class DroppedQueries(Result):
+    """Queries of one role of OriPID.
+
+    Attributes:
+        queries: that are asked.
+        dropped: why others are not → how many.
+        without_reference: queries whose reference could not be read.
+    """
+
+    queries: int
+    dropped: dict[str, int]
+    without_reference: int
+
+
+class ExperimentData(Result):
+    """What the experiments are measured on.
+
+    Attributes:
+        data: the folder.
+        photos: role → references; empty for data that was made from photos.
+        queries: role → its queries.
+        training: how OriPID's training latents were imported, where they were.
+    """
+
+    data: str
+    photos: dict[str, int] = {}
+    queries: dict[str, DroppedQueries] = {}
+    training: ImportSummary | None = None
+
+
+class ExperimentReport(Result):
+    """The experiments that ran.
+
+    Attributes:
+        tables: name → Markdown.
+        out: where tables and plots are.
+        page: the page that joins them, where one was asked for.
+    """
+
+    tables: dict[str, str]
+    out: str
+    page: str | None
+
+
+class MissingPictures(Result):
+    """Pictures that the data sets name and that are gone."""
+
+    origins: int
+    translations: int
+
+
+class FinetuneReport(Result):
+    """A trained backbone.
+
+    Attributes:
+        run_id: the run that trained it, or found it trained.
+        encoder: the directory that `--encoder` takes.
+        pictures, origins: what it was trained on.
+        left_out: what it could not be trained on.
+        report: the file that has options and seconds.
+    """
+
+    run_id: str
+    encoder: str
+    pictures: int
+    origins: int
+    left_out: MissingPictures
+    report: str
+
+
+class MethodValidation(Result):
+    """A transform on the held-out origins: mAP, and separation (a mean difference of cosines)."""
+
+    mean_ap: float
+    separation: float
+
+
+class Validation(Result):
+    """How transforms do on held-out origins.
+
+    Attributes:
+        origins, queries: held out, and their translations.
+        methods: `raw` and each method → its figures.
+    """
+
+    origins: int
+    queries: int
+    methods: dict[str, MethodValidation]
+
+
+class TrainingData(Result):
+    """What W was trained on.
+
+    Attributes:
+        encoder_id, preprocess_id: of the latents.
+        digest: names the pairs.
+        latents, latent_size, origins: how many latents, of how many numbers, of how many origins.
+        left_out: rows that did not count.
+    """
+
+    encoder_id: str
+    preprocess_id: str
+    digest: str
+    latents: int
+    latent_size: int
+    origins: int
+    left_out: UnpairedRows
+
+
+class TrainReport(Result):
+    """A trained W; report.json has the same fields but `resumed`.
+
+    Attributes:
+        run_id: the run that trained it.
+        plan_id: names options and latents: a training with the same name is read back.
+        config: the options.
+        seconds: stage → s.
+        versions: package → version.
+        W: the file of the weights.
+        transform_id: names the weights.
+        transforms: method → transform_id and metadata of what it gave.
+        validation: None where no origin was held out.
+        data: what it was trained on.
+        resumed: True where it was read back.
+    """
+
+    run_id: str
+    plan_id: str
+    config: dict[str, JsonValue]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    W: str
+    transform_id: str
+    transforms: dict[str, dict[str, JsonValue]]
+    validation: Validation | None
+    data: TrainingData
+    resumed: bool = False
