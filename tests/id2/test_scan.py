@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import id2
+from beam_jobs import embed
+from id2.requests import ScanRequest
+from id2core.encoders.embed_job import EmbedJob
+from id2core.encoders.registry import load_encoder
+from id2core.errors import CalibrationError, DatasetError, OptionError, StorageError, TruthError
+from id2core.runs import records
+from id2core.runs.execution import Execution
+from id2core.search import matching, shards
+from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
+from id2core.transforms import files
+from id2core.transforms.files import WEIGHTS, save_half
+from id2core.transforms.linear import Transform
+from id2core.verdicts import calibration, judging
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.normalization import Normalization
+from tests.commands import as_json
+from tests.conftest import run_until
+from tests.drawing import draw_photos, scene
+
+
+def scan(**given: Any) -> dict[str, Any]:
+    return as_json(id2.scan(**given))
+
+
+def report(out: Path, **given: Any) -> dict[str, Any]:
+    return as_json(id2.report(out=str(out), **given))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight references; four uploads: two resized copies, one stranger, one broken file."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draw_photos(folder / "references", 8)
+    draw_photos(folder / "uploads", 1, first_seed=500)
+    for seed in (2, 5):
+        scene(seed).resize((60, 45), Image.Resampling.BILINEAR).save(folder / "uploads" / f"copy{seed}.png")
+    (folder / "uploads" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    truth = ["query_uri,reference_uri,group", "uploads/p0500.jpg,,"]
+    truth += [f"uploads/copy{seed}.png,references/p{seed:04d}.jpg,small" for seed in (2, 5)]
+    (folder / "truth.csv").write_text("\n".join(truth) + "\n")
+    return folder
+
+
+def arguments(pictures: Path | str, out: Path | str, vae: str) -> dict[str, object]:
+    return {
+        "reference": f"{pictures}/references",
+        "queries": f"{pictures}/uploads",
+        "out": str(out),
+        "encoder": vae,
+        "truth": f"{pictures}/truth.csv",
+    }
+
+
+def test_a_scan_finds_the_origins_and_reports_them(pictures: Path, tiny_vae: str, tmp_path: Path) -> None:
+    summary = scan(**arguments(pictures, tmp_path, tiny_vae))
+    assert summary["accuracy"] == 1.0 and summary["accuracy_of"] == 2
+    assert summary["counts"]["references"] == 8 and summary["counts"]["queries"] == 3
+    assert summary["rejects"]["queries"] == {"truncated": 1}
+    page = (tmp_path / "report.html").read_text()
+    assert "copy5.png" in page and summary["encoder_id"] in page
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    [run] = records.read(str(tmp_path))
+    assert (run.run_id, run.embedded, run.rejected) == (summary["run_id"], 11, 1)
+    again = scan(**arguments(pictures, tmp_path, tiny_vae))
+    assert again == summary and (tmp_path / "report.html").read_text() == page
+
+
+def calibrated(ids: dict[str, str], score: float, normalization: Normalization | None = None) -> Calibration:
+    """A calibration that asks for a little more than `score`; the review threshold is 0.1 below."""
+    scores = np.repeat([score - 0.1, score, score + 0.01], [480, 510, 10])
+    given = {"references": 8, "ids": ids, "normalization": normalization}
+    return calibration.calibrate(scores, match=0.01, review=1 - 1e-9, **given)
+
+
+@pytest.fixture
+def bundled(tiny_vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Transform:
+    """A W that belongs to the encoder, with its calibration, where the package's own would be."""
+    encoder = load_encoder(tiny_vae)
+    folder = tmp_path / "package"
+    folder.mkdir()
+    monkeypatch.setattr(files, "BUNDLED_FOLDER", folder)
+    weights = np.random.default_rng(0).standard_normal((encoder.latent_size, 64)).astype(np.float32)
+    w = save_half(Transform(weights, {"encoder_id": encoder.encoder_id}), folder / WEIGHTS)
+    ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
+    calibrated(ids | {"transform_id": w.transform_id}, 0.9).save(str(folder / judging.FILE))
+    return w
+
+
+def test_a_scan_takes_what_belongs_to_its_encoder_and_says_so(
+    pictures: Path, tiny_vae: str, tmp_path: Path, bundled: Transform
+) -> None:
+    given = arguments(pictures, tmp_path / "out", tiny_vae)
+    summary = scan(**given)
+    assert summary["transform"] == {"id": bundled.transform_id, "from": "bundled"}
+    assert summary["calibration"]["from"] == "bundled" and sum(summary["verdicts"].values()) == 3
+    assert summary["verdicts"]["match"] >= 2  # both copies
+    assert summary["groups"]["small"]["accuracy"] == 1.0 and summary["groups"]["small"]["of"] == 2
+    found = matching.read_run(Dataset.open(str(tmp_path / "out/matches")))
+    assert found["verdict"].null_count == 0
+    assert found["transform_id"].unique().to_pylist() == [bundled.transform_id]
+    assert scan(**given) == summary
+    assert report(tmp_path / "out")["calibration"] == summary["calibration"]
+    raw = scan(**given | {"calibration": "none"})
+    assert raw["run_id"] != summary["run_id"] and (raw["calibration"], raw["verdicts"]) == (None, {})
+    file = str(files.BUNDLED_FOLDER / WEIGHTS)
+    named = scan(**given | {"transform": file, "calibration": str(files.BUNDLED_FOLDER / judging.FILE)})
+    assert named["plan_id"] == summary["plan_id"]
+    plain = scan(**given | {"out": str(tmp_path / "plain"), "transform": "none"})
+    assert plain["transform"] == {"id": "identity", "from": "none"} and plain["calibration"] is None
+
+
+def test_a_data_set_of_another_transform_is_refused_before_any_work(
+    pictures: Path, tiny_vae: str, tmp_path: Path, bundled: Transform
+) -> None:
+    for side in ("references", "uploads"):
+        embed.run(
+            EmbedJob(f"{pictures}/{side}", str(tmp_path / side), tiny_vae, transform="none"),
+            Execution.begin(),
+        )
+    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": str(tmp_path / "references")}
+    hint = rf"transform_id identity, this scan asks for {bundled.transform_id} .*--transform `none`"
+    both = given | {"queries": str(tmp_path / "uploads")}
+    for one in (given, both):
+        with pytest.raises(DatasetError, match=hint):
+            scan(**one)
+    assert not (tmp_path / "out").exists()
+    assert scan(**both | {"transform": "none"})["transform"] == {"id": "identity", "from": "none"}
+    embed.run(EmbedJob(f"{pictures}/references", str(tmp_path / "w"), tiny_vae), Execution.begin())
+    with pytest.raises(DatasetError, match="the file it was made with"):
+        scan(**given | {"reference": str(tmp_path / "w"), "transform": "none"})
+
+
+def test_scores_are_normalized_by_the_background_of_the_calibration(
+    pictures: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    draw_photos(tmp_path / "strangers", 5, first_seed=900)
+    embed.run(EmbedJob(str(tmp_path / "strangers"), str(tmp_path / "b"), tiny_vae), Execution.begin())
+    held = Dataset.open(str(tmp_path / "b/embeddings"))
+    normalization = Normalization(factor=0.5, k=2, background_id=shards.index_id(held))
+    chosen = calibrated(held.ids, 0.5, normalization)
+    chosen.save(str(tmp_path / "c.json"))
+    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"calibration": str(tmp_path / "c.json")}
+    with pytest.raises(CalibrationError, match="--background"):
+        scan(**given)
+    with pytest.raises(CalibrationError, match="calibrated with the background"):
+        embed.run(EmbedJob(str(pictures / "uploads"), str(tmp_path / "u"), tiny_vae), Execution.begin())
+        scan(**given | {"background": str(tmp_path / "u")})
+    assert not (tmp_path / "out").exists()
+    given |= {"background": str(tmp_path / "strangers"), "out": str(tmp_path / "images")}
+    summary = scan(**given)
+    assert summary["calibration"]["calibration_id"] == chosen.calibration_id
+    assert summary["calibration"]["background"] == str(tmp_path / "images/background/embeddings")
+    found = matching.read_run(Dataset.open(str(tmp_path / "images/matches"))).to_pylist()
+    for row in found:
+        assert row["normalized_score"] == pytest.approx(row["score"] - 0.5 * row["background"], abs=1e-6)
+        assert row["verdict"] in ("match", "review", "none")
+    strangers = matching.read_run(Dataset.open(str(tmp_path / "images/background/matches"))).to_pylist()
+    beside = [row["score"] for row in strangers if row["query_uri"] == found[0]["query_uri"]]
+    assert len(beside) == 2 and found[0]["background"] == pytest.approx(sum(beside) / 2)
+    assert scan(**given) == summary
+
+
+def test_a_new_upload_is_found_without_embedding_the_rest_again(
+    pictures: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    shutil.copytree(pictures, tmp_path / "in")
+    scan(**arguments(tmp_path / "in", tmp_path / "out", tiny_vae))
+    references = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/reference").rglob("*.parquet")}
+    scene(7).save(tmp_path / "in/uploads/new.bmp")
+    summary = scan(**arguments(tmp_path / "in", tmp_path / "out", tiny_vae))
+    assert summary["counts"]["queries"] == 4
+    found = matching.read_run(Dataset.open(str(tmp_path / "out/matches")))
+    best = dict(
+        zip(found["query_uri"].to_pylist()[::8], found["reference_uri"].to_pylist()[::8], strict=True)
+    )
+    assert best[str(tmp_path / "in/uploads/new.bmp")].endswith("references/p0007.jpg")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out/reference").rglob("*.parquet")} == references
+
+
+def test_an_embedded_corpus_is_taken_as_it_is(pictures: Path, tiny_vae: str, tmp_path: Path) -> None:
+    embed.run(EmbedJob(str(pictures / "references"), str(tmp_path / "corpus"), tiny_vae), Execution.begin())
+    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": str(tmp_path / "corpus")}
+    summary = scan(**given)
+    assert summary["accuracy"] == 1.0 and summary["truth_not_scanned"] == 0
+    assert summary["counts"]["references"] == 8 and not (tmp_path / "out/reference").exists()
+    assert report(tmp_path / "out", max_pairs=1)["run_id"] == summary["run_id"]
+    assert "shown" in (tmp_path / "out/report.html").read_text()
+
+
+def test_from_bucket_to_bucket(pictures: Path, tiny_vae: str, tmp_path: Path, gcs: str) -> None:
+    where = f"gs://{gcs}/{tmp_path.name}"
+    for path in pictures.rglob("*.*"):
+        storage.write_bytes(f"{where}/in/{path.relative_to(pictures)}", path.read_bytes())
+    here = scan(**arguments(pictures, tmp_path / "local", tiny_vae))
+    there = scan(**arguments(f"{where}/in", f"{where}/out", tiny_vae))
+    assert there["counts"] == here["counts"] and there["accuracy"] == 1.0
+    assert there["score_quantiles"] == here["score_quantiles"]
+    assert storage.read_bytes(f"{where}/out/report.html").lower().startswith(b"<!doctype html>")
+    assert scan(**arguments(f"{where}/in", f"{where}/out", tiny_vae)) == there
+
+
+def test_the_report_follows_what_changed(pictures: Path, tiny_vae: str, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "in")
+    given = arguments(tmp_path / "in", tmp_path / "results", tiny_vae)
+    first = scan(**given)
+    assert scan(**given) == first
+    (tmp_path / "results/report.html").unlink()
+    scan(**given)
+    assert (tmp_path / "results/report.html").exists()
+    (tmp_path / "in/uploads/second.jpg").write_bytes(b"no picture either")
+    assert scan(**given)["counts"]["query_rejects"] == first["counts"]["query_rejects"] + 1
+
+
+def test_one_run_id_joins_matches_runs_rejects_and_summary(
+    pictures: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    summary = scan(**arguments(pictures, tmp_path, tiny_vae))
+    matches = matching.read_run(Dataset.open(str(tmp_path / "matches")))
+    joined = matches.join(
+        Dataset.open(str(tmp_path / "runs")).read(schemas.RUNS), "run_id", join_type="inner"
+    )
+    assert joined.num_rows == matches.num_rows == 24
+    tables = ("reference/embeddings", "queries/embeddings", "queries/rejects")
+    ids = {row for name in tables for row in _run_ids(tmp_path / name)}
+    assert ids == {summary["run_id"]} == set(matches["run_id"].to_pylist())
+    [run] = records.read(str(tmp_path))
+    assert (run.status, run.references, run.queries, run.matches) == ("done", 8, 3, 24)
+    assert run.config["encoder"] == tiny_vae and run.seconds.keys() >= {"embed reference", "search"}
+
+
+def _run_ids(uri: Path) -> list[str]:
+    return [row for table in Dataset.open(str(uri)).tables(["run_id"]) for row in table["run_id"].to_pylist()]
+
+
+def test_what_can_be_refused_is_refused_before_any_work(
+    pictures: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    given = arguments(pictures, tmp_path / "out", tiny_vae)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    for name in ("wrong.csv", "wrong.parquet"):
+        (tmp_path / name).write_text("upload,original\na,b\n")
+    for change, error, message in (
+        ({"reference": str(tmp_path / "nowhere")}, StorageError, "no such folder"),
+        ({"reference": str(tmp_path / "empty")}, StorageError, "--reference .* is empty"),
+        ({"queries": str(tmp_path / "empty")}, StorageError, "--queries .* is empty"),
+        ({"out": str(tmp_path / "file/out")}, StorageError, "is a file"),
+        ({"out": str(pictures / "uploads/out")}, OptionError, "is inside --queries"),
+        ({"out": str(pictures)}, None, ""),
+        ({"truth": str(tmp_path / "wrong.csv")}, TruthError, r"has columns \['upload', 'original'\]"),
+        ({"truth": str(tmp_path / "none.csv")}, TruthError, "no such truth file"),
+        ({"calibration": str(tmp_path / "none.json")}, CalibrationError, "no such file"),
+        ({"truth": str(tmp_path / "wrong.parquet")}, TruthError, "not a Parquet file"),
+        ({"out": str(tmp_path / "file")}, StorageError, "is a file: give a folder"),
+        ({"out": ""}, StorageError, "empty"),
+        ({"index": "tree"}, OptionError, "no index 'tree': choose flat"),
+        ({"runner": "Treadmill"}, OptionError, "no Beam runner 'Treadmill': choose FnApiRunner"),
+        ({"top_k": 0}, OptionError, "top_k is 0"),
+    ):
+        request = ScanRequest(**given | change)
+        if error is None:  # a folder around the images, not inside
+            request.check()
+            continue
+        with pytest.raises(error, match=message):
+            request.check()
+
+
+SCAN = (
+    "scan",
+    "--reference",
+    "in/references",
+    "--queries",
+    "in/uploads",
+    "--background",
+    "background-id2",
+    "--out",
+)
+
+
+def scanning(vae: str) -> dict[str, str]:
+    return {"ID2_PART_SIZE": "8", "ID2_ENCODER": vae, "ID2_CALIBRATION": "calibration.json"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2_command: str) -> Path:
+    """A folder with images and, in `whole`, the judged results of a scan of them in parts of eight."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    draw_photos(folder / "in/references", 40)
+    draw_photos(folder / "in/uploads", 12, first_seed=30)
+    draw_photos(folder / "in/background", 6, first_seed=900)
+    embed.run(
+        EmbedJob(str(folder / "in/background"), str(folder / "background-id2"), tiny_vae),
+        Execution.begin(),
+    )
+    held = Dataset.open(str(folder / "background-id2/embeddings"))
+    normalization = Normalization(factor=0.5, k=3, background_id=shards.index_id(held))
+    calibrated(held.ids, 0.5, normalization).save(str(folder / "calibration.json"))
+    environment = os.environ | scanning(tiny_vae)
+    subprocess.run(
+        [id2_command, *SCAN, "whole"], cwd=folder, env=environment, check=True, capture_output=True
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kill_at", ["reference/embeddings/part-*", "background/matches/*/*.parquet", "matches/*/*.parquet"]
+)
+def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
+    kill_at: str, undisturbed: Path, tiny_vae: str, id2_command: str
+) -> None:
+    out = undisturbed / kill_at.split("/")[0]
+    environment = os.environ | scanning(tiny_vae)
+    run_until(out, kill_at, [id2_command, *SCAN, str(out)], undisturbed, environment)
+    assert not (out / "summary.json").exists(), "it ended before it could be killed"
+    subprocess.run(
+        [id2_command, *SCAN, out], cwd=undisturbed, env=environment, check=True, capture_output=True
+    )
+    resumed, whole = (
+        matching.read_run(Dataset.open(str(o / "matches"))) for o in (out, undisturbed / "whole")
+    )
+    assert resumed.num_rows == 120 and resumed["verdict"].null_count == 0
+    assert resumed.drop(["scanned_at", "run_id"]).equals(whole.drop(["scanned_at", "run_id"]))
+    for side in ("reference", "queries"):
+        ours, theirs = (
+            Dataset.open(str(o / side / "embeddings")).read(schemas.embeddings_schema(1024, 1024))
+            for o in (out, undisturbed / "whole")
+        )
+        assert (
+            ours.sort_by("uri")
+            .drop(["embedded_at", "run_id"])
+            .equals(theirs.sort_by("uri").drop(["embedded_at", "run_id"]))
+        )
