@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -37,7 +37,7 @@ class _Printer:
         self._first: tuple[float, int] | None = None
 
     def __call__(self, stage: str, counts: Counts) -> None:
-        now, finished = time.monotonic(), counts.done + counts.rejected
+        now, finished = time.monotonic(), counts.completed + counts.rejected
         if finished == 0:
             self.finish()
             self._shown, self._first = now, None
@@ -62,7 +62,7 @@ class _Printer:
 
 def _line(stage: str, counts: Counts, rate: float | None) -> str:
     """What is shown; `rate` is in objects per second, None where it is not known yet."""
-    finished = counts.done + counts.rejected
+    finished = counts.completed + counts.rejected
     of = f"/{counts.total}" if counts.total is not None else ""
     rejected = f", {counts.rejected} of them rejected" if counts.rejected else ""
     speed = f", {rate:.1f}/s" if rate else ""
@@ -76,21 +76,6 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def reporter() -> Callable[[str, int, int], None]:
-    """A callback (stage, done, total) that counts into the tally: for work that tells how far it is."""
-    last: dict[str, tuple[int, int]] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        before, whole = last.get(stage, (0, -1))
-        if whole != total or done < before:
-            tally.start(stage, total)
-            before = 0
-        tally.add(stage, done - before)
-        last[stage] = done, total
-
-    return report
 
 
 @contextmanager

@@ -1,118 +1,97 @@
-"""What every command shares: options with one meaning, progress, failures in one line, JSON on stdout."""
+"""What every command shares: progress, failures in one line, JSON on stdout, and whether a flow runs."""
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
-from id2core.errors import ID2Error, OptionError
+import id2
+from flows import progress
+from id2.options import Request
+from id2core.errors import ID2Error, OptionError, PrefectServerError
 
+T = TypeVar("T")
+BAD_USAGE, INTERRUPTED = 2, 130
 stderr = Console(stderr=True)
-# For commands that hand the options after `--` to Beam.
-BEAM = {"allow_extra_args": True}
-
-Out = Annotated[str, typer.Option("--out", help="Where results go; run again with the same to resume.")]
-Reference = Annotated[str, typer.Option(help="Protected originals: images, or an embeddings data set.")]
-Queries = Annotated[str, typer.Option(help="Uploads: images, or an embeddings data set.")]
-Encoder = Annotated[
-    str | None,
-    typer.Option(
-        help="mini (bundled), sd2, sdxl, sd3 (from the hub), a diffusers directory, a TorchScript file, "
-        "or a hub id owner/name\\[:subfolder]\\[@revision].  \\[default: ID2_ENCODER or mini]"
-    ),
-]
-Transform = Annotated[
-    str | None,
-    typer.Option(
-        help="W: auto (the one that ships for the encoder, if any; else raw latents), none (raw latents), "
-        "a .safetensors file, or the authors' checkpoint. Both sides of a scan need the same one.  "
-        "\\[default: ID2_TRANSFORM or auto]"
-    ),
-]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        help="Thresholds for verdicts at a known false-positive rate: auto (those that ship with the "
-        "bundled W, where it is used; else no verdicts), none (scores only), or a file. It holds for one "
-        "encoder and one W, and for uploads like those it was made from.  "
-        "\\[default: ID2_CALIBRATION or auto]"
-    ),
-]
-Background = Annotated[
-    str | None,
-    typer.Option(
-        help="Pictures that are neither references nor their copies, or an embeddings data set of them: how "
-        "near an upload lies to strangers is subtracted from its scores. For a calibration that was made "
-        "with this very background, which then needs it."
-    ),
-]
-TopK = Annotated[
-    int | None, typer.Option(min=1, help="References kept per upload.  \\[default: ID2_TOP_K or 10]")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")]
-Runner = Annotated[
-    str | None,
-    typer.Option(
-        help="Beam runner: FnApiRunner (this process, the default), FlinkRunner, SparkRunner, "
-        "DataflowRunner, PortableRunner. Its own options follow after `--`."
-    ),
-]
 
 
-def run(work: Callable[[], Any]) -> Any:
-    """Do the work with progress shown; a failure becomes one line and exit code 1 (ID2_DEBUG shows all)."""
-    from flows import progress
+def run(work: Callable[[], T]) -> T:
+    """Do the work and show its progress; a failure becomes one line and an exit code.
 
+    A mistake of the user's exits with 1, or with 2 where an option does not fit; for a bug, `ID2_DEBUG=1`
+    shows the traceback.
+    """
     try:
         with progress.shown(stderr):
             return work()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("ID2_DEBUG"):
             raise
+        if _is_interrupt(error):
+            stderr.print("interrupted: run the same command again to go on from here")
+            raise typer.Exit(INTERRUPTED) from error
         known = isinstance(error, ID2Error)
         text = str(error) if known else f"{type(error).__name__}: {error} (ID2_DEBUG=1 shows the traceback)"
         stderr.print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(BAD_USAGE if isinstance(error, OptionError) else 1) from error
 
 
-def tell(lines: Iterable[str]) -> None:
-    """Lines on stderr as they are, however wide the terminal."""
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C is behind an error: Beam raises a RuntimeError in its place."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or str(error).startswith("KeyboardInterrupt"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def flow_or_function(function: id2.Function[Any, T], request: Request, flow: str) -> T:
+    """Run a request as a flow where PREFECT_API_URL names a server, else directly, without Prefect.
+
+    Args:
+        function: what runs it directly.
+        request: what is asked for.
+        flow: `module:name` of the flow.
+    """
+    # Under torchrun the first process alone is the flow.
+    if not os.environ.get("PREFECT_API_URL") or os.environ.get("RANK", "0") != "0":
+        return function.run(request)
+    quiet_prefect()
+    module, _, name = flow.partition(":")
+    given = {option: getattr(request, option) for option in request.model_fields_set}
+    try:
+        result: T = getattr(importlib.import_module(module), name)(**given)
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        server = os.environ["PREFECT_API_URL"]
+        raise PrefectServerError(
+            f"no Prefect server answers at PREFECT_API_URL={server}: start it, or unset the variable"
+        ) from error
+    return result
+
+
+def quiet_prefect() -> None:
+    """Before Prefect is imported: report no use, and leave failures to our own one line."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+
+
+def echo_lines(lines: Iterable[str]) -> None:
+    """Print lines on stderr as they are, however wide the terminal."""
     for line in lines:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, default=str) + "\n")
-
-
-def beam_arguments(runner: str | None, rest: list[str]) -> list[str]:
-    """The options after `--`, checked: what Beam would only warn of is bad usage here."""
-    from beam_jobs import runners
-
-    arguments = ([f"--runner={runner}"] if runner else []) + rest
-    try:
-        runners.check(arguments)
-    except OptionError as error:
-        raise typer.BadParameter(str(error)) from error
-    return arguments
-
-
-def settings(**overrides: Any) -> Any:
-    """The settings with some replaced; one that is not valid is bad usage."""
-    from pydantic import ValidationError
-
-    from id2core.settings import Settings
-
-    try:
-        return Settings(**{k: v for k, v in overrides.items() if v is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"ID2_{str(first['loc'][0]).upper()}: {first['msg']}") from error
+def print_json(value: BaseModel) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(value.model_dump_json(by_alias=True) + "\n")

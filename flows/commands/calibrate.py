@@ -1,0 +1,56 @@
+"""`id2 calibrate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+import id2
+from flows.commands import console
+from flows.commands.options import command
+from id2.requests import CalibrateRequest
+
+if TYPE_CHECKING:
+    from id2.results import CalibrateReport
+
+app = typer.Typer()
+
+
+@command(
+    app,
+    id2.calibrate,
+    "flows.calibrate:calibrate",
+    epilog="Example: id2 calibrate --reference originals-id2 --queries uploads-id2 --truth truth.csv "
+    "--transform w/W.safetensors --match 0.001 --review 0.01 --out w/calibration.json",
+)
+def show(report: CalibrateReport, request: CalibrateRequest) -> None:
+    """Print the thresholds and their rates, and where they are."""
+    console.echo_lines(report_lines(report))
+    typer.echo(report.out)
+
+
+def report_lines(report: CalibrateReport) -> Iterator[str]:
+    """Yield the thresholds as a table, and how scores are normalized."""
+    yield (
+        f"From {report.queries:,} uploads without origin, for a corpus of {report.references:,} references. "
+        "Against N times as many references, rates are up to N times as high."
+    )
+    yield "| verdict | rate | score from | reached by | 95% interval of the rate | with 95% at most |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for verdict, t in (("match", report.match), ("review", report.review)):
+        yield (
+            f"| {verdict} | {t.target:.3%} | {t.score:.4f} | {t.exceedances:,} of {report.queries:,} | "
+            f"{t.low:.3%} to {t.high:.3%} | {t.upper:.3%} |"
+        )
+    if normalization := report.normalization:
+        yield (
+            f"Scores less {normalization.factor:g} × the mean of the {normalization.k} best scores in the "
+            f"background {normalization.background_id}."
+        )
+    if report.tuned:
+        yield (
+            f"µAP of the queries tuned on: {report.tuned.raw_micro_ap:.1%} raw, {report.tuned.micro_ap:.1%} "
+            "chosen."
+        )

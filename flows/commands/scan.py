@@ -1,0 +1,66 @@
+"""`id2 scan`, and how the summary of a scan is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+import id2
+from flows.commands import console
+from flows.commands.options import command
+from id2.requests import ScanRequest
+
+if TYPE_CHECKING:
+    from id2.results import ScanSummary
+    from id2core.verdicts.judging import CalibrationFacts
+
+app = typer.Typer()
+
+
+@command(
+    app,
+    id2.scan,
+    "flows.scan:scan",
+    epilog="Examples: id2 scan --reference originals --queries uploads --out results. The same in four "
+    "worker processes: add `-- --direct_running_mode=multi_processing --direct_num_workers=4` at the end.",
+)
+def show(summary: ScanSummary, request: ScanRequest) -> None:
+    """Print the summary, and where the report is."""
+    announce(summary, request.out)
+
+
+def announce(summary: ScanSummary, out: str) -> None:
+    """Print the summary of a scan on stderr, and the place of its report on stdout."""
+    console.echo_lines(summary_lines(summary))
+    typer.echo(f"{out.rstrip('/')}/report.html")
+
+
+def summary_lines(summary: ScanSummary) -> Iterator[str]:
+    """Yield what a scan counted, judged and measured, a line each."""
+    counts = summary.counts
+    yield (
+        f"{counts.queries} uploads compared with {counts.references} originals; "
+        f"{counts.query_rejects + counts.reference_rejects} files rejected"
+    )
+    if used := summary.transform:
+        yield f"transform: {used.id} ({used.origin})" if used.origin != "none" else "transform: none"
+    if summary.calibration:
+        yield _verdict_line(summary.verdicts, summary.calibration)
+    if summary.accuracy is not None and summary.measures:
+        measures = (("mAP", summary.measures.mean_ap.value), ("µAP", summary.measures.micro_ap.value))
+        shown = [f"Acc {summary.accuracy:.1%} of {summary.accuracy_of} uploads with an origin"]
+        yield ", ".join(shown + [f"{name} {value:.3f}" for name, value in measures if value is not None])
+
+
+def _verdict_line(verdicts: dict[str, int], calibration: CalibrationFacts) -> str:
+    rate = calibration.verdicts["match"]
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()) or "no verdicts"
+    if rate.false_positive_rate is None or rate.low is None or rate.high is None:
+        return counts
+    return (
+        f"{counts}; false-positive rate of a match {100 * rate.false_positive_rate:.3g}% "
+        f"({calibration.confidence:.0%} interval {100 * rate.low:.3g} to {100 * rate.high:.3g}%), "
+        f"calibration {calibration.calibration_id} ({calibration.origin})"
+    )

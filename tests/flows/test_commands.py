@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from id2core.store import storage
+from tests.commands import call
+from tests.drawing import draw_photos
+
+
+def test_the_demo_finds_its_origins_and_says_where_the_report_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    real = storage.read_marked
+
+    def counted(uri: str) -> tuple[bytes, str]:
+        reads.append(uri)
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read_marked", counted)
+    done = call("demo", "--out", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    assert "Acc " in done.stderr and "of 140 uploads with an origin" in done.stderr
+    report = Path(done.stdout.strip())
+    assert report == tmp_path / "demo/report.html" and report.stat().st_size > 100_000
+    commits = [uri for uri in reads if uri.endswith("_SUCCESS")]
+    assert 5 <= len(commits) <= 15, commits
+    again = call("demo", "--out", tmp_path / "demo", "--json")
+    summary = json.loads(again.stdout)
+    assert summary["counts"]["references"] == 200 and summary["counts"]["queries"] == 200
+    assert 0.6 < summary["accuracy"] < 0.95 and summary["accuracy_of"] == 140
+    assert [row["kind"] for row in summary["compared"]] == ["all with an origin", "edits", "mini-a", "mini-b"]
+    rewritten = call("report", tmp_path / "demo", "--max-pairs", 3, "--json")
+    assert json.loads(rewritten.stdout)["counts"] == summary["counts"]
+    assert report.stat().st_size < 200_000
+
+
+def test_embed_counts_on_stderr_and_prints_one_object_on_stdout(
+    photos: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    options = ("--images", photos, "--out", tmp_path / "out", "--encoder", tiny_vae)
+    done = call("embed", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["embedded"], summary["rejected"]) == (12, 0)
+    assert "embed: 12/12 images" in done.stderr
+    mixed = call("embed", *options[:-1], "mini")
+    assert mixed.returncode == 1
+    assert "error:" in mixed.stderr and "write to another --out" in mixed.stderr
+    assert "Traceback" not in mixed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "hint"),
+    [
+        (["scan", "--reference", "/nowhere", "--queries", "/nowhere", "--out", "OUT"], 1, "no such folder"),
+        (["embed", "--images", "s3://x/y", "--out", "OUT"], 1, "gs://"),
+        (["embed", "--images", "PHOTOS", "--out", "OUT", "--encoder", "nothing"], 1, "short name"),
+        (["scan", "--reference", "PHOTOS", "--queries", "/nowhere", "--out", "OUT"], 1, "no such folder"),
+        (["embed", "--images", "PHOTOS", "--out", "/etc/hosts"], 1, "/etc/hosts"),
+        (["embed", "--images", "PHOTOS"], 2, "Missing option"),
+        (["embed", "--images", "a.jpg", "b.jpg", "--out", "OUT"], 2, "unexpected"),
+        (
+            ["embed", "--images", "PHOTOS", "--out", "OUT", "--", "--direct_num_wrokers=2"],
+            2,
+            "no Beam option",
+        ),
+        (["embed", "--images", "PHOTOS", "--out", "OUT", "--speed", "9"], 2, "No such option"),
+        (["scan", "--reference", "/a", "--queries", "/b", "--out", "OUT", "--top-k", "0"], 2, "top-k"),
+        (["scan", "--reference", "EMPTY", "--queries", "PHOTOS", "--out", "OUT"], 1, "is empty"),
+        (["scan", "--reference", "PHOTOS", "--queries", "PHOTOS", "--out", "PHOTOS/out"], 2, "is inside"),
+    ],
+)
+def test_what_went_wrong_is_said_in_a_line_and_in_the_exit_code(
+    arguments: list[str], code: int, hint: str, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {
+        "OUT": tmp_path / "out",
+        "EMPTY": tmp_path / "empty",
+        "PHOTOS/out": photos / "out",
+        "PHOTOS": photos,
+    }
+    done = call(*(places.get(argument, argument) for argument in arguments))
+    assert done.returncode == code and hint in " ".join(done.stderr.replace("│", " ").split()), done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bug_is_told_from_a_mistake(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from id2.jobs import embed
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("not the user's fault")
+
+    monkeypatch.setattr(embed, "recorded", broken)
+    done = call("embed", "--images", photos, "--out", tmp_path / "out")
+    assert done.returncode == 1 and "ValueError: not the user's fault (ID2_DEBUG=1 shows the traceback)" in (
+        " ".join(done.stderr.split())
+    )
+    with pytest.raises(ValueError, match="fault"):
+        call("embed", "--images", photos, "--out", tmp_path / "out", environment={"ID2_DEBUG": "1"})
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from id2.jobs import embed
+
+    def interrupted(*_: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:  # as Beam does
+            raise RuntimeError("KeyboardInterrupt [while running 'EmbedParts/Make']") from error
+
+    monkeypatch.setattr(embed, "embed_images", interrupted)
+    done = call("embed", "--images", photos, "--out", tmp_path / "out")
+    assert done.returncode == 130 and "run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr and "error" not in done.stderr
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert call("--version").stdout == f"id2 {importlib.metadata.version('id2')}\n"
+
+
+def test_doctor_shows_a_wrong_setting() -> None:
+    done = call("doctor", environment={"ID2_TOP_K": "none"})
+    assert done.returncode == 0 and "ID2_TOP_K is 'none'" in done.stdout
+
+
+def test_a_prefect_server_that_does_not_answer_is_named(
+    photos: Path, tmp_path: Path, id2_command: str
+) -> None:
+    server = "http://127.0.0.1:9/api"
+    done = subprocess.run(
+        [id2_command, "embed", "--images", photos, "--out", tmp_path / "out"],
+        env=os.environ | {"PREFECT_API_URL": server},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and f"no Prefect server answers at PREFECT_API_URL={server}" in done.stderr
+
+
+def test_doctor_knows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = json.loads(call("doctor", "--json").stdout)
+    assert facts["versions"]["torch"] and facts["devices"]["cores"] == os.cpu_count()
+    assert facts["hub"] == "offline by HF_HUB_OFFLINE" and facts["settings"]["encoder"] == "mini"
+
+
+WITHOUT = """
+import sys
+from tests.commands import call
+done = call(*{arguments!r})
+assert done.returncode == 0, done.stderr
+loaded = {modules!r} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_what_needs_no_torch_beam_or_prefect_loads_none(tiny_vae: str, tmp_path: Path) -> None:
+    draw_photos(tmp_path / "references", 6)
+    draw_photos(tmp_path / "uploads", 3, first_seed=2)
+    places = ["--reference", str(tmp_path / "references"), "--queries", str(tmp_path / "uploads")]
+    out = str(tmp_path / "out")
+    images = ["scan", *places, "--out", out, "--encoder", tiny_vae]
+    assert call(*images).returncode == 0
+    sides = ["--reference", f"{out}/reference", "--queries", f"{out}/queries"]
+    data_sets = ["scan", *sides, "--out", str(tmp_path / "again")]
+    assert call(*data_sets).returncode == 0
+    embed = ["embed", "--images", places[1], "--out", str(tmp_path / "id2"), "--encoder", tiny_vae]
+    assert call(*embed).returncode == 0
+    for arguments in (data_sets, images, embed, ["report", out], ["doctor"]):
+        code = WITHOUT.format(arguments=arguments, modules={"torch", "apache_beam", "prefect", "diffusers"})
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (arguments, done.stderr[-2000:])
