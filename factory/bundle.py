@@ -1,6 +1,6 @@
 """Make what ships beside an encoder: W in float16, a background and a calibration for them.
 
-Run `python -m factory.bundle --bench DIR --transform W.safetensors --out id2core/data/mini`.
+Run `python -m factory.bundle --data DIR --transform W.safetensors --out id2core/data/mini`.
 The background holds descriptors of training photos and no latents, from which pictures could be decoded.
 Thresholds come from calibration uploads, one of each photo: the photo as it is or a translation by one of the
 models in turn. Fresh uploads, which nothing was chosen on, say what the rates are.
@@ -19,10 +19,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.experiments import open_sets
-from id2core.experiments.evaluation_sets import CALIBRATION, FRESH, TRAIN, Bench, Queries
-from id2core.search import shards
+from id2core.experiments.evaluation_sets import CALIBRATION, FRESH, TRAIN, EvaluationSet, Queries
+from id2core.search import exact, shards
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit
+from id2core.store.datasets import Commit, Dataset
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, normalization
@@ -35,9 +35,9 @@ FACTS = "W.json"
 COUNT = 1000
 
 
-def background(bench: Bench, w: Transform, out: Path) -> tuple[str, NDArray[np.float32]]:
+def background(data: EvaluationSet, w: Transform, out: Path) -> tuple[str, NDArray[np.float32]]:
     """Write descriptors of training photos as an embeddings data set; its index_id, and float32[B,m]."""
-    latents, ids = bench.read(TRAIN)
+    latents, ids = data.read(TRAIN)
     some = np.linspace(0, len(ids) - 1, COUNT).astype(int)
     descriptors = w.apply(latents[some]).astype(np.float16).astype(np.float32)
     schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
@@ -46,7 +46,7 @@ def background(bench: Bench, w: Transform, out: Path) -> tuple[str, NDArray[np.f
         "uri": [f"background/{ids[i]}" for i in some],
         "descriptor": schemas.vectors_to_array(descriptors, descriptors.shape[1]),
     }
-    names = bench.ids | {"transform_id": w.transform_id}
+    names = data.ids | {"transform_id": w.transform_id}
     columns |= {name: [value] * COUNT for name, value in names.items()}
     rows = {field.name: columns.get(field.name, pa.nulls(COUNT, field.type)) for field in schema}
     shutil.rmtree(out / BACKGROUND, ignore_errors=True)
@@ -55,47 +55,53 @@ def background(bench: Bench, w: Transform, out: Path) -> tuple[str, NDArray[np.f
     )
     commit = Commit("embeddings", BACKGROUND, names, (record,), source=BACKGROUND)
     datasets.write_commit(str(out / BACKGROUND), commit)
-    return shards.index_id(commit), descriptors
+    return shards.index_id(Dataset.open(str(out / BACKGROUND))), descriptors
 
 
-def uploads(bench: Bench, role: str) -> list[Queries]:
+def uploads(data: EvaluationSet, role: str) -> list[Queries]:
     """The photos of a role as they are, and their translations by every model."""
-    latents, ids = bench.read(role)
+    latents, ids = data.read(role)
     numbers = np.argsort(np.argsort(np.array(ids)))
     return [
         Queries(latents, np.full(len(ids), -1), numbers),
-        *(bench.queries(model, role) for model in bench.models),
+        *(data.queries(model, role) for model in data.models),
     ]
 
 
 def best_scores(
-    bench: Bench, w: Transform, strangers: NDArray[np.float32], chosen: Normalization, latents: NDArray[Any]
+    data: EvaluationSet,
+    w: Transform,
+    background_descriptors: NDArray[np.float32],
+    chosen: Normalization,
+    latents: NDArray[Any],
 ) -> NDArray[np.float64]:
     """float64[Q]: the best normalized score of each of some uploads, float16[Q,n], among the references."""
-    queries, references = w.apply(latents), w.apply(bench.references)
-    background = normalization.background_means(queries @ strangers.T, chosen.k)
-    return normalize((queries @ references.T).max(axis=1), background, chosen.factor)
+    queries, references = w.apply(latents), w.apply(data.references)
+    _, background = exact.nearest(queries, background_descriptors, chosen.k)
+    _, best = exact.nearest(queries, references, 1)
+    means = normalization.background_means(background, chosen.k)
+    return normalize(best[:, 0], means, chosen.factor)
 
 
 def calibrate(
-    bench: Bench, w: Transform, name: str, strangers: NDArray[np.float32]
+    data: EvaluationSet, w: Transform, name: str, background_descriptors: NDArray[np.float32]
 ) -> tuple[Calibration, dict[str, Any]]:
     """The calibration, and the rates of its verdicts on fresh uploads."""
-    tuned = open_sets.tuned(bench, bench.pairs(bench.seen), w)
+    tuned = open_sets.tune_background(data, data.pairs(data.seen), w)
     chosen = Normalization(factor=tuned.factor, k=tuned.k, background_id=name)
-    kinds = uploads(bench, CALIBRATION)
+    kinds = uploads(data, CALIBRATION)
     some = [q.latents[open_sets.one_each(q, kind, len(kinds))] for kind, q in enumerate(kinds)]
-    scores = best_scores(bench, w, strangers, chosen, np.concatenate(some))
+    scores = best_scores(data, w, background_descriptors, chosen, np.concatenate(some))
     found = calibration.calibrate(
         scores,
         match=MATCH,
         review=REVIEW,
-        references=len(bench.references),
-        ids=bench.ids | {"transform_id": w.transform_id},
+        references=len(data.references),
+        ids=data.ids | {"transform_id": w.transform_id},
         normalization=chosen,
     )
-    unseen = np.concatenate([q.latents for q in uploads(bench, FRESH)])
-    fresh = best_scores(bench, w, strangers, chosen, unseen)
+    unseen = np.concatenate([q.latents for q in uploads(data, FRESH)])
+    fresh = best_scores(data, w, background_descriptors, chosen, unseen)
     rates = {
         kind: {
             "target": threshold.target,
@@ -111,13 +117,13 @@ def calibrate(
 def main() -> None:
     """Write all of it, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bench", type=Path, required=True, help="folder, see docs/experiments.md")
+    parser.add_argument("--data", type=Path, required=True, help="folder, see docs/experiments.md")
     parser.add_argument("--transform", type=Path, required=True, help="W, as `id2 train` wrote it")
     parser.add_argument("--out", type=Path, required=True, help="the encoder's folder")
     options = parser.parse_args()
-    bench = Bench.load(options.bench)
+    data = EvaluationSet.load(options.data)
     w = save_half(load_transform(str(options.transform)), options.out / WEIGHTS)
-    found, rates = calibrate(bench, w, *background(bench, w, options.out))
+    found, rates = calibrate(data, w, *background(data, w, options.out))
     found.save(str(options.out / FILE))
     facts = {"transform_id": w.transform_id, "trained": w.metadata, "rates": rates}
     (options.out / FACTS).write_text(json.dumps(facts, indent=1))

@@ -41,9 +41,9 @@ SHAPES = (
 QUALITIES = (85, 80, 75)
 SHRINKS = (1.0, 0.8, 0.7)
 MOST_BYTES = 25_000
-# Flatter tiles say nothing about the method: standard deviation of the grey levels, 0 to 255.
+# Flatter tiles say nothing about the method: standard deviation of the gray levels, 0 to 255.
 LEAST_CONTRAST = 14.0
-# Cosine of two tiles' centred thumbnails from which they count as the same picture.
+# Cosine of two tiles' centered thumbnails from which they count as the same picture.
 SAME_PICTURE = 0.92
 
 LICENCE_URLS = {
@@ -62,7 +62,7 @@ Every file in `references/` is a crop of one of the pictures below, scaled down 
 the picture's slug and a number. Every file in `uploads/` is either such a crop, an edit of one (JPEG
 compression, blur, downscaling, a watermark, or a round trip through a VAE), or a translation of one by the
 diffusion model `mini-a` or `mini-b`; `uploads.csv` names the slug and the edit of each. What was made from a
-picture is under the licence of that picture, not under the licence of the program around it. The texts of
+picture is under the license of that picture, not under the license of the program around it. The texts of
 the GPL and the LGPL are in `LICENSES/`.
 
 The whole pictures are in the Debian packages named here, in Debian 12, at
@@ -70,7 +70,7 @@ The whole pictures are in the Debian packages named here, in Debian 12, at
 and licences are from each package's copyright file and, for plasma-workspace-wallpapers, from the metadata
 file beside each picture. The authors do not endorse this use.
 
-| slug | title and file | author | licence | Debian package |
+| slug | title and file | author | license | Debian package |
 |---|---|---|---|---|
 """
 
@@ -121,7 +121,7 @@ def read_sources(path: Path = SOURCES) -> list[Source]:
     """The rows of a sources file.
 
     Raises:
-        ValueError: a role or licence is not one this module knows.
+        ValueError: a role or license is not one this module knows.
     """
     sources = []
     with path.open(encoding="utf-8", newline="") as file:
@@ -157,13 +157,13 @@ def crops(picture: Image.Image, source: Source) -> Iterator[Image.Image]:
         w, h = math.floor(shape[0] * scale), math.floor(shape[1] * scale)
         left = column * width + seed // 7 % (width - w + 1)
         top = row * height + seed // 11 % (height - h + 1)
-        # Cropped first: `resize` with a box would read a few pixels beyond it, from the neighbours.
+        # Cropped first: `resize` with a box would read a few pixels beyond it, from the neighbors.
         tile = picture.crop((left, top, left + w, top + h))
         yield tile.resize(shape, Image.Resampling.LANCZOS)
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
-    """The bytes of a JPEG file, 4:2:0."""
+    """Return the bytes of a JPEG file, 4:2:0."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
     return buffer.getvalue()
@@ -180,10 +180,10 @@ def encode_small(image: Image.Image) -> bytes:
 
 
 def thumbnail(image: Image.Image) -> NDArray[np.float32]:
-    """float32[16,16,3], centred and of norm 1: what two tiles are compared by."""
+    """float32[16,16,3], centered and of norm 1: what two tiles are compared by."""
     small = np.asarray(image.resize((16, 16), Image.Resampling.BOX), np.float32)
-    centred = small - small.mean()
-    return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float32)
+    centered = small - small.mean()
+    return np.asarray(centered / max(float(np.linalg.norm(centered)), 1e-6), np.float32)
 
 
 class Chooser:

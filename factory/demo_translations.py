@@ -18,13 +18,13 @@ from pathlib import Path
 from PIL import Image
 
 from factory.demo_set import TRUTH_COLUMNS, draw, encode
-from id2core.translation import models
+from id2core.translation import loading, models
 
 EACH = 40
 QUALITY = 90
 STEPS = 30
 STRENGTHS = {"mini-a": 0.9, "mini-b": 0.9}
-# Words that the small models know: light, colour, and what some of their training photos show.
+# Words that the small models know: light, color, and what some of their training photos show.
 PROMPTS = (
     "a dark mostly blue photo of a rainy sky",
     "a bright mostly orange painting of a sunrise",
@@ -58,9 +58,9 @@ def chosen(references: list[str], taken: set[str]) -> dict[str, list[str]]:
 
 
 def translated(folder: Path, model: str, references: list[str]) -> Iterator[Upload]:
-    """Each reference under a drawn prompt."""
+    """Translate each reference under a drawn prompt."""
     strength = STRENGTHS[model]
-    translator = models.load(models.find(model, strength=strength, steps=STEPS))
+    translator = loading.load(models.find(model, strength=strength, steps=STEPS))
     pictures = []
     for reference in references:
         with Image.open(folder / reference) as image:
@@ -72,7 +72,7 @@ def translated(folder: Path, model: str, references: list[str]) -> Iterator[Uplo
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file of the demo."""
+    """Return the rows of a CSV file of the demo."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

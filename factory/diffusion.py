@@ -15,7 +15,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,48 +28,54 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from factory import diffusion_data, tokenizer
+from factory import diffusion_data, photo_sets, tokenizer
 from factory.diffusion_data import Encoded
 from id2core.encoders.autoencoders import load_autoencoder
 from id2core.experiments import captions
-from id2core.experiments import photo_folders as photo_folder
-from id2core.training.loop import Loop, autocast
+from id2core.options import Options
+from id2core.training.loop import Loop, Stateful, autocast
 
 CHECKED = 250
 CHECK_BATCH = 50
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the outcome of a run, but the photos and the VAE."""
+class DiffusionConfig(Options):
+    """Everything that decides the outcome of a run, besides the photos and the VAE."""
 
-    widths: tuple[int, ...] = (48, 96, 128)
-    groups: int = 8
-    heads: int = 4
-    text_width: int = 128
-    text_layers: int = 2
-    tokens: int = 32
-    vocabulary: int = 1_600
-    prediction: str = "epsilon"
-    noise_schedule: str = "scaled_linear"
-    variants: int = 6
-    prompt_dropout: float = 0.1
-    seed: int = 1
-    steps: int = 5_000
-    batch: int = 32
-    lr: float = 8e-4
-    warmup: int = 200
-    weight_decay: float = 1e-3
-    ema: float = 0.999
+    widths: tuple[int, ...] = Field(default=(48, 96, 128), description="Channels of the U-Net's levels.")
+    groups: int = Field(default=8, ge=1, description="Groups of each normalization.")
+    heads: int = Field(default=4, ge=1, description="Channels per attention head.")
+    text_width: int = Field(default=128, ge=1, description="Numbers per token of the text encoder.")
+    text_layers: int = Field(default=2, ge=1, description="Layers of the text encoder.")
+    tokens: int = Field(default=32, ge=3, description="Tokens per prompt, at most.")
+    vocabulary: int = Field(default=1_600, ge=1, description="Tokens that the tokenizer knows.")
+    prediction: Literal["epsilon", "v_prediction"] = Field(
+        default="epsilon", description="What the U-Net predicts: the noise or the velocity."
+    )
+    noise_schedule: str = Field(
+        default="scaled_linear", description="Schedule of the noise, by diffusers' name."
+    )
+    variants: int = Field(default=6, ge=1, description="Variants of each photo: whole, mirrored, then crops.")
+    prompt_dropout: float = Field(
+        default=0.1, ge=0, le=1, description="Share of prompts that are dropped, for guidance."
+    )
+    seed: int = Field(default=1, ge=0, description="Random seed of weights, batches and noise.")
+    steps: int = Field(default=5_000, ge=1, description="Training steps.")
+    batch: int = Field(default=32, ge=1, description="Latents per step.")
+    lr: float = Field(default=8e-4, gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(default=200, ge=1, description="Steps until the learning rate peaks.")
+    weight_decay: float = Field(default=1e-3, ge=0, description="Decoupled weight decay.")
+    ema: float = Field(default=0.999, ge=0, le=1, description="EMA decay of the weights.")
 
 
-RECIPES = {
-    "mini-a": Recipe(),
-    "mini-b": Recipe(
+CONFIGS = {
+    "mini-a": DiffusionConfig(),
+    "mini-b": DiffusionConfig(
         widths=(32, 96, 160),
         prediction="v_prediction",
         noise_schedule="squaredcos_cap_v2",
@@ -80,34 +86,34 @@ RECIPES = {
 }
 
 
-def build_unet(recipe: Recipe, channels: int) -> UNet2DConditionModel:
+def build_unet(config: DiffusionConfig, channels: int) -> UNet2DConditionModel:
     """An untrained UNet over latents of so many channels, 32×32."""
-    depth = len(recipe.widths)
+    depth = len(config.widths)
     return UNet2DConditionModel(
-        sample_size=photo_folder.SIZE // 8,
+        sample_size=photo_sets.SIZE // 8,
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=recipe.widths,
+        block_out_channels=config.widths,
         layers_per_block=1,
         down_block_types=("DownBlock2D",) * (depth - 1) + ("CrossAttnDownBlock2D",),
         up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * (depth - 1),
-        cross_attention_dim=recipe.text_width,
-        attention_head_dim=recipe.heads,
-        norm_num_groups=recipe.groups,
+        cross_attention_dim=config.text_width,
+        attention_head_dim=config.heads,
+        norm_num_groups=config.groups,
     ).to(memory_format=torch.channels_last)
 
 
-def build_text_encoder(recipe: Recipe, words: Any) -> CLIPTextModel:
+def build_text_encoder(config: DiffusionConfig, words: Any) -> CLIPTextModel:
     """An untrained CLIP text encoder for the vocabulary of a tokenizer."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),
-            hidden_size=recipe.text_width,
-            projection_dim=recipe.text_width,
-            intermediate_size=2 * recipe.text_width,
-            num_hidden_layers=recipe.text_layers,
+            hidden_size=config.text_width,
+            projection_dim=config.text_width,
+            intermediate_size=2 * config.text_width,
+            num_hidden_layers=config.text_layers,
             num_attention_heads=4,
-            max_position_embeddings=recipe.tokens,
+            max_position_embeddings=config.tokens,
             bos_token_id=words.bos_token_id,
             eos_token_id=words.eos_token_id,
             pad_token_id=words.pad_token_id,
@@ -116,14 +122,14 @@ def build_text_encoder(recipe: Recipe, words: Any) -> CLIPTextModel:
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoder: noised latents, times and prompts in, what the recipe predicts out."""
+    """UNet and text encoder: noised latents, times and prompts in, what the config predicts out."""
 
-    def __init__(self, recipe: Recipe, channels: int, words: Any) -> None:
+    def __init__(self, config: DiffusionConfig, channels: int, words: Any) -> None:
         super().__init__()
-        self.unet = build_unet(recipe, channels)
+        self.unet = build_unet(config, channels)
         # The fused attention's gradient is slow on a CPU: 18% of a step.
         self.unet.set_attn_processor(AttnProcessor())
-        self.text = build_text_encoder(recipe, words)
+        self.text = build_text_encoder(config, words)
 
     def forward(self, noised: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
         """float32[B,C,h,w], int64[B], int64[B,T] → float32[B,C,h,w]."""
@@ -141,48 +147,48 @@ class Batch:
     tokens: Tensor
 
 
-class Trainer(Loop):
+class Trainer(Loop[DiffusionConfig]):
     """Trains one diffusion model on the photos of a folder, less those that are held out."""
 
     def __init__(
-        self, recipe: Recipe, photos: Path, vae: AutoencoderKL, out: Path, checked: int = CHECKED
+        self, config: DiffusionConfig, photos: Path, vae: AutoencoderKL, out: Path, checked: int = CHECKED
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        names = photo_folder.split(photos)
+        names = photo_sets.split(photos)
         self.vae = vae.eval()
         self.train = diffusion_data.encode(
-            vae, photos, names.train, recipe.variants, recipe.seed, out / "train.npy"
+            vae, photos, names.train, config.variants, config.seed, out / "train.npy"
         )
         self.held_out = diffusion_data.encode(
-            vae, photos, names.held_out[:checked], 1, recipe.seed, out / "held_out.npy"
+            vae, photos, names.held_out[:checked], 1, config.seed, out / "held_out.npy"
         )
         self.scale = float(1 / self.train.latents.astype(np.float32).std())
         subjects = sorted({s for s in self.train.subjects if s})
-        self.words = tokenizer.train(captions.corpus(subjects), recipe.vocabulary, recipe.tokens)
-        self.noising = DDPMScheduler(**schedule(recipe))
-        torch.manual_seed(recipe.seed)
-        self.denoiser = Denoiser(recipe, vae.config["latent_channels"], self.words)
-        super().__init__(recipe, out, self.denoiser)
+        self.words = tokenizer.train(captions.corpus(subjects), config.vocabulary, config.tokens)
+        self.noising = DDPMScheduler(**schedule(config))
+        torch.manual_seed(config.seed)
+        self.denoiser = Denoiser(config, vae.config["latent_channels"], self.words)
+        super().__init__(config, out, self.denoiser)
         # Averages forget the start sooner than 1/(1 − decay) steps, or they would be useless early on.
         self.average = AveragedModel(
             self.denoiser,
-            avg_fn=lambda old, new, n: old.lerp(new, 1 - min(recipe.ema, (1 + int(n)) / (10 + int(n)))),
+            avg_fn=lambda old, new, n: old.lerp(new, 1 - min(config.ema, (1 + int(n)) / (10 + int(n)))),
         )
         self.checks = {
             "train_error": self._check_batches(self.train, checked),
             "held_out_error": self._check_batches(self.held_out, checked),
         }
 
-    def state(self) -> dict[str, Any]:
-        """Model, its average and the optimizer."""
-        return super().state() | {"average": self.average}
+    def state(self) -> dict[str, Stateful]:
+        """Return the model, its average and the optimizer."""
+        return {**super().state(), "average": self.average}
 
     def stepped(self) -> None:
         """Move the average of the weights."""
         self.average.update_parameters(self.denoiser)
 
     def _tokens(self, prompts: list[str]) -> Tensor:
-        ids = self.words(prompts, padding="max_length", max_length=self.recipe.tokens, truncation=True)
+        ids = self.words(prompts, padding="max_length", max_length=self.config.tokens, truncation=True)
         return torch.tensor(ids["input_ids"])
 
     def _latents(self, numbers: NDArray[np.float16]) -> Tensor:
@@ -199,7 +205,7 @@ class Trainer(Loop):
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
         prompts = [
             ""
-            if rng.random() < self.recipe.prompt_dropout
+            if rng.random() < self.config.prompt_dropout
             else captions.prompt(data.looks[kind][photo], data.subjects[photo], rng)
             for kind, photo in zip(kinds, photos, strict=True)
         ]
@@ -208,9 +214,9 @@ class Trainer(Loop):
     def _check_batches(self, data: Encoded, count: int) -> list[Batch]:
         """Fixed noise and times on drawn photos as they are: the same ones at every measurement."""
         plain = Encoded(data.latents[:1], data.looks[:1], data.subjects)
-        drawn = np.random.default_rng(self.recipe.seed).permutation(len(data.subjects))
+        drawn = np.random.default_rng(self.config.seed).permutation(len(data.subjects))
         photos = np.sort(drawn[:count])
-        rng = np.random.default_rng((self.recipe.seed, count))
+        rng = np.random.default_rng((self.config.seed, count))
         parts = np.array_split(photos, max(1, len(photos) // CHECK_BATCH))
         return [self._batch(plain, part, rng) for part in parts]
 
@@ -219,12 +225,12 @@ class Trainer(Loop):
         return model(noised, batch.times, batch.tokens), noised
 
     def loss(self) -> Tensor:
-        """Mean squared error of what the recipe predicts: the noise, or the velocity."""
-        rng = np.random.default_rng((self.recipe.seed, self.step))
-        batch = self._batch(self.train, rng.integers(0, len(self.train.subjects), self.recipe.batch), rng)
+        """Mean squared error of what the config predicts: the noise, or the velocity."""
+        rng = np.random.default_rng((self.config.seed, self.step))
+        batch = self._batch(self.train, rng.integers(0, len(self.train.subjects), self.config.batch), rng)
         predicted, _ = self._predict(self.denoiser, batch)
         wanted = batch.noise
-        if self.recipe.prediction == "v_prediction":
+        if self.config.prediction == "v_prediction":
             wanted = self.noising.get_velocity(batch.clean, batch.noise, batch.times)
         return torch.as_tensor((predicted - wanted).square().mean())
 
@@ -235,7 +241,7 @@ class Trainer(Loop):
         for batch in batches:
             with autocast():
                 predicted, noised = self._predict(self.average, batch)
-            if self.recipe.prediction == "v_prediction":
+            if self.config.prediction == "v_prediction":
                 kept = self.noising.alphas_cumprod[batch.times].view(-1, 1, 1, 1)
                 predicted = kept.sqrt() * predicted + (1 - kept).sqrt() * noised
             errors += (predicted - batch.noise).square().mean(dim=(1, 2, 3)).tolist()
@@ -265,7 +271,7 @@ class Trainer(Loop):
             tokenizer=self.words,
             unet=denoiser.unet.half(),
             scheduler=DDIMScheduler(
-                **schedule(self.recipe), clip_sample=False, set_alpha_to_one=False, steps_offset=1
+                **schedule(self.config), clip_sample=False, set_alpha_to_one=False, steps_offset=1
             ),
             safety_checker=None,
             feature_extractor=None,
@@ -281,26 +287,26 @@ def _forget_paths(pipeline: Path) -> None:
         file.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def schedule(recipe: Recipe) -> dict[str, Any]:
-    """What training and sampling must agree on."""
+def schedule(config: DiffusionConfig) -> dict[str, Any]:
+    """Return what training and sampling must agree on."""
     return {
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
-        "beta_schedule": recipe.noise_schedule,
-        "prediction_type": recipe.prediction,
+        "beta_schedule": config.noise_schedule,
+        "prediction_type": config.prediction,
     }
 
 
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=sorted(RECIPES), required=True)
+    parser.add_argument("--model", choices=sorted(CONFIGS), required=True)
     for name in ("photos", "vae", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args()
     vae = load_autoencoder(str(args.vae)).float()
-    Trainer(RECIPES[args.model], args.photos, vae, args.out).run()
+    Trainer(CONFIGS[args.model], args.photos, vae, args.out).run()
 
 
 if __name__ == "__main__":

@@ -22,14 +22,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from factory import photo_sets
 from factory import vae as vae_training
 from id2core.encoders.autoencoders import load_autoencoder
 from id2core.encoders.base import Encoder
 from id2core.encoders.hub import MINI
 from id2core.encoders.registry import load_encoder
 from id2core.experiments import captions
-from id2core.experiments import photo_folders as photo_folder
-from id2core.translation import models
+from id2core.translation import loading, models
 
 STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 QUERIES = 200
@@ -68,20 +68,20 @@ class Bench:
 
 
 def unit_latents(encoder: Encoder, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Latents scaled to length 1: float32[N,n]."""
+    """Return latents scaled to length 1, float32[N,n]."""
     latents = encoder.encode(pictures).astype(np.float32)
     return np.asarray(latents / np.linalg.norm(latents, axis=1, keepdims=True))
 
 
 def make_bench(photos: Path, encoder: Encoder, count: int = QUERIES) -> Bench:
     """Origins are the first `count` held-out photos, distractors all other photos there are."""
-    names = photo_folder.split(photos)
+    names = photo_sets.split(photos)
     held_out = names.held_out[:count]
     rest = sorted({p.name for p in photos.glob("*.jpg")} - set(held_out))
-    origins = photo_folder.load(photos, held_out)
+    origins = photo_sets.load(photos, held_out)
     subjects = sorted(set(captions.read(photos).values()))
     prompts = [captions.invented(subjects, i) for i in range(count)]
-    pool = unit_latents(encoder, np.concatenate([origins, photo_folder.load(photos, rest)]))
+    pool = unit_latents(encoder, np.concatenate([origins, photo_sets.load(photos, rest)]))
     return Bench(origins, prompts, pool)
 
 
@@ -95,14 +95,14 @@ def translate(
     model: str, pictures: NDArray[np.uint8], prompts: list[str], strength: float
 ) -> NDArray[np.uint8]:
     """Pictures translated by a pipeline directory: uint8[N,256,256,3]."""
-    recipe = models.find(model, strength=strength, steps=STEPS, size=photo_folder.SIZE)
-    translator = models.load(recipe)
+    chosen = models.find(model, strength=strength, steps=STEPS, size=photo_sets.SIZE)
+    translator = loading.load(chosen)
     made = translator.translate([Image.fromarray(p) for p in pictures], prompts, list(range(len(pictures))))
     return np.stack([np.asarray(image) for image in made])
 
 
 def curve(model: str, bench: Bench, encoder: Encoder) -> list[Point]:
-    """Retrieval by raw latents over all strengths."""
+    """Measure retrieval by raw latents over all strengths."""
     points = []
     for strength in STRENGTHS:
         made = translate(model, bench.queries, bench.prompts, strength)
@@ -114,7 +114,7 @@ def curve(model: str, bench: Bench, encoder: Encoder) -> list[Point]:
 
 def measured(photos: Path, out: Path) -> list[Point]:
     """The curve of the model in `out`, kept in `strengths.json` there: it takes minutes."""
-    file, revision = out / "strengths.json", models.hash_weights(out)
+    file, revision = out / "strengths.json", loading.hash_weights(out)
     if file.exists() and (kept := json.loads(file.read_text()))["revision"] == revision:
         return [Point(**point) for point in kept["points"]]
     encoder = load_encoder(MINI)
@@ -125,8 +125,8 @@ def measured(photos: Path, out: Path) -> list[Point]:
 
 def vae_quality(folder: Path, photos: Path) -> float:
     """Mean PSNR in dB of a VAE's reconstructions of held-out photos."""
-    names = photo_folder.split(photos).held_out[:QUERIES]
-    images = photo_folder.load(photos, names)
+    names = photo_sets.split(photos).held_out[:QUERIES]
+    images = photo_sets.load(photos, names)
     vae = load_autoencoder(str(folder)).float()
     return float(vae_training.psnr(images, vae_training.reconstruct(vae, images)).mean())
 
@@ -150,7 +150,7 @@ def write_card(model: str, photos: Path, run: Path, show: Path, out: Path) -> li
         shutil.copyfile(run / name, out / name)
     points = measured(photos, out)
     names = sorted(p.name for p in show.iterdir())[:: max(1, len(list(show.iterdir())) // 4)][:4]
-    shown = np.repeat(photo_folder.load(show, names), 2, axis=0)
+    shown = np.repeat(photo_sets.load(show, names), 2, axis=0)
     subjects = sorted(set(captions.read(photos).values()))
     prompts = [captions.invented(subjects, i, seed=7) for i in range(len(shown))]
     contact_sheet(str(out), shown, prompts).save(out / "translations.jpg", quality=85)
@@ -166,9 +166,9 @@ def write_card(model: str, photos: Path, run: Path, show: Path, out: Path) -> li
         "pool": sum(1 for _ in photos.glob("*.jpg")),
         "recipe": json.loads((run / "recipe.json").read_text()),
         "log": [row for row in log if row["step"] % 1000 == 0 or row is log[-1]],
-        "trained_on": len(photo_folder.split(photos).train),
+        "trained_on": len(photo_sets.split(photos).train),
         "bytes": {p: _bytes(out / p) for p in ("unet", "vae", "text_encoder")},
-        "revision": models.hash_weights(out),
+        "revision": loading.hash_weights(out),
         "vae_command": VAE_COMMANDS.get(model),
         "vae_psnr": vae_quality(out / "vae", photos),
         "vae": json.loads((out / "vae" / "config.json").read_text()),

@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from factory import photo_sets
 from id2core.experiments import captions
-from id2core.experiments import photo_folders as photo_folder
 from id2core.training.loop import autocast
 
 SMALLEST_CROP = 0.75
@@ -27,7 +27,7 @@ class Encoded:
 
     Attributes:
         latents: float16[variants,N,C,h,w], the modes of the posterior; no scaling factor.
-        looks: for every variant and photo, its light and colour in words.
+        looks: for every variant and photo, its light and color in words.
         subjects: for every photo, its caption or None.
     """
 
@@ -37,7 +37,7 @@ class Encoded:
 
 
 def variant(photo: NDArray[np.uint8], number: int, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """A photo as it is (0), mirrored (1), or cropped, half of the time mirrored and recoloured (2, …)."""
+    """A photo as it is (0), mirrored (1), or cropped, half of the time mirrored and recolored (2, …)."""
     image = Image.fromarray(photo)
     if number == 1:
         image = ImageOps.mirror(image)
@@ -47,15 +47,15 @@ def variant(photo: NDArray[np.uint8], number: int, generator: np.random.Generato
 
 
 def _cropped(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    side = int(photo_folder.SIZE * generator.uniform(SMALLEST_CROP, 1))
-    left, top = generator.integers(0, photo_folder.SIZE - side + 1, 2)
+    side = int(photo_sets.SIZE * generator.uniform(SMALLEST_CROP, 1))
+    left, top = generator.integers(0, photo_sets.SIZE - side + 1, 2)
     box = (left, top, left + side, top + side)
-    crop = image.resize((photo_folder.SIZE,) * 2, Image.Resampling.BICUBIC, box)
+    crop = image.resize((photo_sets.SIZE,) * 2, Image.Resampling.BICUBIC, box)
     return ImageOps.mirror(crop) if generator.random() < 0.5 else crop
 
 
 def _recoloured(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Half of the time another hue, light and saturation: colours that a prompt can ask for."""
+    """Half of the time another hue, light and saturation: colors that a prompt can ask for."""
     if generator.random() < 0.5:
         return image
     hue, saturation, value = image.convert("HSV").split()
@@ -76,7 +76,7 @@ def encode(
         photos: folder of the photos and of `captions.csv`.
         names: which photos.
         variants: how many of each, see `variant`.
-        seed: of the crops and colours; each picture's own are a function of it and of its place.
+        seed: of the crops and colors; each picture's own are a function of it and of its place.
         cache: `.npy` file to write; the words go beside it as `.json`.
     """
     known = captions.read(photos)
@@ -84,7 +84,7 @@ def encode(
     words, key = cache.with_suffix(".json"), _key(vae, names, variants, seed)
     if words.exists() and (kept := json.loads(words.read_text()))["key"] == key:
         return Encoded(np.load(cache), kept["looks"], subjects)
-    pictures = photo_folder.load(photos, names)
+    pictures = photo_sets.load(photos, names)
     latents, looks = [], []
     for number in range(variants):
         made = np.stack(
@@ -99,7 +99,7 @@ def encode(
 
 
 def _key(vae: AutoencoderKL, names: list[str], variants: int, seed: int) -> str:
-    """Names what a cache was made from."""
+    """Return a name of what a cache was made from."""
     digest = hashlib.sha256(json.dumps([names, variants, seed]).encode())
     for name, weight in vae.state_dict().items():
         digest.update(name.encode() + weight.float().numpy().tobytes())
@@ -108,5 +108,5 @@ def _key(vae: AutoencoderKL, names: list[str], variants: int, seed: int) -> str:
 
 def _modes(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
     with autocast():
-        posterior = vae.encode(photo_folder.to_tensor(pictures)).latent_dist
+        posterior = vae.encode(photo_sets.to_tensor(pictures)).latent_dist
     return np.asarray(posterior.mode().float().numpy().astype(np.float16))

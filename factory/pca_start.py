@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 RIDGE = 1e-4
-# A pair of channels at ±ANCHOR dominates the statistics of the last normalisation, so that it scales
+# A pair of channels at ±ANCHOR dominates the statistics of the last normalization, so that it scales
 # every picture alike: a picture's brightness and contrast pass through it.
 ANCHOR = 8.0
 LOGVAR_START = -5.0
@@ -107,8 +107,8 @@ def fit_linear_path(vae: AutoencoderKL, x: Tensor) -> None:
     latent = vae.encode(x).latent_dist.mode()
     decode = lambda: vae.decode(latent)  # noqa: E731
     fit(vae.post_quant_conv, decode, z)
-    neighbours = functional.unfold(z, 3, padding=1).view(len(z), -1, *z.shape[2:])
-    fit(decoder.conv_in, decode, neighbours)
+    neighbors = functional.unfold(z, 3, padding=1).view(len(z), -1, *z.shape[2:])
+    fit(decoder.conv_in, decode, neighbors)
     for k, block in zip((2, 1, 0), decoder.up_blocks, strict=False):
         shortcut = block.resnets[0].conv_shortcut
         if shortcut is not None:

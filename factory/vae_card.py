@@ -21,10 +21,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from factory import photo_sets
 from factory import vae as training
 from id2core.encoders.autoencoders import load_autoencoder
 from id2core.encoders.registry import load_encoder
-from id2core.experiments import photo_folders as photo_folder
 
 MEASURED = 200
 PATCH = 8
@@ -55,22 +55,22 @@ def pca_reconstruct(train: NDArray[np.uint8], images: NDArray[np.uint8], numbers
     _, vectors = np.linalg.eigh(np.cov(fitted.T))
     basis = vectors[:, -numbers:]
     rows = (_patches(images) - mean) @ basis @ basis.T + mean
-    side = photo_folder.SIZE // PATCH
+    side = photo_sets.SIZE // PATCH
     blocks = rows.reshape(len(images), side, side, PATCH, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
     return np.asarray(blocks.reshape(images.shape).clip(0, 255).round().astype(np.uint8))
 
 
 def _patches(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    n, side = len(images), photo_folder.SIZE // PATCH
+    n, side = len(images), photo_sets.SIZE // PATCH
     blocks = images.reshape(n, side, PATCH, side, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
     return np.asarray(blocks.reshape(-1, PATCH * PATCH * 3).astype(np.float32))
 
 
 def measure(vae: AutoencoderKL, photos: Path) -> dict[str, Quality]:
     """Quality over the 200 held-out photos: in all, and for each source of the photos."""
-    names = photo_folder.split(photos)
-    images = photo_folder.load(photos, names.held_out[:MEASURED])
-    train = photo_folder.load(photos, names.train)
+    names = photo_sets.split(photos)
+    images = photo_sets.load(photos, names.held_out[:MEASURED])
+    train = photo_sets.load(photos, names.train)
     ours = training.psnr(images, training.reconstruct(vae, images))
     pca = training.psnr(images, pca_reconstruct(train, images, vae.config["latent_channels"]))
     groups: dict[str, list[int]] = defaultdict(list)
@@ -82,7 +82,7 @@ def measure(vae: AutoencoderKL, photos: Path) -> dict[str, Quality]:
 
 def latent_facts(vae: AutoencoderKL, images: NDArray[np.uint8]) -> dict[str, float]:
     """Standard deviation of the posterior's mean and its own, and the KL term, per latent number."""
-    posterior = vae.encode(photo_folder.to_tensor(images)).latent_dist
+    posterior = vae.encode(photo_sets.to_tensor(images)).latent_dist
     kl = posterior.kl().mean() / posterior.mean[0].numel()
     return {
         "mean_std": float(posterior.mean.std()),
@@ -106,7 +106,7 @@ def write_card(vae: AutoencoderKL, photos: Path, run: Path, show: Path, out: Pat
         shutil.copyfile(run / "vae" / name, out / name)
     shutil.copyfile(run / "log.jsonl", out / "log.jsonl")
     names = sorted(p.name for p in show.iterdir())
-    shown = photo_folder.load(show, names[:: max(1, len(names) // 12)][:12])
+    shown = photo_sets.load(show, names[:: max(1, len(names) // 12)][:12])
     side_by_side(shown, training.reconstruct(vae, shown)).save(out / "reconstructions.jpg", quality=88)
     quality = measure(vae, photos)
     facts: dict[str, Any] = {
@@ -118,7 +118,7 @@ def write_card(vae: AutoencoderKL, photos: Path, run: Path, show: Path, out: Pat
         "bytes": (out / "diffusion_pytorch_model.safetensors").stat().st_size,
         "encoder_id": load_encoder(str(out)).encoder_id.rsplit("-", 1)[-1],
         "log": [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()],
-        "trained_on": len(photo_folder.split(photos).train),
+        "trained_on": len(photo_sets.split(photos).train),
     }
     loader = Environment(loader=PackageLoader("factory"), undefined=StrictUndefined, trim_blocks=True)
     (out / "README.md").write_text(loader.get_template("vae_card.md.j2").render(facts))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,12 @@ import torch
 from diffusers import AutoencoderKL, AutoPipelineForImage2Image
 from PIL import Image
 
-from factory import diffusion, tokenizer
+from factory import diffusion, photo_sets, tokenizer
 from id2core.encoders.autoencoders import load_autoencoder
 from id2core.errors import TrainError
-from id2core.experiments import captions, photo_folders
+from id2core.experiments import captions
 
-RECIPE = diffusion.Recipe(
+CONFIG = diffusion.DiffusionConfig(
     widths=(8, 16, 16),
     groups=4,
     heads=2,
@@ -28,7 +27,7 @@ RECIPE = diffusion.Recipe(
 )
 
 
-def run(folder: Path, vae: str, out: Path, recipe: diffusion.Recipe = RECIPE) -> diffusion.Trainer:
+def run(folder: Path, vae: str, out: Path, recipe: diffusion.DiffusionConfig = CONFIG) -> diffusion.Trainer:
     loaded: AutoencoderKL = load_autoencoder(vae).float()
     return diffusion.Trainer(recipe, folder, loaded, out, checked=6)
 
@@ -57,7 +56,7 @@ def test_a_training_killed_and_resumed_gives_the_weights_of_an_undisturbed_one(
                 raise KilledError
             return super().loss()
 
-    recipe = replace(RECIPE, prediction=prediction)
+    recipe = CONFIG.replace(prediction=prediction)
     run(photo_folder, tiny_vae, tmp_path / "whole", recipe).run(checkpoint_every=1)
     vae = load_autoencoder(tiny_vae).float()
     with pytest.raises(KilledError):
@@ -71,13 +70,13 @@ def test_a_training_killed_and_resumed_gives_the_weights_of_an_undisturbed_one(
         log[0]["step"] == 0 and log[-1]["step"] == 4 and {"train_error", "held_out_error"} <= log[-1].keys()
     )
     with pytest.raises(TrainError, match="another recipe"):
-        run(photo_folder, tiny_vae, tmp_path / "parts", replace(recipe, lr=1.0)).resume()
+        run(photo_folder, tiny_vae, tmp_path / "parts", recipe.replace(lr=1.0)).resume()
 
 
 def test_training_lowers_the_noise_error_and_the_pipeline_loads_as_it_is(
     photo_folder: Path, tiny_vae: str, tmp_path: Path
 ) -> None:
-    trainer = run(photo_folder, tiny_vae, tmp_path, replace(RECIPE, steps=60, batch=8, ema=0.9, lr=3e-3))
+    trainer = run(photo_folder, tiny_vae, tmp_path, CONFIG.replace(steps=60, batch=8, ema=0.9, lr=3e-3))
     before = trainer.measure()
     trainer.run(log_every=60, checkpoint_every=60)
     after = trainer.measure()
@@ -132,7 +131,7 @@ def test_the_tokenizer_reads_any_text_and_survives_saving(tmp_path: Path) -> Non
 
 
 def test_variants_differ_and_are_the_same_every_time() -> None:
-    photo = np.random.default_rng(0).integers(0, 256, (photo_folders.SIZE, photo_folders.SIZE, 3), np.uint8)
+    photo = np.random.default_rng(0).integers(0, 256, (photo_sets.SIZE, photo_sets.SIZE, 3), np.uint8)
     from factory.diffusion_data import variant
 
     def made(number: int) -> np.ndarray:
