@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_jobs import embed
-from beam_jobs.embed import EmbedJob
 from benchmarks import common
 from benchmarks.common import Bar, Row
 from id2core.encoders.base import Encoder
+from id2core.encoders.embed_job import EmbedJob
 from id2core.encoders.hub import MINI
+from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
 
 BAR = Bar(0.85)
@@ -56,13 +57,13 @@ def timed(job: EmbedJob) -> Run:
     stamps: list[tuple[float, int]] = []
 
     def note(stage: str, counts: Counts) -> None:
-        if stage == embed.STAGE and counts.done:
-            stamps.append((time.perf_counter(), counts.done))
+        if stage == embed.STAGE and counts.completed:
+            stamps.append((time.perf_counter(), counts.completed))
 
     stop = tally.listen(note)
     start = time.perf_counter()
     try:
-        summary = embed.run(job)
+        summary = embed.run(job, Execution.begin())
     finally:
         end = time.perf_counter()
         stop()

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from benchmarks import common
 from benchmarks.common import Bar, Row
-from id2core.encoders.base import Encoder, Preprocess
+from id2core.encoders.base import Encoder
 from id2core.encoders.hub import MINI
+from id2core.encoders.preprocess import Preprocess
 from id2core.encoders.registry import load_encoder
 
 BAR = Bar(1.4)

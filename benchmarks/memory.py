@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks import common
 from benchmarks.common import Bar, Row
+from id2core.encoders.embed_job import EmbedJob
 
 BAR = Bar(0.9, 1.1)
 POOL = "pool"
@@ -46,12 +47,13 @@ def make_pool(folder: Path) -> str:
 def child(images: str, encoder: str) -> None:
     """One run of the job; prints the peak of this process."""
     from beam_jobs import embed
+    from id2core.runs.execution import Execution
 
     with TemporaryDirectory(prefix="id2-bench-") as name:
         folder = Path(name)
         spec = make_pool(folder) if encoder == POOL else encoder
-        job = embed.EmbedJob(images, str(folder / "out"), encoder=spec)
-        seconds = common.seconds(lambda: embed.run(job))
+        job = EmbedJob(images, str(folder / "out"), encoder=spec)
+        seconds = common.seconds(lambda: embed.run(job, Execution.begin()))
     print(json.dumps({"mebibytes": peak_mebibytes(), "seconds": seconds}))
 
 

@@ -20,7 +20,7 @@ from benchmarks.common import Row
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-NAMES = ("decode", "encoder", "embed", "translate", "search", "closed_form", "training", "memory")
+NAMES = ("decode", "encoder", "embed", "translate", "search", "closed_form", "training", "memory", "startup")
 VERSIONS = (
     "python",
     "torch",
@@ -41,6 +41,7 @@ QUICK = {
     "closed_form": ["--latents", "20000", "--size", "512", "--columns", "128"],
     "training": ["--classes", "200", "--size", "256", "--steps", "10", "--rounds", "1"],
     "memory": ["--sizes", "100", "400"],
+    "startup": ["--rounds", "1"],
 }
 
 
@@ -56,6 +57,7 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
         ["closed_form"],
         ["training"],
         ["memory", *photos],
+        ["startup", *photos],
     ]
     if options.long:
         chosen.append(["memory", *photos, "--encoder", "mini"])
@@ -98,14 +100,14 @@ def facts(results: list[dict[str, Any]]) -> list[str]:
     if encoder := found.get("encoder"):
         cosine = encoder["least_cosine_with_plain"]
         lines.append(
-            f"The latents of the two encoder sides agree: the smallest cosine over all pictures is "
+            "The latents of the two encoder sides agree: the smallest cosine over all pictures is "
             f"{cosine['ours']:.5f} ({cosine['ours_float32']:.5f} in float32)."
         )
     if embed := found.get("embed"):
         run = embed["median_run"]
         lines.append(
-            f"The embed job loads its model in {embed['load_seconds']:.1f} s (not in the ratio). Of a run of "
-            f"{run['seconds']:.1f} s, {run['start_up']:.1f} s pass until the first batch is encoded and "
+            f"The embed job loads its model in {embed['load_seconds']:.1f} s (not in the ratio). Of a run "
+            f"of {run['seconds']:.1f} s, {run['start_up']:.1f} s pass until the first batch is encoded and "
             f"{run['finish']:.1f} s after the last; reading and decoding a photo costs "
             f"{embed['decode_ms']:.1f} ms of one core."
         )
@@ -127,8 +129,8 @@ def section(results: list[dict[str, Any]]) -> str:
     date = datetime.now(UTC).date().isoformat()
     where = (
         f"{date}. {here['cpu']} ({here['platform']}), {here['cores']} cores {amx} bf16 matrix units (AMX), "
-        f"{here['memory_gib']} GiB, {gpus}; {here['torch_threads']} torch threads. "
-        f"An encoder runs in {here['encoder_dtype']} here by default. {installed}."
+        f"{here['memory_gib']} GiB, {gpus}; {here['torch_threads']} torch threads. An encoder runs in "
+        f"{here['encoder_dtype']} here by default. {installed}."
     )
     return "\n\n".join([where, table(results), *facts(results)])
 

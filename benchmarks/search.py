@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from beam_jobs import search
 from benchmarks import common
 from benchmarks.common import Bar, Row
-from id2core.runs import planning
+from id2core import defaults
+from id2core.runs.execution import Execution
 from id2core.search import shards
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit
+from id2core.store.datasets import Commit, Dataset
 
 BAR = Bar(0.9)
 TOP_K = 10
@@ -57,8 +58,8 @@ def write_embeddings(uri: Path, vectors: Vectors, prefix: str) -> None:
     """A committed data set of these descriptors; a search reads no other wide column."""
     schema = schemas.embeddings_schema(1, vectors.shape[1])
     records = []
-    for start in range(0, len(vectors), planning.PART_SIZE):
-        part = vectors[start : start + planning.PART_SIZE]
+    for start in range(0, len(vectors), defaults.PART_SIZE):
+        part = vectors[start : start + defaults.PART_SIZE]
         held = names(range(start, start + len(part)), prefix)
         columns: dict[str, Any] = {
             name: pa.nulls(len(part), schema.field(name).type) for name in schema.names
@@ -76,8 +77,8 @@ def job(folder: Path) -> Callable[[], None]:
     outs = count()
 
     def work() -> None:
-        out = str(folder / f"matches-{next(outs)}")
-        search.run(str(folder / "references"), str(folder / "queries"), out, TOP_K)
+        references, queries = (Dataset.open(str(folder / name)) for name in ("references", "queries"))
+        search.run(references, queries, str(folder / f"matches-{next(outs)}"), Execution.begin(), TOP_K)
 
     return work
 
@@ -118,7 +119,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         ],
         dimensions=options.size,
         top_k=TOP_K,
-        reference_files=-(-len(references) // planning.PART_SIZE),
+        reference_files=-(-len(references) // defaults.PART_SIZE),
         step_seconds=round(median(times["ours"]), 4),
         faiss_seconds=round(median(times["faiss"]), 4),
         job_seconds=round(median(whole["job"]), 3),

@@ -69,15 +69,15 @@ class Marks:
 
 def ours(folder: Path, each: int, steps: int, marks: Marks) -> None:
     from id2core.training import gradient
+    from id2core.training.config import GradientConfig
     from id2core.training.pairs import Pairs
-    from id2core.training.recipe import Recipe
 
     latents = np.load(folder / LATENTS, mmap_mode="r")
     offsets = np.arange(0, len(latents) + 1, 1 + each)
     pairs = Pairs(latents, [f"{i:064x}" for i in range(len(offsets) - 1)], offsets, {})
-    recipe = Recipe(epochs=1, iterations=steps, validation_share=0, precision="float32")
+    config = GradientConfig(epochs=1, iterations=steps, validation_share=0, precision="float32")
     with TemporaryDirectory(dir=folder) as out:
-        gradient.fit(pairs, recipe, Path(out), device="cpu", progress=marks)
+        gradient.fit(pairs, config, Path(out), device="cpu", progress=marks)
 
 
 def plain(folder: Path, each: int, steps: int, marks: Marks, workers: int) -> None:

@@ -25,7 +25,8 @@ from beam_jobs import translate
 from beam_jobs.translate import TranslateJob
 from benchmarks import common
 from benchmarks.common import Bar, Row
-from id2core.translation import models
+from id2core.runs.execution import Execution
+from id2core.translation import loading, models
 from id2core.translation.translators import Translator
 
 BAR = Bar(0.9)
@@ -34,7 +35,7 @@ PROMPT = "a dark mostly blue photo of a dress"
 
 def bare_pipeline(translator: Translator) -> Any:
     """The pipeline as diffusers loads it, in the precision that the job uses."""
-    folder, _ = models.locate(translator.model)
+    folder, _ = loading.locate(translator.model)
     pipeline = AutoPipelineForImage2Image.from_pretrained(folder, torch_dtype=translator.pipeline.dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(translator.pipeline.device)
@@ -71,16 +72,18 @@ def jobs(images: Path, outs: Path, model: str) -> Iterator[TranslateJob]:
 
 def measure(images: Path, outs: Path, count: int, rounds: int, model: str) -> None:
     make = jobs(images, outs, model)
-    translator = models.load(models.find(model))
+    translator = loading.load(models.find(model))
     square = (translator.model.size,) * 2
     pixels = common.decoded(images, count, square[0])
     pipeline = bare_pipeline(translator)
     bare = loop(pipeline, translator, [Image.fromarray(p) for p in pixels])
     loop(pipeline, translator, [Image.fromarray(p) for p in pixels[: translator.batch_size]])()
-    summary = translate.run(next(make))
+    summary = translate.run(next(make), Execution.begin())
     if summary.rejected:
         raise SystemExit(f"{summary.rejected} benchmark photos were rejected")
-    times = common.interleaved({"job": lambda: translate.run(next(make)), "loop": bare}, rounds)
+    times = common.interleaved(
+        {"job": lambda: translate.run(next(make), Execution.begin()), "loop": bare}, rounds
+    )
     rates = {name: [count / s for s in seconds] for name, seconds in times.items()}
     job, other = median(rates["job"]), median(rates["loop"])
     common.report(
