@@ -25,6 +25,7 @@ FROM base AS wheel
 COPY pyproject.toml README.md LICENSE ./
 COPY id2core id2core
 COPY beam_jobs beam_jobs
+COPY id2 id2
 COPY flows flows
 RUN pip wheel --no-deps --wheel-dir /dist .
 

@@ -6,7 +6,7 @@ OUT ?= out
 PHOTOS ?=
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo test lint bench experiments setup browser clean
+.PHONY: demo test lint docs bench experiments setup browser clean
 
 demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
@@ -19,6 +19,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The pages that are generated from the code: docs/options.md and docs/schemas/.
+docs: setup
+	$(BIN)/python -m factory.option_tables
 
 bench: setup
 	$(BIN)/python -m benchmarks.run $(if $(PHOTOS),--photos $(PHOTOS))

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
     "PREFECT_CLI_PROMPT": "false",
     "HF_HUB_OFFLINE": "1",
+    "ID2_CACHE": tempfile.mkdtemp(prefix="id2-cache-"),
 }
 
 
@@ -48,7 +50,7 @@ def run_until(out: Path, pattern: str, command: list[str], folder: Path, environ
     """Start a command and kill it without warning once a file like `pattern` stands below `out`."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=folder, env=os.environ | environment, **quiet)
-    wait_until(lambda: any(out.glob(pattern)) or process.poll() is not None, 120, pattern)
+    wait_until(lambda: any(out.glob(pattern)) or process.poll() is not None, 1800, pattern)
     process.kill()
     process.wait()
 
@@ -127,7 +129,7 @@ def prefect_api() -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=900):
         yield str(PREFECT_API_URL.value())
 
 
@@ -151,7 +153,7 @@ def vision_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S
 
 
 @pytest.fixture(scope="session")
-def id2() -> str:
+def id2_command() -> str:
     """The installed `id2` command."""
     found = shutil.which("id2", path=str(Path(sys.executable).parent))
     assert found, "install the project first: make test does"
