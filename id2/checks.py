@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import os
 from pathlib import Path
-from typing import IO
 
 from id2core import defaults
-from id2core.errors import ID2Error, MissingExtraError, OptionError, SearchError, StorageError, TruthError
+from id2core.errors import ID2Error, MissingExtraError, OptionError, SearchError, StorageError
 from id2core.store import storage
-
-TRUTH_COLUMNS = {"query_uri", "reference_uri"}
 
 
 def require_images(uri: str | None, name: str, out: str | None = None) -> None:
@@ -118,28 +113,9 @@ def require_truth(uri: str | None) -> None:
     """
     if uri is None:
         return
-    place = storage.normalize(uri)
-    try:
-        with storage.open_input(place) as file:
-            names = _columns(file, place)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise TruthError(f"{uri}: no such truth file") from error
-    if not set(names) >= TRUTH_COLUMNS:
-        raise TruthError(f"{uri} has columns {names}; expected query_uri and reference_uri")
+    from id2core.evaluation import truth_files
 
-
-def _columns(file: IO[bytes], uri: str) -> list[str]:
-    """Return the names in the header of a CSV or Parquet file."""
-    if not uri.endswith(".parquet"):
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
-        return next(csv.reader(text), [])
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(file).names)
-    except pa.ArrowException as error:
-        raise TruthError(f"{uri} is not a Parquet file: {error}") from error
+    truth_files.check_header(uri)
 
 
 def require_index(name: str) -> None:

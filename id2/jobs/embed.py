@@ -29,13 +29,4 @@ def run(request: EmbedRequest) -> EmbedSummary | StagedJob:
         with recorder.stage("embed"):
             made = stage("embed", lambda: embed_images(job, recorder.execution, request.beam))
         recorder.count(listed=made.listed, embedded=made.embedded, rejected=made.rejected)
-    return EmbedSummary(
-        run_id=made.run_id,
-        listed=made.listed,
-        embedded=made.embedded,
-        rejected=made.rejected,
-        encoder_id=made.encoder_id,
-        transform_id=made.transform_id,
-        transform_from=made.transform_from,
-        resumed=made.resumed,
-    )
+    return EmbedSummary.model_validate(made, from_attributes=True)

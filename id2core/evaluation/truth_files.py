@@ -5,7 +5,9 @@ A third column `group` may name a kind of upload (an edit, a model); other colum
 
 from __future__ import annotations
 
+import csv
 import io
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.csv
@@ -33,8 +35,7 @@ def read(uri: str, reference: str, queries: str) -> Truth:
         TruthError: columns are missing, or a query has two different origins.
     """
     table = _table(uri)
-    if not {"query_uri", "reference_uri"} <= set(table.column_names):
-        raise TruthError(f"{uri} has columns {table.column_names}; expected query_uri and reference_uri")
+    _check_columns(table.column_names, uri)
     truth: Truth = {}
     rows = zip(table["query_uri"].to_pylist(), table["reference_uri"].to_pylist(), strict=True)
     for query, origin in rows:
@@ -45,6 +46,37 @@ def read(uri: str, reference: str, queries: str) -> Truth:
         if truth.setdefault(key, value) != value:
             raise TruthError(f"{uri} names two origins for {query}")
     return truth
+
+
+def check_header(uri: str) -> None:
+    """Check that a truth file is there and has the columns that are needed; only its header is read.
+
+    Raises:
+        TruthError: what is missing.
+    """
+    place = storage.normalize(uri)
+    try:
+        with storage.open_input(place) as file:
+            names = _header(file, place)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise TruthError(f"{uri}: no such truth file") from error
+    _check_columns(names, uri)
+
+
+def _header(file: IO[bytes], uri: str) -> list[str]:
+    """Return the names in the header of a CSV or Parquet file."""
+    if not uri.endswith(".parquet"):
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+        return next(csv.reader(text), [])
+    try:
+        return list(pq.read_schema(file).names)
+    except pa.ArrowException as error:
+        raise TruthError(f"{uri} is not a Parquet file: {error}") from error
+
+
+def _check_columns(names: list[str], uri: str) -> None:
+    if not {"query_uri", "reference_uri"} <= set(names):
+        raise TruthError(f"{uri} has columns {names}; expected query_uri and reference_uri")
 
 
 def read_groups(uri: str, queries: str) -> dict[str, str]:
