@@ -39,9 +39,22 @@ def require_corpus(uri: str | None, name: str, out: str) -> None:
     require_images(uri, name, None if inside_data else out)
 
 
-def require_dataset(uri: str, name: str) -> None:
-    """Refuse a place that is missing or empty where a data set is wanted."""
+def require_dataset(uri: str, name: str, kind: str) -> None:
+    """Refuse a place that is neither a data set nor the --out that one is in.
+
+    Args:
+        uri: the place.
+        name: the option's name.
+        kind: `embeddings`, `translations` or `matches`, the folder of the data set within an --out.
+
+    Raises:
+        StorageError: there is nothing at `uri`.
+        DatasetError: there is no data set.
+    """
+    from id2.corpora import open_inside
+
     _require_content(uri, name, "a data set of id2, or the --out that it is in")
+    open_inside(uri, kind)
 
 
 def _require_content(uri: str, name: str, wanted: str) -> str:
@@ -116,6 +129,28 @@ def require_truth(uri: str | None) -> None:
     from id2core.evaluation import truth_files
 
     truth_files.check_header(uri)
+
+
+def require_prompts(spec: str | None, images: str, out: str) -> None:
+    """Refuse prompts that are missing or cannot be read. A file is read whole, and once for the run.
+
+    Raises:
+        PromptError: what is missing.
+    """
+    from id2core.translation import prompts
+
+    prompts.load(spec, images, out)
+
+
+def require_evaluation_set(folder: str) -> None:
+    """Refuse a folder that `id2 experiment data` has not filled.
+
+    Raises:
+        ExperimentError: what is missing.
+    """
+    from id2core.experiments.evaluation_sets import EvaluationSet
+
+    EvaluationSet.load(Path(folder))
 
 
 def require_index(name: str) -> None:

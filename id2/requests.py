@@ -88,7 +88,7 @@ class TranslateRequest(BeamRequest, TranslationConfig):
         return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
-        """Refuse an unknown model, a missing folder or package, and a place that cannot be written."""
+        """Refuse an unknown model, what is missing (folder, package, prompts), and an unwritable place."""
         from id2core.translation import models
 
         super().check()
@@ -98,6 +98,7 @@ class TranslateRequest(BeamRequest, TranslationConfig):
             raise OptionError(str(error)) from error
         checks.require_packages("translate", "transformers")
         checks.require_images(self.images, "images", self.out)
+        checks.require_prompts(self.prompts, self.images, self.out)
         checks.require_writable(self.out)
 
 
@@ -164,7 +165,7 @@ class ReportRequest(Request):
 
     def check(self) -> None:
         """Refuse a place that is not there."""
-        checks.require_dataset(self.out, "out")
+        checks.require_dataset(self.out, "out", "matches")
 
 
 class TrainRequest(Request, GradientConfig):
@@ -201,9 +202,9 @@ class TrainRequest(Request, GradientConfig):
         """Refuse options that exclude one another, and data sets that are not there."""
         checks.require_local(self.out, TrainError)
         for uri in self.embeddings:
-            checks.require_dataset(uri, "embeddings")
+            checks.require_dataset(uri, "embeddings", "embeddings")
         for uri in self.translations:
-            checks.require_dataset(uri, "translations")
+            checks.require_dataset(uri, "translations", "translations")
         shared = {"dimensions", "validation_share"}
         given = sorted(self.model_fields_set & set(GradientConfig.model_fields) - shared)
         if self.method == "closed-form" and given:
@@ -236,7 +237,7 @@ class FinetuneRequest(Request, FinetuneConfig):
         checks.require_local(self.out, FinetuneError)
         checks.require_images(self.originals, "originals")
         for uri in self.translations:
-            checks.require_dataset(uri, "translations")
+            checks.require_dataset(uri, "translations", "translations")
         checks.require_writable(self.out)
 
 
@@ -434,7 +435,7 @@ class ExperimentRequest(Request):
     )
 
     def check(self) -> None:
-        """Refuse an unknown experiment, and a missing package."""
+        """Refuse an unknown experiment, a missing package, and a folder that was not filled."""
         from id2core.experiments import registry
 
         try:
@@ -442,3 +443,5 @@ class ExperimentRequest(Request):
         except ExperimentError as error:
             raise OptionError(str(error)) from error
         checks.require_packages("experiments", "matplotlib")
+        checks.require_evaluation_set(self.data)
+        checks.require_writable(self.out)

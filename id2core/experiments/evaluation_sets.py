@@ -21,13 +21,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from id2core.encoders.base import Encoder
 from id2core.encoders.hub import MINI, is_short_name
 from id2core.encoders.registry import load_encoder
 from id2core.errors import EncoderError, ExperimentError
@@ -41,6 +41,9 @@ from id2core.store.datasets import Dataset
 from id2core.training import pairs as training_pairs
 from id2core.training.pairs import Pairs
 from id2core.transforms.linear import Transform
+
+if TYPE_CHECKING:
+    from id2core.encoders.base import Encoder  # imports torch
 
 FACTS = "bench.json"
 # Names of encoders that begin so are backbones trained on its pictures (`id2 finetune`).

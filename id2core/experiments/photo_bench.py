@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from id2core.errors import ExperimentError
 from id2core.experiments import captions, photo_folders
-from id2core.translation import loading, models
+from id2core.translation import models
 
 SEEN, UNSEEN = "mini-a", "mini-b"
 TRAIN, TEST, CALIBRATION, FRESH, DISTRACTORS = "train", "test", "calibration", "fresh", "distractors"
@@ -65,7 +65,11 @@ class TranslationRun:
     @property
     def source(self) -> str | None:
         """Return the weights, where they are not those of the row of `models.TABLE`."""
-        return str(loading.locate(models.find(self.model))[0]) if self.paradigm else None
+        if not self.paradigm:
+            return None
+        from id2core.translation import loading  # imports torch
+
+        return str(loading.locate(models.find(self.model))[0])
 
 
 RUNS = (

@@ -182,3 +182,33 @@ def test_what_needs_no_torch_beam_or_prefect_loads_none(tiny_vae: str, tmp_path:
         code = WITHOUT.format(arguments=arguments, modules={"torch", "apache_beam", "prefect", "diffusers"})
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (arguments, done.stderr[-2000:])
+
+
+REFUSED = """
+import sys
+from tests.commands import call
+for arguments, hint in {cases!r}:
+    done = call(*arguments)
+    assert done.returncode != 0 and hint in " ".join(done.stderr.split()), (arguments, done.stderr)
+loaded = {{"torch", "apache_beam", "prefect", "diffusers"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_what_is_missing_is_refused_before_torch_or_beam_is_loaded(photos: Path, tmp_path: Path) -> None:
+    images, out = str(photos), str(tmp_path / "out")
+    translate = ["translate", "--images", images, "--model", "mini-a", "--out", out]
+    train = ["train", "--embeddings", images, "--translations", images, "--out", out]
+    cases = [
+        ([*translate, "--prompts", f"{out}.txt"], "no such file"),
+        (translate, "no captions at"),
+        ([*translate, "--prompts", "endpoint"], "set ID2_PROMPT_BASE_URL"),
+        (train, "has no _SUCCESS"),
+        (["finetune", "--originals", images, "--translations", images, "--out", out], "has no _SUCCESS"),
+        (["experiment", "t3", "--data", images, "--out", out], "has no bench.json"),
+        (["report", images], "has no _SUCCESS"),
+        (["scan", "--reference", images, "--queries", f"{out}/none", "--out", out], "no such folder"),
+    ]
+    code = REFUSED.format(cases=cases)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
