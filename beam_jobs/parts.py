@@ -191,7 +191,7 @@ def run(job: Job, beam_arguments: Sequence[str] = ()) -> Committed:
             job.check(job.maker.load())
         with (
             nullcontext() if here else _counted_by_records(job),
-            runners.pipeline(beam_arguments) as pipeline,
+            runners.running(beam_arguments) as pipeline,
         ):
             build(pipeline, job)
     held = plan.held if plan.committed else _COMMITTED.pop(_key(plan), None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import apache_beam as beam
 import apache_beam.runners.portability.flink_runner
@@ -19,7 +21,8 @@ from apache_beam.runners.job import utils as job_utils
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
 
-from id2core.errors import OptionError
+from id2core import errors
+from id2core.errors import ID2Error, OptionError
 
 IN_PROCESS = "FnApiRunner"
 RUNNERS = (IN_PROCESS, "FlinkRunner", "SparkRunner", "DataflowRunner", "PortableRunner")
@@ -27,6 +30,10 @@ RUNNERS = (IN_PROCESS, "FlinkRunner", "SparkRunner", "DataflowRunner", "Portable
 _KNOWN = {name.lower().removesuffix("runner") for name in (*StandardOptions.KNOWN_RUNNER_NAMES, "DaskRunner")}
 # Beam's Dask runner drops the output of finish_bundle without an error: rows would be lost.
 REFUSED = ("DaskRunner",)
+# The line of a worker's traceback that names an error of this project.
+_ERROR_LINE = re.compile(
+    rf"^{re.escape(errors.__name__)}\.(\w+): (.*?)( \[while running '.*'\])?$", re.MULTILINE
+)
 
 
 def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
@@ -49,6 +56,32 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
     if name == IN_PROCESS:
         return beam.Pipeline(runner=_in_process(options), options=options)
     return beam.Pipeline(options=options)
+
+
+@contextmanager
+def running(arguments: Sequence[str] = ()) -> Iterator[beam.Pipeline]:
+    """Give a pipeline that runs when the block ends.
+
+    Worker processes send an exception back as the text of its traceback in a RuntimeError. An ID2Error among
+    them is raised again as what it was, so that its message reaches the user.
+
+    Args:
+        arguments: see `pipeline`.
+    """
+    try:
+        with pipeline(arguments) as steps:
+            yield steps
+    except RuntimeError as error:
+        known = _raised_by_worker(str(error))
+        if known is None:
+            raise
+        raise known from error
+
+
+def _raised_by_worker(traceback: str) -> ID2Error | None:
+    line = _ERROR_LINE.search(traceback)
+    kind = getattr(errors, line[1], None) if line else None
+    return kind(line[2]) if line and isinstance(kind, type) and issubclass(kind, ID2Error) else None
 
 
 def is_in_process(arguments: Sequence[str]) -> bool:

@@ -203,7 +203,7 @@ def run(
 
 def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> SearchResult:
     """Search what is planned and wait for the end; errors as of `run`."""
-    with runners.pipeline(beam_arguments) as pipeline:
+    with runners.running(beam_arguments) as pipeline:
         build(pipeline, plan)
     matches = _COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out)
     return matching.result(plan, matches)

@@ -15,7 +15,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_jobs import embed, runners, search
 from id2core.encoders.embed_job import EmbedJob
-from id2core.errors import OptionError
+from id2core.errors import OptionError, SearchError
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
 from id2core.search import matching
@@ -123,6 +123,27 @@ def test_a_dataflow_template_asks_for_gpu_workers_and_our_container(
     pipeline = beam_runner_api_pb2.Pipeline.FromString(storage.read_bytes(staged))
     names = {t.unique_name for t in pipeline.components.transforms.values()}
     assert {"Parts", "EmbedParts/Spread", "EmbedParts/Make", "Commit/AllDone", "Commit/Commit"} <= names
+
+
+# What Beam raises where a worker process failed, shortened.
+WORKER_FAILED = """Traceback (most recent call last):
+  File "id2core/search/indexes.py", line 39, in check_name
+id2core.errors.SearchError: no index 'tree': choose flat
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "apache_beam/runners/common.py", line 1623, in apache_beam.runners.common.DoFnRunner._reraise_augmented
+id2core.errors.SearchError: no index 'tree': choose flat [while running 'Map(check_name)']
+"""
+
+
+def test_a_mistake_that_a_worker_process_meets_is_shown_as_one() -> None:
+    with pytest.raises(SearchError) as caught, runners.running():
+        raise RuntimeError(WORKER_FAILED)
+    assert str(caught.value) == "no index 'tree': choose flat"
+    with pytest.raises(RuntimeError, match="a bug"), runners.running():
+        raise RuntimeError("a bug")
 
 
 def test_a_runner_that_loses_rows_is_refused() -> None:
