@@ -12,7 +12,7 @@ demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
 
 test: setup browser lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
