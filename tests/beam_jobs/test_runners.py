@@ -53,8 +53,8 @@ def portable() -> Iterator[list[str]]:
         ]
     finally:
         for process in processes:
-            process.terminate()
-            process.wait(20)
+            process.kill()
+            process.wait()
 
 
 PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]

@@ -94,7 +94,7 @@ import sys, time
 from id2core.runs.records import recorded
 with recorded(sys.argv[1], "scan", {}):
     print("started", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
