@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from beam_jobs import runners
 from beam_jobs.metrics import count, timed
+from id2core import defaults
 from id2core.errors import LostRowsError
 from id2core.runs.execution import Execution
 from id2core.runs.progress import tally
@@ -177,7 +178,7 @@ def run(
     queries: Dataset,
     out: str,
     execution: Execution,
-    top_k: int = 10,
+    top_k: int = defaults.TOP_K,
     beam_arguments: Sequence[str] = (),
     judge: Judge | None = None,
     index: str = FLAT,

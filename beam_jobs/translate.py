@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from apache_beam.utils.shared import Shared
 
 from beam_jobs import parts
+from id2core import defaults
 from id2core.encoders.images import Limits
 from id2core.errors import OptionError, TranslatorError
 from id2core.runs import planning
@@ -50,8 +51,8 @@ class TranslateJob:
     model: DiffusionModel
     prompts: str | None = None
     config: TranslationConfig = field(default_factory=TranslationConfig)
-    device: str = "auto"
-    dtype: str = "auto"
+    device: str = defaults.AUTO
+    dtype: str = defaults.AUTO
     part_size: int | None = None
     limits: Limits = field(default_factory=Limits)
 

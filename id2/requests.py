@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from id2 import checks
 from id2.options import BeamRequest, Request, option, setting
-from id2core import defaults
 from id2core.errors import (
     CalibrationError,
     ExperimentError,
@@ -188,9 +187,7 @@ class TrainRequest(Request, GradientConfig):
         "gradient",
     )
     shrinkage: Shrinkage = None
-    device: str | None = option(
-        "Device: cpu, cuda, or cuda:1.", None, unset="a GPU where there is one", example="cuda"
-    )
+    device: str | None = setting("device")
     cache: str | None = option(
         "Local folder of the latents in training order, 2 bytes a number. Trainings on the same data share "
         "it.",
@@ -227,7 +224,7 @@ class FinetuneRequest(Request, FinetuneConfig):
         "Local folder of the backbone and checkpoints. Run again with the same one to resume.",
         example="tuned",
     )
-    device: str = option("Device: auto, cpu, cuda, or cuda:1.", defaults.AUTO, example="cuda")
+    device: str | None = setting("device")
     checkpoint_every: int = option(
         "Steps between checkpoints. A killed training repeats at most this many.", 250, ge=1
     )

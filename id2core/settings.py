@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     device: str = Field(
         defaults.AUTO,
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="Device of the encoder: auto, cpu, cuda, or cuda:1.",
+        description="Device of models: auto (a GPU where there is one), cpu, cuda, or cuda:1.",
         examples=["cuda"],
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

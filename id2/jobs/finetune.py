@@ -37,7 +37,7 @@ def run(request: FinetuneRequest) -> FinetuneReport:
                     pictures.labeled,
                     config,
                     Path(out),
-                    device=request.device,
+                    device=request.settings().device,
                     checkpoint_every=request.checkpoint_every,
                     progress=into_tally(),
                 ),

@@ -108,7 +108,7 @@ class _Training:
                 self._config,
                 Path(self._out, method),
                 start=transforms.get(CLOSED_FORM),
-                device=self._request.device,
+                device=self._request.settings().device,
                 progress=self._progress,
             )
             self._seconds[method] = time.monotonic() - began

@@ -54,8 +54,8 @@ class EmbedJob:
     out: str
     encoder: str = MINI
     transform: str | None = AUTO
-    device: str = "auto"
-    dtype: str = "auto"
+    device: str = defaults.AUTO
+    dtype: str = defaults.AUTO
     part_size: int = defaults.PART_SIZE
     limits: Limits = field(default_factory=Limits)
     results: str | None = None

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.runs.progress import OnStage, silent
 from id2core.search import matching, shards
@@ -36,7 +37,7 @@ def search(
     references: Dataset,
     queries: Dataset,
     transforms: Sequence[Transform],
-    k: int = 10,
+    k: int = defaults.TOP_K,
     *,
     query_bytes: int = QUERY_BYTES,
     progress: OnStage = silent,

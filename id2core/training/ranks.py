@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from id2core.defaults import AUTO
 from id2core.environment import usable_device
 
 
@@ -79,10 +80,11 @@ def join(device: str | None = None) -> Ranks:
     """Join the other processes that `torchrun` has started, for the life of this one.
 
     Args:
-        device: a torch device; by default a GPU where there is one, or else the CPU. Of several GPUs, each
-            process of a machine takes one.
+        device: a torch device. By default, or with `auto`, a GPU where there is one, or else the CPU. Of
+            several GPUs, each process of a machine takes one.
     """
-    kind = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = usable_device(best if device in (None, AUTO) else device)
     if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(kind)
     if kind.type == "cuda":
