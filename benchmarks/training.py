@@ -1,4 +1,4 @@
-"""Steps per second and peak memory of training W, against a plain loop of the same maths.
+"""Steps per second and peak memory of training W, against a plain loop of the same math.
 
 Run `python -m benchmarks.training [--classes 2000] [--each 7] [--size 4096] [--steps 40] [--rounds 3]`;
 prints one line of JSON.

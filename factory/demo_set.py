@@ -46,7 +46,7 @@ LEAST_CONTRAST = 14.0
 # Cosine of two tiles' centered thumbnails from which they count as the same picture.
 SAME_PICTURE = 0.92
 
-LICENCE_URLS = {
+LICENSE_URLS = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
     "CC-BY-SA-3.0": "https://creativecommons.org/licenses/by-sa/3.0/",
@@ -67,7 +67,7 @@ the GPL and the LGPL are in `LICENSES/`.
 
 The whole pictures are in the Debian packages named here, in Debian 12, at
 `https://packages.debian.org/bookworm/PACKAGE`; those are also their source in the sense of the GPL. Authors
-and licences are from each package's copyright file and, for plasma-workspace-wallpapers, from the metadata
+and licenses are from each package's copyright file and, for plasma-workspace-wallpapers, from the metadata
 file beside each picture. The authors do not endorse this use.
 
 | slug | title and file | author | license | Debian package |
@@ -88,7 +88,7 @@ class Source:
     file: str
     title: str
     author: str
-    licence: str
+    license: str
     role: str
     grid: tuple[int, int]
     tiles: int
@@ -126,8 +126,8 @@ def read_sources(path: Path = SOURCES) -> list[Source]:
     sources = []
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if row["role"] not in (REFERENCE, NO_ORIGIN) or row["licence"] not in LICENCE_URLS:
-                raise ValueError(f"{path}: {row['slug']} has an unknown role or licence; mend the row")
+            if row["role"] not in (REFERENCE, NO_ORIGIN) or row["license"] not in LICENSE_URLS:
+                raise ValueError(f"{path}: {row['slug']} has an unknown role or license; mend the row")
             columns, rows = (int(n) for n in row.pop("grid").split("x"))
             tiles = int(row.pop("tiles"))
             sources.append(Source(**row, grid=(columns, rows), tiles=tiles))
@@ -271,8 +271,8 @@ def write(out: Path, references: list[Tile], uploads: list[Upload], sources: lis
 
 def _attribution_row(source: Source) -> str:
     picture = f"{source.title}, `{source.file}`"
-    licence = f"[{source.licence}]({LICENCE_URLS[source.licence]})"
-    return f"| {source.slug} | {picture} | {source.author} | {licence} | {source.package} |\n"
+    link = f"[{source.license}]({LICENSE_URLS[source.license]})"
+    return f"| {source.slug} | {picture} | {source.author} | {link} | {source.package} |\n"
 
 
 def _write_csv(path: Path, rows: Sequence[tuple[str, ...]]) -> None:

@@ -42,7 +42,7 @@ def variant(photo: NDArray[np.uint8], number: int, generator: np.random.Generato
     if number == 1:
         image = ImageOps.mirror(image)
     elif number > 1:
-        image = _recoloured(_cropped(image, generator), generator)
+        image = _recolored(_cropped(image, generator), generator)
     return np.asarray(image)
 
 
@@ -54,7 +54,7 @@ def _cropped(image: Image.Image, generator: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(crop) if generator.random() < 0.5 else crop
 
 
-def _recoloured(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+def _recolored(image: Image.Image, generator: np.random.Generator) -> Image.Image:
     """Half of the time another hue, light and saturation: colors that a prompt can ask for."""
     if generator.random() < 0.5:
         return image

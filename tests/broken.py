@@ -53,9 +53,9 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def raw_png(size: tuple[int, int], depth: int, colour: int, rows: Sequence[bytes], key: bytes = b"") -> bytes:
-    """A PNG of the given bit depth and colour type; `key` is the body of its tRNS chunk."""
-    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
+def raw_png(size: tuple[int, int], depth: int, color: int, rows: Sequence[bytes], key: bytes = b"") -> bytes:
+    """A PNG of the given bit depth and color type; `key` is the body of its tRNS chunk."""
+    header = struct.pack(">IIBBBBB", *size, depth, color, 0, 0, 0)
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
@@ -79,13 +79,13 @@ def _oriented(format: str, orientation: int, **options: Any) -> bytes:
 
 
 def _good_rasters() -> dict[str, bytes]:
-    scene, grey, clear = picture(), picture().convert("L"), see_through()
-    deep_grey = np.asarray(grey).astype(np.uint16) * 257
-    later = [Image.new("RGB", scene.size, colour) for colour in ("black", "white")]
+    scene, gray, clear = picture(), picture().convert("L"), see_through()
+    deep_gray = np.asarray(gray).astype(np.uint16) * 257
+    later = [Image.new("RGB", scene.size, color) for color in ("black", "white")]
     palette = scene.quantize(64)
     return {
         "jpeg_rgb.jpg": encode(scene, "JPEG", quality=90),
-        "jpeg_grey.jpg": encode(grey, "JPEG", quality=90),
+        "jpeg_gray.jpg": encode(gray, "JPEG", quality=90),
         "jpeg_progressive.jpg": encode(scene, "JPEG", quality=90, progressive=True),
         "jpeg_cmyk.jpg": encode(scene.convert("CMYK"), "JPEG", quality=90),
         "jpeg_turned.jpg": _oriented("JPEG", 6, quality=90),
@@ -97,9 +97,9 @@ def _good_rasters() -> dict[str, bytes]:
         "png_palette.png": encode(palette, "PNG"),
         "png_palette_transparent.png": encode(palette, "PNG", transparency=0),
         "png_1bit.png": encode(scene.convert("1"), "PNG"),
-        "png_grey16.png": encode(Image.fromarray(deep_grey), "PNG"),
+        "png_grey16.png": encode(Image.fromarray(deep_gray), "PNG"),
         "png_rgb16.png": _deep_png(),
-        "png_colour_key.png": encode(scene, "PNG", transparency=scene.getpixel((0, 0))),
+        "png_color_key.png": encode(scene, "PNG", transparency=scene.getpixel((0, 0))),
         "png_animated.png": encode(scene, "PNG", save_all=True, append_images=later),
         "bmp_rgb.bmp": encode(scene, "BMP"),
         "bmp_palette.bmp": encode(palette, "BMP"),
@@ -108,8 +108,8 @@ def _good_rasters() -> dict[str, bytes]:
 
 def _good_others() -> dict[str, bytes]:
     scene, clear = picture(), see_through()
-    grey = np.asarray(scene.convert("L"))
-    later = [Image.new("RGB", scene.size, colour) for colour in ("black", "white")]
+    gray = np.asarray(scene.convert("L"))
+    later = [Image.new("RGB", scene.size, color) for color in ("black", "white")]
     animation: dict[str, Any] = {"save_all": True, "append_images": later, "duration": 100}
     return {
         "webp_lossy.webp": encode(scene, "WEBP", quality=90),
@@ -122,9 +122,9 @@ def _good_others() -> dict[str, bytes]:
         "tiff_cmyk.tif": encode(scene.convert("CMYK"), "TIFF"),
         "tiff_lab.tif": encode(scene.convert("LAB"), "TIFF"),
         "tiff_turned.tif": _oriented("TIFF", 6),
-        "tiff_grey16_big_endian.tif": encode(Image.fromarray(grey.astype(">u2") * 257), "TIFF"),
-        "tiff_int32.tif": encode(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"),
-        "tiff_float.tif": encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"),
+        "tiff_gray16_big_endian.tif": encode(Image.fromarray(gray.astype(">u2") * 257), "TIFF"),
+        "tiff_int32.tif": encode(Image.fromarray(gray.astype(np.int32) * 257), "TIFF"),
+        "tiff_float.tif": encode(Image.fromarray(gray.astype(np.float32) / 255), "TIFF"),
         "avif_rgb.avif": encode(scene, "AVIF", quality=85),
         "avif_alpha.avif": encode(clear, "AVIF", quality=85),
         "heif_rgb.heic": encode(scene, "HEIF", quality=85),
@@ -138,7 +138,7 @@ def _good_items() -> tuple[tuple[str, bytes], ...]:
 
 
 def good_files() -> dict[str, bytes]:
-    """File name → bytes; each decodes to the scene of `picture` or `see_through`, some in grey."""
+    """File name → bytes; each decodes to the scene of `picture` or `see_through`, some in gray."""
     return dict(_good_items())
 
 

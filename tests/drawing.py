@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def scene(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
-    """Smooth random colours with some fine noise on top."""
+    """Smooth random colors with some fine noise on top."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
     smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)

@@ -105,6 +105,6 @@ def text_of(body: dict[str, Any]) -> str:
 
 
 def numbered(body: dict[str, Any]) -> str:
-    """Twenty prompts that name the picture's colour."""
-    colour = picture_of(body).resize((1, 1)).getpixel((0, 0))
-    return "\n".join(f"{i}. Translation {i} of {colour}" for i in range(1, 21))
+    """Twenty prompts that name the picture's color."""
+    color = picture_of(body).resize((1, 1)).getpixel((0, 0))
+    return "\n".join(f"{i}. Translation {i} of {color}" for i in range(1, 21))

@@ -54,7 +54,7 @@ def pdq(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
             f"pixels must be uint8[B,H,W,3] from {_GRID}×{_GRID}, not {pixels.dtype}{pixels.shape}"
         )
     height, width = pixels.shape[1:3]
-    down, across = _map(height), _map_of_colours(width)
+    down, across = _map(height), _map_of_colors(width)
     coefficients = np.empty((len(pixels), BITS), np.float32)
     for row, picture in zip(coefficients, pixels, strict=True):
         row[:] = (down @ (picture.reshape(height, -1).astype(np.float32) @ across)).ravel()
@@ -85,7 +85,7 @@ def _map(length: int) -> NDArray[np.float32]:
 
 
 @functools.cache
-def _map_of_colours(width: int) -> NDArray[np.float32]:
+def _map_of_colors(width: int) -> NDArray[np.float32]:
     """`_map`, transposed, of rows of interleaved RGB, with the luminance: float32[3·width,16]."""
     across = _map(width).astype(np.float64).T
     return np.ascontiguousarray(np.kron(across, np.array(_LUMINANCE)[:, None]), np.float32)

@@ -109,7 +109,7 @@ class _Pen:
         self.draw.line(self.at(*points, points[0]), fill=self.theme.ink, width=thick, joint="curve")
 
     def text(self, x: float, y: float, words: str, size: float, color: Color) -> None:
-        """A line of text that begins at x and is centred on y."""
+        """A line of text that begins at x and is centered on y."""
         font = ImageFont.load_default(max(1, size * self.unit))
         self.draw.text(self.at((x, y))[0], words, fill=color, font=font, anchor="lm")
 

@@ -139,7 +139,7 @@ def crop(image: Image.Image, share: float, seed: int | None = None) -> Image.Ima
     Args:
         image: RGB or gray.
         share: of the area that is kept, above 0, at most 1.
-        seed: draws the part's place; the same seed and size give the same place. None: the centre.
+        seed: draws the part's place; the same seed and size give the same place. None: the center.
 
     Returns:
         The part with each side `round(side · √share)`, at least 1 pixel; same mode, same pixels.

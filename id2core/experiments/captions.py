@@ -25,8 +25,10 @@ HUES = tuple(
         strict=True,
     )
 )
+# Spelled as in the vocabulary of the bundled diffusion models.
+GRAY = "grey"
 DARK, BRIGHT = 80, 175
-SATURATED, COLOURED_SHARE = 60, 0.15
+SATURATED, COLORED_SHARE = 60, 0.15
 # Ways to begin; which one is drawn at random, so that no wording is tied to a kind of photo.
 FORMS = ("a {} photo", "{} picture", "a {} image", "a {} painting")
 
@@ -56,17 +58,17 @@ def describe(picture: NDArray[np.uint8]) -> str:
         picture: uint8[H,W,3] RGB.
 
     Returns:
-        For example `dark mostly blue`, `bright gray`, `mostly green`.
+        For example `dark mostly blue`, `bright grey`, `mostly green`.
     """
     small = Image.fromarray(picture).resize((32, 32), Image.Resampling.BOX)
     light = float(np.asarray(small.convert("L")).mean())
     words = ["dark"] if light < DARK else ["bright"] if light > BRIGHT else []
     hue, saturation, value = np.moveaxis(np.asarray(small.convert("HSV")).astype(int), -1, 0)
-    coloured = (saturation > SATURATED) & (value > SATURATED // 2)
-    if coloured.mean() < COLOURED_SHARE:
-        return " ".join([*words, "grey"])
+    colored = (saturation > SATURATED) & (value > SATURATED // 2)
+    if colored.mean() < COLORED_SHARE:
+        return " ".join([*words, GRAY])
     names = [name for _, name in HUES]
-    kinds = np.searchsorted([top for top, _ in HUES], hue[coloured] * 360 / 255, side="right")
+    kinds = np.searchsorted([top for top, _ in HUES], hue[colored] * 360 / 255, side="right")
     counts = {name: 0 for name in names}
     for kind, count in enumerate(np.bincount(kinds, minlength=len(HUES))):
         counts[names[kind]] += int(count)
@@ -83,7 +85,7 @@ def prompt(look: str, subject: str | None, generator: np.random.Generator) -> st
 
 def corpus(subjects: list[str]) -> Iterator[str]:
     """Return every wording once, to make a tokenizer from."""
-    looks = [f"{light} {colour}" for light in ("dark", "bright") for colour in ("grey", "mostly")]
+    looks = [f"{light} {color}" for light in ("dark", "bright") for color in (GRAY, "mostly")]
     for form in FORMS:
         for look in [*looks, *(name for _, name in HUES)]:
             yield form.format(look)
@@ -98,6 +100,6 @@ def invented(subjects: list[str], number: int, seed: int = 0) -> str:
     """
     generator = np.random.default_rng((seed, number))
     light = ("", "dark ", "bright ")[generator.integers(3)]
-    colour = ("grey", *(f"mostly {name}" for _, name in HUES))[generator.integers(len(HUES) + 1)]
+    color = (GRAY, *(f"mostly {name}" for _, name in HUES))[generator.integers(len(HUES) + 1)]
     subject = subjects[generator.integers(len(subjects))]
-    return f"{FORMS[generator.integers(len(FORMS))].format(light + colour)} of {subject}"
+    return f"{FORMS[generator.integers(len(FORMS))].format(light + color)} of {subject}"

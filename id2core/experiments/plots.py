@@ -26,7 +26,7 @@ Values = Sequence[float | None]
 Series = Mapping[str, Values]
 
 # Okabe and Ito's palette without its yellow, which is too pale for lines: told apart by the color-blind too.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vPX"
 _GREY = "#555555"
 _STYLE: dict[str, Any] = {
@@ -226,8 +226,8 @@ def _bars(ax: Axes, plot: Bars) -> None:
         below = values - _numbers(plot.low.get(name), len(places))
         above = _numbers(plot.high.get(name), len(places)) - values
         options: dict[str, Any] = {
-            "color": _colour(i),
-            "hatch": "////" if i >= len(COLOURS) else None,
+            "color": _color(i),
+            "hatch": "////" if i >= len(COLORS) else None,
             "label": name,
             "error_kw": {"elinewidth": 0.9, "ecolor": "#333333"},
             errors: np.nan_to_num([below, above]).clip(0),
@@ -256,9 +256,9 @@ def _lines(ax: Axes, plot: Lines) -> None:
     for i, (name, given) in enumerate(plot.series.items()):
         values = _numbers(given, len(places))
         low, high = (_numbers(side.get(name), len(places)) for side in (plot.low, plot.high))
-        style = "-" if i < len(COLOURS) else "--"
-        ax.plot(places, values, style, marker=MARKERS[i % len(MARKERS)], color=_colour(i), label=name)
-        ax.fill_between(places, low, high, color=_colour(i), alpha=0.15, linewidth=0)
+        style = "-" if i < len(COLORS) else "--"
+        ax.plot(places, values, style, marker=MARKERS[i % len(MARKERS)], color=_color(i), label=name)
+        ax.fill_between(places, low, high, color=_color(i), alpha=0.15, linewidth=0)
     if plot.logarithmic:
         ax.set_xscale("log", base=2)
         ax.minorticks_off()
@@ -276,8 +276,8 @@ def _histograms(ax: Axes, plot: Histograms) -> None:
         if not len(given):
             continue
         heights, _ = np.histogram(given, bins, density=True)
-        ax.stairs(heights, bins, fill=True, color=_colour(i), alpha=0.25)
-        ax.stairs(heights, bins, color=_colour(i), linewidth=1.4, label=name)
+        ax.stairs(heights, bins, fill=True, color=_color(i), alpha=0.25)
+        ax.stairs(heights, bins, color=_color(i), linewidth=1.4, label=name)
     ax.margins(y=0.18 if plot.marks else 0.05)  # room for the names of marks
     for name, place in plot.marks.items():
         ax.axvline(place, color="#333333", linestyle="--", linewidth=1)
@@ -310,5 +310,5 @@ def _head(figure: Figure, title: str) -> None:
     )
 
 
-def _colour(i: int) -> str:
-    return COLOURS[i % len(COLOURS)]
+def _color(i: int) -> str:
+    return COLORS[i % len(COLORS)]

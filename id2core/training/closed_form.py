@@ -16,10 +16,10 @@ the larger it should be; a very large one gives the principal components of orig
 about the origin count little. At power 0 a translation errs by as much in all others. Power −½ levels the
 spread of images instead, so that no direction dominates the cosine.
 
-The cosine is about 0, and W has no bias that would subtract the mean μ of origins. Where W is `centred`, the
+The cosine is about 0, and W has no bias that would subtract the mean μ of origins. Where W is `centered`, the
 direction μ·W is taken out of it: then latent · W = (latent − μ) · W, at the price of one direction of m. It
 pays where translations change the contrast: that scales latent − μ, which the cosine then does not see. What
-all translations have in common, the mean of g − o, is part of S_W: differences are not centred.
+all translations have in common, the mean of g − o, is part of S_W: differences are not centered.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Shape:
     """How W is made of the directions; see the head of this file."""
 
     power: float
-    centred: bool
+    centered: bool
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Candidate:
 
     shrinkage: float
     power: float
-    centred: bool
+    centered: bool
     score: float
     separation: float
 
@@ -79,7 +79,7 @@ class ClosedForm:
 
     Attributes:
         transform: W, float32[n,m], the direction of largest ratio first.
-        shrinkage, power, centred: the settings of this W.
+        shrinkage, power, centered: the settings of this W.
         eigenvalues: float32[m], the ratios ρ, falling. Origins that span less than m directions leave
             zeros, and columns of W that are zero.
         validation: every candidate with its score; empty where nothing was held out.
@@ -88,7 +88,7 @@ class ClosedForm:
     transform: Transform
     shrinkage: float
     power: float
-    centred: bool
+    centered: bool
     eigenvalues: Matrix
     validation: tuple[Candidate, ...]
 
@@ -116,7 +116,7 @@ class Directions:
         y = along * weights
         axis = self.mean * weights
         length = float(np.linalg.norm(axis))
-        if shape.centred and length > 0:
+        if shape.centered and length > 0:
             axis /= length
             y -= np.outer(y @ axis, axis)
         return np.asarray(y)
@@ -127,7 +127,7 @@ def fit(
     m: int = 512,
     shrinkage: float | None = None,
     power: float | None = None,
-    centred: bool | None = None,
+    centered: bool | None = None,
     *,
     validation_share: float = 0.1,
     block_rows: int = BLOCK_ROWS,
@@ -146,7 +146,7 @@ def fit(
         m: columns of W, at most n.
         shrinkage: λ, above 0; by default the best of `SHRINKAGES`.
         power: by default the best of `POWERS`.
-        centred: by default the better of the two.
+        centered: by default the better of the two.
         validation_share: of the classes; 0 holds none out, then all three settings must be given.
         block_rows: latents that are read at once.
         progress: called with "statistics" and latents read, then with "shrinkage" and values tried.
@@ -161,7 +161,7 @@ def fit(
     shapes = [
         Shape(p, c)
         for p in (POWERS if power is None else (power,))
-        for c in ((False, True) if centred is None else (centred,))
+        for c in ((False, True) if centered is None else (centered,))
     ]
     _check_held_out(held_out, choose=len(shrinkages) * len(shapes) > 1)
     trial = Trial.of(pairs, held_out) if held_out.any() else None
@@ -174,14 +174,14 @@ def fit(
         "method": "closed form",
         "shrinkage": best.shrinkage,
         "power": shape.power,
-        "centred": shape.centred,
+        "centered": shape.centered,
         "validation_map": max((c.score for c in tried), default=None),
         "data": pairs.digest,
         **used,
     }
     weights = best.shaped(best.vectors, shape)
     return ClosedForm(
-        Transform(weights, facts), best.shrinkage, shape.power, shape.centred, best.ratios, tuple(tried)
+        Transform(weights, facts), best.shrinkage, shape.power, shape.centered, best.ratios, tuple(tried)
     )
 
 
@@ -289,7 +289,7 @@ def _check_held_out(held_out: NDArray[np.bool_], choose: bool) -> None:
     if training < 2 or (choose and not held_out.any()):
         raise ClosedFormError(
             f"of {len(held_out)} origins, {len(held_out) - training} are held out for validation and "
-            f"{training} train W: change validation_share, give shrinkage, power and centred, or translate "
+            f"{training} train W: change validation_share, give shrinkage, power and centered, or translate "
             "more origins"
         )
 
@@ -331,7 +331,7 @@ class Trial:
         queries, references = (_project(x, directions.vectors) for x in (self.queries, self.references))
         for shape in shapes:
             q, r = (Transform().apply(directions.shaped(x, shape)) for x in (queries, references))
-            yield Candidate(directions.shrinkage, shape.power, shape.centred, *lookup(q, r, self.own))
+            yield Candidate(directions.shrinkage, shape.power, shape.centered, *lookup(q, r, self.own))
 
 
 def _spread(numbers: NDArray[Any], most: int) -> NDArray[Any]:
@@ -391,6 +391,6 @@ def _best(
             tried.append(candidate)
             reached = candidate.score, candidate.separation
             if reached > top:
-                top, chosen = reached, (directions, Shape(candidate.power, candidate.centred))
+                top, chosen = reached, (directions, Shape(candidate.power, candidate.centered))
     assert chosen is not None
     return *chosen, tried

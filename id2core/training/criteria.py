@@ -19,7 +19,7 @@ class PartialCosFace(nn.Module):
 
     def __init__(self, classes: int, size: int, scale: float, margin: float) -> None:
         super().__init__()
-        self.centres = nn.Embedding(classes, size, sparse=True)
+        self.centers = nn.Embedding(classes, size, sparse=True)
         self.scale, self.margin = scale, margin
 
     def forward(self, descriptors: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class PartialCosFace(nn.Module):
             labels: int64[B], classes.
             chosen: int64[S], ascending, the classes that take part, all of the labels' among them.
         """
-        cosine = F.normalize(descriptors) @ F.normalize(self.centres(chosen)).T
+        cosine = F.normalize(descriptors) @ F.normalize(self.centers(chosen)).T
         own = torch.searchsorted(chosen, labels)
         margins = self.margin * F.one_hot(own, len(chosen))
         return F.cross_entropy(self.scale * (cosine - margins), own)
@@ -77,7 +77,7 @@ class Objective(nn.Module):
         self.head, self.criterion, self.dtype, self.ranks = head, criterion, dtype, ranks
         self.compares_rows = not list(criterion.parameters())
 
-    def forward(self, latents: Tensor, labels: Tensor, *centres: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor, *centers: Tensor) -> Tensor:
         """Return the loss of float32[B,n] latents with int64[B] labels."""
         lower = self.dtype != torch.float32
         with torch.autocast(latents.device.type, self.dtype if lower else None, enabled=lower):
@@ -85,4 +85,4 @@ class Objective(nn.Module):
         descriptors = descriptors.float()
         if self.compares_rows:
             descriptors, labels = self.ranks.gather(descriptors), self.ranks.gather(labels)
-        return torch.as_tensor(self.criterion(descriptors, labels, *centres))
+        return torch.as_tensor(self.criterion(descriptors, labels, *centers))

@@ -42,7 +42,7 @@ from id2core.training.samples import Batches
 REPORT = "finetune.json"
 _DECODERS = 4
 # A file (local path or gs:// object) or its bytes, and the name of its origin.
-Labelled = tuple[str | Path | bytes, str]
+Labeled = tuple[str | Path | bytes, str]
 
 
 class BackboneReport(BaseModel):
@@ -61,7 +61,7 @@ class BackboneReport(BaseModel):
 
 
 def finetune(
-    pictures: Sequence[Labelled],
+    pictures: Sequence[Labeled],
     config: FinetuneConfig,
     out: Path,
     *,
@@ -102,7 +102,7 @@ def finetune(
 class _Pictures:
     """Pictures sorted by class; rows are decoded when they are asked for."""
 
-    def __init__(self, pictures: Sequence[Labelled]) -> None:
+    def __init__(self, pictures: Sequence[Labeled]) -> None:
         names, labels = np.unique([origin for _, origin in pictures], return_inverse=True)
         if len(names) < 2:
             raise FinetuneError(f"{len(names)} origins among {len(pictures)} pictures; 2 or more are needed")
@@ -245,6 +245,6 @@ def _criterion(config: FinetuneConfig, backbone: backbones.Backbone, classes: in
     # Only their directions count. A class is seen once in a pass: from their usual length, sqrt(size), so few
     # steps would hardly turn them, and the backbone would learn random codes by heart.
     with torch.no_grad():
-        for centres in criterion.parameters():
-            centres.div_(size**0.5)
+        for centers in criterion.parameters():
+            centers.div_(size**0.5)
     return criterion

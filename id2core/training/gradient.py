@@ -159,13 +159,13 @@ class Trainer(Loop[ResolvedGradientConfig]):
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Build Adam with torch's defaults, and a second one for sparse gradients."""
-        weights, centres = list(self.model.parameters()), list(self.criterion.parameters())
+        weights, centers = list(self.model.parameters()), list(self.criterion.parameters())
         optimizers: dict[str, torch.optim.Optimizer] = {}
         if isinstance(self.criterion, PartialCosFace):
-            optimizers["sparse"], centres = torch.optim.SparseAdam(centres, lr=self.config.lr), []
+            optimizers["sparse"], centers = torch.optim.SparseAdam(centers, lr=self.config.lr), []
         decay = self.config.weight_decay
         optimizers["optimizer"] = torch.optim.AdamW(
-            weights + centres, lr=self.config.lr, weight_decay=decay, fused=True
+            weights + centers, lr=self.config.lr, weight_decay=decay, fused=True
         )
         return optimizers
 
@@ -186,7 +186,7 @@ class Trainer(Loop[ResolvedGradientConfig]):
     def loss(self) -> Tensor:
         """Return the loss of this rank's rows of this step."""
         batch = self.batches.get(self.step, self.config.steps)
-        parts = (batch.latents, batch.labels, batch.centres)
+        parts = (batch.latents, batch.labels, batch.centers)
         loss = self.objective(*(x.to(self.ranks.device) for x in parts if x is not None))
         if not torch.isfinite(loss):
             raise GradientError(f"the loss of step {self.step} is {loss.item()}: choose a lower lr")
@@ -307,8 +307,8 @@ def _start_from(
     start_weights = torch.from_numpy(start.weights).T
     # The length of W does not matter to the cosine, but to how far a step of Adam turns it.
     weights.data = (start_weights * (weights.detach().norm() / start_weights.norm())).contiguous()
-    for centres in criterion.parameters():
-        rows = centres.data if isinstance(criterion, PartialCosFace) else centres.data.T
+    for centers in criterion.parameters():
+        rows = centers.data if isinstance(criterion, PartialCosFace) else centers.data.T
         for i in range(0, len(origins), BATCH_ROWS):
             block = origins[i : i + BATCH_ROWS]
             rows[i : i + BATCH_ROWS] = torch.from_numpy(start.apply(latents[block]))

@@ -13,7 +13,7 @@ from id2core.runs.planning import PICTURES
 from id2core.runs.progress import OnStage, silent
 from id2core.store import storage
 from id2core.store.datasets import Dataset
-from id2core.training.finetune import Labelled
+from id2core.training.finetune import Labeled
 
 _READERS = 32
 STAGE = "originals"
@@ -45,7 +45,7 @@ class TrainingPictures:
     missing_translations: set[str] = field(default_factory=set)
 
     @property
-    def labeled(self) -> list[Labelled]:
+    def labeled(self) -> list[Labeled]:
         """Return each picture with its class, sorted: the order of parts does not matter."""
         origins = [(uri, origin) for origin, uri in self.origins.items()]
         return sorted([*origins, *self.translations.items()])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 AHEAD = 4
 # Each has a random stream of its own, independent of the others.
-_CLASSES, _MEMBERS, _CENTRES = range(3)
+_CLASSES, _MEMBERS, _CENTERS = range(3)
 
 Integers = NDArray[np.int64]
 
@@ -38,12 +38,12 @@ class Batch:
     Attributes:
         latents: float32[B,n]; [B,…] where the rows are something else.
         labels: int64[B], numbers of the K classes that are trained on.
-        centres: int64[S], ascending, the classes whose centers take part; None for all.
+        centers: int64[S], ascending, the classes whose centers take part; None for all.
     """
 
     latents: Tensor
     labels: Tensor
-    centres: Tensor | None
+    centers: Tensor | None
 
 
 class Batches:
@@ -109,8 +109,8 @@ class Batches:
         rows, labels = (x[self._share] for x in self.rows(step))
         # The rows ascend, so that a disk is read in one direction.
         latents = torch.from_numpy(self._source[rows].astype(np.float32))
-        centres = None if self._negatives is None else torch.from_numpy(self._centres(step, self._negatives))
-        return Batch(latents, torch.from_numpy(labels), centres)
+        centers = None if self._negatives is None else torch.from_numpy(self._centers(step, self._negatives))
+        return Batch(latents, torch.from_numpy(labels), centers)
 
     def _draw_order(self, number: int) -> Integers:
         return np.random.default_rng((self._seed, _CLASSES, number)).permutation(len(self._sizes))
@@ -120,9 +120,9 @@ class Batches:
         start = place * self._at_once
         return np.sort(self._order(number)[start : start + self._at_once])
 
-    def _centres(self, step: int, negatives: int) -> Integers:
+    def _centers(self, step: int, negatives: int) -> Integers:
         own = self._chosen(step)
-        rng = np.random.default_rng((self._seed, _CENTRES, step))
+        rng = np.random.default_rng((self._seed, _CENTERS, step))
         # Spare draws, one for each class of the batch, as these may be among the drawn ones.
         drawn = rng.choice(len(self._sizes), min(len(self._sizes), negatives + len(own)), replace=False)
         return np.sort(np.concatenate([own, drawn[~np.isin(drawn, own)][:negatives]]))

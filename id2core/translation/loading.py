@@ -150,6 +150,6 @@ def _failure(model: DiffusionModel, error: Exception) -> TranslatorError:
     mirror = MOVED.get(model.source)
     moved = f"; it was withdrawn, try source {mirror}" if mirror else ""
     return TranslatorError(
-        f"{message}{moved}; check the hub's name and revision, accept the model's licence there and set "
+        f"{message}{moved}; check the hub's name and revision, accept the model's license there and set "
         "HF_TOKEN, or give a local directory as source"
     )

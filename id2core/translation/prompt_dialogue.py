@@ -83,7 +83,7 @@ def parse(answer: str) -> list[str]:
 
     Read are numbered and bulleted lists (with the lines that continue an item), JSON, and plain lines.
     Code fences, quotes, bold marks, headings, a preface, a farewell and repetitions are left out. Refusals,
-    prefaces and farewells are recognised in English.
+    prefaces and farewells are recognized in English.
 
     Returns:
         Prompts of one line each, not empty, no two equal but for case. Never raises.

@@ -72,7 +72,7 @@ def test_uploads_without_origin_come_from_pictures_without_references(
         assert slug(origin) == row["source"] if origin else row["source"] not in referenced
 
 
-def test_every_picture_is_credited_with_author_and_licence(references: list[Path]) -> None:
+def test_every_picture_is_credited_with_author_and_license(references: list[Path]) -> None:
     lines = (DEMO / "ATTRIBUTION.md").read_text(encoding="utf-8").splitlines()
     credited = {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
     used = {slug(path.name) for path in references} | {row["source"] for row in rows("uploads.csv")}
@@ -80,10 +80,10 @@ def test_every_picture_is_credited_with_author_and_licence(references: list[Path
     assert used == set(sources) == set(credited) - {"slug"}
     for name, source in sources.items():
         assert source.author in credited[name]
-        assert demo_set.LICENCE_URLS[source.licence] in credited[name]
+        assert demo_set.LICENSE_URLS[source.license] in credited[name]
 
 
-def test_licence_texts_that_must_travel_along_are_there() -> None:
+def test_license_texts_that_must_travel_along_are_there() -> None:
     assert {path.name for path in (DEMO / "LICENSES").iterdir()} >= {
         "GPL-2.0.txt",
         "GPL-3.0.txt",
@@ -131,15 +131,15 @@ def test_choices_depend_on_words_alone() -> None:
 
 
 def test_tiles_of_a_picture_come_from_cells_that_do_not_overlap() -> None:
-    """A picture whose every cell has a colour of its own gives crops of one colour each."""
+    """A picture whose every cell has a color of its own gives crops of one color each."""
     picture = Image.new("RGB", (1200, 900))
     for column in range(3):
         for row in range(2):
-            colour = (80 * column, 120 * row, 50)
-            picture.paste(colour, (column * 400, row * 450, (column + 1) * 400, (row + 1) * 450))
+            color = (80 * column, 120 * row, 50)
+            picture.paste(color, (column * 400, row * 450, (column + 1) * 400, (row + 1) * 450))
     source = demo_set.Source("s", "p", "f", "t", "a", "CC0-1.0", demo_set.REFERENCE, (3, 2), 6)
     crops = list(demo_set.crops(picture, source))
     assert all(crop.size in demo_set.SHAPES for crop in crops)
-    colours = {crop.getpixel((crop.width // 2, crop.height // 2)) for crop in crops}
-    assert len(colours) == 6
+    colors = {crop.getpixel((crop.width // 2, crop.height // 2)) for crop in crops}
+    assert len(colors) == 6
     assert all(len(crop.getcolors()) == 1 for crop in crops)

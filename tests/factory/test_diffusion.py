@@ -96,7 +96,7 @@ def test_training_lowers_the_noise_error_and_the_pipeline_loads_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("colour", "words"),
+    ("color", "words"),
     [
         ((250, 250, 250), "bright grey"),
         ((10, 10, 10), "dark grey"),
@@ -105,8 +105,8 @@ def test_training_lowers_the_noise_error_and_the_pipeline_loads_as_it_is(
         ((60, 180, 60), "mostly green"),
     ],
 )
-def test_a_picture_is_described_by_its_light_and_colour(colour: tuple[int, int, int], words: str) -> None:
-    assert captions.describe(np.full((64, 64, 3), colour, np.uint8)) == words
+def test_a_picture_is_described_by_its_light_and_color(color: tuple[int, int, int], words: str) -> None:
+    assert captions.describe(np.full((64, 64, 3), color, np.uint8)) == words
 
 
 def test_a_prompt_names_look_and_subject_in_many_wordings() -> None:

@@ -85,7 +85,7 @@ SPECIAL = ("grey", "1bit", "int32", "float", "alpha", "rgba", "_la.", "transpare
 
 
 @pytest.mark.parametrize("name", [name for name in GOOD if not any(word in name for word in SPECIAL)])
-def test_colour_file_shows_the_scene_it_was_made_of(name):
+def test_color_file_shows_the_scene_it_was_made_of(name):
     # Covers CMYK and LAB, and that an animation or a phone's JPEG gives its first picture:
     # the later ones are black and white.
     assert mean_difference(pixels(GOOD[name]), stretched(picture())) < 5
@@ -130,7 +130,7 @@ def test_soft_edge_over_white_is_the_same_before_and_after_the_resize():
 
 
 @pytest.mark.parametrize(
-    ("depth", "colour", "row", "key"),
+    ("depth", "color", "row", "key"),
     [
         (1, 0, b"\x40", struct.pack(">H", 0)),
         (2, 0, b"\x10", struct.pack(">H", 0)),
@@ -142,8 +142,8 @@ def test_soft_edge_over_white_is_the_same_before_and_after_the_resize():
         (16, 2, b"\x11\x22\x33\x44\x55\x66" + b"\x10" * 6, struct.pack(">3H", 0x1122, 0x3344, 0x5566)),
     ],
 )
-def test_colour_key_of_every_depth_becomes_white(depth, colour, row, key):
-    result = pixels(raw_png((2, 1), depth, colour, [row], key), size=2)
+def test_color_key_of_every_depth_becomes_white(depth, color, row, key):
+    result = pixels(raw_png((2, 1), depth, color, [row], key), size=2)
     assert result[0, 0].tolist() == [255] * 3
     if depth > 1:
         assert result[0, 1].max() < 200

@@ -1,4 +1,4 @@
-"""The attacks do what their names say, to a picture with edges, texture and colour."""
+"""The attacks do what their names say, to a picture with edges, texture and color."""
 
 import io
 import pickle
@@ -34,9 +34,9 @@ def png_bytes(image: Image.Image) -> int:
 
 def high_frequency_energy(image: Image.Image) -> float:
     """Energy above half the Nyquist frequency, windowed: the jump from border to border is no detail."""
-    grey = np.asarray(image.convert("L"), float)
-    window = np.outer(*(np.hanning(n) for n in grey.shape))
-    spectrum = np.abs(np.fft.fft2(grey * window)) ** 2
+    gray = np.asarray(image.convert("L"), float)
+    window = np.outer(*(np.hanning(n) for n in gray.shape))
+    spectrum = np.abs(np.fft.fft2(gray * window)) ** 2
     far = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in spectrum.shape), indexing="ij")) > 0.25
     return float(spectrum[far].sum())
 
@@ -120,7 +120,7 @@ def test_flip_mirrors_left_and_right_and_twice_is_nothing(picture: Image.Image) 
     assert attacks.flip(flipped) == picture
 
 
-def test_crop_keeps_the_pixels_of_the_centre(picture: Image.Image) -> None:
+def test_crop_keeps_the_pixels_of_the_center(picture: Image.Image) -> None:
     np.testing.assert_array_equal(
         np.asarray(attacks.crop(picture, 0.25)), np.asarray(picture)[50:150, 75:225]
     )
@@ -177,7 +177,7 @@ def test_overlay_over_leaves_the_middle_and_lets_the_rest_shine_through(picture:
 @pytest.mark.parametrize("place", ["around", "over"])
 def test_overlay_looks_alike_on_small_and_large_pictures(place: str) -> None:
     small, large = (
-        attacks.overlay(Image.new("RGB", size, "grey"), 1 / 3, place) for size in ((300, 200), (1500, 1000))
+        attacks.overlay(Image.new("RGB", size, "gray"), 1 / 3, place) for size in ((300, 200), (1500, 1000))
     )
     apart = difference(large.resize(small.size, Image.Resampling.BOX), small)
     # A mirrored copy shows how far apart bars with other contents are.

@@ -56,8 +56,8 @@ HOSTILE_IMAGE = "\"'><img src=x onerror=document.title='hacked'>\u202egpj.png"
 
 def scene(seed: int, width: int = 90, height: int = 60) -> Image.Image:
     """A smooth picture like no other one."""
-    colours = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+    colors = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return Image.fromarray(colors).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def jpeg(image: Image.Image) -> bytes:

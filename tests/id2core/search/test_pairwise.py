@@ -19,7 +19,7 @@ from tests.tiny_backbones import saved
 
 
 class Matcher(nn.Module):
-    """Maps of colours; a pair scores minus the distance of their means."""
+    """Maps of colors; a pair scores minus the distance of their means."""
 
     @torch.jit.export
     def encode(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ LIMIT = 1 << 20
 
 @pytest.fixture(params=["local", "gs"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The same behaviour is asked of a local folder and of a bucket."""
+    """The same behavior is asked of a local folder and of a bucket."""
     if request.param == "local":
         return str(tmp_path / "store")
     return f"gs://{request.getfixturevalue('gcs')}/{tmp_path.name}"

@@ -256,7 +256,7 @@ def test_the_validation_score_is_that_of_the_chosen_candidate(tmp_path: Path) ->
     steps: list[tuple[str, int, int]] = []
     found = closed_form.fit(data, m=16, progress=lambda *step: steps.append(step))
     best = max(found.validation, key=lambda c: c.score)
-    assert (found.shrinkage, found.power, found.centred) == (best.shrinkage, best.power, best.centred)
+    assert (found.shrinkage, found.power, found.centered) == (best.shrinkage, best.power, best.centered)
     grid = len(closed_form.SHRINKAGES) * len(closed_form.POWERS) * 2
     assert len(set(found.validation)) == grid
     assert steps[-1] == ("shrinkage", 5, 5) and ("statistics", 1200, 1200) in steps
@@ -277,7 +277,7 @@ def test_the_validation_score_is_that_of_the_chosen_candidate(tmp_path: Path) ->
 
 def test_held_out_classes_are_no_part_of_w() -> None:
     data = drawn(200, 2)
-    fixed = {"m": 8, "shrinkage": 0.1, "power": 0.0, "centred": False}
+    fixed = {"m": 8, "shrinkage": 0.1, "power": 0.0, "centered": False}
     other = data.latents.copy()
     other[data.held_out(0.2)[data.labels]] *= 3
     changed = Pairs(other, data.origin_ids, data.offsets, data.ids)
@@ -303,14 +303,14 @@ def test_few_pairs_want_more_shrinkage() -> None:
 def test_a_mean_is_taken_out_where_translations_change_the_contrast() -> None:
     far = drawn(600, 2, mean=4, contrast=1)
     found = closed_form.fit(far, m=32)
-    assert found.centred and found.transform.weights is not None
+    assert found.centered and found.transform.weights is not None
     training = far.is_origin & ~far.held_out(0.1)[far.labels]
     latents = far.latents[training].astype(np.float64)
     of_mean = latents.mean(0) @ found.transform.weights
     spread = (latents @ found.transform.weights).std(0)
     assert np.linalg.norm(of_mean) < 0.01 * np.linalg.norm(spread)
     test = drawn(600, 1, mean=4, contrast=1, seed=3)
-    plain = closed_form.fit(far, m=32, centred=False)
+    plain = closed_form.fit(far, m=32, centered=False)
     assert retrieval(found.transform.weights, test) > retrieval(plain.transform.weights, test) + 0.1
 
 
@@ -350,7 +350,7 @@ def test_what_gives_no_w_is_refused() -> None:
     data = drawn(20, 1)
     still = Pairs(np.repeat(data.latents[::2], 2, axis=0), data.origin_ids, data.offsets, {})
     broken = Pairs(np.full_like(data.latents, np.nan), data.origin_ids, data.offsets, {})
-    fixed = {"power": 0.0, "centred": False, "validation_share": 0.0}
+    fixed = {"power": 0.0, "centered": False, "validation_share": 0.0}
     for what, settings, match in [
         (data, {"m": 65}, "from 1 to 64"),
         (data, {"m": 4, "shrinkage": 0.0}, "more than 0"),

@@ -151,9 +151,9 @@ def test_batches_are_balanced_and_the_same_every_time() -> None:
     for step in (3, 4, 40):
         one, two = batches.get(step, 41), same.make(step)
         assert torch.equal(one.latents, two.latents) and torch.equal(one.labels, two.labels)
-        assert one.centres is not None and two.centres is not None and torch.equal(one.centres, two.centres)
-        assert len(one.centres) == 17 and np.isin(one.labels, one.centres).all()
-        assert (np.diff(one.centres) > 0).all() and one.latents.dtype == torch.float32
+        assert one.centers is not None and two.centers is not None and torch.equal(one.centers, two.centers)
+        assert len(one.centers) == 17 and np.isin(one.labels, one.centers).all()
+        assert (np.diff(one.centers) > 0).all() and one.latents.dtype == torch.float32
         assert (one.latents.numpy() == pairs.latents[same.rows(step)[0]]).all()
     assert (batches.rows(0)[0] != batches.rows(a_pass)[0]).any()
     assert (batches.rows(0)[0] != Batches(pairs, classes, 40, 4, 7, seed=6).rows(0)[0]).any()
@@ -171,15 +171,15 @@ def test_with_all_negatives_the_partial_loss_is_the_full_one() -> None:
     partial = criteria.build_loss(config, 50, 16, config.negatives)
     full = criteria.build_loss(config, 50, 16)
     assert isinstance(full, CosFaceLoss) and isinstance(partial, criteria.PartialCosFace)
-    full.W.data = partial.centres.weight.detach().T.clone()
+    full.W.data = partial.centers.weight.detach().T.clone()
     x, y = (torch.nn.Parameter(batch.latents[:, :16].clone()) for _ in range(2))
-    ours, theirs = partial(x, batch.labels, batch.centres), full(y, batch.labels)
-    assert batch.centres is not None and len(batch.centres) == 50
+    ours, theirs = partial(x, batch.labels, batch.centers), full(y, batch.labels)
+    assert batch.centers is not None and len(batch.centers) == 50
     torch.testing.assert_close(ours, theirs)
     ours.backward()
     theirs.backward()
     torch.testing.assert_close(x.grad, y.grad)
-    torch.testing.assert_close(partial.centres.weight.grad.to_dense(), full.W.grad.T)
+    torch.testing.assert_close(partial.centers.weight.grad.to_dense(), full.W.grad.T)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def results(out: Path) -> list[list[Any]]:
 
 
 def gradients(name: str, together: ranks.Ranks) -> list[Any]:
-    """Of the head and the centres, for a batch that the ranks share."""
+    """Of the head and the centers, for a batch that the ranks share."""
     torch.manual_seed(0)
     head = heads.build("mlp-2", 24, 16)
     criterion = build_loss(FEW.replace(**LOSSES[name]), classes=8, size=16)

@@ -54,7 +54,7 @@ def test_prompts_are_found_in_every_usual_form(answer: str) -> None:
     [
         "I'm sorry, I can't help with that.",
         "I’m sorry, but I can’t assist with this image.",
-        "I cannot create prompts for this image. What I can do:\n- describe it\n- count its colours",
+        "I cannot create prompts for this image. What I can do:\n- describe it\n- count its colors",
         "Sorry, no.\n\nPlease try another picture.",
         "- I'm sorry, I can't do that.",
         '["I\'m unable to help."]',
