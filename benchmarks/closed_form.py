@@ -59,18 +59,18 @@ def child(path: str, each: int, columns: int) -> None:
     marks: dict[str, float] = {}
     begin, cpu = time.perf_counter(), time.process_time()
 
-    def mark(stage: str, done: int, total: int) -> None:
+    def mark(stage: str, completed: int, total: int) -> None:
         marks[stage] = time.perf_counter() - begin
 
-    found = closed_form.fit(pairs, columns, progress=mark)
+    solution = closed_form.fit(pairs, columns, progress=mark)
     figures = {
         "seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - cpu,
         "statistics_seconds": marks["statistics"],
         "mebibytes": peak_mebibytes(),
-        "shrinkage": found.shrinkage,
-        "power": found.power,
-        "validation_map": max(c.score for c in found.validation),
+        "shrinkage": solution.shrinkage,
+        "power": solution.power,
+        "validation_map": max(c.score for c in solution.validation),
     }
     print(json.dumps(figures))
 
@@ -79,8 +79,8 @@ def run(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One fit in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.closed_form", "--child", str(path)]
     command += ["--each", str(options.each), "--columns", str(options.columns)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(child.stdout.splitlines()[-1]))
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -88,9 +88,9 @@ def measure(options: argparse.Namespace) -> None:
     with TemporaryDirectory(prefix="id2-bench-") as folder:
         path = Path(folder, "latents.npy")
         draw(path, origins, options.each, options.size)
-        found = run(path, options)
+        figures = run(path, options)
     what = f"{options.latents:,} latents of {options.size:,} numbers"
-    seconds, peak = found["seconds"], found["mebibytes"]
+    seconds, peak = figures["seconds"], figures["mebibytes"]
     common.report(
         "closed_form",
         [
@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace) -> None:
         ],
         columns=options.columns,
         origins=origins,
-        **{name: round(value, 3) for name, value in found.items()},
+        **{name: round(value, 3) for name, value in figures.items()},
     )
 
 

@@ -112,10 +112,10 @@ def photo_folder(photos: Path | None, count: int) -> Iterator[Path]:
 
 def pictures(folder: Path) -> list[Path]:
     """The pictures of a folder, by name."""
-    found = sorted(path for path in folder.absolute().iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
+    paths = sorted(path for path in folder.absolute().iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
         raise SystemExit(f"no .jpg or .png in {folder}")
-    return found
+    return paths
 
 
 def _drawn(folder: Path, count: int) -> list[Path]:
@@ -145,9 +145,9 @@ def machine() -> dict[str, Any]:
 
     from id2core import environment
 
-    found = environment.devices()
-    return found | {
-        "cpu": _cpu_name() or found["cpu"],
+    devices = environment.devices()
+    return devices | {
+        "cpu": _cpu_name() or devices["cpu"],
         "torch_threads": torch.get_num_threads(),
         "amx_bf16": bool(torch.cpu.get_capabilities().get("amx_bf16")),
     }

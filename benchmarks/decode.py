@@ -70,8 +70,8 @@ def measure(files: list[bytes], rounds: int, kind: str) -> None:
     times: dict[str, list[float]] = {"ours": [], "plain": []}
     for data in files:
         sides = {"ours": lambda data=data: ours(data), "plain": lambda data=data: plain(data)}
-        for side, found in common.interleaved(sides, rounds).items():
-            times[side] += found
+        for side, rounds_of_side in common.interleaved(sides, rounds).items():
+            times[side] += rounds_of_side
     ours_ms, plain_ms = (1000 * median(times[side]) for side in ("ours", "plain"))
     ratio = common.median_ratio(times["plain"], times["ours"])
     row = Row(f"decode, 12-megapixel JPEG ({kind})", f"{ours_ms:.0f} ms", f"{plain_ms:.0f} ms", ratio, BAR)

@@ -88,7 +88,7 @@ def measure(pixels: Pixels, spec: str, rounds: int) -> None:
     latents = {name: np.concatenate([np.asarray(x) for x in side()]) for name, side in sides.items()}
     latents = {name: x.reshape(len(pixels), -1) for name, x in latents.items()}
     times = common.interleaved(sides, rounds)
-    rates = {name: len(pixels) / median(found) for name, found in times.items()}
+    rates = {name: len(pixels) / median(seconds) for name, seconds in times.items()}
 
     def row(what: str, side: str, other: str, bar: Bar | None) -> Row:
         ratio = common.median_ratio(times[other], times[side])

@@ -242,7 +242,7 @@ class Run:
             for call in calls.values():
                 call()
         times = common.interleaved(calls, 1)
-        once = sum(found[0] for found in times.values())
+        once = sum(seconds[0] for seconds in times.values())
         rounds = int(min(MOST_ROUNDS, self.seconds * len(calls) / once))
         more = common.interleaved(calls, rounds)
         return {name: [items / s for s in [*times[name], *more[name]]] for name in calls}
@@ -550,8 +550,10 @@ class Corpus:
         noise = rng.standard_normal((len(own), size), np.float32) / np.float32(size**0.5)
         queries = references[own] + noise
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        found = faiss.knn(queries[: run.sizes.checked], references, TOP_K, metric=faiss.METRIC_INNER_PRODUCT)
-        return Corpus(references, half, queries, own, *found)
+        nearest = faiss.knn(
+            queries[: run.sizes.checked], references, TOP_K, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        return Corpus(references, half, queries, own, *nearest)
 
     def check(self, run: Run, what: str, scores: NDArray[Any], rows: NDArray[Any]) -> None:
         """Add how neighbors found otherwise agree with the CPU's."""
@@ -582,9 +584,9 @@ def shard_rates(run: Run, corpus: Corpus) -> None:
     start = time.perf_counter()
     shard = shards.build(corpus.references, names)
     run.add("shard of float32, built from memory", time.perf_counter() - start, "s")
-    found = shard.search(corpus.queries[: run.sizes.checked], TOP_K)
-    rows = np.array([int(i) for i in found["reference_id"].to_pylist()]).reshape(-1, TOP_K)
-    corpus.check(run, "shard", found["score"].to_numpy().reshape(-1, TOP_K), rows)
+    matches = shard.search(corpus.queries[: run.sizes.checked], TOP_K)
+    rows = np.array([int(i) for i in matches["reference_id"].to_pylist()]).reshape(-1, TOP_K)
+    corpus.check(run, "shard", matches["score"].to_numpy().reshape(-1, TOP_K), rows)
     for count in run.sizes.queries:
         queries = corpus.queries[:count]
         run.compare(

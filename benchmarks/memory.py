@@ -60,8 +60,8 @@ def child(images: str, encoder: str) -> None:
 def run(images: Path, encoder: str) -> dict[str, float]:
     """One run in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.memory", "--child", str(images), "--encoder", encoder]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(child.stdout.splitlines()[-1]))
 
 
 def measure(photos: Path | None, sizes: list[int], rounds: int, encoder: str) -> None:
@@ -70,19 +70,19 @@ def measure(photos: Path | None, sizes: list[int], rounds: int, encoder: str) ->
     for _ in range(rounds):
         for size in sizes:
             with common.photo_folder(photos, size) as images:
-                found = run(images, encoder)
-            peaks[size].append(found["mebibytes"])
-            times[size].append(found["seconds"])
+                figures = run(images, encoder)
+            peaks[size].append(figures["mebibytes"])
+            times[size].append(figures["seconds"])
     small, large = min(sizes), max(sizes)
     what = f"peak memory of the embed job (`{encoder}`), {large:,} ÷ {small:,} images"
-    shown = {size: f"{median(found):,.0f} MiB" for size, found in peaks.items()}
+    shown = {size: f"{median(values):,.0f} MiB" for size, values in peaks.items()}
     ratio = common.median_ratio(peaks[large], peaks[small])
     common.report(
         "memory",
         [Row(what, shown[large], shown[small], ratio, BAR)],
         encoder=encoder,
-        peak_mebibytes={size: round(median(found), 1) for size, found in peaks.items()},
-        seconds={size: round(median(found), 1) for size, found in times.items()},
+        peak_mebibytes={size: round(median(values), 1) for size, values in peaks.items()},
+        seconds={size: round(median(values), 1) for size, values in times.items()},
     )
 
 

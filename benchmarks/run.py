@@ -69,13 +69,13 @@ def run(command: list[str]) -> dict[str, Any]:
     """One benchmark in a process of its own; its line of JSON."""
     name, *arguments = command
     print(f"{name} {' '.join(arguments)}", file=sys.stderr, flush=True)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    line = done.stdout.splitlines()[-1]
+    line = process.stdout.splitlines()[-1]
     print(line, file=sys.stderr, flush=True)
     return dict(json.loads(line))
 
@@ -95,15 +95,15 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def facts(results: list[dict[str, Any]]) -> list[str]:
     """Figures that explain the ratios, in words."""
-    found = {result["name"]: result for result in results}
+    by_name = {result["name"]: result for result in results}
     lines = []
-    if encoder := found.get("encoder"):
+    if encoder := by_name.get("encoder"):
         cosine = encoder["least_cosine_with_plain"]
         lines.append(
             "The latents of the two encoder sides agree: the smallest cosine over all pictures is "
             f"{cosine['ours']:.5f} ({cosine['ours_float32']:.5f} in float32)."
         )
-    if embed := found.get("embed"):
+    if embed := by_name.get("embed"):
         run = embed["median_run"]
         lines.append(
             f"The embed job loads its model in {embed['load_seconds']:.1f} s (not in the ratio). Of a run "
@@ -111,7 +111,7 @@ def facts(results: list[dict[str, Any]]) -> list[str]:
             f"{run['finish']:.1f} s after the last; reading and decoding a photo costs "
             f"{embed['decode_ms']:.1f} ms of one core."
         )
-    if search := found.get("search"):
+    if search := by_name.get("search"):
         lines.append(
             f"The search job takes {search['job_seconds']:.1f} s for {search['reference_files']} reference "
             f"files; FAISS's call alone {search['faiss_seconds']:.2f} s."

@@ -85,8 +85,8 @@ def job(folder: Path) -> Callable[[], None]:
 
 def check(shard: shards.Shard, flat: Any, queries: Vectors) -> None:
     """Both sides must find the same scores, or their times mean nothing."""
-    found = shard.search(queries, TOP_K)["score"].to_numpy().reshape(len(queries), -1)
-    np.testing.assert_allclose(found, flat.search(queries, TOP_K)[0], atol=1e-5)
+    scores = shard.search(queries, TOP_K)["score"].to_numpy().reshape(len(queries), -1)
+    np.testing.assert_allclose(scores, flat.search(queries, TOP_K)[0], atol=1e-5)
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
@@ -106,7 +106,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     whole = common.interleaved({"job": run, "faiss": steps["faiss"]}, options.job_rounds)
 
     def row(what: str, ours: list[float], other: list[float], bar: Bar | None) -> Row:
-        ours_rate, other_rate = (len(queries) / median(found) for found in (ours, other))
+        ours_rate, other_rate = (len(queries) / median(seconds) for seconds in (ours, other))
         ratio = common.median_ratio(other, ours)
         return Row(what, f"{ours_rate:,.0f} queries/s", f"{other_rate:,.0f} queries/s", ratio, bar)
 

@@ -26,11 +26,11 @@ def command(*arguments: str, code: int = 0) -> Callable[[], None]:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
 
     def work() -> None:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "flows.cli", *arguments], env=environment, capture_output=True, text=True
         )
-        if done.returncode != code:
-            raise SystemExit(f"{' '.join(arguments)} exited with {done.returncode}: {done.stderr}")
+        if process.returncode != code:
+            raise SystemExit(f"{' '.join(arguments)} exited with {process.returncode}: {process.stderr}")
 
     return work
 

@@ -58,7 +58,7 @@ class Marks:
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, completed: int, total: int) -> None:
         self.times.append(time.perf_counter())
 
     @property
@@ -146,23 +146,23 @@ def run(folder: Path, side: str, options: argparse.Namespace) -> dict[str, float
     """One run in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.training", "--child", side, "--folder", str(folder)]
     command += ["--each", str(options.each), "--steps", str(options.steps)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def measure(options: argparse.Namespace) -> None:
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in (OURS, *PLAIN)}
+    runs_of: dict[str, list[dict[str, float]]] = {side: [] for side in (OURS, *PLAIN)}
     with TemporaryDirectory(prefix="id2-bench-") as name:
         folder = Path(name)
         draw(folder / LATENTS, options.classes, options.each, options.size)
         write_files(folder, options.each)
-        order = list(found)
+        order = list(runs_of)
         for _ in range(options.rounds):
             for side in order:
-                found[side].append(run(folder, side, options))
+                runs_of[side].append(run(folder, side, options))
             order.reverse()
-    rates = {side: [figures["rate"] for figures in runs] for side, runs in found.items()}
-    peaks = {side: max(figures["mebibytes"] for figures in runs) for side, runs in found.items()}
+    rates = {side: [figures["rate"] for figures in runs] for side, runs in runs_of.items()}
+    peaks = {side: max(figures["mebibytes"] for figures in runs) for side, runs in runs_of.items()}
     faster = max(PLAIN, key=lambda side: float(np.median(rates[side])))
     count = options.classes * (1 + options.each)
     what = f"{count:,} latents of {options.size:,} numbers, {options.classes:,} classes"

@@ -38,12 +38,12 @@ COUNT = 1000
 def background(data: EvaluationSet, w: Transform, out: Path) -> tuple[str, NDArray[np.float32]]:
     """Write descriptors of training photos as an embeddings data set; its index_id, and float32[B,m]."""
     latents, ids = data.read(TRAIN)
-    some = np.linspace(0, len(ids) - 1, COUNT).astype(int)
-    descriptors = w.apply(latents[some]).astype(np.float16).astype(np.float32)
+    rows = np.linspace(0, len(ids) - 1, COUNT).astype(int)
+    descriptors = w.apply(latents[rows]).astype(np.float16).astype(np.float32)
     schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
     columns = {
-        "image_id": [ids[i] for i in some],
-        "uri": [f"background/{ids[i]}" for i in some],
+        "image_id": [ids[i] for i in rows],
+        "uri": [f"background/{ids[i]}" for i in rows],
         "descriptor": schemas.vectors_to_array(descriptors, descriptors.shape[1]),
     }
     names = data.ids | {"transform_id": w.transform_id}
@@ -90,9 +90,9 @@ def calibrate(
     tuned = open_sets.tune_background(data, data.pairs(data.seen), w)
     chosen = Normalization(factor=tuned.factor, k=tuned.k, background_id=name)
     kinds = uploads(data, CALIBRATION)
-    some = [q.latents[open_sets.one_each(q, kind, len(kinds))] for kind, q in enumerate(kinds)]
-    scores = best_scores(data, w, background_descriptors, chosen, np.concatenate(some))
-    found = calibration.calibrate(
+    latents = [q.latents[open_sets.one_each(q, kind, len(kinds))] for kind, q in enumerate(kinds)]
+    scores = best_scores(data, w, background_descriptors, chosen, np.concatenate(latents))
+    thresholds = calibration.calibrate(
         scores,
         match=MATCH,
         review=REVIEW,
@@ -101,17 +101,17 @@ def calibrate(
         normalization=chosen,
     )
     unseen = np.concatenate([q.latents for q in uploads(data, FRESH)])
-    fresh = best_scores(data, w, background_descriptors, chosen, unseen)
+    unseen_scores = best_scores(data, w, background_descriptors, chosen, unseen)
     rates = {
         kind: {
             "target": threshold.target,
             "interval": [threshold.low, threshold.high],
-            "fresh_rate": float(np.mean(fresh >= threshold.score)),
-            "fresh_uploads": len(fresh),
+            "fresh_rate": float(np.mean(unseen_scores >= threshold.score)),
+            "fresh_uploads": len(unseen_scores),
         }
-        for kind, threshold in (("match", found.match), ("review", found.review))
+        for kind, threshold in (("match", thresholds.match), ("review", thresholds.review))
     }
-    return found, rates
+    return thresholds, rates
 
 
 def main() -> None:
@@ -123,8 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     data = EvaluationSet.load(options.data)
     w = save_half(load_transform(str(options.transform)), options.out / WEIGHTS)
-    found, rates = calibrate(data, w, *background(data, w, options.out))
-    found.save(str(options.out / FILE))
+    thresholds, rates = calibrate(data, w, *background(data, w, options.out))
+    thresholds.save(str(options.out / FILE))
     facts = {"transform_id": w.transform_id, "trained": w.metadata, "rates": rates}
     (options.out / FACTS).write_text(json.dumps(facts, indent=1))
     print(json.dumps(facts, indent=1))

@@ -95,7 +95,7 @@ def add(demo: Path) -> list[Upload]:
             path.unlink()
     references = sorted(f"references/{p.name}" for p in (demo / "references").iterdir())
     plan = chosen(references, {row["reference_uri"] for row in truth})
-    uploads = [u for model, some in plan.items() for u in translated(demo, model, some)]
+    uploads = [u for model, prompts in plan.items() for u in translated(demo, model, prompts)]
     uploads.sort(key=lambda u: draw("upload", u.reference))
     for number, upload in enumerate(uploads, start=len(kept)):
         uri = f"uploads/u{number:03d}.jpg"

@@ -113,8 +113,8 @@ class BeamRequest(Request):
     @property
     def template(self) -> str | None:
         """Where a job is staged for a runner that starts it later (`--template_location=…`)."""
-        found = [a.partition("=")[2] for a in self.beam_arguments if a.startswith("--template_location=")]
-        return found[-1] if found else None
+        places = [a.partition("=")[2] for a in self.beam_arguments if a.startswith("--template_location=")]
+        return places[-1] if places else None
 
     def check(self) -> None:
         """Refuse stray words, and options that Beam does not know: it would only warn of them."""

@@ -155,6 +155,6 @@ def vision_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S
 @pytest.fixture(scope="session")
 def id2_command() -> str:
     """The installed `id2` command."""
-    found = shutil.which("id2", path=str(Path(sys.executable).parent))
-    assert found, "install the project first: make test does"
-    return found
+    command = shutil.which("id2", path=str(Path(sys.executable).parent))
+    assert command, "install the project first: make test does"
+    return command

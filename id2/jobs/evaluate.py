@@ -86,7 +86,7 @@ def _embed(
     recorder: Recorder,
 ) -> _Measurement:
     settings = request.settings()
-    references, queries = (side.embeddings for side in pair.embed_latents(settings, recorder))
+    references, queries = (corpus.embeddings for corpus in pair.embed_latents(settings, recorder))
     comparison.check_truth(truth, queries)
     specs = dict.fromkeys(request.transform or [settings.transform])
     transforms = {spec: load_transform(spec, references.ids["encoder_id"]) for spec in specs}

@@ -58,8 +58,8 @@ def run_with_inputs(request: ScanRequest) -> tuple[ScanSummary, ReportInputs]:
 
 
 @dataclass(frozen=True)
-class _Sides:
-    """What is compared, embedded."""
+class _EmbeddedCorpora:
+    """The corpora of a scan, embedded."""
 
     references: EmbeddedCorpus
     queries: EmbeddedCorpus
@@ -96,11 +96,11 @@ class _Scan:
 
     def run(self, recorder: Recorder) -> tuple[ScanSummary, ReportInputs]:
         """Do the stages, and write the report unless it is there for the very same scan."""
-        sides = self._embed(recorder)
-        judge = self._judge(sides, recorder)
+        corpora = self._embed(recorder)
+        judge = self._judge(corpora, recorder)
         with recorder.stage("search"):
-            matches = stage("search references", lambda: self._search(sides, judge, recorder))
-        inputs = self._inputs(sides, matches, judge, recorder)
+            matches = stage("search references", lambda: self._search(corpora, judge, recorder))
+        inputs = self._inputs(corpora, matches, judge, recorder)
         return stage("write report", lambda: _write_report(inputs, self.pair.out)), inputs
 
     def _with_background(self, pair: CorpusPair) -> CorpusPair:
@@ -113,64 +113,64 @@ class _Scan:
             judging.check_background_id(self._calibration, background.dataset)
         return pair
 
-    def _embed(self, recorder: Recorder) -> _Sides:
+    def _embed(self, recorder: Recorder) -> _EmbeddedCorpora:
         pair, settings = self.pair, self._settings
         references = pair.reference.embed(pair.out, settings, pair.beam, recorder)
         queries = pair.queries.embed(pair.out, settings, pair.beam, recorder)
         self.listed = references.listed + queries.listed
         background = pair.background
-        return _Sides(
+        return _EmbeddedCorpora(
             references,
             queries,
             background.embed(pair.out, settings, pair.beam, recorder) if background else None,
         )
 
-    def _judge(self, sides: _Sides, recorder: Recorder) -> Judge | None:
+    def _judge(self, corpora: _EmbeddedCorpora, recorder: Recorder) -> Judge | None:
         """Who judges the matches; with a background, after every upload was searched in it."""
         calibration = self._calibration
-        if calibration is None or sides.background is None:
+        if calibration is None or corpora.background is None:
             return Judge(calibration) if calibration else None
-        background = sides.background.embeddings
+        background = corpora.background.embeddings
         with recorder.stage("search background"):
             return stage(
                 "search background",
-                lambda: self._search_background(calibration, background, sides, recorder),
+                lambda: self._search_background(calibration, background, corpora, recorder),
             )
 
     def _search_background(
-        self, calibration: Calibration, background: Dataset, sides: _Sides, recorder: Recorder
+        self, calibration: Calibration, background: Dataset, corpora: _EmbeddedCorpora, recorder: Recorder
     ) -> Judge:
         judging.check_background_id(calibration, background)
-        judging.check_disjoint(background, sides.references.embeddings)
+        judging.check_disjoint(background, corpora.references.embeddings)
         if calibration.normalization is None:
             raise CalibrationError("this calibration uses no background: leave --background out")
         out = storage.join(self.pair.out, "background", MATCHES)
         depth = calibration.normalization.k
-        matches = _search(background, sides.queries.embeddings, out, depth, self.pair.beam, recorder)
+        matches = _search(background, corpora.queries.embeddings, out, depth, self.pair.beam, recorder)
         return Judge(calibration, matches.dataset, matches.run_id)
 
-    def _search(self, sides: _Sides, judge: Judge | None, recorder: Recorder) -> SearchResult:
-        references, queries = sides.references.embeddings, sides.queries.embeddings
+    def _search(self, corpora: _EmbeddedCorpora, judge: Judge | None, recorder: Recorder) -> SearchResult:
+        references, queries = corpora.references.embeddings, corpora.queries.embeddings
         out = storage.join(self.pair.out, MATCHES)
         settings, beam = self._settings, self.pair.beam
         return _search(references, queries, out, settings.top_k, beam, recorder, judge, settings.index)
 
     def _inputs(
-        self, sides: _Sides, matches: SearchResult, judge: Judge | None, recorder: Recorder
+        self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge | None, recorder: Recorder
     ) -> ReportInputs:
         settings, transform_id = self._settings, self._ids["transform_id"]
         origin = source_of(settings.transform, transform_id, self._ids["encoder_id"])
-        background = sides.background.embeddings.uri if sides.background else None
+        background = corpora.background.embeddings.uri if corpora.background else None
         return ReportInputs(
             matches.dataset,
             matches.run_id,
-            sides.references.embeddings,
-            sides.queries.embeddings,
-            sides.references.rejects,
-            sides.queries.rejects,
+            corpora.references.embeddings,
+            corpora.queries.embeddings,
+            corpora.references.rejects,
+            corpora.queries.rejects,
             ScanFacts(
                 run_id=recorder.execution.run_id,
-                plan_id=self._plan_id(sides, matches, judge),
+                plan_id=self._plan_id(corpora, matches, judge),
                 config=self.config,
                 seconds=recorder.seconds,
                 versions=environment.versions(),
@@ -183,12 +183,12 @@ class _Scan:
             self._groups,
         )
 
-    def _plan_id(self, sides: _Sides, matches: SearchResult, judge: Judge | None) -> str:
+    def _plan_id(self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge | None) -> str:
         """What was really used, and not how it was asked for, makes two scans the same."""
         used = {"transform": self._ids["transform_id"], "calibration": judge.identity if judge else None}
         content = [
-            [side.embeddings.uri, _content(side.embeddings), _content(side.rejects)]
-            for side in (sides.references, sides.queries)
+            [corpus.embeddings.uri, _content(corpus.embeddings), _content(corpus.rejects)]
+            for corpus in (corpora.references, corpora.queries)
         ]
         asked = [sorted(answers.items()) for answers in (self._truth or {}, self._groups)]
         return datasets.digest_of(matches.plan_id, self.config.model_dump() | used, content, *asked)

@@ -78,11 +78,11 @@ class _Training:
         began = time.monotonic()
         self._pairs = self._load_pairs()
         self._seconds["latents"] = time.monotonic() - began
-        self._plan_id = self._claim()
+        self._plan_id = self._check_same_run()
 
     def report(self) -> TrainReport:
         """Train and report, or read the report of the same training."""
-        return self.finished() or self._finish(self.transforms())
+        return self.finished() or self._write_result(self.transforms())
 
     def finished(self) -> TrainReport | None:
         """Read the report of the same training; None where it is not finished."""
@@ -129,7 +129,7 @@ class _Training:
             recipe = {name: value for name, value in recipe.items() if name in _SHARED}
         return {"method": self._request.method, "shrinkage": self._request.shrinkage, "recipe": recipe}
 
-    def _claim(self) -> str:
+    def _check_same_run(self) -> str:
         """Name the training; TrainError where the folder holds what another one has made."""
         wanted = {"latents": self._pairs.digest, **self._identity}
         where = Path(self._out, PLAN)
@@ -165,7 +165,7 @@ class _Training:
                 partial.replace(path)
         return load_transform(str(path))
 
-    def _finish(self, transforms: dict[str, Transform]) -> TrainReport:
+    def _write_result(self, transforms: dict[str, Transform]) -> TrainReport:
         """Put the result in its place, and write the report."""
         request, place = self._request, Path(self._out)
         result = transforms[request.method]

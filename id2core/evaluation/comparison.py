@@ -262,7 +262,7 @@ def to_markdown(results: Results, references: int, rates: Mapping[str, VerdictRa
     }
     blocks = [*lines, "\n".join(_lines("system", values, sign=""))]
     if results.differences:
-        differences = {f"{a} − {b}": found for (a, b), found in results.differences.items()}
+        differences = {f"{a} − {b}": difference for (a, b), difference in results.differences.items()}
         blocks += ["Paired differences, in points:", "\n".join(_lines("systems", differences, sign="+"))]
     if rates:
         head = "False positives of the calibration's verdicts, in %, and how many of the origins they find:"

@@ -291,18 +291,18 @@ def _histograms(ax: Axes, plot: Histograms) -> None:
 def _head(figure: Figure, title: str) -> None:
     """Draw the title and one legend of all series above the plot."""
     title = textwrap.fill(title, _LINE)
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for ax in figure.axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    if len(found) < 2:
+            handles.setdefault(name, handle)
+    if len(handles) < 2:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
         return
     figure.legend(
-        list(found.values()),
-        list(found),
+        list(handles.values()),
+        list(handles),
         loc="outside upper left",
-        ncols=max(1, min(len(found), _LINE // (max(map(len, found)) + 6))),
+        ncols=max(1, min(len(handles), _LINE // (max(map(len, handles)) + 6))),
         title=title or None,
         title_fontproperties={"size": 10, "weight": "bold"},
         alignment="left",

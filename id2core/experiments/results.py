@@ -262,7 +262,7 @@ def _write_plot(result: Result, title: str, uri: str) -> str:
 
 
 def _page(result: Result, name: str, title: str, provenance: Provenance, missing: str) -> str:
-    notes = [*result.notes, *_told(result), *([f"Not plotted: {missing}."] if missing else [])]
+    notes = [*result.notes, *_spread_notes(result), *([f"Not plotted: {missing}."] if missing else [])]
     blocks = [f"# {title}", "\n".join(_lines(result))]
     if result.plot is not None and not missing:
         blocks.append(f"![{title}]({name}.png)")
@@ -278,8 +278,8 @@ def _skipped(title: str, reason: str) -> str:
     return f"# {title}\n\nNot run here: {reason.rstrip('.')}.\n"
 
 
-def _told(result: Result) -> Iterator[str]:
-    """Yield what ± means."""
+def _spread_notes(result: Result) -> Iterator[str]:
+    """Yield a note that explains ± in a table that has it."""
     names, keys = result.table.column_names, [column.key for column in result.shown]
     if any(key + LOW in names and key + HIGH in names for key in keys):
         yield "± is half of the 95 % interval, whose ends are in the Parquet file."

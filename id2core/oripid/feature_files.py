@@ -253,13 +253,13 @@ def import_features(
     source, target = storage.normalize(folder), storage.normalize(out)
     plan = planning.make(embedding.PRODUCT, source, target, ids, {"kind": "features"}, execution)
     check(plan)
-    done = 0
+    completed = 0
     for index in range(plan.parts):
         objects = planning.read_part(plan, index)
         stream = _rows(read_blocks(objects, latent_size), transform, plan.lineage)
-        counted = _counted(stream, done, plan.objects, progress)
+        counted = _counted(stream, completed, plan.objects, progress)
         parts.write(plan.out, plan.product, objects, plan.lineage, counted)
-        done += len(objects)
+        completed += len(objects)
     planning.commit(plan)
     return plan
 
@@ -270,9 +270,9 @@ def _rows(blocks: Iterator[FeatureBlock], transform: Transform | None, lineage: 
         yield batch, block.reject_rows(lineage.run_id)
 
 
-def _counted(stream: parts.Stream, done: int, total: int, progress: OnStage) -> parts.Stream:
-    """Pass the stream on and report how many files are done; `done` were before it."""
+def _counted(stream: parts.Stream, completed: int, total: int, progress: OnStage) -> parts.Stream:
+    """Pass the stream on and report how many files are completed; `completed` were before it."""
     for batch, rejected in stream:
-        done += (batch.num_rows if batch else 0) + len(rejected)
-        progress(STAGE, done, total)
+        completed += (batch.num_rows if batch else 0) + len(rejected)
+        progress(STAGE, completed, total)
         yield batch, rejected

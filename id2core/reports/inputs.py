@@ -114,7 +114,7 @@ def read_rejects(rejects: Dataset | None) -> tuple[Counter[str], dict[str, list[
     for table in rejects.tables(["uri", "reason", "detail"]) if rejects else ():
         counts.update(table["reason"].to_pylist())
         for reason in table["reason"].unique().to_pylist():
-            some = examples.setdefault(reason, [])
-            rows = table.filter(pc.equal(table["reason"], reason)).slice(0, EXAMPLES - len(some))
-            some.extend(rows.to_pylist())
+            first = examples.setdefault(reason, [])
+            rows = table.filter(pc.equal(table["reason"], reason)).slice(0, EXAMPLES - len(first))
+            first.extend(rows.to_pylist())
     return counts, examples

@@ -76,13 +76,13 @@ def _visible(value: Any) -> Any:
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | None]:
     """A nested configuration as one level of dotted names."""
-    found: dict[str, str | None] = {}
+    flat: dict[str, str | None] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value if isinstance(value, str | None) else json.dumps(value)
-    return found
+            flat[prefix + key] = value if isinstance(value, str | None) else json.dumps(value)
+    return flat
 
 
 def _pairs(inputs: ReportInputs, count: int) -> list[dict[str, Any]]:

@@ -74,9 +74,9 @@ class _Rank1Stats:
         self._with = list(inputs.origins)
         self._without = list(set(inputs.truth or {}) - set(inputs.origins))
         columns = ["query_uri", "score", "normalized_score", "verdict", "rank", "index_id", "scanned_at"]
-        found = [self._read(t) for t in match_tables(inputs, columns) if t.num_rows]
-        if found:
-            self.scores, self.series = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        scored = [self._read(t) for t in match_tables(inputs, columns) if t.num_rows]
+        if scored:
+            self.scores, self.series = (np.concatenate(parts) for parts in zip(*scored, strict=True))
 
     def _read(self, table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
         self.rows += table.num_rows

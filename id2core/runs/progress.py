@@ -63,15 +63,15 @@ tally = Tally()
 
 
 def into_tally() -> OnStage:
-    """Return a callback (stage, done, total) that counts into the tally."""
+    """Return a callback (stage, completed, total) that counts into the tally."""
     last: dict[str, tuple[int, int]] = {}
 
-    def count(stage: str, done: int, total: int) -> None:
-        before, whole = last.get(stage, (0, -1))
-        if whole != total or done < before:
+    def count(stage: str, completed: int, total: int) -> None:
+        before, known_total = last.get(stage, (0, -1))
+        if known_total != total or completed < before:
             tally.start(stage, total)
             before = 0
-        tally.add(stage, done - before)
-        last[stage] = done, total
+        tally.add(stage, completed - before)
+        last[stage] = completed, total
 
     return count

@@ -173,9 +173,9 @@ def _marked(lines: list[str], marker: re.Pattern[str]) -> list[str]:
     going_on = False
     for line in lines[first:]:
         bare = _bare(line)
-        found = marker.match(bare)
-        if found and _indent(line) <= deepest:
-            items.append(bare[found.end() :])
+        item = marker.match(bare)
+        if item and _indent(line) <= deepest:
+            items.append(bare[item.end() :])
         elif _continues(line, going_on):
             items[-1] += " " + _BULLET.sub("", bare, count=1)
         going_on = bool(bare) and not line.startswith("#")
