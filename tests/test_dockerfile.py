@@ -18,7 +18,7 @@ Instruction = tuple[str, str]
 def stages() -> dict[str, list[Instruction]]:
     """Instructions of each stage, the FROM line first; lines that go on are joined, comments left out."""
     lines = [x for x in (ROOT / "Dockerfile").read_text().splitlines() if not x.startswith("#")]
-    found: dict[str, list[Instruction]] = {}
+    by_stage: dict[str, list[Instruction]] = {}
     name = ""
     for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
         if not line.strip():
@@ -26,12 +26,12 @@ def stages() -> dict[str, list[Instruction]]:
         word, rest = line.split(maxsplit=1)
         if word == "FROM":
             name = rest.split(" AS ")[1]
-        found.setdefault(name, []).append((word, rest))
-    return found
+        by_stage.setdefault(name, []).append((word, rest))
+    return by_stage
 
 
 def argument_lists(stage: str, word: str) -> list[list[str]]:
-    return [json.loads(rest) for found, rest in stages()[stage] if found == word]
+    return [json.loads(rest) for name, rest in stages()[stage] if name == word]
 
 
 @pytest.fixture(scope="module")

@@ -77,8 +77,8 @@ def closure(name: str, extras: set[str]) -> set[str]:
 
 def run(code: str, **names: object) -> None:
     header = "\n".join(f"{name} = {value!r}" for name, value in names.items())
-    done = subprocess.run([sys.executable, "-c", f"{header}\n{code}"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run([sys.executable, "-c", f"{header}\n{code}"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")

@@ -75,11 +75,11 @@ def test_every_runner_gives_the_same_rows(
         )
         counts = embed.run(spec, execution, chosen)
         assert shown[-1].total == shown[-1].completed + shown[-1].rejected == counts.listed
-        found = search.run(
+        result = search.run(
             counts.embeddings, counts.embeddings, storage.join(spec.out, "matches"), execution, 3, chosen
         )
         matches = matching.read_run(Dataset.open(storage.join(spec.out, "matches")))
-        results.append((counts, found, matches))
+        results.append((counts, result, matches))
     assert results[0] == results[1]
     assert results[0][2].num_rows == 3 * results[0][0].embedded
 

@@ -35,17 +35,17 @@ def test_the_best_references_of_every_query_over_all_shards(tmp_path: Path) -> N
         Execution.begin(),
         top_k=7,
     )
-    found = matching.read_run(Dataset.open(str(tmp_path / "m")))
-    assert (summary.queries, summary.matches, found.num_rows) == (90, 630, 630)
+    matches = matching.read_run(Dataset.open(str(tmp_path / "m")))
+    assert (summary.queries, summary.matches, matches.num_rows) == (90, 630, 630)
     scores = queries @ references.T
     best = np.argsort(-scores, axis=1)[:, :7]
-    assert found["reference_id"].to_pylist() == [f"r{i:06d}" for i in best.reshape(-1)]
+    assert matches["reference_id"].to_pylist() == [f"r{i:06d}" for i in best.reshape(-1)]
     np.testing.assert_allclose(
-        found["score"].to_numpy(), np.take_along_axis(scores, best, 1).ravel(), atol=1e-5
+        matches["score"].to_numpy(), np.take_along_axis(scores, best, 1).ravel(), atol=1e-5
     )
-    assert found["rank"].to_pylist() == [1, 2, 3, 4, 5, 6, 7] * 90
-    assert found["query_uri"].to_pylist()[::7] == [f"/q/{i:06d}.jpg" for i in range(90)]
-    assert found["encoder_id"].unique().to_pylist() == ["e-1"] and found["verdict"].null_count == 630
+    assert matches["rank"].to_pylist() == [1, 2, 3, 4, 5, 6, 7] * 90
+    assert matches["query_uri"].to_pylist()[::7] == [f"/q/{i:06d}.jpg" for i in range(90)]
+    assert matches["encoder_id"].unique().to_pylist() == ["e-1"] and matches["verdict"].null_count == 630
     [partition] = (tmp_path / "m").glob("scan_date=*")
     assert len(list(partition.iterdir())) == 3
 
@@ -103,17 +103,17 @@ def thresholds(
 
 def test_every_block_is_judged_as_the_whole_would_be(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "r", unit(700, 8, 0), 3, "r")
-    strangers = write_embeddings(tmp_path / "b", unit(50, 8, 2), 2, "b")
+    other_background = write_embeddings(tmp_path / "b", unit(50, 8, 2), 2, "b")
     queries = write_embeddings(tmp_path / "q", unit(90, 8, 1), 4, "q")
     out, background = str(tmp_path / "m"), str(tmp_path / "bm")
     plain = search.run(references, queries, out, Execution.begin(), 5)
     raw = matching.read_run(Dataset.open(out))
-    beside = search.run(strangers, queries, background, Execution.begin(), 3)
+    beside = search.run(other_background, queries, background, Execution.begin(), 3)
     # Not the last run of its data set, and of other rows.
-    search.run(strangers, queries, background, Execution.begin(), 1)
+    search.run(other_background, queries, background, Execution.begin(), 1)
     chosen = thresholds(0.3, 0.6, Normalization(factor=0.5, k=3, background_id=beside.index_id))
     judge = Judge(chosen, Dataset.open(background), beside.run_id)
-    found = search.run(references, queries, out, Execution.begin(), 5, judge=judge)
+    result = search.run(references, queries, out, Execution.begin(), 5, judge=judge)
     judged = matching.read_run(Dataset.open(out))
     expected = normalize_matches(
         raw, matching.read_run(Dataset.open(background), beside.run_id), chosen.normalization
@@ -124,9 +124,9 @@ def test_every_block_is_judged_as_the_whole_would_be(tmp_path: Path) -> None:
     assert set(judged["verdict"].to_pylist()) == {"match", "review", "none"}
     assert set(judged["false_positive_rate"].drop_null().to_pylist()) == {np.float32(0.1), np.float32(0.6)}
     assert judged["calibration_id"].unique().to_pylist() == [chosen.calibration_id]
-    assert found.run_id != plain.run_id
+    assert result.run_id != plain.run_id
     assert search.run(references, queries, out, Execution.begin(), 5, judge=judge) == replace(
-        found, resumed=True
+        result, resumed=True
     )
 
 

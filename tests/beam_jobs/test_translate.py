@@ -108,17 +108,17 @@ def test_any_subset_run_again_gives_the_same_pictures(
 ) -> None:
     config = TranslationConfig(per_image=2, format="png")
     translate.run(job(photos, tmp_path / "whole", pipeline, lines, config=config), Execution.begin())
-    some = tmp_path / "some"
-    some.mkdir()
+    subset = tmp_path / "some"
+    subset.mkdir()
     for name in ("p0007.jpg", "p0002.jpg", "p0011.jpg"):
-        shutil.copy(photos / name, some / name)
+        shutil.copy(photos / name, subset / name)
     translate.run(
-        job(some, tmp_path / "part", pipeline, lines, config=config, part_size=2), Execution.begin()
+        job(subset, tmp_path / "part", pipeline, lines, config=config, part_size=2), Execution.begin()
     )
     whole, part = made(tmp_path / "whole"), made(tmp_path / "part")
     assert len(part) == 6 and part.items() <= whole.items()
     translate.run(
-        job(some, tmp_path / "other", pipeline, lines, config=config.replace(seed=1)), Execution.begin()
+        job(subset, tmp_path / "other", pipeline, lines, config=config.replace(seed=1)), Execution.begin()
     )
     assert not set(made(tmp_path / "other").values()) & set(part.values())
 

@@ -26,10 +26,10 @@ def test_the_demo_finds_its_origins_and_says_where_the_report_is(
         return real(uri)
 
     monkeypatch.setattr(storage, "read_marked", counted)
-    done = call("demo", "--out", tmp_path / "demo")
-    assert done.returncode == 0, done.stderr
-    assert "Acc " in done.stderr and "of 140 uploads with an origin" in done.stderr
-    report = Path(done.stdout.strip())
+    child = call("demo", "--out", tmp_path / "demo")
+    assert child.returncode == 0, child.stderr
+    assert "Acc " in child.stderr and "of 140 uploads with an origin" in child.stderr
+    report = Path(child.stdout.strip())
     assert report == tmp_path / "demo/report.html" and report.stat().st_size > 100_000
     commits = [uri for uri in reads if uri.endswith("_SUCCESS")]
     assert 5 <= len(commits) <= 15, commits
@@ -47,11 +47,11 @@ def test_embed_counts_on_stderr_and_prints_one_object_on_stdout(
     photos: Path, tiny_vae: str, tmp_path: Path
 ) -> None:
     options = ("--images", photos, "--out", tmp_path / "out", "--encoder", tiny_vae)
-    done = call("embed", *options, "--json")
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    child = call("embed", *options, "--json")
+    assert child.returncode == 0, child.stderr
+    summary = json.loads(child.stdout)
     assert (summary["embedded"], summary["rejected"]) == (12, 0)
-    assert "embed: 12/12 images" in done.stderr
+    assert "embed: 12/12 images" in child.stderr
     mixed = call("embed", *options[:-1], "mini")
     assert mixed.returncode == 1
     assert "error:" in mixed.stderr and "write to another --out" in mixed.stderr
@@ -89,22 +89,24 @@ def test_what_went_wrong_is_said_in_a_line_and_in_the_exit_code(
         "PHOTOS/out": photos / "out",
         "PHOTOS": photos,
     }
-    done = call(*(places.get(argument, argument) for argument in arguments))
-    assert done.returncode == code and hint in " ".join(done.stderr.replace("│", " ").split()), done.stderr
-    assert "Traceback" not in done.stderr and not done.stdout
+    child = call(*(places.get(argument, argument) for argument in arguments))
+    assert child.returncode == code and hint in " ".join(child.stderr.replace("│", " ").split()), child.stderr
+    assert "Traceback" not in child.stderr and not child.stdout
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bug_is_told_from_a_mistake(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_and_a_mistake_are_shown_differently(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from id2.jobs import embed
 
     def broken(*_: Any, **__: Any) -> None:
         raise ValueError("not the user's fault")
 
     monkeypatch.setattr(embed, "recorded", broken)
-    done = call("embed", "--images", photos, "--out", tmp_path / "out")
-    assert done.returncode == 1 and "ValueError: not the user's fault (ID2_DEBUG=1 shows the traceback)" in (
-        " ".join(done.stderr.split())
+    child = call("embed", "--images", photos, "--out", tmp_path / "out")
+    assert child.returncode == 1 and "ValueError: not the user's fault (ID2_DEBUG=1 shows the traceback)" in (
+        " ".join(child.stderr.split())
     )
     with pytest.raises(ValueError, match="fault"):
         call("embed", "--images", photos, "--out", tmp_path / "out", environment={"ID2_DEBUG": "1"})
@@ -122,9 +124,9 @@ def test_an_interrupted_command_says_how_to_go_on(
             raise RuntimeError("KeyboardInterrupt [while running 'EmbedParts/Make']") from error
 
     monkeypatch.setattr(embed, "embed_images", interrupted)
-    done = call("embed", "--images", photos, "--out", tmp_path / "out")
-    assert done.returncode == 130 and "run the same command again" in done.stderr
-    assert "Traceback" not in done.stderr and "error" not in done.stderr
+    child = call("embed", "--images", photos, "--out", tmp_path / "out")
+    assert child.returncode == 130 and "run the same command again" in child.stderr
+    assert "Traceback" not in child.stderr and "error" not in child.stderr
 
 
 def test_version_is_that_of_the_package() -> None:
@@ -132,22 +134,22 @@ def test_version_is_that_of_the_package() -> None:
 
 
 def test_doctor_shows_a_wrong_setting() -> None:
-    done = call("doctor", environment={"ID2_TOP_K": "none"})
-    assert done.returncode == 0 and "ID2_TOP_K is 'none'" in done.stdout
+    child = call("doctor", environment={"ID2_TOP_K": "none"})
+    assert child.returncode == 0 and "ID2_TOP_K is 'none'" in child.stdout
 
 
 def test_a_prefect_server_that_does_not_answer_is_named(
     photos: Path, tmp_path: Path, id2_command: str
 ) -> None:
     server = "http://127.0.0.1:9/api"
-    done = subprocess.run(
+    child = subprocess.run(
         [id2_command, "embed", "--images", photos, "--out", tmp_path / "out"],
         env=os.environ | {"PREFECT_API_URL": server},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1 and f"no Prefect server answers at PREFECT_API_URL={server}" in done.stderr
+    assert child.returncode == 1 and f"no Prefect server answers at PREFECT_API_URL={server}" in child.stderr
 
 
 def test_doctor_knows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +161,8 @@ def test_doctor_knows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 WITHOUT = """
 import sys
 from tests.commands import call
-done = call(*{arguments!r})
-assert done.returncode == 0, done.stderr
+child = call(*{arguments!r})
+assert child.returncode == 0, child.stderr
 loaded = {modules!r} & set(sys.modules)
 assert not loaded, loaded
 """
@@ -180,16 +182,16 @@ def test_what_needs_no_torch_beam_or_prefect_loads_none(tiny_vae: str, tmp_path:
     assert call(*embed).returncode == 0
     for arguments in (data_sets, images, embed, ["report", out], ["doctor"]):
         code = WITHOUT.format(arguments=arguments, modules={"torch", "apache_beam", "prefect", "diffusers"})
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (arguments, done.stderr[-2000:])
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert child.returncode == 0, (arguments, child.stderr[-2000:])
 
 
 REFUSED = """
 import sys
 from tests.commands import call
 for arguments, hint in {cases!r}:
-    done = call(*arguments)
-    assert done.returncode != 0 and hint in " ".join(done.stderr.split()), (arguments, done.stderr)
+    child = call(*arguments)
+    assert child.returncode != 0 and hint in " ".join(child.stderr.split()), (arguments, child.stderr)
 loaded = {{"torch", "apache_beam", "prefect", "diffusers"}} & set(sys.modules)
 assert not loaded, loaded
 """
@@ -210,5 +212,5 @@ def test_what_is_missing_is_refused_before_torch_or_beam_is_loaded(photos: Path,
         (["scan", "--reference", images, "--queries", f"{out}/none", "--out", out], "no such folder"),
     ]
     code = REFUSED.format(cases=cases)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr[-2000:]

@@ -68,23 +68,23 @@ class Prefect:
 
     def run(self, *arguments: str) -> None:
         """`prefect …` as an operator types it, in the repository's root."""
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "prefect", *arguments],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
 
     def processes(self) -> list[psutil.Process]:
         """All that live in this home, flow runs too: the worker gives each a session of its own."""
-        found = []
+        deployments = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("PREFECT_HOME") == str(self.home):
-                    found.append(process)
-        return found
+                    deployments.append(process)
+        return deployments
 
     def stop(self) -> None:
         for process in self.processes():
@@ -136,8 +136,8 @@ def test_a_worker_runs_the_one_off_deployment(
     run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
     def finished() -> FlowRun | None:
-        found = client.read_flow_run(run.id)
-        return found if found.state and found.state.is_final() else None
+        flow_run = client.read_flow_run(run.id)
+        return flow_run if flow_run.state and flow_run.state.is_final() else None
 
     wait_until(lambda: finished() is not None, 1800, "the flow run")
     ended = finished()

@@ -21,7 +21,7 @@ from tests.commands import as_json, call
 from tests.drawing import draw_photos
 from tests.latent_sets import good_w, origins, translated, write_embeddings
 
-REFERENCES, FOUND, STRANGE = 300, 150, 1200
+REFERENCES, WITH_ORIGIN, NO_ORIGIN = 300, 150, 1200
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A third of the uploads without origin lies near everything: far out where the mean of all is."""
     folder = tmp_path_factory.mktemp("measure")
-    found = Place(folder)
+    place = Place(folder)
     w = good_w()
     w.save(folder / "W.safetensors")
     plain = w.weights.sum(axis=1) / np.sqrt(w.weights.shape[1])
@@ -52,16 +52,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     write_embeddings(folder / "background", corpus(200, 1), "b", **ids)
     write_embeddings(folder / "raw-background", corpus(200, 1), "b")
     for name, prefix, seed in (("uploads", "u", 10), ("fresh", "f", 20)):
-        strangers = corpus(STRANGE, seed)
-        strangers[::3] += 26 * plain
-        ours = translated(references[:FOUND], seed + 1, little=1.2)
-        write_embeddings(folder / name, np.concatenate([ours, strangers]), prefix)
-        rows = [f"/{prefix}/{i:06d}.jpg,/r/{i:06d}.jpg" for i in range(FOUND)]
-        rows += [f"{i:06d}.jpg," for i in range(FOUND, FOUND + STRANGE)]  # relative to the pictures
+        without_origin = corpus(NO_ORIGIN, seed)
+        without_origin[::3] += 26 * plain
+        ours = translated(references[:WITH_ORIGIN], seed + 1, little=1.2)
+        write_embeddings(folder / name, np.concatenate([ours, without_origin]), prefix)
+        rows = [f"/{prefix}/{i:06d}.jpg,/r/{i:06d}.jpg" for i in range(WITH_ORIGIN)]
+        rows += [
+            f"{i:06d}.jpg," for i in range(WITH_ORIGIN, WITH_ORIGIN + NO_ORIGIN)
+        ]  # relative to the pictures
         lines = ["query_uri,reference_uri", *rows]
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
-        (folder / f"{name}-known.csv").write_text("\n".join(lines[: FOUND + 1]) + "\n")
-    return found
+        (folder / f"{name}-known.csv").write_text("\n".join(lines[: WITH_ORIGIN + 1]) + "\n")
+    return place
 
 
 def calibrate(place: Place, out: Path, **more: Any) -> dict[str, Any]:
@@ -75,29 +77,29 @@ def evaluate(place: Place, out: Path, **more: Any) -> dict[str, Any]:
     return as_json(id2.evaluate(**(sides | {"out": str(out)} | more)))
 
 
-def by_name(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {system["name"]: system for system in found["systems"]}
+def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {system["name"]: system for system in report["systems"]}
 
 
 def test_transforms_are_measured_on_the_same_uploads_and_compared(place: Place, tmp_path: Path) -> None:
     w, out = place("W.safetensors"), tmp_path / "out"
     sides = ("--reference", place("references"), "--queries", place("fresh"), "--truth", place("fresh.csv"))
     command = ("evaluate", *sides, "--transform", "none", "--transform", w, "--out", out)
-    done = call(*command)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{out}/metrics.md"
+    result = call(*command)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == f"{out}/metrics.md"
     text = (out / "metrics.md").read_text()
-    assert text in done.stderr and "| system | mAP | Acc | recall@5 | recall@10 | µAP | R@P90 |" in text
+    assert text in result.stderr and "| system | mAP | Acc | recall@5 | recall@10 | µAP | R@P90 |" in text
     assert "150 queries with an origin and 1,200 without, among 300 references; at most 10" in text
 
-    found = json.loads((out / "metrics.json").read_text())
-    systems = by_name(found)
+    report = json.loads((out / "metrics.json").read_text())
+    systems = by_name(report)
     known = truth_files.read(place("fresh.csv"), "/r", "/f")
     [matches] = exact.search(Dataset.open(place("references")), Dataset.open(place("fresh")), [good_w()])
     expected = metrics.evaluate(matches, known).to_dict()
     assert {name: systems[w][name] for name in expected} == json.loads(json.dumps(expected))
     assert systems[w]["mean_ap"]["value"] > 0.9 > systems["none"]["mean_ap"]["high"]
-    [difference] = found["differences"]
+    [difference] = report["differences"]
     assert (difference["first"], difference["second"]) == ("none", w) and difference["mean_ap"]["high"] < 0
     rows = pq.read_table(out / "metrics.parquet").to_pylist()
     assert len(rows) == 12 and {r["measure"] for r in rows} >= {"mean_ap", "micro_ap", "recall@10"}
@@ -105,24 +107,24 @@ def test_transforms_are_measured_on_the_same_uploads_and_compared(place: Place, 
     assert len(known_rows) >= 11 and all(r["low"] <= r["value"] <= r["high"] for r in known_rows)
     assert {r["per_query"] for r in rows} == {10}
     [run] = records.read(str(out))
-    assert (run.flow, run.references, run.queries) == ("evaluate", REFERENCES, FOUND + STRANGE)
-    assert run.run_id == found["run_id"]
+    assert (run.flow, run.references, run.queries) == ("evaluate", REFERENCES, WITH_ORIGIN + NO_ORIGIN)
+    assert run.run_id == report["run_id"]
     again = call(*command, "--json")
-    assert json.loads(again.stdout) == found | {"resumed": True}
+    assert json.loads(again.stdout) == report | {"resumed": True}
 
 
 def test_the_truth_may_name_some_of_the_uploads_only(place: Place, tmp_path: Path) -> None:
-    some = evaluate(place, tmp_path, transform=["none"], truth=place("fresh-known.csv"), top_k=3)
-    [system] = some["systems"]
+    known_only = evaluate(place, tmp_path, transform=["none"], truth=place("fresh-known.csv"), top_k=3)
+    [system] = known_only["systems"]
     assert system["counts"] == {
-        "with_origin": FOUND,
+        "with_origin": WITH_ORIGIN,
         "without_origin": 0,
         "without_matches": 0,
-        "not_in_truth": STRANGE,
+        "not_in_truth": NO_ORIGIN,
     }
     assert system["budget"]["per_query"] == 3 and set(system["recall"]) == {"1"}
     everything = evaluate(place, tmp_path, transform=["none"], top_k=3)
-    assert everything["run_id"] != some["run_id"] and not everything["resumed"]
+    assert everything["run_id"] != known_only["run_id"] and not everything["resumed"]
     assert by_name(everything)["none"]["accuracy"] == pytest.approx(system["accuracy"], rel=0.3)
     (tmp_path / "other.csv").write_text("query_uri,reference_uri\n/elsewhere/1.jpg,\n")
     with pytest.raises(TruthError, match="names 1 queries"):
@@ -133,34 +135,34 @@ def test_thresholds_hold_on_fresh_uploads(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "calibration.json"
     sides = ("--reference", place("references"), "--queries", place("uploads"))
     rates = ("--match", "0.02", "--review", "0.1", "--truth", place("uploads.csv"))
-    done = call("calibrate", *sides, *rates, "--transform", place("W.safetensors"), "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(out)
-    assert "From 1,200 uploads without origin, for a corpus of 300 references" in done.stderr
-    assert "| match | 2.000% |" in done.stderr and "24 of 1,200" in done.stderr
+    result = call("calibrate", *sides, *rates, "--transform", place("W.safetensors"), "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(out)
+    assert "From 1,200 uploads without origin, for a corpus of 300 references" in result.stderr
+    assert "| match | 2.000% |" in result.stderr and "24 of 1,200" in result.stderr
     held = calibration.load(str(out))
-    assert (held.queries, held.references, held.normalization) == (STRANGE, REFERENCES, None)
+    assert (held.queries, held.references, held.normalization) == (NO_ORIGIN, REFERENCES, None)
     assert held.transform_id == good_w().transform_id
 
-    found = evaluate(
+    report = evaluate(
         place, tmp_path / "out", transform=["none", place("W.safetensors")], calibration=str(out)
     )
     for verdict, threshold in (("match", held.match), ("review", held.review)):
-        rate = found["verdicts"][verdict]
-        assert rate["queries"] == STRANGE and rate["stated"] == threshold.target
+        rate = report["verdicts"][verdict]
+        assert rate["queries"] == NO_ORIGIN and rate["stated"] == threshold.target
         assert rate["low"] <= rate["measured"] <= rate["high"]
         assert rate["stated_low"] <= rate["high"] and rate["low"] <= rate["stated_high"]
-    assert found["verdicts"]["review"]["origins_found"] > found["verdicts"]["match"]["origins_found"] > 0
+    assert report["verdicts"]["review"]["origins_found"] > report["verdicts"]["match"]["origins_found"] > 0
     with pytest.raises(CalibrationError, match="none of those measured"):
         evaluate(place, tmp_path / "none", transform=["none"], calibration=str(out))
 
 
 def test_a_background_is_tuned_on_other_queries_and_raises_micro_ap(place: Place, tmp_path: Path) -> None:
     out, background = tmp_path / "calibration.json", place("background")
-    found = calibrate(place, out, background=background)
+    chosen = calibrate(place, out, background=background)
     held = calibration.load(str(out))
-    assert held.normalization and 0.6 * STRANGE < held.queries < 0.8 * STRANGE
-    assert found["tuned"]["micro_ap"] > found["tuned"]["raw_micro_ap"]
+    assert held.normalization and 0.6 * NO_ORIGIN < held.queries < 0.8 * NO_ORIGIN
+    assert chosen["tuned"]["micro_ap"] > chosen["tuned"]["raw_micro_ap"]
     w = place("W.safetensors")
     measured = evaluate(place, tmp_path / "out", transform=[w], calibration=str(out), background=background)
     systems = by_name(measured)
@@ -170,7 +172,7 @@ def test_a_background_is_tuned_on_other_queries_and_raises_micro_ap(place: Place
     rate = measured["verdicts"]["match"]
     assert rate["stated_low"] <= rate["high"] and rate["low"] <= rate["stated_high"]
     fixed = calibrate(place, out, background=background, factor=0.5, k=3)
-    assert fixed["tuned"] is None and fixed["queries"] == STRANGE
+    assert fixed["tuned"] is None and fixed["queries"] == NO_ORIGIN
     assert (fixed["normalization"]["factor"], fixed["normalization"]["k"]) == (0.5, 3)
     with pytest.raises(CalibrationError, match="give it with --background"):
         evaluate(place, tmp_path / "more", transform=[w], calibration=str(out))
@@ -221,14 +223,14 @@ def test_the_bundled_calibration_is_measured_with_its_background(tmp_path: Path)
         "queries": str(tmp_path / "uploads"),
         "encoder": "mini",
     }
-    found = as_json(
+    report = as_json(
         id2.evaluate(
             **sides, truth=str(tmp_path / "truth.csv"), out=str(tmp_path / "out"), calibration="auto"
         )
     )
-    assert [system["name"] for system in found["systems"]] == ["auto", "auto, normalized"]
-    assert by_name(found)["auto, normalized"]["micro_ap"]["value"] == 1.0
-    rate = found["verdicts"]["match"]
+    assert [system["name"] for system in report["systems"]] == ["auto", "auto, normalized"]
+    assert by_name(report)["auto, normalized"]["micro_ap"]["value"] == 1.0
+    rate = report["verdicts"]["match"]
     assert (rate["queries"], rate["stated"], rate["origins_found"]) == (2, 0.02, 1.0)
     assert "| match | 2.00 [0.00, " in evaluating.table(str(tmp_path / "out"))
     raw = {
@@ -257,9 +259,9 @@ def test_pictures_are_embedded_once_for_every_transform(tiny_vae: str, tmp_path:
         "out": str(tmp_path / "out"),
         "encoder": tiny_vae,
     }
-    found = as_json(id2.evaluate(**given, transform=["none"]))
-    [system] = found["systems"]
-    assert system["accuracy"]["value"] == 1.0 and found["references"] == 14
+    report = as_json(id2.evaluate(**given, transform=["none"]))
+    [system] = report["systems"]
+    assert system["accuracy"]["value"] == 1.0 and report["references"] == 14
     assert (system["counts"]["with_origin"], system["counts"]["not_in_truth"]) == (5, 2)
     commit = Dataset.open(str(tmp_path / "out/reference/embeddings"))
     assert commit.rows == 14 and commit.ids["transform_id"] == "identity"

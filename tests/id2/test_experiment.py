@@ -146,14 +146,14 @@ def test_experiments_leave_tables_data_plots_and_a_page(
     out, page = tmp_path / "out", tmp_path / "results.md"
 
     names = ["t3", "open", "f8", "t1", "existence", "t7", "t11", "t8"]
-    found = as_json(id2.experiment(names=names, data=str(data), out=str(out), page=str(page)))
+    report = as_json(id2.experiment(names=names, data=str(data), out=str(out), page=str(page)))
 
     rows = {r["method"]: r for r in pq.read_table(out / "t3.parquet").to_pylist()}
     raw, closed = rows["Embeddings of VAE"], rows["W, closed form"]
     assert raw["unseen_map_high"] < closed["unseen_map_low"]
     assert (out / "t3.png").read_bytes().startswith(b"\x89PNG")
     plots = {path.stem for path in out.glob("*.png")}
-    assert plots == set(names) - {"t8"} and "Not run here" in found["tables"]["t8"]
+    assert plots == set(names) - {"t8"} and "Not run here" in report["tables"]["t8"]
     edict = {r["method"]: r["map"] for r in pq.read_table(out / "t11.parquet").to_pylist()}
     assert edict["W, closed form"] == closed["unseen_map"]
     heads_of = [r["method"] for r in pq.read_table(out / "t7.parquet").to_pylist()]
@@ -234,9 +234,9 @@ def test_latents_that_are_no_square_pass_table_7_over(tmp_path: Path) -> None:
         write_embeddings(tmp_path / f"latents/{role}/embeddings", origins(3, 0)[:, :48], f"{role}-")
     evaluation_sets.write_facts(tmp_path, "a", ["b"], "", "pdq")
 
-    found = closed_sets.table_7(Methods(EvaluationSet.load(tmp_path), tmp_path))
+    outcome = closed_sets.table_7(Methods(EvaluationSet.load(tmp_path), tmp_path))
 
-    assert isinstance(found, Skipped) and "48 numbers" in found.reason
+    assert isinstance(outcome, Skipped) and "48 numbers" in outcome.reason
 
 
 def test_a_folder_does_not_shadow_the_short_name_of_an_encoder(
@@ -271,7 +271,7 @@ def test_photos_do_not_mix_with_a_bench_of_other_data(
         ("file,caption\np0.jpg,a canoe\n", "has 1 different captions.*two or more"),
     ],
 )
-def test_photos_without_captions_are_told_what_is_needed(
+def test_missing_captions_are_refused_with_what_is_needed(
     captions: str | None, what: str, photo_set: Path, tmp_path: Path
 ) -> None:
     (photo_set / "captions.csv").unlink()
@@ -298,7 +298,7 @@ def test_no_photo_has_two_roles_and_no_prompt_two_uses(photo_set: Path, tmp_path
         for run in photo_bench.RUNS
     }
     roles = photo_bench.roles(photo_set)
-    names = [name for role, some in roles.items() if role not in photo_bench.PARTS for name in some]
+    names = [name for role, photos in roles.items() if role not in photo_bench.PARTS for name in photos]
     assert len(names) == len(set(names))
     assert len(list((tmp_path / "photos/train").iterdir())) == 6 * photo_bench.TRAIN_COUNT
     trained = set().union(*(p for name, p in prompts.items() if name.startswith("train-")))

@@ -81,15 +81,15 @@ def test_a_backbone_is_trained_on_folders_that_have_moved(folders: tuple[Path, P
 
 def test_an_original_of_the_same_name_is_not_taken_for_another(folders: tuple[Path, Path]) -> None:
     originals, translated = folders
-    found = find(originals / "a", translated)
-    assert sorted(found.origins.values()) == [str(originals / f"a/{i}.jpg") for i in range(3)]
-    assert sorted(found.translations) == [str(translated / f"pictures/0{i}/{i}-0.jpeg") for i in (0, 2, 4)]
+    links = find(originals / "a", translated)
+    assert sorted(links.origins.values()) == [str(originals / f"a/{i}.jpg") for i in range(3)]
+    assert sorted(links.translations) == [str(translated / f"pictures/0{i}/{i}-0.jpeg") for i in (0, 2, 4)]
     assert (
-        found.missing_origins == {f"/before/originals/b/{i}.jpg" for i in range(3)}
-        and not found.missing_translations
+        links.missing_origins == {f"/before/originals/b/{i}.jpg" for i in range(3)}
+        and not links.missing_translations
     )
-    hashes = {hashlib.sha256(Path(uri).read_bytes()).hexdigest(): uri for uri in found.origins.values()}
-    assert found.origins == hashes
+    hashes = {hashlib.sha256(Path(uri).read_bytes()).hexdigest(): uri for uri in links.origins.values()}
+    assert links.origins == hashes
 
 
 def test_where_no_origin_is_there_it_says_which_were(folders: tuple[Path, Path], tmp_path: Path) -> None:

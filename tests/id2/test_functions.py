@@ -41,8 +41,8 @@ def test_the_session_of_the_readme_ends_in_matches(folder: Path, capsys: pytest.
 def test_importing_id2_loads_nothing_heavy_and_names_what_there_is() -> None:
     heavy = {"torch", "apache_beam", "prefect", "pyarrow"}
     code = f"import id2, sys; print(list({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
     assert 20 <= len(id2.__all__) <= 30 and all(getattr(id2, name) for name in id2.__all__)
 
 
@@ -54,15 +54,15 @@ def test_options_are_arguments_with_their_help() -> None:
 
 
 def test_progress_is_reported_to_the_callback_and_only_while_the_call_lasts(folder: Path) -> None:
-    told: list[tuple[str, Counts]] = []
+    reports: list[tuple[str, Counts]] = []
     summary = id2.embed(
-        images="originals", out="o", progress=lambda stage, counts: told.append((stage, counts))
+        images="originals", out="o", progress=lambda stage, counts: reports.append((stage, counts))
     )
     assert isinstance(summary, id2.EmbedSummary) and summary.embedded == 6
-    assert {stage for stage, _ in told} == {"embed"} and told[-1][1].completed == 6
-    count = len(told)
+    assert {stage for stage, _ in reports} == {"embed"} and reports[-1][1].completed == 6
+    count = len(reports)
     id2.embed(images="uploads", out="u")
-    assert len(told) == count
+    assert len(reports) == count
 
 
 @pytest.mark.parametrize(

@@ -67,20 +67,20 @@ def test_what_is_imported_is_trained_on_and_every_file_is_accounted_for(
     features: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "oripid")
-    found = load(features, out)
+    loaded = load(features, out)
 
-    assert (found["embedded"], found["reasons"]) == (ORIGINS * 3 - 2, {"unsupported_format": 2})
-    assert found["listed"] == found["embedded"] + found["rejected"]
-    assert found["left_out"] == {
+    assert (loaded["embedded"], loaded["reasons"]) == (ORIGINS * 3 - 2, {"unsupported_format": 2})
+    assert loaded["listed"] == loaded["embedded"] + loaded["rejected"]
+    assert loaded["left_out"] == {
         "name_does_not_fit": 1,
         "same_name_twice": 1,
         "origin_not_there": EACH,
         "no_translation_there": 1,
     }
-    assert found["examples"]["name_does_not_fit"].endswith("/mean.npy")
-    assert (found["origins"], found["translations"]) == (ORIGINS - 2, 2 * (ORIGINS - 2) - 1)
-    lost = sum(found["left_out"].values())
-    assert found["embedded"] == found["origins"] + found["translations"] + lost
+    assert loaded["examples"]["name_does_not_fit"].endswith("/mean.npy")
+    assert (loaded["origins"], loaded["translations"]) == (ORIGINS - 2, 2 * (ORIGINS - 2) - 1)
+    lost = sum(loaded["left_out"].values())
+    assert loaded["embedded"] == loaded["origins"] + loaded["translations"] + lost
 
     trained = as_json(
         id2.train(
@@ -91,14 +91,14 @@ def test_what_is_imported_is_trained_on_and_every_file_is_accounted_for(
             dimensions=32,
         )
     )
-    assert trained["data"]["latents"] == found["origins"] + found["translations"]
+    assert trained["data"]["latents"] == loaded["origins"] + loaded["translations"]
     reached = {name: m["mean_ap"] for name, m in trained["validation"]["methods"].items()}
     assert reached["closed-form"] > reached["raw"]
     load_transform(trained["W"]).check_encoder("sd2-0123456789ab")
 
     before = Dataset.open(f"{out}/translations")
     again = load(features, out)
-    assert again == found | {"resumed": True}
+    assert again == loaded | {"resumed": True}
     assert Dataset.open(f"{out}/translations") == before
     (features / "T000003_1.npy").write_bytes(npy(np.ones(N, np.float32)))
     more = load(features, out)
@@ -124,10 +124,10 @@ def test_rows_say_which_picture_is_of_which_and_hold_no_descriptors(features: Pa
 
 def test_interrupted_before_the_pairs_it_goes_on(features: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "oripid")
-    found = load(features, out)
+    loaded = load(features, out)
     storage.delete(f"{out}/translations/_SUCCESS")
     again = load(features, out)
-    assert again | {"run_id": ""} == found | {"run_id": ""} and again["run_id"] != found["run_id"]
+    assert again | {"run_id": ""} == loaded | {"run_id": ""} and again["run_id"] != loaded["run_id"]
 
 
 def test_a_folder_that_is_something_else_is_refused_with_what_to_give(tmp_path: Path) -> None:
@@ -149,25 +149,25 @@ def test_a_folder_that_is_something_else_is_refused_with_what_to_give(tmp_path: 
     refused({"T000001_1.npy": good, "T000002_0.npy": good}, "no origin .* has a translation.*T000000_0")
 
 
-def test_the_command_tells_what_was_left_out_and_imports_once(tmp_path: Path) -> None:
+def test_the_command_reports_what_was_left_out_and_imports_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folder, out = tmp_path / "features", tmp_path / "oripid"
     folder.mkdir()
     for name in ("T000000_0", "T000000_1", "T000001_0", "T000001_20", "T000002_7", "x"):
         (folder / f"{name}.npy").write_bytes(npy(rng.standard_normal((1, 4096)).astype(np.float32)))
     arguments = ("import-oripid", "--features", folder, "--out", out)
-    done = call(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(out)
-    assert "2 translations of 2 origins" in done.stderr and "features: 6/6 files" in done.stderr
-    assert f"1 names that do not fit, for example {folder}/x.npy" in done.stderr
-    assert "1 translations without their origin" in done.stderr
+    result = call(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(out)
+    assert "2 translations of 2 origins" in result.stderr and "features: 6/6 files" in result.stderr
+    assert f"1 names that do not fit, for example {folder}/x.npy" in result.stderr
+    assert "1 translations without their origin" in result.stderr
     again = call(*arguments)
     assert again.returncode == 0 and "nothing new to do" in again.stderr, again.stderr
-    found = pairs.load(
+    loaded = pairs.load(
         [Dataset.open(f"{out}/embeddings")], [Dataset.open(f"{out}/translations")], tmp_path / "cache"
     )
-    assert len(found.origin_ids) == 2 and found.latents.shape == (4, 4096)
+    assert len(loaded.origin_ids) == 2 and loaded.latents.shape == (4, 4096)
     nowhere = call("import-oripid", "--features", tmp_path / "no", "--out", out, "--json")
     assert nowhere.returncode == 1 and "no such folder" in nowhere.stderr and not nowhere.stdout
 
@@ -213,10 +213,10 @@ def test_a_downloaded_oripid_becomes_a_bench(oripid: Path, tmp_path: Path) -> No
     same_bytes_once(oripid)
     data = tmp_path / "bench"
     arguments = ("experiment", "data", "--oripid", oripid, "--data", data, "--encoder", "mini")
-    done = call(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "5 translations of 5 origins" in done.stderr and "3 test, 5 distractors" in done.stderr
-    assert "test-sd2: 2 queries (1 name_does_not_fit, 1 origin_not_there)" in done.stderr
+    result = call(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "5 translations of 5 origins" in result.stderr and "3 test, 5 distractors" in result.stderr
+    assert "test-sd2: 2 queries (1 name_does_not_fit, 1 origin_not_there)" in result.stderr
 
     bench = EvaluationSet.load(data)
     assert bench.models == ("sd2", "sdxl") and len(bench.references) == 8
@@ -286,5 +286,5 @@ def test_manual_edits_are_looked_up_among_their_sources(oripid: Path, tmp_path: 
     ],
 )
 def test_sources_that_do_not_go_together_are_bad_usage(arguments: list[str], hint: str) -> None:
-    done = call("experiment", "data", "--data", "bench", *arguments)
-    assert done.returncode == 2 and hint in " ".join(done.stderr.replace("│", " ").split())
+    result = call("experiment", "data", "--data", "bench", *arguments)
+    assert result.returncode == 2 and hint in " ".join(result.stderr.replace("│", " ").split())

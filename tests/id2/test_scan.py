@@ -110,9 +110,9 @@ def test_a_scan_takes_what_belongs_to_its_encoder_and_says_so(
     assert summary["calibration"]["from"] == "bundled" and sum(summary["verdicts"].values()) == 3
     assert summary["verdicts"]["match"] >= 2  # both copies
     assert summary["groups"]["small"]["accuracy"] == 1.0 and summary["groups"]["small"]["of"] == 2
-    found = matching.read_run(Dataset.open(str(tmp_path / "out/matches")))
-    assert found["verdict"].null_count == 0
-    assert found["transform_id"].unique().to_pylist() == [bundled.transform_id]
+    matches = matching.read_run(Dataset.open(str(tmp_path / "out/matches")))
+    assert matches["verdict"].null_count == 0
+    assert matches["transform_id"].unique().to_pylist() == [bundled.transform_id]
     assert scan(**given) == summary
     assert report(tmp_path / "out")["calibration"] == summary["calibration"]
     raw = scan(**given | {"calibration": "none"})
@@ -148,8 +148,8 @@ def test_a_data_set_of_another_transform_is_refused_before_any_work(
 def test_scores_are_normalized_by_the_background_of_the_calibration(
     pictures: Path, tiny_vae: str, tmp_path: Path
 ) -> None:
-    draw_photos(tmp_path / "strangers", 5, first_seed=900)
-    embed.run(EmbedJob(str(tmp_path / "strangers"), str(tmp_path / "b"), tiny_vae), Execution.begin())
+    draw_photos(tmp_path / "background-photos", 5, first_seed=900)
+    embed.run(EmbedJob(str(tmp_path / "background-photos"), str(tmp_path / "b"), tiny_vae), Execution.begin())
     held = Dataset.open(str(tmp_path / "b/embeddings"))
     normalization = Normalization(factor=0.5, k=2, background_id=shards.index_id(held))
     chosen = calibrated(held.ids, 0.5, normalization)
@@ -161,17 +161,17 @@ def test_scores_are_normalized_by_the_background_of_the_calibration(
         embed.run(EmbedJob(str(pictures / "uploads"), str(tmp_path / "u"), tiny_vae), Execution.begin())
         scan(**given | {"background": str(tmp_path / "u")})
     assert not (tmp_path / "out").exists()
-    given |= {"background": str(tmp_path / "strangers"), "out": str(tmp_path / "images")}
+    given |= {"background": str(tmp_path / "background-photos"), "out": str(tmp_path / "images")}
     summary = scan(**given)
     assert summary["calibration"]["calibration_id"] == chosen.calibration_id
     assert summary["calibration"]["background"] == str(tmp_path / "images/background/embeddings")
-    found = matching.read_run(Dataset.open(str(tmp_path / "images/matches"))).to_pylist()
-    for row in found:
+    matches = matching.read_run(Dataset.open(str(tmp_path / "images/matches"))).to_pylist()
+    for row in matches:
         assert row["normalized_score"] == pytest.approx(row["score"] - 0.5 * row["background"], abs=1e-6)
         assert row["verdict"] in ("match", "review", "none")
-    strangers = matching.read_run(Dataset.open(str(tmp_path / "images/background/matches"))).to_pylist()
-    beside = [row["score"] for row in strangers if row["query_uri"] == found[0]["query_uri"]]
-    assert len(beside) == 2 and found[0]["background"] == pytest.approx(sum(beside) / 2)
+    background_rows = matching.read_run(Dataset.open(str(tmp_path / "images/background/matches"))).to_pylist()
+    beside = [row["score"] for row in background_rows if row["query_uri"] == matches[0]["query_uri"]]
+    assert len(beside) == 2 and matches[0]["background"] == pytest.approx(sum(beside) / 2)
     assert scan(**given) == summary
 
 
@@ -184,9 +184,9 @@ def test_a_new_upload_is_found_without_embedding_the_rest_again(
     scene(7).save(tmp_path / "in/uploads/new.bmp")
     summary = scan(**arguments(tmp_path / "in", tmp_path / "out", tiny_vae))
     assert summary["counts"]["queries"] == 4
-    found = matching.read_run(Dataset.open(str(tmp_path / "out/matches")))
+    matches = matching.read_run(Dataset.open(str(tmp_path / "out/matches")))
     best = dict(
-        zip(found["query_uri"].to_pylist()[::8], found["reference_uri"].to_pylist()[::8], strict=True)
+        zip(matches["query_uri"].to_pylist()[::8], matches["reference_uri"].to_pylist()[::8], strict=True)
     )
     assert best[str(tmp_path / "in/uploads/new.bmp")].endswith("references/p0007.jpg")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out/reference").rglob("*.parquet")} == references

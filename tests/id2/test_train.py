@@ -58,15 +58,15 @@ def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_both_methods_beat_raw_latents_and_again_does_nothing(place: Path) -> None:
-    done = call(*arguments("both", "both"), "--json", folder=place)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    result = call(*arguments("both", "both"), "--json", folder=place)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
     reached = {name: m["mean_ap"] for name, m in report["validation"]["methods"].items()}
     assert set(reached) == {"raw", "closed-form", "both"}
     assert reached["both"] >= reached["closed-form"] > reached["raw"] + 0.05
     assert report["data"]["origins"] == ORIGINS and report["data"]["latents"] == ORIGINS * (1 + EACH)
     assert report["data"]["left_out"]["translations_without_latent"] == 1
-    assert "training: 100/100 steps" in done.stderr and report["seconds"]["both"] > 0
+    assert "training: 100/100 steps" in result.stderr and report["seconds"]["both"] > 0
     w = load_transform(report["W"])
     assert w.transform_id == report["transform_id"] and report["W"] == str(place / "both/W.safetensors")
     assert w.metadata["encoder_id"] == "e-1" and w.metadata["recipe"]["init"] != "random"
@@ -107,9 +107,9 @@ def test_under_torchrun_one_process_reports_and_writes(place: Path, id2_command:
         "cpu",
         "--json",
     ]
-    done = run(place, command)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    result = run(place, command)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
     assert report["validation"]["methods"]["both"]["mean_ap"] > 0.9
     assert load_transform(report["W"]).transform_id == report["transform_id"]
     again = run(place, command)
@@ -143,8 +143,8 @@ def test_what_cannot_be_trained_is_said(
 
 
 def test_bad_usage_is_refused_before_any_work(place: Path) -> None:
-    done = call(*arguments("bad", "gradient", head="mlp-9"), folder=place)
-    assert done.returncode == 2 and "mlp-9" in done.stderr and "Traceback" not in done.stderr
+    result = call(*arguments("bad", "gradient", head="mlp-9"), folder=place)
+    assert result.returncode == 2 and "mlp-9" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_progress_says_when_it_will_be_done(monkeypatch: pytest.MonkeyPatch) -> None:

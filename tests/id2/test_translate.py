@@ -46,11 +46,11 @@ def pictures(out: Path) -> dict[str, bytes]:
 def test_killed_and_run_again_gives_the_same_pictures_and_none_twice(
     place: Path, home: dict[str, str], id2_command: str
 ) -> None:
-    done = call(*command("whole", "--json"), folder=place, environment=home)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    result = call(*command("whole", "--json"), folder=place, environment=home)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
     assert (summary["translated"], summary["rejected"], summary["pictures"]) == (10, 1, 30)
-    assert "translate: 11/11 origins, 1 of them rejected" in done.stderr
+    assert "translate: 11/11 origins, 1 of them rejected" in result.stderr
 
     killed = place / "killed"
     run_until(killed, "translations/part-*", [id2_command, *command("killed")], place, home)
@@ -70,9 +70,9 @@ def test_killed_and_run_again_gives_the_same_pictures_and_none_twice(
 
 
 def test_the_truth_file_names_the_origin_of_every_picture(place: Path, home: dict[str, str]) -> None:
-    done = call(*command("out"), folder=place, environment=home)
-    assert done.returncode == 0, done.stderr
-    where = done.stdout.strip()
+    result = call(*command("out"), folder=place, environment=home)
+    assert result.returncode == 0, result.stderr
+    where = result.stdout.strip()
     assert where == str(place / "out/truth.csv")
     known = truth_files.read(where, str(place / "photos"), str(place / "out/pictures"))
     assert set(known) == {o.uri for o in storage.list_objects(str(place / "out/pictures"))}
@@ -96,13 +96,13 @@ def test_the_truth_file_names_the_origin_of_every_picture(place: Path, home: dic
 def test_bad_input_is_said_in_one_line(
     place: Path, home: dict[str, str], change: list[str], code: int, hint: str
 ) -> None:
-    done = call(*command("bad", *change), folder=place, environment=home)
-    assert done.returncode == code, done.stderr
-    assert hint in " ".join(done.stderr.replace("│", " ").split()) and "Traceback" not in done.stderr
+    result = call(*command("bad", *change), folder=place, environment=home)
+    assert result.returncode == code, result.stderr
+    assert hint in " ".join(result.stderr.replace("│", " ").split()) and "Traceback" not in result.stderr
     assert not (place / "bad/translations").exists()
 
 
 def test_help_teaches() -> None:
-    done = call("translate", "--help", environment={"COLUMNS": "200", "TERM": "dumb"})
+    result = call("translate", "--help", environment={"COLUMNS": "200", "TERM": "dumb"})
     for words in ("mini-a", "instruct-pix2pix", "captions.csv", "the paper's where it gives one", "Example"):
-        assert words in done.stdout
+        assert words in result.stdout

@@ -26,11 +26,11 @@ def test_the_machine_is_described_without_torch() -> None:
 def test_what_an_encoder_would_take_is_what_torch_would_say() -> None:
     import torch
 
-    found = environment.devices()
+    devices = environment.devices()
     device = environment.best_device()
-    assert found["encoder_device"] == device
-    assert f"torch.{found['encoder_dtype']}" == str(environment.best_dtype(torch.device(device)))
-    assert len(found["gpus"]) == torch.cuda.device_count() or device == "cpu"
+    assert devices["encoder_device"] == device
+    assert f"torch.{devices['encoder_dtype']}" == str(environment.best_dtype(torch.device(device)))
+    assert len(devices["gpus"]) == torch.cuda.device_count() or device == "cpu"
     assert environment._torch_has_cuda() == (torch.version.cuda is not None)
 
 
@@ -61,8 +61,8 @@ def test_gpus_are_those_that_cuda_sees(
 ) -> None:
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = environment.devices()
-    assert (found["gpus"], found["encoder_device"], found["encoder_dtype"]) == (names, "cuda", dtype)
+    devices = environment.devices()
+    assert (devices["gpus"], devices["encoder_device"], devices["encoder_dtype"]) == (names, "cuda", dtype)
 
 
 def test_hidden_gpus_and_a_torch_without_cuda_leave_the_cpu(
@@ -72,8 +72,8 @@ def test_hidden_gpus_and_a_torch_without_cuda_leave_the_cpu(
         hidden.setenv("CUDA_VISIBLE_DEVICES", "")
         assert environment.devices()["encoder_device"] == "cpu" and environment.devices()["gpus"] == []
     monkeypatch.setattr(environment, "_torch_has_cuda", lambda: False)
-    found = environment.devices()
-    assert len(found["gpus"]) == 2 and found["encoder_device"] == "cpu"
+    devices = environment.devices()
+    assert len(devices["gpus"]) == 2 and devices["encoder_device"] == "cpu"
 
 
 def test_the_processor_is_read_from_the_system(tmp_path: Path) -> None:

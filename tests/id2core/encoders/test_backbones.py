@@ -105,11 +105,11 @@ def test_size_and_scaling_are_those_of_the_image_processor(
 ) -> None:
     plain = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}
     facts = plain | {"image_mean": [0.5] * 3, "image_std": [0.25] * 3} | asked
-    found = load_encoder(str(saved("resnet", tmp_path, facts)), dtype="float32")
-    assert found.preprocess.size == side
-    np.testing.assert_allclose(found.preprocess.mean, mean, rtol=1e-6)
-    np.testing.assert_allclose(found.preprocess.std, std, rtol=1e-6)
-    assert found.encode(pictures(1, side)).shape == (1, 8)
+    encoder = load_encoder(str(saved("resnet", tmp_path, facts)), dtype="float32")
+    assert encoder.preprocess.size == side
+    np.testing.assert_allclose(encoder.preprocess.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(encoder.preprocess.std, std, rtol=1e-6)
+    assert encoder.encode(pictures(1, side)).shape == (1, 8)
 
 
 def test_what_is_no_vision_backbone_says_what_to_do(tmp_path: Path) -> None:

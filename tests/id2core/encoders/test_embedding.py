@@ -12,6 +12,6 @@ def test_descriptors_leave_the_threads_of_blas_as_they_were() -> None:
     latents = rng.standard_normal((3, 64)).astype(np.float16)
     transform = Transform(rng.standard_normal((64, 8), np.float32))
     before = threadpool_info()
-    found = embedding._descriptors(latents, transform, one_core=True)
+    descriptors = embedding._descriptors(latents, transform, one_core=True)
     assert threadpool_info() == before
-    np.testing.assert_allclose(found, transform.apply(latents), atol=1e-6)
+    np.testing.assert_allclose(descriptors, transform.apply(latents), atol=1e-6)

@@ -218,7 +218,7 @@ def test_nonsense_size_is_the_callers_error():
         decode(GOOD["png_rgb.png"], size=0)
 
 
-def test_warnings_of_pillow_do_not_leak_whatever_the_filters():
+def test_warnings_of_pillow_do_not_leak_under_any_filter():
     large = raw_png((10_000, 10_000), 8, 0, [b""])
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

@@ -246,11 +246,11 @@ def test_a_resample_is_measured_as_if_its_queries_were_written_out(p: Prediction
     flat = np.concatenate(rows)
     copy = Predictions(query, p.score[flat], p.relevant[flat], p.has_origin[drawn])
     weights = np.bincount(drawn, minlength=p.queries)[None]
-    found = ranking.weighted(p, (1, 3))(weights)[0]
+    precision = ranking.weighted(p, (1, 3))(weights)[0]
     if not copy.origins:
-        assert np.isnan(found).all()
+        assert np.isnan(precision).all()
     else:
-        assert found == pytest.approx([value or 0 for value in figures(copy)])
+        assert precision == pytest.approx([value or 0 for value in figures(copy)])
 
 
 def test_intervals_hold_the_value_and_repeat_with_their_seed() -> None:
@@ -277,12 +277,12 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     second = Predictions(first.query, first.score + noise, first.relevant, first.has_origin)
     result = metrics.compare(answers(first), answers(second), resamples=300)
     assert result.first == metrics.measure(answers(first), resamples=300)
-    found = result.difference["micro_ap"]
+    difference = result.difference["micro_ap"]
     one, other = result.first.micro_ap, result.second.micro_ap
-    assert None not in (found.value, found.low, found.high, one.value, other.value)
-    assert found.low <= found.value == one.value - other.value <= found.high  # type: ignore[operator]
+    assert None not in (difference.value, difference.low, difference.high, one.value, other.value)
+    assert difference.low <= difference.value == one.value - other.value <= difference.high  # type: ignore[operator]
     unpaired = np.hypot(one.high - one.low, other.high - other.low)  # type: ignore[operator]
-    assert found.high - found.low < 0.6 * unpaired  # type: ignore[operator]
+    assert difference.high - difference.low < 0.6 * unpaired  # type: ignore[operator]
     json.dumps(result.to_dict())
     same = metrics.compare(answers(first), answers(first), resamples=50)
     assert set(same.difference.values()) == {metrics.Measure(0.0, 0.0, 0.0)}

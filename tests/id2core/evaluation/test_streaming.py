@@ -43,11 +43,11 @@ def test_file_by_file_is_the_same_as_at_once() -> None:
     table, truth = matches()
     ids = {"/r/away": table["reference_id"][12].as_py()}
     pieces = [table.slice(start, 40) for start in range(0, table.num_rows, 40)]
-    found = streaming.read([table.slice(0, 0), *pieces[::-1]], truth, ids)
+    ranked = streaming.read([table.slice(0, 0), *pieces[::-1]], truth, ids)
     whole = metrics.read(table, truth, image_ids=ids)
-    assert (found.queries, found.budget, found.counts) == (whole.queries, whole.budget, whole.counts)
-    assert metrics.measure(found, resamples=50) == metrics.measure(whole, resamples=50)
-    assert found.counts.without_matches == 2 and found.counts.not_in_truth == 12
+    assert (ranked.queries, ranked.budget, ranked.counts) == (whole.queries, whole.budget, whole.counts)
+    assert metrics.measure(ranked, resamples=50) == metrics.measure(whole, resamples=50)
+    assert ranked.counts.without_matches == 2 and ranked.counts.not_in_truth == 12
     nothing = metrics.measure(streaming.read([], {}, {}))
     assert (nothing.accuracy.value, nothing.micro_ap.value) == (None, None)
 
@@ -56,12 +56,12 @@ def test_groups_are_measured_by_themselves() -> None:
     table, truth = matches()
     groups = {query: "even" if i % 2 else "odd" for i, query in enumerate(truth) if query != "missing"}
     groups |= {"unread": "unknown", "never scanned": "nowhere"}
-    found = streaming.by_group(streaming.read([table], truth, {}), groups)
-    assert found.keys() == {"even", "odd", "unknown"}
-    assert found["unknown"] == streaming.GroupMeasures(accuracy=None, mean_ap=None, of=0, uploads=1)
+    groups_of = streaming.by_group(streaming.read([table], truth, {}), groups)
+    assert groups_of.keys() == {"even", "odd", "unknown"}
+    assert groups_of["unknown"] == streaming.GroupMeasures(accuracy=None, mean_ap=None, of=0, uploads=1)
     for name in ("even", "odd"):
         part = {query: origin for query, origin in truth.items() if groups.get(query) == name}
         alone = metrics.evaluate(table, part, resamples=0)
-        assert (found[name].of, found[name].uploads) == (alone.counts.with_origin, len(part))
-        assert found[name].accuracy == pytest.approx(alone.accuracy.value)
-        assert found[name].mean_ap == pytest.approx(alone.mean_ap.value)
+        assert (groups_of[name].of, groups_of[name].uploads) == (alone.counts.with_origin, len(part))
+        assert groups_of[name].accuracy == pytest.approx(alone.accuracy.value)
+        assert groups_of[name].mean_ap == pytest.approx(alone.mean_ap.value)

@@ -38,8 +38,8 @@ def test_groups_stand_in_a_third_column_and_other_columns_do_not_matter(tmp_path
     }
     assert truth_files.read(str(path), "/d/refs", "/d/uploads")["/d/uploads/u2.jpg"] is None
     pq.write_table(pa.table(ROWS | {"group": [1, None, 2]}), tmp_path / "truth.parquet")
-    found = truth_files.read_groups(str(tmp_path / "truth.parquet"), "/d/uploads")
-    assert found == {"/d/uploads/u1.jpg": "1", "gs://b/u3.jpg": "2"}
+    groups = truth_files.read_groups(str(tmp_path / "truth.parquet"), "/d/uploads")
+    assert groups == {"/d/uploads/u1.jpg": "1", "gs://b/u3.jpg": "2"}
     path.write_text("query_uri,reference_uri\nu1.jpg,\n")
     assert truth_files.read_groups(str(path), "/d/uploads") == {}
     path.write_text("query_uri,reference_uri,group\nu1.jpg,,a\nu1.jpg,,b\n")

@@ -53,8 +53,8 @@ def table_of(text: str) -> list[str]:
 
 def test_a_result_becomes_three_files(tmp_path: Path) -> None:
     bars = Bars(["W", "raw"], {"mAP": [88.8, 50.0]}, "mAP, %")
-    found = result(plot=bars, notes=["Not the paper's data."], facts={"seed": 3})
-    text = written(found, tmp_path / "new")
+    outcome = result(plot=bars, notes=["Not the paper's data."], facts={"seed": 3})
+    text = written(outcome, tmp_path / "new")
     files = {path.name for path in (tmp_path / "new").iterdir()}
     assert files == {"t3.md", "t3.png", "t3.parquet"}
     assert text == (tmp_path / "new/t3.md").read_text()

@@ -44,11 +44,11 @@ def measured(pairs: Pairs, w: NDArray[np.float64]) -> Existence:
 
 def test_a_w_of_kept_directions_takes_translations_to_their_origins() -> None:
     pairs = pairs_of(MOVED)
-    found = measured(pairs, KEPT)
-    assert found.own.count == CLASSES * EACH and found.left_out == 0
-    assert found.own.mean < 0.005 and found.frobenius_own < 0.005  # zero but for float16
-    assert 0.3 < found.unrelated.mean < 0.9
-    assert found.relative.mean < 0.01 and found.nearer == 1
+    report = measured(pairs, KEPT)
+    assert report.own.count == CLASSES * EACH and report.left_out == 0
+    assert report.own.mean < 0.005 and report.frobenius_own < 0.005  # zero but for float16
+    assert 0.3 < report.unrelated.mean < 0.9
+    assert report.relative.mean < 0.01 and report.nearer == 1
     wrong = measured(pairs, MOVED)
     assert wrong.own.mean == pytest.approx(1, abs=1e-4) and wrong.relative.mean > 1 and wrong.nearer == 0
 
@@ -62,26 +62,28 @@ def test_a_w_that_shrinks_everything_does_not_look_good() -> None:
     assert measured(pairs, 7 * mixed).relative.mean == pytest.approx(measured(pairs, mixed).relative.mean)
 
 
-def test_ratios_are_those_of_the_definition_whatever_the_block() -> None:
+def test_ratios_are_those_of_the_definition_for_any_block() -> None:
     pairs, w = pairs_of(RNG.standard_normal((N, N))), RNG.standard_normal((N, 5))
     classes = np.arange(CLASSES) % 3 == 0
     seen: list[tuple[str, int, int]] = []
-    found = theory.ratios(pairs, classes, w, block_rows=5, progress=lambda *step: seen.append(step))
+    measured_ratios = theory.ratios(pairs, classes, w, block_rows=5, progress=lambda *step: seen.append(step))
     whole = theory.ratios(pairs, classes, w)
-    assert np.allclose(found.own, whole.own) and np.allclose(found.unrelated, whole.unrelated)
+    assert np.allclose(measured_ratios.own, whole.own) and np.allclose(
+        measured_ratios.unrelated, whole.unrelated
+    )
     assert seen[-1] == ("pairs", 24, 24) and len(seen) == 5
     x = pairs.latents.astype(np.float64).reshape(CLASSES, 1 + EACH, N)[classes]
     t = (x[:, 1:] - x[:, :1]).reshape(-1, N)
     expected = np.linalg.norm(t @ w, axis=1) / np.linalg.norm(t, axis=1)
-    assert np.allclose(found.own, expected, rtol=1e-5)
-    assert found.frobenius_own == pytest.approx(np.linalg.norm(t @ w) / np.linalg.norm(t))
+    assert np.allclose(measured_ratios.own, expected, rtol=1e-5)
+    assert measured_ratios.frobenius_own == pytest.approx(np.linalg.norm(t @ w) / np.linalg.norm(t))
     # Each is measured against the origin of some other held-out class, never its own.
     among = [
         [np.linalg.norm((g - o) @ w) / np.linalg.norm(g - o) for o in np.delete(x[:, 0], c, axis=0)]
         for c in range(len(x))
         for g in x[c, 1:]
     ]
-    nearest = np.abs(np.array(among) - found.unrelated[:, None]).min(axis=1)
+    nearest = np.abs(np.array(among) - measured_ratios.unrelated[:, None]).min(axis=1)
     assert nearest.max() < 1e-5
 
 
@@ -90,9 +92,9 @@ def test_pairs_without_a_ratio_are_counted_and_what_has_none_is_refused() -> Non
     latents = pairs.latents.copy()
     latents[1] = latents[0]  # a translation that changed nothing
     changed = Pairs(latents, pairs.origin_ids, pairs.offsets, {})
-    found = measured(changed, KEPT)
-    assert found.left_out == 1 and found.own.count == CLASSES * EACH - 1
-    assert json.loads(json.dumps(asdict(found)))["own"]["count"] == found.own.count
+    report = measured(changed, KEPT)
+    assert report.left_out == 1 and report.own.count == CLASSES * EACH - 1
+    assert json.loads(json.dumps(asdict(report)))["own"]["count"] == report.own.count
     with pytest.raises(TheoryError, match="W is zero"):
         theory.ratios(pairs, ALL, np.zeros((N, 4)))
     with pytest.raises(TheoryError, match="two or more"):
@@ -115,9 +117,9 @@ def test_singular_values_say_nothing_of_directions_but_subspaces_do() -> None:
 
 def test_subspaces_agree_with_scipy_and_with_chance() -> None:
     a, b = RNG.standard_normal((N, 6)), RNG.standard_normal((N, 9))
-    found = theory.subspace_agreement(a, b, 6)
+    agreement = theory.subspace_agreement(a, b, 6)
     left = np.linalg.svd(b, full_matrices=False)[0][:, :6]
-    assert found.cosines == pytest.approx(np.sort(np.cos(subspace_angles(a, left)))[::-1])
+    assert agreement.cosines == pytest.approx(np.sort(np.cos(subspace_angles(a, left)))[::-1])
     draws = [theory.subspace_agreement(*(RNG.standard_normal((N, 6)) for _ in range(2))) for _ in range(200)]
     assert np.mean([draw.overlap for draw in draws]) == pytest.approx(draws[0].by_chance, rel=0.1)
     # A column of zeros is no direction.
@@ -138,24 +140,28 @@ def test_the_cosine_of_singular_values_is_that_of_equation_4() -> None:
 
 def test_agreement_of_runs_has_mean_and_deviation_and_a_control() -> None:
     runs = [(RNG.standard_normal((N, 8)), RNG.standard_normal((N, 8))) for _ in range(5)]
-    found = theory.agreement([a for a, _ in runs], [b for _, b in runs])
+    agreement = theory.agreement([a for a, _ in runs], [b for _, b in runs])
     cosines = [theory.singular_value_cosine(a, b) for a, b in runs]
-    assert found.singular_values.mean == pytest.approx(np.mean(cosines))
-    assert found.singular_values.std == pytest.approx(np.std(cosines, ddof=1))
+    assert agreement.singular_values.mean == pytest.approx(np.mean(cosines))
+    assert agreement.singular_values.std == pytest.approx(np.std(cosines, ddof=1))
     # Ws that have learned nothing: like by singular values, unlike by all else.
-    assert found.singular_values.mean > 0.98 and found.random.mean > 0.98
-    assert found.overlap.mean == pytest.approx(found.by_chance, abs=0.08)
-    assert found.metric_cosine.mean < 0.4
+    assert agreement.singular_values.mean > 0.98 and agreement.random.mean > 0.98
+    assert agreement.overlap.mean == pytest.approx(agreement.by_chance, abs=0.08)
+    assert agreement.metric_cosine.mean < 0.4
     with pytest.raises(TheoryError, match="as many"):
         theory.agreement([runs[0][0]], [])
 
 
 def test_embeddings_of_two_encoders() -> None:
     x = RNG.standard_normal((50, N)).astype(np.float16)
-    found = theory.embedding_similarity(x, -3 * x, block_rows=7)
-    assert found is not None and found.same.mean == pytest.approx(-1) and found.same.count == 50
+    similarity = theory.embedding_similarity(x, -3 * x, block_rows=7)
+    assert (
+        similarity is not None and similarity.same.mean == pytest.approx(-1) and similarity.same.count == 50
+    )
     unit = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
-    assert found.unrelated.mean == pytest.approx(-np.mean(np.sum(unit * np.roll(unit, -1, 0), 1)), abs=1e-4)
+    assert similarity.unrelated.mean == pytest.approx(
+        -np.mean(np.sum(unit * np.roll(unit, -1, 0), 1)), abs=1e-4
+    )
     common = theory.embedding_similarity(x + 10, RNG.standard_normal((50, N)) + 10)
     assert common is not None and common.same.mean == pytest.approx(common.unrelated.mean, abs=0.01)
     assert theory.embedding_similarity(x, np.ones((50, 2 * N))) is None

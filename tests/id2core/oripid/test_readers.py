@@ -101,8 +101,8 @@ def test_queries_of_a_model_find_their_references_by_name(root: str) -> None:
     fill(root, {f"queries/sd3/{name}": photo(50 + i) for i, name in enumerate(queries)})
     test_set = readers.read_oripid_test(root, "sd3")
     assert names(test_set.references) == [f"R{i:06d}.jpg" for i in range(4)]
-    found = {names([q])[0]: names([r])[0] for q, r in test_set.truth.items()}
-    assert found == {"R000001.png": "R000001.jpg", "Q7_R000003.png": "R000003.jpg"}
+    truth = {names([q])[0]: names([r])[0] for q, r in test_set.truth.items()}
+    assert truth == {"R000001.png": "R000001.jpg", "Q7_R000003.png": "R000003.jpg"}
     assert test_set.unpaired_counts == {UnpairedReason.NAME: 1, UnpairedReason.NO_ORIGIN: 1}
 
 
@@ -312,8 +312,8 @@ def seed_root(root: str) -> str:
     files |= {"copy_of_s1.jpg": files["s1.jpg"], "copy_of_t1.jpg": files["t1.jpg"], "large.jpg": bytes(9000)}
     fill(storage.join(root, "real_editing/images"), files)
     lines = [line for line, _ in SEED_LINES]
-    for number, some in ((1, [*lines[:6], ""]), (2, lines[6:])):
-        text = "\n".join(some).encode()
+    for number, rows in ((1, [*lines[:6], ""]), (2, lines[6:])):
+        text = "\n".join(rows).encode()
         fill(root, {f"real_editing/annotations/split_000{number}.jsonl": text})
     fill(root, {"real_editing/annotations/README.md": b"not lines"})
     return root
@@ -321,8 +321,8 @@ def seed_root(root: str) -> str:
 
 def test_manual_edits_are_deduplicated_and_every_line_is_accounted_for(seed_root: str) -> None:
     pairs = readers.read_seed_edits(seed_root, max_bytes=8000)
-    found = {names([q])[0]: names([r])[0] for q, r in pairs.truth.items()}
-    assert found == {"t1.jpg": "s1.jpg", "t4.jpg": "s2.jpg", "t2.jpg": "s3.jpg"}
+    truth = {names([q])[0]: names([r])[0] for q, r in pairs.truth.items()}
+    assert truth == {"t1.jpg": "s1.jpg", "t4.jpg": "s2.jpg", "t2.jpg": "s3.jpg"}
     assert names(pairs.references) == ["s1.jpg", "s2.jpg", "s3.jpg"]
     assert [pairs.prompts[q] for q in pairs.queries] == ["make it sunny", "", "remove the pole"]
     assert len(pairs.truth) + len(pairs.unpaired) == len(SEED_LINES)
@@ -335,8 +335,8 @@ def test_manual_edits_are_deduplicated_and_every_line_is_accounted_for(seed_root
 
 def test_several_edits_of_one_source_have_one_reference(seed_root: str) -> None:
     pairs = readers.read_seed_edits(seed_root, one_per_source=False)
-    found = {names([q])[0]: names([r])[0] for q, r in pairs.truth.items()}
-    assert found["t1.jpg"] == found["t2.jpg"] == found["t3.jpg"] == "s1.jpg"
+    truth = {names([q])[0]: names([r])[0] for q, r in pairs.truth.items()}
+    assert truth["t1.jpg"] == truth["t2.jpg"] == truth["t3.jpg"] == "s1.jpg"
     assert names(pairs.references) == ["s1.jpg", "s2.jpg"]
 
 

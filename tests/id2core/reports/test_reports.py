@@ -102,7 +102,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
         embed.run(EmbedJob(str(folder), str(out / name), transform="none"), Execution.begin())
     # An earlier run in the same data set, of which nothing may be counted.
     for top_k in (1, 4):
-        found = search.run(
+        result = search.run(
             Dataset.open(str(out / "reference/embeddings")),
             Dataset.open(str(out / "queries/embeddings")),
             f"{out}/matches",
@@ -120,7 +120,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
     }
     inputs = ReportInputs(
         matches=Dataset.open(str(out / "matches")),
-        search_run=found.run_id,
+        search_run=result.run_id,
         reference_embeddings=Dataset.open(str(out / "reference/embeddings")),
         query_embeddings=Dataset.open(str(out / "queries/embeddings")),
         reference_rejects=Dataset.open(str(out / "reference/rejects")),
@@ -268,9 +268,9 @@ def test_best_pairs_come_first_and_the_limit_is_said(scan: Scan) -> None:
 def test_pictures_keep_their_ratio_and_lost_ones_are_said(scan: Scan, tmp_path: Path) -> None:
     uri, size = str(scan.queries / "tall.gif"), {"width": 40, "height": 80}
     (listed,) = rows_of(scan.inputs.query_embeddings, {uri}, ["uri", "generation", "bytes"])
-    found = _thumbnail(listed | size)
-    assert found.keys() == {"large", "small"}
-    large = Image.open(io.BytesIO(_data_of(found["large"])))
+    thumbnail = _thumbnail(listed | size)
+    assert thumbnail.keys() == {"large", "small"}
+    large = Image.open(io.BytesIO(_data_of(thumbnail["large"])))
     assert large.size == (128, 256)
     gone = listed | size | {"uri": str(tmp_path / "gone.gif")}
     assert _thumbnail(gone) == {"missing": "picture no longer available"}

@@ -202,8 +202,8 @@ def test_every_object_has_its_number_of_rows(source: Path, rows_each: int) -> No
     objects = planning.read_part(work, 2)
     for number in {0, rows_each - 1, rows_each + 1}:
         write(work, objects, objects * number)
-        found = "1 listed objects have too few rows and 0" if number < rows_each else "0 .* and 1 too many"
-        with pytest.raises(LostRowsError, match=found):
+        message = "1 listed objects have too few rows and 0" if number < rows_each else "0 .* and 1 too many"
+        with pytest.raises(LostRowsError, match=message):
             planning.commit(work)
     write(work, objects, objects * rows_each)
     planning.commit(work)

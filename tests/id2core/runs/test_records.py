@@ -183,11 +183,11 @@ def test_every_row_of_an_execution_joins_its_run(tiny_vae: str, tmp_path: Path) 
         job = EmbedJob(str(images), out, encoder=tiny_vae, dtype="float32")
         embedded = embed.run(job, recorder.execution)
         embeddings = Dataset.open(storage.join(out, "embeddings"))
-        found = search.run(embeddings, embeddings, storage.join(out, "matches"), recorder.execution, 2)
+        result = search.run(embeddings, embeddings, storage.join(out, "matches"), recorder.execution, 2)
     matches = matching.read_run(Dataset.open(storage.join(out, "matches")))
     joined = matches.join(table(out), "run_id", join_type="inner")
     assert joined.num_rows == matches.num_rows == 6
     rejects = Dataset.open(storage.join(out, "rejects")).read(schemas.REJECTS)
     rows = embeddings.read(schemas.embeddings_schema(1, 1))
     ids = {t["run_id"].unique().to_pylist()[0] for t in (matches, rejects, rows)}
-    assert ids == {recorder.execution.run_id, embedded.run_id, found.run_id}
+    assert ids == {recorder.execution.run_id, embedded.run_id, result.run_id}

@@ -40,11 +40,11 @@ def test_the_best_references_under_each_transform_in_one_reading(
     read: list[str] = []
     real = datasets.read_file
     monkeypatch.setattr(datasets, "read_file", lambda uri, *more: (read.append(uri), real(uri, *more))[1])
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     transforms = [Transform(), some_w()]
-    found = exact.search(left, right, transforms, 7, progress=lambda *step: told.append(step))
-    assert read.count(left.uri) == 15 and told[-1] == ("lookup", 730 * 130, 730 * 130)
-    for transform, matches in zip(transforms, found, strict=True):
+    results = exact.search(left, right, transforms, 7, progress=lambda *step: reports.append(step))
+    assert read.count(left.uri) == 15 and reports[-1] == ("lookup", 730 * 130, 730 * 130)
+    for transform, matches in zip(transforms, results, strict=True):
         scores = transform.apply(queries) @ transform.apply(references).T
         best = np.argsort(-scores, axis=1)[:, :7]
         assert matches.schema.equals(schemas.MATCHES, check_metadata=True)
@@ -55,12 +55,12 @@ def test_the_best_references_under_each_transform_in_one_reading(
         assert matches["rank"].to_pylist() == [1, 2, 3, 4, 5, 6, 7] * 130
         assert matches["query_uri"].to_pylist()[::7] == [f"/q/{i:06d}.jpg" for i in range(130)]
         assert matches["transform_id"].unique().to_pylist() == [transform.transform_id]
-    names = [m["index_id"][0].as_py() for m in found]
+    names = [m["index_id"][0].as_py() for m in results]
     assert names[0] == shards.index_id(left) != names[1]
-    assert len({m["run_id"][0].as_py() for m in found}) == 2
+    assert len({m["run_id"][0].as_py() for m in results}) == 2
     bytes_of_fifty = 50 * 4 * (N + 6)
     parts = exact.search(left, right, transforms, 7, query_bytes=bytes_of_fifty)
-    for a, b in zip(found, parts, strict=True):
+    for a, b in zip(results, parts, strict=True):
         assert a.drop(["score", "scanned_at"]).equals(b.drop(["score", "scanned_at"]))
 
 
@@ -68,8 +68,8 @@ def test_equal_scores_are_ordered_by_id_and_a_small_corpus_gives_all_it_has(tmp_
     same = np.ones((60, N))
     left = embedded(tmp_path / "r", same, "r")
     right = embedded(tmp_path / "q", drawn(3, 1), "q", 1)
-    [found] = exact.search(left, right, [some_w()], 100)
-    assert found["reference_id"].to_pylist() == [f"r{i:06d}" for i in range(60)] * 3
+    [matches] = exact.search(left, right, [some_w()], 100)
+    assert matches["reference_id"].to_pylist() == [f"r{i:06d}" for i in range(60)] * 3
     empty = embedded(tmp_path / "empty", np.empty((0, N)), "x", 1)
     assert exact.search(empty, right, [Transform()])[0].num_rows == 0
     assert exact.search(left, empty, [Transform()])[0].num_rows == 0
@@ -84,9 +84,9 @@ def test_a_data_set_without_latents_is_compared_under_its_own_transform(tmp_path
     bare = Dataset.open(write_descriptors(tmp_path / "d", references, "r", w))
     asked = Dataset.open(write_descriptors(tmp_path / "a", queries, "q", w))
     [expected] = exact.search(left, right, [w], 5)
-    for found in (exact.search(bare, right, [w], 5), exact.search(left, asked, [w], 5)):
+    for results in (exact.search(bare, right, [w], 5), exact.search(left, asked, [w], 5)):
         same = ["query_uri", "reference_id", "rank", "score"]
-        assert found[0].select(same).equals(expected.select(same))
+        assert results[0].select(same).equals(expected.select(same))
     with pytest.raises(DatasetError, match="holds no latents, only descriptors of transform"):
         exact.search(bare, right, [w, Transform()], 5)
     for file in Path(bare.uri).glob("*.parquet"):

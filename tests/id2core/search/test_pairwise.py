@@ -64,8 +64,8 @@ def test_local_matching_is_the_mean_best_cosine_of_places_both_ways(local: Local
 
 def test_maps_of_an_autoencoder_are_its_latents(local: LocalMatching) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
-    found = local.encode(pixels)
-    assert found.dtype == np.float16 and found.shape == (2, 1, 32, 32)
+    encoded = local.encode(pixels)
+    assert encoded.dtype == np.float16 and encoded.shape == (2, 1, 32, 32)
     assert local.scorer_id.startswith("local-tiny-")
     with pytest.raises(EncoderError, match="no square map of 3"):
         LocalMatching(local._encoder, 3)
@@ -75,12 +75,12 @@ def test_maps_of_an_autoencoder_are_its_latents(local: LocalMatching) -> None:
 def test_a_backbone_gives_the_maps_of_its_last_layer(family: str, shape: tuple, tmp_path: Path) -> None:
     scorer = pairwise.load(str(saved(family, tmp_path / "tiny")), dtype="float32", batch_size=2)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    found = scorer.encode(pixels)
-    assert found.shape == (3, *shape) and found.dtype == np.float16
+    encoded = scorer.encode(pixels)
+    assert encoded.shape == (3, *shape) and encoded.dtype == np.float16
     # A change in the lower right corner must show there: places keep their order.
     changed = pixels.copy()
     changed[:, 24:, 24:] = 255 - changed[:, 24:, 24:]
-    moved = np.abs(scorer.encode(changed).astype(np.float32) - found).mean(axis=(0, 1))
+    moved = np.abs(scorer.encode(changed).astype(np.float32) - encoded).mean(axis=(0, 1))
     assert np.unravel_index(moved.argmax(), moved.shape) == (3, 3)
 
 
@@ -88,25 +88,25 @@ def test_a_torchscript_file_encodes_and_scores(tmp_path: Path) -> None:
     scorer = pairwise.load(str(scripted(tmp_path / "qaconv.pt")), batch_size=2)
     assert isinstance(scorer, Scripted) and scorer.scorer_id.startswith("qaconv-")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    found = scorer.encode(pixels)
-    assert found.shape == (5, 3, 4, 4) and found.dtype == np.float16
+    encoded = scorer.encode(pixels)
+    assert encoded.shape == (5, 3, 4, 4) and encoded.dtype == np.float16
     means = pixels.mean(axis=(1, 2)) / 255
     expected = -np.linalg.norm(means[:, None] - means, axis=2)
-    np.testing.assert_allclose(scorer.score(found, found, 2), expected, atol=2e-3)
+    np.testing.assert_allclose(scorer.score(encoded, encoded, 2), expected, atol=2e-3)
 
 
 def test_a_search_equals_sorting_all_scores_and_is_measured(local: LocalMatching) -> None:
     references = Pictures(tuple(f"r{i}" for i in range(9)), maps(9, 0))
     noisy = references.maps[[4, 2, 7]] + np.float16(0.3) * maps(3, 1)
     queries = Pictures(("a", "b", "c"), noisy)
-    found = pairwise.search(local, queries, references, 4, block=2)
-    assert found.schema.field("score").type == schemas.MATCHES.field("score").type
+    ranked = pairwise.search(local, queries, references, 4, block=2)
+    assert ranked.schema.field("score").type == schemas.MATCHES.field("score").type
     scores = local.score(queries.maps, references.maps)
     order = np.argsort(-scores, axis=1)[:, :4]
-    assert found["query_uri"].to_pylist() == [q for q in "abc" for _ in range(4)]
-    assert found["rank"].to_pylist() == [1, 2, 3, 4] * 3
-    assert found["reference_uri"].to_pylist() == [f"r{i}" for i in order.ravel()]
-    evaluation = metrics.evaluate(found, {"a": "r4", "b": "r2", "c": "r0"}, resamples=0)
+    assert ranked["query_uri"].to_pylist() == [q for q in "abc" for _ in range(4)]
+    assert ranked["rank"].to_pylist() == [1, 2, 3, 4] * 3
+    assert ranked["reference_uri"].to_pylist() == [f"r{i}" for i in order.ravel()]
+    evaluation = metrics.evaluate(ranked, {"a": "r4", "b": "r2", "c": "r0"}, resamples=0)
     assert evaluation.accuracy.value == pytest.approx(2 / 3)
 
 
@@ -114,22 +114,22 @@ def test_ties_do_not_depend_on_the_blocks(local: LocalMatching) -> None:
     same = np.repeat(maps(1, 0), 7, axis=0)
     references = Pictures(tuple(reversed([f"r{i}" for i in range(7)])), same)
     for block in (1, 2, 64):
-        found = pairwise.search(local, Pictures(("q",), same[:1]), references, 3, block)
-        assert found["reference_uri"].to_pylist() == ["r0", "r1", "r2"]
+        ranked = pairwise.search(local, Pictures(("q",), same[:1]), references, 3, block)
+        assert ranked["reference_uri"].to_pylist() == ["r0", "r1", "r2"]
     assert pairwise.search(local, Pictures(("q",), same[:1]), references, 99).num_rows == 7
     assert pairwise.search(local, Pictures((), same[:0]), references, 3).num_rows == 0
 
 
-def test_files_are_read_and_broken_ones_are_told(tmp_path: Path) -> None:
+def test_files_are_read_and_broken_ones_are_reported(tmp_path: Path) -> None:
     folder = draw_photos(tmp_path / "photos", 5)
     (folder / "p0002.jpg").write_bytes(b"no picture")
     uris = sorted(str(path) for path in folder.iterdir())
     scorer = pairwise.load(str(scripted(tmp_path / "m.pt")))
-    found, rejects = pairwise.read(scorer, uris, batch=2)
-    assert found.uris == (*uris[:2], *uris[3:]) and found.maps.shape == (4, 3, 4, 4)
+    pictures, rejects = pairwise.read(scorer, uris, batch=2)
+    assert pictures.uris == (*uris[:2], *uris[3:]) and pictures.maps.shape == (4, 3, 4, 4)
     assert {uri: reject.reason for uri, reject in rejects.items()} == {uris[2]: Reason.NOT_AN_IMAGE}
-    best = pairwise.search(scorer, found, found, 1)
-    assert best["reference_uri"].to_pylist() == list(found.uris)
+    best = pairwise.search(scorer, pictures, pictures, 1)
+    assert best["reference_uri"].to_pylist() == list(pictures.uris)
 
 
 def test_what_does_not_fit_says_what_to_do(local: LocalMatching, tmp_path: Path) -> None:

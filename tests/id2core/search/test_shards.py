@@ -33,11 +33,11 @@ def whole_numbers(rows: int, seed: int) -> NDArray[np.float32]:
 
 def test_a_shard_gives_the_best_of_each_query_in_order() -> None:
     references, queries = unit(50, 8, 0), unit(3, 8, 1)
-    found = shards.build(references, names(50)).search(queries, 4)
-    assert found.schema.equals(shards.CANDIDATES)
+    matches = shards.build(references, names(50)).search(queries, 4)
+    assert matches.schema.equals(shards.CANDIDATES)
     order = np.argsort(-(queries @ references.T), axis=1)[:, :4]
-    assert found["query_row"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert found["reference_id"].to_pylist() == names(50)["image_id"].take(order.ravel()).to_pylist()
+    assert matches["query_row"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert matches["reference_id"].to_pylist() == names(50)["image_id"].take(order.ravel()).to_pylist()
 
 
 def test_fewer_references_than_asked_for_are_all_given() -> None:
@@ -49,8 +49,8 @@ def test_fewer_references_than_asked_for_are_all_given() -> None:
 
 def test_equal_scores_are_cut_by_id_and_not_by_row() -> None:
     same = np.repeat(unit(1, 8, 0), 40, axis=0)
-    found = shards.build(same, names(40)).search(same[:2], 3)
-    assert found["reference_id"].to_pylist() == ["0001", "0002", "0003"] * 2
+    matches = shards.build(same, names(40)).search(same[:2], 3)
+    assert matches["reference_id"].to_pylist() == ["0001", "0002", "0003"] * 2
 
 
 @settings(deadline=None, max_examples=50)
@@ -70,8 +70,8 @@ def test_a_shard_is_one_file_of_a_data_set_and_its_name_says_by_what_it_is_searc
     references = write_embeddings(tmp_path / "r", vectors, 2, "r")
     shard = shards.load(references, references.files[1])
     assert shard.ids["image_id"].to_pylist() == [f"r{i:06d}" for i in range(10, 20)]
-    found = shard.search(vectors[10:], 1)
-    assert found["reference_id"].to_pylist() == shard.ids["image_id"].to_pylist()
+    matches = shard.search(vectors[10:], 1)
+    assert matches["reference_id"].to_pylist() == shard.ids["image_id"].to_pylist()
     assert shards.index_id(references) == f"flat-{references.digest}"
     with pytest.raises(SearchError, match="no index 'fast': choose flat"):
         shards.load(references, references.files[1], "fast")
@@ -89,8 +89,8 @@ def test_a_new_index_is_a_class_and_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     assert plan.index_id == f"even-{references.digest}"
     assert plan.plan_id != planned().plan_id
     [block] = matching.query_blocks(plan)
-    found = matching.search(plan, block, shards.load(references, references.files[0], plan.index))
-    assert found.num_rows == 3 * 5  # all that it can find
-    assert set(found["reference_id"].to_pylist()) == {f"r{i:06d}" for i in range(0, 9, 2)}
+    matches = matching.search(plan, block, shards.load(references, references.files[0], plan.index))
+    assert matches.num_rows == 3 * 5  # all that it can find
+    assert set(matches["reference_id"].to_pylist()) == {f"r{i:06d}" for i in range(0, 9, 2)}
     with pytest.raises(SearchError, match="no index 'odd': choose flat, even"):
         planned(index="odd")

@@ -79,8 +79,8 @@ def test_a_column_more_in_matches_leaves_embeddings_and_its_producer_fills_it(
     [table] = embedded.tables()
     assert embedded.commit.schema_version == "1"
     assert table.schema.equals(schemas.embeddings_schema(1, 8), check_metadata=True)
-    found = shards.load(embedded, embedded.files[0]).search(np.ones((1, 8), np.float32), 2)
-    made = matching.to_matches(table.slice(0, 1), found, {"channel": "w", "run_id": "r"})
+    matches = shards.load(embedded, embedded.files[0]).search(np.ones((1, 8), np.float32), 2)
+    made = matching.to_matches(table.slice(0, 1), matches, {"channel": "w", "run_id": "r"})
     assert made.schema.equals(next_version) and made["channel"].to_pylist() == ["w", "w"]
 
 

@@ -90,14 +90,14 @@ def test_a_class_is_an_origin_and_its_translations(
 ) -> None:
     embedded, translated, latents = sides
     seen: list[tuple[str, int, int]] = []
-    found = pairs.load(embedded, translated, tmp_path / "cache", lambda *step: seen.append(step))
-    assert found.origin_ids == ["a", "b", "c"] and found.offsets.tolist() == [0, 3, 5, 8]
-    assert found.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2] and found.labels.dtype == np.int32
-    assert found.is_origin.tolist() == [True, False, False, True, False, True, False, False]
-    assert isinstance(found.latents, np.memmap) and found.latents.dtype == np.float16
+    loaded = pairs.load(embedded, translated, tmp_path / "cache", lambda *step: seen.append(step))
+    assert loaded.origin_ids == ["a", "b", "c"] and loaded.offsets.tolist() == [0, 3, 5, 8]
+    assert loaded.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2] and loaded.labels.dtype == np.int32
+    assert loaded.is_origin.tolist() == [True, False, False, True, False, True, False, False]
+    assert isinstance(loaded.latents, np.memmap) and loaded.latents.dtype == np.float16
     expected = [latents[name] for name in ("a", "a1", "a2", "b", "b1", "c", "c1", "c2")]
-    assert np.array_equal(found.latents, expected)
-    assert found.unpaired == UnpairedRows() and found.ids == {"encoder_id": "mini-0", "preprocess_id": "p"}
+    assert np.array_equal(loaded.latents, expected)
+    assert loaded.unpaired == UnpairedRows() and loaded.ids == {"encoder_id": "mini-0", "preprocess_id": "p"}
     assert seen[-1] == ("latents", 8, 8) and len(seen) > 2
 
 
@@ -106,10 +106,10 @@ def test_what_has_no_class_is_counted(tmp_path: Path) -> None:
     doubled = [*latents.items(), ("a1", latents["c"])]
     embedded = write_embeddings(tmp_path / "e", doubled)
     rows = [*OF, ("a1", "a"), ("a1", "c"), ("a", "c"), ("d1", "d")]
-    found = pairs.load([embedded], [write_translations(tmp_path / "t", rows)], tmp_path / "cache")
-    assert found.origin_ids == ["a"]
-    assert np.array_equal(found.latents, [latents[name] for name in ("a", "a1", "a2")])
-    unpaired = found.unpaired
+    loaded = pairs.load([embedded], [write_translations(tmp_path / "t", rows)], tmp_path / "cache")
+    assert loaded.origin_ids == ["a"]
+    assert np.array_equal(loaded.latents, [latents[name] for name in ("a", "a1", "a2")])
+    unpaired = loaded.unpaired
     assert unpaired == UnpairedRows(
         origins_without_latent=2,  # b, d
         origins_without_translation=1,  # c
@@ -123,7 +123,7 @@ def test_what_has_no_class_is_counted(tmp_path: Path) -> None:
     assert len(rows) == 2 + sum(list(unpaired.model_dump().values())[2:5])
 
 
-def test_the_cache_serves_the_same_data_whatever_their_order(
+def test_the_cache_serves_the_same_data_in_any_order(
     sides: tuple[list[Dataset], list[Dataset], Latents], tmp_path: Path
 ) -> None:
     embedded, translated, _ = sides
@@ -143,7 +143,7 @@ KILLED = """
 import os, signal, sys
 from id2core.store.datasets import Dataset
 from id2core.training import pairs
-kill = lambda stage, done, total: done > 4 and os.kill(os.getpid(), signal.SIGKILL)
+kill = lambda stage, completed, total: completed > 4 and os.kill(os.getpid(), signal.SIGKILL)
 *embedded, translated = map(Dataset.open, sys.argv[2:])
 pairs.load(embedded, [translated], sys.argv[1], kill)
 """
@@ -158,11 +158,11 @@ def test_a_killed_build_is_no_cache(
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert list(cache.rglob("*.npy")), "it was killed too early to leave anything"
     assert not list(cache.glob("pairs-*"))
-    found = pairs.load(embedded, translated, cache)
-    assert np.array_equal(found.latents[0], latents["a"]) and len(found.latents) == len(latents)
-    assert [path.name for path in cache.iterdir() if path.is_dir()] == [f"pairs-{found.digest}"]
+    loaded = pairs.load(embedded, translated, cache)
+    assert np.array_equal(loaded.latents[0], latents["a"]) and len(loaded.latents) == len(latents)
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [f"pairs-{loaded.digest}"]
 
-    (cache / f"pairs-{found.digest}" / "latents.npy").write_bytes(b"")
+    (cache / f"pairs-{loaded.digest}" / "latents.npy").write_bytes(b"")
     with pytest.raises(PairsError, match="delete it"):
         pairs.load(embedded, translated, cache)
 
@@ -238,12 +238,12 @@ def retrieval(weights: NDArray[Any] | None, data: Pairs) -> float:
 
 
 def test_w_leaves_the_noise_out_and_finds_the_origin() -> None:
-    found = closed_form.fit(drawn(800, 4), m=32)
-    weights = found.transform.weights
+    solution = closed_form.fit(drawn(800, 4), m=32)
+    weights = solution.transform.weights
     assert weights is not None and weights.shape == (N, 32) and weights.dtype == np.float32
     of_noise = np.linalg.norm(NOISY.T @ weights) / np.linalg.norm(weights)
     assert of_noise < 0.1 < np.sqrt(16 / N)
-    assert (np.diff(found.eigenvalues) <= 0).all() and found.eigenvalues[-1] > 0
+    assert (np.diff(solution.eigenvalues) <= 0).all() and solution.eigenvalues[-1] > 0
 
     test = drawn(800, 2, seed=2)
     random = RNG.standard_normal((N, 32)).astype(np.float32)
@@ -254,17 +254,21 @@ def test_w_leaves_the_noise_out_and_finds_the_origin() -> None:
 def test_the_validation_score_is_that_of_the_chosen_candidate(tmp_path: Path) -> None:
     data = drawn(300, 3)
     steps: list[tuple[str, int, int]] = []
-    found = closed_form.fit(data, m=16, progress=lambda *step: steps.append(step))
-    best = max(found.validation, key=lambda c: c.score)
-    assert (found.shrinkage, found.power, found.centered) == (best.shrinkage, best.power, best.centered)
+    solution = closed_form.fit(data, m=16, progress=lambda *step: steps.append(step))
+    best = max(solution.validation, key=lambda c: c.score)
+    assert (solution.shrinkage, solution.power, solution.centered) == (
+        best.shrinkage,
+        best.power,
+        best.centered,
+    )
     grid = len(closed_form.SHRINKAGES) * len(closed_form.POWERS) * 2
-    assert len(set(found.validation)) == grid
+    assert len(set(solution.validation)) == grid
     assert steps[-1] == ("shrinkage", 5, 5) and ("statistics", 1200, 1200) in steps
 
     # Looked up with the public W, the held-out translations give that score.
     held_out = data.held_out(0.1)
     queries = held_out[data.labels] & ~data.is_origin
-    w = found.transform
+    w = solution.transform
     own = data.labels[queries].astype(np.int64)
     score, _ = closed_form.lookup(w.apply(data.latents[queries]), w.apply(data.latents[data.is_origin]), own)
     assert score == pytest.approx(best.score, abs=0.01)
@@ -289,10 +293,10 @@ def test_held_out_classes_are_no_part_of_w() -> None:
 
 
 def test_few_pairs_want_more_shrinkage() -> None:
-    def gain(found: ClosedForm) -> float:
+    def gain(solution: ClosedForm) -> float:
         """What shrinkage adds to next to none of it."""
-        none = max(c.score for c in found.validation if c.shrinkage == closed_form.SHRINKAGES[0])
-        return max(c.score for c in found.validation) - none
+        none = max(c.score for c in solution.validation if c.shrinkage == closed_form.SHRINKAGES[0])
+        return max(c.score for c in solution.validation) - none
 
     few = closed_form.fit(drawn(60, 1, loud=4, little=1.5), m=32, validation_share=0.4)
     many = closed_form.fit(drawn(1500, 4, loud=4, little=1.5), m=32)
@@ -302,28 +306,28 @@ def test_few_pairs_want_more_shrinkage() -> None:
 
 def test_a_mean_is_taken_out_where_translations_change_the_contrast() -> None:
     far = drawn(600, 2, mean=4, contrast=1)
-    found = closed_form.fit(far, m=32)
-    assert found.centered and found.transform.weights is not None
+    solution = closed_form.fit(far, m=32)
+    assert solution.centered and solution.transform.weights is not None
     training = far.is_origin & ~far.held_out(0.1)[far.labels]
     latents = far.latents[training].astype(np.float64)
-    of_mean = latents.mean(0) @ found.transform.weights
-    spread = (latents @ found.transform.weights).std(0)
+    of_mean = latents.mean(0) @ solution.transform.weights
+    spread = (latents @ solution.transform.weights).std(0)
     assert np.linalg.norm(of_mean) < 0.01 * np.linalg.norm(spread)
     test = drawn(600, 1, mean=4, contrast=1, seed=3)
     plain = closed_form.fit(far, m=32, centered=False)
-    assert retrieval(found.transform.weights, test) > retrieval(plain.transform.weights, test) + 0.1
+    assert retrieval(solution.transform.weights, test) > retrieval(plain.transform.weights, test) + 0.1
 
 
 def test_float32_agrees_with_a_direct_solution_in_float64() -> None:
     data = drawn(500, 3)
     moments = closed_form.gather(data, np.ones(500, np.bool_))
-    found = next(closed_form.solve(moments, 20, [0.1]))
+    directions = next(closed_form.solve(moments, 20, [0.1]))
     scale = np.trace(moments.within_scatter) / N
     noise = moments.within_scatter / scale + 0.1 * np.eye(N)
     values, exact = scipy.linalg.eigh(moments.between_scatter / scale, noise)
-    np.testing.assert_allclose(found.ratios, values[::-1][:20], rtol=1e-4)
-    np.testing.assert_allclose(found.vectors.T @ noise @ found.vectors, np.eye(20), atol=1e-3)
-    for i, vector in enumerate(found.vectors.T):
+    np.testing.assert_allclose(directions.ratios, values[::-1][:20], rtol=1e-4)
+    np.testing.assert_allclose(directions.vectors.T @ noise @ directions.vectors, np.eye(20), atol=1e-3)
+    for i, vector in enumerate(directions.vectors.T):
         exact_cosine = vector @ noise @ exact[:, N - 1 - i]
         assert abs(exact_cosine) > 0.999
 

@@ -30,14 +30,14 @@ def jpeg(seed: int, blur: int) -> bytes:
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[tuple[str | Path | bytes, str]]:
     """Bytes and files of a few origins, each in four forms, in mixed order."""
-    found: list[tuple[str | Path | bytes, str]] = []
+    labeled: list[tuple[str | Path | bytes, str]] = []
     for form in range(4):
         for seed in range(ORIGINS):
             data = jpeg(seed, form)
             path = tmp_path / f"{seed}-{form}.jpg"
             path.write_bytes(data)
-            found.append((path if form % 2 else data, f"origin-{seed}"))
-    return found
+            labeled.append((path if form % 2 else data, f"origin-{seed}"))
+    return labeled
 
 
 def logged(name: str, out: Path) -> list[float]:
@@ -46,8 +46,8 @@ def logged(name: str, out: Path) -> list[float]:
 
 
 def decoded(side: int) -> np.ndarray:
-    found = [images.decode(jpeg(seed, form), side) for seed in range(ORIGINS) for form in (0, 3)]
-    return np.stack([picture.pixels for picture in found if isinstance(picture, images.Decoded)])
+    decoded = [images.decode(jpeg(seed, form), side) for seed in range(ORIGINS) for form in (0, 3)]
+    return np.stack([picture.pixels for picture in decoded if isinstance(picture, images.Decoded)])
 
 
 @pytest.mark.parametrize("loss", ["cosface", "softmax", "circle"])
@@ -74,8 +74,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path:
     config = FinetuneConfig(backbone=str(saved("vit", tmp_path / "tiny")), **SMALL, steps=6)
     whole = finetune.finetune(pictures, config, tmp_path / "whole", device="cpu", checkpoint_every=2)
 
-    def stop(stage: str, done: int, total: int) -> None:
-        if done == 5:
+    def stop(stage: str, completed: int, total: int) -> None:
+        if completed == 5:
             raise KeyboardInterrupt
 
     again = tmp_path / "again"
@@ -85,10 +85,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(pictures: list, tmp_path:
     resumed = finetune.finetune(
         pictures, config, again, device="cpu", checkpoint_every=2, progress=lambda *facts: time.sleep(0.3)
     )
-    told = logged("seconds", again)
-    assert len(told) == 3 and told[1] == first and told[2] >= first + 0.59
+    seconds = logged("seconds", again)
+    assert len(seconds) == 3 and seconds[1] == first and seconds[2] >= first + 0.59
     facts = json.loads((resumed / finetune.REPORT).read_text())
-    assert facts["seconds"] == pytest.approx(told[-1], abs=0.051)
+    assert facts["seconds"] == pytest.approx(seconds[-1], abs=0.051)
     assert load_encoder(str(resumed)).encoder_id == load_encoder(str(whole)).encoder_id
     with pytest.raises(TrainError, match="another recipe"):
         finetune.finetune(pictures[1:], config, again, device="cpu")

@@ -33,30 +33,32 @@ def one_thread() -> Iterator[None]:
 
 def test_training_beats_the_cosine_of_latents_on_origins_it_never_saw(tmp_path: Path) -> None:
     pairs = made()
-    told: list[tuple[str, int, int]] = []
-    found = gradient.fit(pairs, SMALL, tmp_path, progress=lambda *event: told.append(event))
+    reports: list[tuple[str, int, int]] = []
+    trained = gradient.fit(pairs, SMALL, tmp_path, progress=lambda *event: reports.append(event))
     rows = log(tmp_path)
     trial = Trial.of(pairs, pairs.held_out(SMALL.validation_share))
-    reached, raw = trial.score(found)[0], trial.score(Transform())[0]
+    reached, raw = trial.score(trained)[0], trial.score(Transform())[0]
     assert rows[-1]["loss"] < rows[1]["loss"] / 2
     assert reached > 0.8 and raw < 0.5
-    assert found.metadata["validation_map"] == reached == pytest.approx(rows[-1]["validation_map"], abs=1e-3)
-    assert told[-1] == ("training", SMALL.steps, SMALL.steps)
+    assert (
+        trained.metadata["validation_map"] == reached == pytest.approx(rows[-1]["validation_map"], abs=1e-3)
+    )
+    assert reports[-1] == ("training", SMALL.steps, SMALL.steps)
     saved = load_transform(str(tmp_path / gradient.WEIGHTS))
-    assert saved.transform_id == found.transform_id and saved.metadata == found.metadata
+    assert saved.transform_id == trained.transform_id and saved.metadata == trained.metadata
     saved.check_encoder("mini-0")
     again = gradient.fit(pairs, SMALL, tmp_path)
-    assert again.transform_id == found.transform_id and log(tmp_path) == rows
+    assert again.transform_id == trained.transform_id and log(tmp_path) == rows
 
 
 @pytest.mark.parametrize(
     "change", [{"loss": "circle", "scale": None}, {"loss": "softmax", "iterations": 60}, {"negatives": 32}]
 )
 def test_the_other_losses_learn_too(change: dict[str, Any], tmp_path: Path) -> None:
-    found = gradient.fit(made(), SMALL.replace(**change), tmp_path)
+    trained = gradient.fit(made(), SMALL.replace(**change), tmp_path)
     rows = log(tmp_path)
     assert rows[-1]["loss"] < rows[1]["loss"]
-    assert found.metadata["validation_map"] > 0.7
+    assert trained.metadata["validation_map"] > 0.7
 
 
 KILLED = """
@@ -68,7 +70,7 @@ from tests.synthetic_pairs import SMALL, made
 torch.set_num_threads(1)
 config = SMALL.replace(negatives=int(sys.argv[2]) or None)
 gradient.fit(made(), config, Path(sys.argv[1]), checkpoint_every=7,
-    progress=lambda _, done, total: done == 70 and (print(flush=True), sys.stdin.read()))
+    progress=lambda _, completed, total: completed == 70 and (print(flush=True), sys.stdin.read()))
 """
 
 
@@ -83,7 +85,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(negatives: int | None, 
     assert not (tmp_path / "parts" / gradient.WEIGHTS).exists()
     steps: list[int] = []
     parts = gradient.fit(
-        pairs, config, tmp_path / "parts", progress=lambda _, done, total: steps.append(done)
+        pairs, config, tmp_path / "parts", progress=lambda _, completed, total: steps.append(completed)
     )
     assert steps[0] == 64
     assert parts.transform_id == whole.transform_id
@@ -99,11 +101,11 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Pa
     start = closed_form.fit(pairs, SMALL.dimensions, validation_share=SMALL.validation_share).transform
     held_out = pairs.held_out(SMALL.validation_share)
     config = SMALL.replace(lr=3.0, epochs=20, patience=2, warmup=0.0)
-    found = gradient.fit(pairs, config, tmp_path, start=start)
+    trained = gradient.fit(pairs, config, tmp_path, start=start)
     rows = log(tmp_path)
-    assert found.metadata["validation_map"] == Trial.of(pairs, held_out).score(found)[0]
-    assert round(found.metadata["validation_map"], 4) == max(row["validation_map"] for row in rows)
-    assert rows[-1]["step"] == found.metadata["steps"] + 2 * config.iterations < config.steps
+    assert trained.metadata["validation_map"] == Trial.of(pairs, held_out).score(trained)[0]
+    assert round(trained.metadata["validation_map"], 4) == max(row["validation_map"] for row in rows)
+    assert rows[-1]["step"] == trained.metadata["steps"] + 2 * config.iterations < config.steps
 
 
 def test_a_start_is_where_training_starts(tmp_path: Path) -> None:
@@ -113,9 +115,9 @@ def test_a_start_is_where_training_starts(tmp_path: Path) -> None:
     for negatives in (None, 32):
         out = tmp_path / str(negatives)
         config = SMALL.replace(lr=1e-4, epochs=1, negatives=negatives)
-        found = gradient.fit(pairs, config, out, start=start)
+        trained = gradient.fit(pairs, config, out, start=start)
         assert log(out)[0]["validation_map"] == pytest.approx(reached, abs=1e-3)
-        assert found.metadata["validation_map"] >= reached
+        assert trained.metadata["validation_map"] >= reached
         gradient.fit(pairs, config, tmp_path / f"random-{negatives}")
         assert log(out)[1]["loss"] < log(tmp_path / f"random-{negatives}")[1]["loss"] - 5
 
@@ -209,8 +211,8 @@ def test_in_bfloat16_a_run_learns_and_goes_on_to_the_same_bits(tmp_path: Path) -
     class InterruptedRunError(Exception):
         pass
 
-    def interrupt(_: str, done: int, total: int) -> None:
-        if done == 70:
+    def interrupt(_: str, completed: int, total: int) -> None:
+        if completed == 70:
             raise InterruptedRunError
 
     pairs, config = made(), SMALL.replace(precision="bfloat16")
@@ -226,7 +228,7 @@ def test_in_bfloat16_a_run_learns_and_goes_on_to_the_same_bits(tmp_path: Path) -
         gradient.fit(pairs, SMALL, tmp_path / "parts", device="cpu")
 
 
-def test_logits_are_float32_whatever_the_head_is_in(tmp_path: Path) -> None:
+def test_logits_are_float32_for_a_head_in_any_precision(tmp_path: Path) -> None:
     seen: list[torch.dtype] = []
 
     class Watching(torch.nn.Module):
@@ -250,8 +252,8 @@ def test_a_log_has_every_epoch_once_and_tensorboard_shows_the_same(tmp_path: Pat
     class InterruptedRunError(Exception):
         pass
 
-    def interrupt(_: str, done: int, total: int) -> None:
-        if done == 95:
+    def interrupt(_: str, completed: int, total: int) -> None:
+        if completed == 95:
             raise InterruptedRunError
 
     pairs = made()

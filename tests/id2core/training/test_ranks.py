@@ -32,15 +32,15 @@ from id2core.errors import GradientError
 from id2core.training import gradient
 from tests.synthetic_pairs import made
 from tests.id2core.training.test_ranks import FEW
-def die(stage, done, total):
-    if done == int(os.environ.get("DIE_AT", "-1")):
+def die(stage, completed, total):
+    if completed == int(os.environ.get("DIE_AT", "-1")):
         os._exit(9)
 for out, change in json.loads(sys.argv[1]):
-    told = []
+    reports = []
     try:
-        found = gradient.fit(made(), FEW.replace(**change), Path(out), device="cpu", checkpoint_every=4,
-            progress=lambda *event: (told.append(event), die(*event)))
-        row = found.transform_id, len(told)
+        trained = gradient.fit(made(), FEW.replace(**change), Path(out), device="cpu", checkpoint_every=4,
+            progress=lambda *event: (reports.append(event), die(*event)))
+        row = trained.transform_id, len(reports)
     except GradientError as error:
         row = "GradientError", str(error)
     Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(row))
@@ -54,9 +54,9 @@ from tests.id2core.training.test_ranks import gradients, LOSSES
 import numpy as np
 together = ranks.join("cpu")
 for name in LOSSES:
-    found = gradients(name, together)
+    sums = gradients(name, together)
     if together.rank == 0:
-        np.savez(Path(sys.argv[1]) / f"{name}.npz", *found)
+        np.savez(Path(sys.argv[1]) / f"{name}.npz", *sums)
 """
 
 
@@ -70,7 +70,7 @@ def torchrun(script: str, argument: str, folder: Path, die_at: int = -1) -> int:
 
 
 def results(out: Path) -> list[list[Any]]:
-    """Of each rank, the id of W, and how often it told of progress."""
+    """Of each rank, the id of W, and how often it reports of progress."""
     return [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in (0, 1)]
 
 

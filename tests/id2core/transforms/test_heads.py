@@ -39,19 +39,19 @@ def head(kind: str, n: int = N, m: int = M, seed: int = 0, **metadata: str) -> H
 
 @pytest.mark.parametrize("kind", heads.KINDS)
 def test_a_head_does_what_a_transform_does(kind: str, tmp_path: Path) -> None:
-    found = head(kind, encoder_id="mini-0123")
+    network = head(kind, encoder_id="mini-0123")
     latents = RNG.standard_normal((2100, N)).astype(np.float16)
-    out = found.apply(latents)
-    assert out.dtype == np.float32 and out.shape == (2100, found.output_size(N))
+    out = network.apply(latents)
+    assert out.dtype == np.float32 and out.shape == (2100, network.output_size(N))
     np.testing.assert_allclose(np.linalg.norm(out, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(out[2000:], found.apply(latents[2000:]), atol=1e-5)
+    np.testing.assert_allclose(out[2000:], network.apply(latents[2000:]), atol=1e-5)
     assert not np.allclose(out[0], out[1], atol=0.1)
 
-    found.save(tmp_path / "head.safetensors")
+    network.save(tmp_path / "head.safetensors")
     loaded = load_transform(str(tmp_path / "head.safetensors"))
-    assert isinstance(loaded, Head) and loaded.architecture == found.architecture
-    assert loaded.transform_id == found.transform_id and loaded.metadata == found.metadata
-    assert (loaded.apply(latents[:5]) == found.apply(latents[:5])).all()
+    assert isinstance(loaded, Head) and loaded.architecture == network.architecture
+    assert loaded.transform_id == network.transform_id and loaded.metadata == network.metadata
+    assert (loaded.apply(latents[:5]) == network.apply(latents[:5])).all()
     with pytest.raises(TransformError, match="trained for mini-0123"):
         loaded.check_encoder("sd2-4567")
     with pytest.raises(TransformError, match="another encoder"):
@@ -59,13 +59,13 @@ def test_a_head_does_what_a_transform_does(kind: str, tmp_path: Path) -> None:
 
 
 def test_every_weight_and_the_kind_have_a_part_in_the_id() -> None:
-    found = head("mlp-3")
-    ids = {found.transform_id, head("mlp-2").transform_id, head("mlp-3", seed=1).transform_id}
-    for name, tensor in found.tensors.items():
+    network = head("mlp-3")
+    ids = {network.transform_id, head("mlp-2").transform_id, head("mlp-3", seed=1).transform_id}
+    for name, tensor in network.tensors.items():
         changed: NDArray[np.float32] = tensor.copy()
         changed.flat[-1] += 1
-        ids.add(replace(found, tensors={**found.tensors, name: changed}).transform_id)
-    assert len(ids) == 3 + len(found.tensors)
+        ids.add(replace(network, tensors={**network.tensors, name: changed}).transform_id)
+    assert len(ids) == 3 + len(network.tensors)
 
 
 def test_layers_of_an_mlp_add_to_a_linear_map() -> None:
@@ -114,24 +114,24 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
 def test_heads_are_trained_like_w(kind: str, tmp_path: Path) -> None:
     pairs = made()
     recipe = SMALL.replace(head=kind, lr=3e-3, epochs=3)
-    found = gradient.fit(pairs, recipe, tmp_path / "whole")
+    trained = gradient.fit(pairs, recipe, tmp_path / "whole")
     rows = log(tmp_path / "whole")
-    assert isinstance(found, Head) and rows[-1]["loss"] < rows[1]["loss"]
-    reached = Trial.of(pairs, pairs.held_out(recipe.validation_share)).score(found)[0]
-    assert found.metadata["validation_map"] == reached and found.metadata["experimental"]
+    assert isinstance(trained, Head) and rows[-1]["loss"] < rows[1]["loss"]
+    reached = Trial.of(pairs, pairs.held_out(recipe.validation_share)).score(trained)[0]
+    assert trained.metadata["validation_map"] == reached and trained.metadata["experimental"]
     saved = load_transform(str(tmp_path / "whole" / gradient.WEIGHTS))
-    assert saved.transform_id == found.transform_id and saved.metadata == found.metadata
+    assert saved.transform_id == trained.transform_id and saved.metadata == trained.metadata
 
     class InterruptedRunError(Exception):
         pass
 
-    def interrupt(_: str, done: int, total: int) -> None:
-        if done == 40:
+    def interrupt(_: str, completed: int, total: int) -> None:
+        if completed == 40:
             raise InterruptedRunError
 
     with pytest.raises(InterruptedRunError):
         gradient.fit(pairs, recipe, tmp_path / "parts", checkpoint_every=7, progress=interrupt)
-    assert gradient.fit(pairs, recipe, tmp_path / "parts").transform_id == found.transform_id
+    assert gradient.fit(pairs, recipe, tmp_path / "parts").transform_id == trained.transform_id
 
 
 def test_a_recipe_whose_head_does_not_fit_says_why(tmp_path: Path) -> None:

@@ -63,10 +63,10 @@ def test_auto_is_the_bundled_transform_of_the_encoder_and_else_raw_latents(
     assert load_transform("auto", "mini-0123").transform_id == "identity"
     halved = save_half(Transform(W, {"encoder_id": "mini-0123"}), tmp_path / WEIGHTS)
     assert (tmp_path / WEIGHTS).stat().st_size < W.nbytes
-    found = load_transform("auto", "mini-0123")
-    assert found.weights is not None and found.weights.dtype == np.float32
-    assert np.array_equal(found.weights, W.astype(np.float16))
-    assert found.transform_id == halved.transform_id == bundled_transform("mini-0123").transform_id
+    transform = load_transform("auto", "mini-0123")
+    assert transform.weights is not None and transform.weights.dtype == np.float32
+    assert np.array_equal(transform.weights, W.astype(np.float16))
+    assert transform.transform_id == halved.transform_id == bundled_transform("mini-0123").transform_id
     assert [load_transform("auto", other).transform_id for other in ("sd2-4567", None)] == ["identity"] * 2
     with pytest.raises(TransformError, match="too large for float16"):
         save_half(Transform(W * 1e6), tmp_path / "large.safetensors")

@@ -103,6 +103,6 @@ def test_what_a_list_says_is_what_is_read(
 @settings(max_examples=60, deadline=None)
 @given(st.one_of(st.text(), st.text(alphabet="1.)-*\n \t#[]{}\":,'`ab“")))
 def test_no_answer_breaks_the_reader(answer: str) -> None:
-    found = parse(answer)
-    assert len({p.casefold() for p in found}) == len(found)
-    assert all(p and p == " ".join(p.split()) for p in found)
+    prompts = parse(answer)
+    assert len({p.casefold() for p in prompts}) == len(prompts)
+    assert all(p and p == " ".join(p.split()) for p in prompts)

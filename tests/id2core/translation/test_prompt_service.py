@@ -68,8 +68,8 @@ def test_the_request_is_the_papers_with_the_picture(
     kind: str, vision_server: Server, source: PromptSource
 ) -> None:
     picture = jpeg(1, (1200, 300)) if kind == "file" else scene(1, (1200, 300)).convert("RGBA")
-    found = source.prompts_for("image", "/images/x.jpg", picture, 20)
-    assert isinstance(found, list) and len(found) == 20 and found[0].startswith("Translation 1 of")
+    prompts = source.prompts_for("image", "/images/x.jpg", picture, 20)
+    assert isinstance(prompts, list) and len(prompts) == 20 and prompts[0].startswith("Translation 1 of")
     [body], [headers] = vision_server.requests, vision_server.headers
     assert headers["Authorization"] == f"Bearer {KEY}"
     assert set(body) == {"model", "messages"} and body["model"] == MODEL
@@ -105,16 +105,16 @@ def test_nothing_is_lost_when_a_fifth_fails_and_nothing_is_asked_twice(
         return text
 
     vision_server.reply = flaky
-    found = ask_all(source, batch(60), 20)
-    assert all(isinstance(f, list) and len(f) == 20 for f in found)
-    assert len({f[0] for f in found}) == 60 and vision_server.answered == 60
+    replies = ask_all(source, batch(60), 20)
+    assert all(isinstance(f, list) and len(f) == 20 for f in replies)
+    assert len({f[0] for f in replies}) == 60 and vision_server.answered == 60
     assert 5 < len(failed) < 30 and len(vision_server.requests) == 60 + len(failed)
 
     other = Server()
     monkeypatch.setenv("ID2_PROMPT_BASE_URL", other.url)
     again = prompts.load("endpoint", "/images", str(tmp_path / "out"))
     assert again.identity == source.identity
-    assert ask_all(again, batch(60), 20) == found
+    assert ask_all(again, batch(60), 20) == replies
     assert other.requests == [] and len(vision_server.requests) == 60 + len(failed)
     monkeypatch.setenv("ID2_PROMPT_MODEL", "another")
     assert prompts.load("endpoint", "/images", str(tmp_path / "out")).identity != source.identity
@@ -131,8 +131,8 @@ def test_a_run_that_is_stopped_has_paid_for_nothing_in_vain(
     assert len(vision_server.requests) < 60
     paid, vision_server.reply = vision_server.answered, numbered
     assert paid >= 10
-    found = ask_all(source, batch(60), 20)
-    assert all(isinstance(f, list) for f in found) and vision_server.answered == 60
+    replies = ask_all(source, batch(60), 20)
+    assert all(isinstance(f, list) for f in replies) and vision_server.answered == 60
 
 
 def test_answers_are_stored_in_a_bucket_too(vision_server: Server, gcs: str, tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_answers_are_stored_in_a_bucket_too(vision_server: Server, gcs: str, tmp
 def test_the_same_picture_twice_at_a_time_is_asked_about_once(
     vision_server: Server, source: PromptSource
 ) -> None:
-    found = ask_all(source, batch(1) * 16, 20)
-    assert len(vision_server.requests) == 1 and len({tuple(f) for f in found}) == 1
+    replies = ask_all(source, batch(1) * 16, 20)
+    assert len(vision_server.requests) == 1 and len({tuple(f) for f in replies}) == 1
 
 
 @pytest.mark.parametrize(
@@ -209,19 +209,23 @@ def test_a_refused_picture_is_a_reject_and_others_go_on(vision_server: Server, s
     ]
     asked: Counter[str] = Counter()
 
-    def some(body: dict[str, Any]) -> Any:
+    def reply_to(body: dict[str, Any]) -> Any:
         text = numbered(body)
         asked[text] += 1
         return refusals[list(asked).index(text)] if list(asked).index(text) < len(refusals) else text
 
-    vision_server.reply = some
+    vision_server.reply = reply_to
     pictures = batch(5)
-    found = [source.prompts_for(*picture, 20) for picture in pictures]
-    assert [isinstance(f, Reject) for f in found] == [True, True, True, False, False]
-    assert all(f.reason == Reason.NO_PROMPT for f in found[:3])
-    assert ["help with that" in found[0].detail, "Not this" in found[1].detail, "policy" in found[2].detail]
+    replies = [source.prompts_for(*picture, 20) for picture in pictures]
+    assert [isinstance(f, Reject) for f in replies] == [True, True, True, False, False]
+    assert all(f.reason == Reason.NO_PROMPT for f in replies[:3])
+    assert [
+        "help with that" in replies[0].detail,
+        "Not this" in replies[1].detail,
+        "policy" in replies[2].detail,
+    ]
     assert list(asked.values()) == [6, 6, 6, 1, 1]
-    assert [source.prompts_for(*picture, 20) for picture in pictures] == found
+    assert [source.prompts_for(*picture, 20) for picture in pictures] == replies
     assert sum(asked.values()) == 20
 
 

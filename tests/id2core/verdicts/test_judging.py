@@ -67,10 +67,10 @@ def test_a_reference_in_the_background_is_refused(tmp_path: Path) -> None:
 
 def test_the_facts_say_what_the_verdicts_hold_for() -> None:
     chosen = calibrated("flat-b")
-    found = judging.facts(chosen, "/c.json", 200, "/b")
-    assert found is not None and found.calibration_id == chosen.calibration_id
-    assert (found.origin, found.score, found.background) == ("/c.json", "normalized_score", "/b")
-    match = found.verdicts["match"]
+    facts = judging.facts(chosen, "/c.json", 200, "/b")
+    assert facts is not None and facts.calibration_id == chosen.calibration_id
+    assert (facts.origin, facts.score, facts.background) == ("/c.json", "normalized_score", "/b")
+    match = facts.verdicts["match"]
     assert match.threshold == chosen.match.score and match.false_positive_rate == 0.02
     assert (match.low, match.high) == (chosen.match.low, 2 * chosen.match.high)
     nothing = judging.facts(chosen, "auto", 0)

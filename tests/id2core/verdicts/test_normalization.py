@@ -54,11 +54,11 @@ def with_offsets(n: int = 400, k: int = 3, seed: int = 0) -> tuple[pa.Table, pa.
     offset = rng.normal(0, 0.3, (n, 1))
     scores = offset + rng.normal(0, 0.05, (n, k))
     scores[::2, 0] += 0.4
-    found = -np.sort(-scores, axis=1)
-    names = [["origin" if s == scores[i, 0] else f"r{j}" for j, s in enumerate(found[i])] for i in range(n)]
+    ordered = -np.sort(-scores, axis=1)
+    names = [["origin" if s == scores[i, 0] else f"r{j}" for j, s in enumerate(ordered[i])] for i in range(n)]
     background = -np.sort(-(offset + rng.normal(0, 0.05, (n, 10))), axis=1)
     truth = {f"q{i}": "origin" if i % 2 == 0 else None for i in range(n)}
-    return matches(found, names), matches(background), truth
+    return matches(ordered, names), matches(background), truth
 
 
 def test_the_background_is_the_mean_of_the_k_best_in_any_order() -> None:
@@ -71,18 +71,18 @@ def test_the_background_is_the_mean_of_the_k_best_in_any_order() -> None:
 def test_raw_background_and_normalized_scores_stand_side_by_side() -> None:
     table = matches(np.array([[0.9, 0.5], [0.8, 0.1]]))
     background = matches(np.array([[0.6, 0.4, 0.3], [0.2, 0.0, -0.5]])).take([5, 0, 3, 1, 4, 2])
-    found = normalize_matches(table, background, NORMALIZATION)
-    assert found.schema == schemas.MATCHES
-    assert found["score"].equals(table["score"])
-    assert found["background"].to_pylist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
-    assert found["normalized_score"].to_pylist() == pytest.approx([0.65, 0.25, 0.75, 0.05])
+    normalized = normalize_matches(table, background, NORMALIZATION)
+    assert normalized.schema == schemas.MATCHES
+    assert normalized["score"].equals(table["score"])
+    assert normalized["background"].to_pylist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
+    assert normalized["normalized_score"].to_pylist() == pytest.approx([0.65, 0.25, 0.75, 0.05])
 
 
 def test_background_scores_come_best_first_and_unsearched_queries_are_unknown() -> None:
     shuffled = matches(np.array([[0.6, 0.4, 0.3], [0.2, 0.0, -0.5]])).take([5, 0, 3, 1, 4, 2])
-    found = normalization.background_scores(shuffled, ["q1", "q7", "q0"], 2)
-    assert found[[0, 2]].ravel().tolist() == pytest.approx([0.2, 0.0, 0.6, 0.4])
-    assert np.isnan(found[1]).all()
+    scores_of = normalization.background_scores(shuffled, ["q1", "q7", "q0"], 2)
+    assert scores_of[[0, 2]].ravel().tolist() == pytest.approx([0.2, 0.0, 0.6, 0.4])
+    assert np.isnan(scores_of[1]).all()
 
 
 def test_a_background_that_was_not_searched_is_refused() -> None:
@@ -108,7 +108,7 @@ def test_normalization_finds_origins_behind_offsets_of_queries() -> None:
     assert lifted.micro_ap.value > raw + 0.2
 
 
-def test_raw_scores_win_where_a_background_tells_nothing() -> None:
+def test_raw_scores_win_where_a_background_adds_nothing() -> None:
     table, background, truth = with_offsets()
     alike = normalization.with_columns(background, {"score": pa.repeat(np.float32(0.2), background.num_rows)})
     tuning = normalization.tune(metrics.read(table, truth, score="score"), alike, "flat-b")
@@ -126,21 +126,21 @@ def test_tuning_wants_raw_scores_and_origins() -> None:
 
 def test_the_threshold_is_the_smallest_score_reached_seldom_enough() -> None:
     scores = np.arange(1000) / 1000
-    found = calibrated(np.random.default_rng(0).permutation(scores))
-    assert (found.match.score, found.match.exceedances) == (0.990, 10)
-    assert (found.review.score, found.review.exceedances) == (0.900, 100)
-    assert found.match.low < 0.01 < found.match.upper < found.match.high
+    thresholds = calibrated(np.random.default_rng(0).permutation(scores))
+    assert (thresholds.match.score, thresholds.match.exceedances) == (0.990, 10)
+    assert (thresholds.review.score, thresholds.review.exceedances) == (0.900, 100)
+    assert thresholds.match.low < 0.01 < thresholds.match.upper < thresholds.match.high
 
 
 def test_equal_scores_all_count_as_exceedances() -> None:
     scores = np.arange(1000) / 1000
     scores[985:995] = 0.985
-    found = calibrated(scores)
-    assert (found.match.score, found.match.exceedances) == (0.995, 5)
+    thresholds = calibrated(scores)
+    assert (thresholds.match.score, thresholds.match.exceedances) == (0.995, 5)
     scores[985:] = 1.0
-    found = calibrated(scores)
-    assert found.match.score > 1 and (found.match.exceedances, found.match.low) == (0, 0)
-    assert calibration.verdicts(np.array([1.0]), found).tolist() == ["review"]
+    thresholds = calibrated(scores)
+    assert thresholds.match.score > 1 and (thresholds.match.exceedances, thresholds.match.low) == (0, 0)
+    assert calibration.verdicts(np.array([1.0]), thresholds).tolist() == ["review"]
 
 
 @settings(deadline=None)
@@ -156,8 +156,8 @@ def test_no_threshold_is_reached_more_often_than_allowed(values: list[int], targ
 
 @pytest.mark.parametrize(("x", "n"), [(0, 50), (1, 50), (10, 1000), (49, 50), (50, 50)])
 def test_intervals_are_those_of_scipy(x: int, n: int) -> None:
-    found = binomtest(x, n).proportion_ci(0.95, "exact")
-    assert calibration.clopper_pearson(x, n) == pytest.approx((found.low, found.high))
+    interval = binomtest(x, n).proportion_ci(0.95, "exact")
+    assert calibration.clopper_pearson(x, n) == pytest.approx((interval.low, interval.high))
     upper = beta.ppf(0.95, x + 1, n - x) if x < n else 1.0
     assert calibration.clopper_pearson(x, n, sides=1) == pytest.approx((0, upper))
 
@@ -191,51 +191,51 @@ def test_the_interval_holds_the_true_rate_about_as_often_as_stated() -> None:
 def test_verdicts_on_fresh_uploads_are_wrong_as_often_as_stated() -> None:
     rng = np.random.default_rng(2)
     best = rng.uniform(size=(5000, 50)).max(axis=1)
-    found = calibrated(best, 0.01, 0.05, references=50)
+    thresholds = calibrated(best, 0.01, 0.05, references=50)
     fresh = rng.uniform(size=(20000, 50)).max(axis=1)[:, None]
-    judged = calibration.judge(matches(fresh), found, references=50)
+    judged = calibration.judge(matches(fresh), thresholds, references=50)
     strict = np.mean([v == "match" for v in judged["verdict"].to_pylist()])
     loose = np.mean([v != "none" for v in judged["verdict"].to_pylist()])
-    assert found.match.low <= strict <= found.match.high
-    assert found.review.low <= loose <= found.review.high
+    assert thresholds.match.low <= strict <= thresholds.match.high
+    assert thresholds.review.low <= loose <= thresholds.review.high
 
 
 def test_a_larger_corpus_raises_the_stated_rate_enough_and_a_smaller_one_never_lowers_it() -> None:
     rng = np.random.default_rng(3)
     best = rng.uniform(size=(5000, 50)).max(axis=1)
-    found = calibrated(best, 0.01, 0.05, references=50)
-    stated = found.false_positive_rate(Verdict.REVIEW, 170)
+    thresholds = calibrated(best, 0.01, 0.05, references=50)
+    stated = thresholds.false_positive_rate(Verdict.REVIEW, 170)
     assert stated == pytest.approx(0.05 * 170 / 50)
     small, large = (
-        np.mean(rng.uniform(size=(20000, k)).max(axis=1) >= found.review.score) for k in (50, 170)
+        np.mean(rng.uniform(size=(20000, k)).max(axis=1) >= thresholds.review.score) for k in (50, 170)
     )
     assert 2 * small < large < small * 170 / 50, "the rate grows, by no more than the number of references"
-    interval = found.interval(Verdict.REVIEW, 170)
-    assert interval is not None and interval[0] < large < interval[1] == found.review.high * 170 / 50
-    assert found.interval(Verdict.REVIEW, 10) == (0, found.review.high)
-    assert found.false_positive_rate(Verdict.MATCH, 10) == 0.01
-    assert found.false_positive_rate(Verdict.REVIEW, 10**6) == 1.0
-    assert found.false_positive_rate(Verdict.NONE, 50) is found.interval(Verdict.NONE, 50) is None
+    interval = thresholds.interval(Verdict.REVIEW, 170)
+    assert interval is not None and interval[0] < large < interval[1] == thresholds.review.high * 170 / 50
+    assert thresholds.interval(Verdict.REVIEW, 10) == (0, thresholds.review.high)
+    assert thresholds.false_positive_rate(Verdict.MATCH, 10) == 0.01
+    assert thresholds.false_positive_rate(Verdict.REVIEW, 10**6) == 1.0
+    assert thresholds.false_positive_rate(Verdict.NONE, 50) is thresholds.interval(Verdict.NONE, 50) is None
 
 
 def test_judged_matches_carry_verdict_rate_and_calibration() -> None:
-    found = calibrated(np.arange(1000) / 1000)
-    judged = calibration.judge(matches(np.array([[0.995, 0.95], [0.9, 0.5]])), found, references=2000)
+    thresholds = calibrated(np.arange(1000) / 1000)
+    judged = calibration.judge(matches(np.array([[0.995, 0.95], [0.9, 0.5]])), thresholds, references=2000)
     assert judged.schema == schemas.MATCHES
     assert judged["verdict"].to_pylist() == ["match", "review", "none", "none"]
     rates = judged["false_positive_rate"].to_pylist()
     assert rates[:2] == pytest.approx([0.02, 0.2]) and rates[2:] == [None, None]
-    assert set(judged["calibration_id"].to_pylist()) == {found.calibration_id}
-    assert calibration.judge(schemas.MATCHES.empty_table(), found, 1).num_rows == 0
+    assert set(judged["calibration_id"].to_pylist()) == {thresholds.calibration_id}
+    assert calibration.judge(schemas.MATCHES.empty_table(), thresholds, 1).num_rows == 0
     with pytest.raises(CalibrationError, match="not finite"):
-        calibration.judge(matches(np.array([[np.nan]])), found, 1)
+        calibration.judge(matches(np.array([[np.nan]])), thresholds, 1)
 
 
 def test_a_score_at_a_threshold_reaches_it() -> None:
-    found = calibrated(np.arange(1000) / 1000)
-    at = np.array([found.match.score, found.review.score])
-    assert calibration.verdicts(at, found).tolist() == ["match", "review"]
-    assert calibration.verdicts(np.nextafter(at, 0), found).tolist() == ["review", "none"]
+    thresholds = calibrated(np.arange(1000) / 1000)
+    at = np.array([thresholds.match.score, thresholds.review.score])
+    assert calibration.verdicts(at, thresholds).tolist() == ["match", "review"]
+    assert calibration.verdicts(np.nextafter(at, 0), thresholds).tolist() == ["review", "none"]
 
 
 def test_a_calibration_of_other_scores_is_refused() -> None:
@@ -249,13 +249,13 @@ def test_a_calibration_of_other_scores_is_refused() -> None:
         raw.check_ids(IDS | {"preprocess_id": "other"})
     with pytest.raises(CalibrationError, match="normalize these"):
         calibration.judge(table, normalized, 1)
-    done = normalize_matches(table, matches(np.array([[0.6, 0.4]])), NORMALIZATION)
-    assert calibration.judge(done, normalized, 1)["verdict"].to_pylist() == ["none"]
+    normalized_matches = normalize_matches(table, matches(np.array([[0.6, 0.4]])), NORMALIZATION)
+    assert calibration.judge(normalized_matches, normalized, 1)["verdict"].to_pylist() == ["none"]
     with pytest.raises(CalibrationError, match="calibrated on raw"):
-        calibration.judge(done, raw, 1)
+        calibration.judge(normalized_matches, raw, 1)
     other = NORMALIZATION.model_copy(update={"factor": 0.6})
     with pytest.raises(CalibrationError, match="another factor"):
-        calibration.judge(done, calibrated(scores, normalization=other), 1)
+        calibration.judge(normalized_matches, calibrated(scores, normalization=other), 1)
 
 
 def test_only_the_best_scores_of_queries_without_origin_calibrate() -> None:
@@ -267,11 +267,11 @@ def test_only_the_best_scores_of_queries_without_origin_calibrate() -> None:
 
 
 def test_a_calibration_survives_its_file_and_knows_when_it_was_changed(tmp_path: Path) -> None:
-    found = calibrated(np.random.default_rng(0).normal(size=1000), normalization=NORMALIZATION)
+    thresholds = calibrated(np.random.default_rng(0).normal(size=1000), normalization=NORMALIZATION)
     uri = str(tmp_path / "calibration.json")
-    found.save(uri)
+    thresholds.save(uri)
     again = calibration.load(uri)
-    assert again == found and again.calibration_id == found.calibration_id
+    assert again == thresholds and again.calibration_id == thresholds.calibration_id
     raw = json.loads(Path(uri).read_text())
     for change, hint in [
         ({"references": 10**9}, "was changed"),
