@@ -249,7 +249,7 @@ def to_markdown(results: Results, references: int, rates: Mapping[str, VerdictRa
     lines = [
         f"{counts.with_origin:,} queries with an origin and {counts.without_origin:,} without, among "
         f"{references:,} references; at most {first.budget.per_query} references per query. In %, with the "
-        f"95 % interval of {first.resamples:,} bootstrap resamples of the queries."
+        f"95% interval of {first.resamples:,} bootstrap resamples of the queries."
     ]
     if counts.without_matches or counts.not_in_truth:
         lines.append(

@@ -81,12 +81,12 @@ def percent(value: float | None) -> float | None:
 
 
 def described(data: EvaluationSet) -> str:
-    """Describe the data of the closed set in one sentence."""
+    """Describe the data of the closed set."""
     queries = len(data.queries(data.seen).latents)
     return (
-        f"Trained on translations by {data.seen}; {queries:,} test translations by each of "
-        f"{', '.join(data.models)} looked up among {len(data.references):,} pictures; no photo and no "
-        f"prompt of the test was trained on."
+        f"W is trained on translations by {data.seen}. Each model ({', '.join(data.models)}) made "
+        f"{queries:,} test translations, which are looked up among {len(data.references):,} pictures. No "
+        "photo and no prompt of the test was trained on."
     )
 
 
@@ -133,7 +133,7 @@ def table_3(methods: Methods) -> Result:
         bars(rows),
         [
             *gains,
-            "`Upper` is trained on the unseen model itself, and has no column for the seen one.",
+            "`Upper` is trained on the unseen model itself and has no result for the seen one.",
             costs.NOTE,
             _on_tuned(data),
         ],
@@ -154,7 +154,7 @@ def _gains(data: EvaluationSet, results: dict[str, dict[str, RankedReferences]])
             d = evaluation_sets.difference(results[first][model], results[second][model])
             assert d.value is not None and d.low is not None and d.high is not None
             sentences.append(
-                f"{model}: mAP of “{first}” less that of “{second}”: {100 * d.value:+.1f} points (95 % "
+                f"{model}: mAP of “{first}” minus mAP of “{second}” is {100 * d.value:+.1f} points (95% "
                 f"interval {100 * d.low:+.1f} to {100 * d.high:+.1f})."
             )
     return sentences
@@ -169,14 +169,15 @@ def _of_tuned(data: EvaluationSet, results: dict[str, RankedReferences]) -> Row:
 def _on_tuned(data: EvaluationSet) -> str:
     """Say what the rows of tuned backbones are, and which of the paper's are missing."""
     if not data.tuned():
-        return "What needs weights from a hub, the paper's fine-tuned and generalizable models, did not run."
+        return "The paper's fine-tuned and generalizable models need weights from a hub and did not run."
     scratch = [name for name in data.tuned() if SCRATCH in name]
-    random = f" {', '.join(scratch)} began with random weights, the paper's with pretrained ones." * bool(
-        scratch
+    random = (
+        f" {', '.join(scratch)} started from random weights, and the paper's from pretrained ones."
+        * bool(scratch)
     )
     return (
         "Tuned backbones are whole networks trained on the same pictures (`id2 finetune`), the paper's "
-        f"similarity-based models.{random} Its generalizable models did not run."
+        f"similarity-based models.{random} The paper's generalizable models did not run."
     )
 
 

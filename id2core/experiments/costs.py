@@ -25,8 +25,8 @@ COLUMNS = (
     Column("match_s", "match, 1e-10 s/pair", digits=2),
 )
 NOTE = (
-    "Extraction is of a decoded picture: the encoder, then W. All times are of this machine, which may have "
-    "had other work; compare them with each other only."
+    "Extraction is the encoder, then W, on a decoded picture. All times are of this machine, which may have "
+    "had other work. Compare them with each other only."
 )
 _EXTRACTED, _MATCHED = 64, 2000
 

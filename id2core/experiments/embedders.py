@@ -21,7 +21,5 @@ def table_2(methods: Methods) -> Result | Skipped:
     raw = methods.raw()
     rows = [row(data, name, search_by_model(data.by(name), raw)) for name in names]
     rows.append(row(data, f"VAE of {data.seen}", search_by_model(data, raw)))
-    notes = [
-        "The paper's models need weights from a hub: give them with `id2 experiment data --encoder NAME`."
-    ]
+    notes = ["The paper's models need weights from a hub. Add one with `id2 experiment data --encoder NAME`."]
     return Result(rows, described(data), time.monotonic() - started, COLUMNS, bars(rows), notes)

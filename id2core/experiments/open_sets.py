@@ -100,7 +100,7 @@ def open_set(methods: Methods) -> Result | Skipped:
     started = time.monotonic()
     data = methods.data
     if not data.has(*(f"{role}-{model}" for role in (CALIBRATION, FRESH) for model in data.models)):
-        return Skipped("uploads without origin are not there (`calibration-…`, `fresh-…`)")
+        return Skipped("uploads without an origin are missing (`calibration-…`, `fresh-…`)")
     pairs = methods.pairs(data.seen)
     none = Background(data.references[:1], 0.0, 1)
     recipe, closed = methods.recipe(data.seen), methods.closed(data.seen)
@@ -119,9 +119,9 @@ def open_set(methods: Methods) -> Result | Skipped:
     queries = len(data.queries(data.seen).latents), len(data.queries(data.seen, FRESH).latents)
     return Result(
         rows,
-        f"By each model {queries[0]:,} uploads with an origin and {queries[1]:,} fresh ones without, among "
-        f"{len(data.references):,} pictures; 10 pairs of each upload are pooled. Thresholds are from other "
-        "uploads without origin.",
+        f"Each model made {queries[0]:,} uploads with an origin and {queries[1]:,} fresh uploads without "
+        f"one. They are looked up among {len(data.references):,} pictures, and 10 pairs of each upload are "
+        "pooled. Thresholds are from other uploads without an origin.",
         time.monotonic() - started,
         (
             Column("method", merge=True),
@@ -134,13 +134,13 @@ def open_set(methods: Methods) -> Result | Skipped:
         ),
         _plot(data, rows),
         [
-            f"Chosen on training data: factor {background.factor}, mean of the {background.k} best of "
-            f"{len(background.latents):,} background pictures.",
+            f"The factor {background.factor} and the mean of the {background.k} best of "
+            f"{len(background.latents):,} background pictures were chosen on training data.",
             *(
-                f"“{name}”: {_pooled(rows, name):.2%} false positives of all fresh uploads."
+                f"“{name}” gives {_pooled(rows, name):.2%} of all fresh uploads a false positive."
                 for name in systems
             ),
-            "Thresholds are from one upload of each photo: uploads of one photo depend on each other.",
+            "Thresholds use one upload of each photo, because uploads of one photo are not independent.",
         ],
     )
 

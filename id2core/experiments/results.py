@@ -198,13 +198,13 @@ def collect(folder: str | os.PathLike[str], order: Mapping[str, str], target: st
     pages = {name: _read_page(source, name, title) for name, title in order.items()}
     measured = [name for name, text in pages.items() if f"]({name}.parquet)" in text]
     head = (
-        "# Results\n\nEvery figure here was measured by `id2 experiment`, none is typed in by hand. Below "
-        "each table stand the data, the date, the code and the machine; the time that it took does not count "
-        "Ws that were trained before.\n\n"
+        "# Results\n\n`id2 experiment` measured every figure here. None is typed in by hand. The data, the "
+        "date, the code and the machine are given below each table. The time does not count Ws that were "
+        "trained before.\n\n"
         f"{len(measured)} of {len(order)} experiments have run here"
     )
     others = [f"`{name}`" for name in order if name not in measured]
-    head += f"; not yet: {', '.join(others)}." if others else "."
+    head += f". Missing: {', '.join(others)}." if others else "."
     return "\n".join([head + "\n", *(_embedded(text, name, way) for name, text in pages.items())])
 
 
@@ -282,7 +282,7 @@ def _spread_notes(result: Result) -> Iterator[str]:
     """Yield a note that explains ± in a table that has it."""
     names, keys = result.table.column_names, [column.key for column in result.shown]
     if any(key + LOW in names and key + HIGH in names for key in keys):
-        yield "± is half of the 95 % interval, whose ends are in the Parquet file."
+        yield "± is half of the 95% interval. Its ends are in the Parquet file."
     if any(key + STD in names for key in keys):
         yield "± is the standard deviation."
 

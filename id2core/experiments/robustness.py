@@ -37,12 +37,12 @@ def figure_7(methods: Methods) -> Result | Skipped:
         return Skipped(f"the encoder of the latents, {data.ids['encoder_id']}, is not here to encode with")
     files = [uri for model in data.models for uri in _pictures(data, model)[0]]
     if gone := next((uri for uri in files if not Path(uri).is_file()), None):
-        return Skipped(f"pictures of the test are not there, for example {gone}")
+        return Skipped(f"pictures of the test are missing, for example {gone}")
     transforms = {"closed form": methods.closed(data.seen), "VAE": methods.raw()}
     rows = [row for model in data.models for row in _attacked(data, model, network, transforms)]
     return Result(
         rows,
-        f"{described(data)} Of the test, {_ATTACKED} translations by each model, attacked.",
+        f"{described(data)} Attacks are on {_ATTACKED} of the test translations by each model.",
         time.monotonic() - started,
         (
             Column("kind", merge=True),
@@ -143,7 +143,8 @@ def table_8(methods: Methods) -> Result | Skipped:
     queries = len(data.queries(data.seen, f"strength-{strengths[0]}").latents)
     return Result(
         rows,
-        f"{queries} test photos by each model and strength among {len(data.references):,} pictures.",
+        f"{queries} test photos, translated by each model at each strength, are looked up among "
+        f"{len(data.references):,} pictures.",
         time.monotonic() - started,
         (
             Column("strength", digits=1, merge=True),
@@ -169,7 +170,7 @@ def table_11(methods: Methods) -> Result | Skipped:
 @experiment("manual", "Manual edits (Table 3, right)", place=140)
 def manual_edits(methods: Methods) -> Result | Skipped:
     """Measure edits by people (Table 3, right)."""
-    return _other_queries(methods, (MANUAL,), "SEED-Data-Edit is not there")
+    return _other_queries(methods, (MANUAL,), "SEED-Data-Edit is missing")
 
 
 def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Result | Skipped:
@@ -195,7 +196,7 @@ def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Res
     missing = [kind for kind in kinds if kind not in there]
     return Result(
         rows,
-        f"Looked up among {len(data.references):,} pictures.",
+        f"Queries are looked up among {len(data.references):,} pictures.",
         time.monotonic() - started,
         (
             Column("queries", merge=True),
@@ -205,7 +206,7 @@ def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Res
             Column("acc", "Acc %", percent=True),
         ),
         _by_kind(rows),
-        notes=[f"Not there: {', '.join(missing)}."] if missing else [],
+        notes=[f"Missing: {', '.join(missing)}."] if missing else [],
     )
 
 

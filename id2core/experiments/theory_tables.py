@@ -38,7 +38,7 @@ def table_1(methods: Methods) -> Result | Skipped:
     rows.append(_agreement(f"{trained[0]}, other seeds", weights[trained[0]][:-1], weights[trained[0]][1:]))
     return Result(
         rows,
-        f"Ws by the paper's recipe, {REPEATED} runs of different seed for each model.",
+        f"Ws are trained by the paper's recipe, in {REPEATED} runs with different seeds for each model.",
         time.monotonic() - started,
         (
             Column("pair", "trained on"),
@@ -50,7 +50,7 @@ def table_1(methods: Methods) -> Result | Skipped:
         _spread_bars(
             rows, "pair", {"measured": "overlap", "by chance": "by_chance"}, "overlap of directions"
         ),
-        notes=["The paper's cosine is near 1 for random matrices too; the overlap of directions is not."],
+        notes=["The paper's cosine is near 1 for random matrices too. The overlap of directions is not."],
     )
 
 
@@ -91,7 +91,7 @@ def table_4(methods: Methods) -> Result | Skipped:
         )
     return Result(
         rows,
-        f"{len(latents):,} photos embedded by the VAE of {data.seen} and by that of each other model.",
+        f"{len(latents):,} photos are embedded by the VAE of {data.seen} and by the VAE of each other model.",
         time.monotonic() - started,
         plot=_spread_bars(
             rows, "model", {"same picture": "same", "another": "unrelated"}, "cosine of latents"
@@ -139,7 +139,7 @@ def existence(methods: Methods) -> Result:
             rows.append({"w": name, "model": model, "pairs": measured.own.count} | _shown(measured))
     return Result(
         rows,
-        f"Pairs of training photos' held-out classes. {described(data)}",
+        f"The pairs are held-out classes of the training photos. {described(data)}",
         time.monotonic() - started,
         (
             Column("w", "W", merge=True),
@@ -150,7 +150,7 @@ def existence(methods: Methods) -> Result:
             Column("nearer", "relative below 1, %", percent=True),
         ),
         _existence_plot(rows),
-        ["Below 1, W takes more off the way from a translation to its origin than off the way to another."],
+        ["Below 1, W shortens the way from a translation to its origin more than the way to another."],
     )
 
 

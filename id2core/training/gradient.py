@@ -1,7 +1,7 @@
 """W by gradient descent, as in the paper: a classifier over origins on top of descriptors.
 
 A class is an origin with its translations. The loss is CosFace, or for comparison Circle or a normalized
-softmax, all of pytorch-metric-learning. Adam's rate is the same throughout an epoch: linear from 1 %, then
+softmax, all of pytorch-metric-learning. Adam's rate is the same throughout an epoch: linear from 1%, then
 constant, then a cosine to zero. What is validated and returned is a moving average of W.
 
 A run that was interrupted and resumed gives the same W as an undisturbed one, on a CPU to the last bit.

@@ -69,7 +69,7 @@ def test_a_result_becomes_three_files(tmp_path: Path) -> None:
         "![Table 3: transforms](t3.png)",
         "12 pictures.",
         "- Not the paper's data.",
-        "± is half of the 95 % interval",
+        "± is half of the 95% interval",
         "Measured 2026-01-02, commit 0123456789ab, A CPU, 2 cores, 7.5 GiB, no GPU, device cpu, in 10 min.",
     ):
         assert part in text
@@ -121,7 +121,7 @@ def test_all_experiments_stand_on_one_page_with_links_that_lead_somewhere(tmp_pa
     assert heads == ["# Results", "## Table 4: VAEs", "## Table 3: transforms", "## Figure 7: attacks"]
     assert "Not run here: no hub." in text
     assert "Not run here: `id2 experiment f7` was not started." in text
-    assert "1 of 3 experiments have run here; not yet: `t4`, `f7`." in text
+    assert "1 of 3 experiments have run here. Missing: `t4`, `f7`." in text
     for link in ("results/t3.png", "results/t3.parquet"):
         assert f"]({link})" in text and (page.parent / link).is_file()
     # A plot that an experiment no longer has does not stay behind.
