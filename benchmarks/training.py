@@ -6,7 +6,7 @@ prints one line of JSON.
 Both sides train CosFace over all classes with Adam and a moving average of W, 512 latents a step, 4 of each
 class, in float32. The plain loop reads them as the paper's release keeps them: a DataLoader over one float32
 file per image, once in the process itself and once in two worker processes; the faster is the other side of
-the ratio. Ours is `metric.fit` over one mapped file of float16. All files have just been written and
+the ratio. Ours is `gradient.fit` over one mapped file of float16. All files have just been written and
 come from the system's cache, not from the disk: on a disk, one file per image costs more.
 
 Every run is a process of its own. Steps are counted from the sixth on, so that neither start-up nor the
