@@ -42,7 +42,7 @@ def _models(job: EmbedJob) -> _Models:
 
 @dataclass(frozen=True)
 class EmbedMaker:
-    """Makes rows of `embeddings/`."""
+    """Make rows of `embeddings/` from one part of the listing, in a worker."""
 
     job: EmbedJob
 
@@ -51,7 +51,7 @@ class EmbedMaker:
         return _models(self.job).ids
 
     def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> PartRecord:
-        """Embed one part."""
+        """Embed the objects of one part: read, decode, encode, apply W."""
         models = _models(self.job)
         return embedding.embed_part(
             plan.out, objects, models.encoder, models.transform, plan.lineage, self.job.limits, progress
@@ -64,7 +64,7 @@ def planned(job: EmbedJob, plan: Plan) -> parts.Job:
 
 
 def run(job: EmbedJob, execution: Execution, beam_arguments: Sequence[str] = ()) -> EmbedResult:
-    """Embed a folder or bucket and wait for the end.
+    """Embed a folder or bucket, commit the data sets, and return when the job has ended.
 
     Args:
         job: what, with what, where to.

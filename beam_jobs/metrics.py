@@ -24,7 +24,7 @@ EACH, MILLISECONDS = "_each", "_ms"
 
 @dataclass(frozen=True)
 class Distribution:
-    """The values of a distribution, added up."""
+    """Sum, count and extremes of the values of a distribution."""
 
     sum: int
     count: int
@@ -65,7 +65,7 @@ def add_time(stage: str, seconds: float) -> None:
 
 
 def read(result: Any) -> Figures:
-    """Return the figures of a finished pipeline.
+    """Return the counters and distributions of a finished pipeline.
 
     Args:
         result: a `beam.runners.runner.PipelineResult`.

@@ -104,7 +104,7 @@ class _MakePart(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
         yield record.key
 
     def _count(self, made: int, rejected: int) -> None:
-        """Count a batch: called after each."""
+        """Add one batch of rows and rejects to the metrics."""
         stage, now = self._job.stage, time.perf_counter()
         metrics.count(f"{stage}_made", made)
         metrics.count(f"{stage}_rejected", rejected)
@@ -178,7 +178,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
 
 
 def run(job: Job, beam_arguments: Sequence[str] = ()) -> Committed:
-    """Do what is planned and wait for the end.
+    """Run the planned parts, commit the data sets, and return when the job has ended.
 
     Raises:
         LostRowsError: an object ended in neither data set; nothing was committed.

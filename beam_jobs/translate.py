@@ -138,7 +138,7 @@ def _translator(job: TranslateJob) -> Translator:
 
 @dataclass(frozen=True)
 class TranslateMaker:
-    """Makes pictures and rows of `translations/`."""
+    """Make pictures and rows of `translations/` from one part of the origins, in a worker."""
 
     job: TranslateJob
     source: PromptSource
@@ -148,7 +148,7 @@ class TranslateMaker:
         return rows.lineage_ids(self.job.config, _translator(self.job), self.source)
 
     def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> PartRecord:
-        """Translate one part."""
+        """Translate the origins of one part and write their pictures."""
         job = self.job
         return rows.translate_part(
             plan.out,
@@ -163,7 +163,7 @@ class TranslateMaker:
 
 
 def plan(job: TranslateJob, execution: Execution) -> parts.Job:
-    """List the origins and stage what is to be done.
+    """List the origins and stage the parts that have no rows yet.
 
     Raises:
         TranslatorError, PromptError, StorageError, DatasetError: the message says what to do.

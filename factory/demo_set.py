@@ -257,7 +257,7 @@ def write(out: Path, references: list[Tile], uploads: list[Upload], sources: lis
     for tile in references:
         (out / "references" / f"{tile.name}.jpg").write_bytes(tile.jpeg)
     truth, kinds = [TRUTH_COLUMNS], [("query_uri", "edit", "source")]
-    # In the order of a hash, so that an upload's number tells nothing.
+    # In the order of a hash, so that an upload's number reveals nothing.
     shuffled = sorted(uploads, key=lambda upload: draw("upload", upload.tile.name))
     for number, upload in enumerate(shuffled):
         uri = f"uploads/u{number:03d}.jpg"

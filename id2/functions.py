@@ -37,7 +37,7 @@ class Function(Generic[P, T]):
         self._work = work
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the request that these options make up.
+        """Build the request from options, check it, and run it.
 
         Raises:
             OptionError: an option is missing, unknown, or out of bounds.
@@ -52,7 +52,7 @@ class Function(Generic[P, T]):
         return self.run(request)
 
     def run(self, request: Request) -> T:
-        """Run a request that was checked."""
+        """Run a request whose checks have passed."""
         if request.progress is None:
             return self._work(request)
         stop = tally.listen(request.progress)

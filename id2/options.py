@@ -30,7 +30,7 @@ def option(
     positional: bool = False,
     **bounds: Any,
 ) -> Any:
-    """Define an option that is no setting.
+    """Define an option that has no environment variable.
 
     Args:
         help: meaning and unit, in whole sentences.
@@ -53,7 +53,7 @@ def setting(name: str) -> Any:
 
 
 def _as_text(value: Any) -> Any:
-    """A place may be given as a path object."""
+    """Turn path objects into text: a place may be given as one."""
     if isinstance(value, list | tuple):
         return [_as_text(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -90,7 +90,7 @@ class Request(Options):
 
 
 class BeamRequest(Request):
-    """A request whose work Beam spreads out."""
+    """A request whose work runs as a Beam job."""
 
     runner: str | None = option(
         "Beam runner: FnApiRunner (in this process), FlinkRunner, SparkRunner, DataflowRunner or "
@@ -107,12 +107,12 @@ class BeamRequest(Request):
 
     @property
     def beam(self) -> list[str]:
-        """All arguments for Beam, the runner first."""
+        """Return all arguments for Beam, the runner first."""
         return [*([f"--runner={self.runner}"] if self.runner else []), *self.beam_arguments]
 
     @property
     def template(self) -> str | None:
-        """Where a job is staged for a runner that starts it later (`--template_location=…`)."""
+        """Return where the job is staged to start later (`--template_location=…`), else None."""
         places = [a.partition("=")[2] for a in self.beam_arguments if a.startswith("--template_location=")]
         return places[-1] if places else None
 

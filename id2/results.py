@@ -13,7 +13,7 @@ from id2core.verdicts.normalization import Normalization
 
 
 class Result(BaseModel):
-    """A result: typed, and JSON-able."""
+    """Base of the results: a frozen model, written as JSON."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -162,7 +162,7 @@ class ExperimentData(Result):
 
 
 class ExperimentReport(Result):
-    """The experiments that ran.
+    """Tables of the experiments that ran, and where they were written.
 
     Attributes:
         tables: name → Markdown.
@@ -183,7 +183,7 @@ class MissingPictures(Result):
 
 
 class FinetuneReport(Result):
-    """A trained backbone.
+    """The report of a trained backbone.
 
     Attributes:
         run_id: the run that trained it, or found it trained.
@@ -209,7 +209,7 @@ class MethodValidation(Result):
 
 
 class Validation(Result):
-    """How transforms do on held-out origins.
+    """Scores of transforms on held-out origins.
 
     Attributes:
         origins, queries: held out, and their translations.

@@ -27,7 +27,7 @@ def stage(name: str, work: Callable[[], T]) -> T:
 
 @contextmanager
 def run_by(runner: Runner) -> Iterator[None]:
-    """Inside, stages are run by `runner`."""
+    """Run the stages inside the block by `runner`."""
     token = _runner.set(runner)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Every mistake that whoever runs this can mend.
+"""Mistakes that a user can mend, as one tree of exceptions.
 
 ```
 ID2Error

@@ -23,7 +23,7 @@ class _RunByDefault(TyperGroup):
     """`id2 experiment t3 …` is `id2 experiment run t3 …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `run` in front of what names no command."""
+        """Put `run` in front where the first word is no command."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = [RUN, *args]
         return super().parse_args(ctx, args)

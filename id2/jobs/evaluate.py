@@ -29,7 +29,7 @@ from id2core.verdicts.rates import verdict_rates
 
 @dataclass(frozen=True)
 class _Measurement:
-    """What is measured.
+    """Corpora, transforms and thresholds that an evaluation compares.
 
     Attributes:
         references, queries: embeddings.

@@ -18,7 +18,7 @@ from id2core.translation.rows import TRANSLATIONS
 
 
 def run(request: FinetuneRequest) -> FinetuneReport:
-    """Train, or go on from the last checkpoint.
+    """Train a backbone, or resume from the last checkpoint.
 
     Raises:
         FinetuneError: options or pictures from which nothing can be trained.

@@ -83,7 +83,7 @@ class _Scan:
 
     @property
     def config(self) -> ScanConfig:
-        """What was asked for."""
+        """Return the settings and places of the scan, as `summary.json` states them."""
         pair, truth = self.pair, self._request.truth
         return ScanConfig(
             **self._settings.model_dump(),
@@ -95,7 +95,7 @@ class _Scan:
         )
 
     def run(self, recorder: Recorder) -> tuple[ScanSummary, ReportInputs]:
-        """Do the stages, and write the report unless it is there for the very same scan."""
+        """Run the stages, and write the report unless the same scan has written it."""
         corpora = self._embed(recorder)
         judge = self._judge(corpora, recorder)
         with recorder.stage("search"):
@@ -104,7 +104,7 @@ class _Scan:
         return stage("write report", lambda: _write_report(inputs, self.pair.out)), inputs
 
     def _with_background(self, pair: CorpusPair) -> CorpusPair:
-        """The corpora with the background of the calibration; fails when they do not go together."""
+        """Add the background of the calibration; raise where calibration and background do not fit."""
         if pair.background is None:
             pair = pair.with_background(judging.bundled_background(self._calibration))
         background = pair.background
@@ -126,7 +126,7 @@ class _Scan:
         )
 
     def _judge(self, corpora: _EmbeddedCorpora, recorder: Recorder) -> Judge | None:
-        """Who judges the matches; with a background, after every upload was searched in it."""
+        """Return the judge of the matches; with a background, search every upload in it first."""
         calibration = self._calibration
         if calibration is None or corpora.background is None:
             return Judge(calibration) if calibration else None
@@ -184,7 +184,7 @@ class _Scan:
         )
 
     def _plan_id(self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge | None) -> str:
-        """What was really used, and not how it was asked for, makes two scans the same."""
+        """Return an id of the scan's content: what was used, not how it was asked for."""
         used = {"transform": self._ids["transform_id"], "calibration": judge.identity if judge else None}
         content = [
             [corpus.embeddings.uri, _content(corpus.embeddings), _content(corpus.rejects)]
@@ -204,7 +204,7 @@ def _search(
     judge: Judge | None = None,
     index: str = defaults.INDEX,
 ) -> SearchResult:
-    """Search; where the same was searched before, Beam is not loaded."""
+    """Search, or return the earlier result of the same search without loading Beam."""
     plan = matching.make(references, queries, out, top_k, recorder.execution, judge, index)
     if (before := matching.finished(plan)) is not None:
         return before
@@ -214,7 +214,7 @@ def _search(
 
 
 def _content(dataset: Dataset | None) -> list[str]:
-    """What identifies the content of a data set: rejects may differ where embeddings do not."""
+    """Return what identifies the content of a data set; rejects may differ where embeddings do not."""
     return [dataset.digest, dataset.run_id] if dataset else []
 
 

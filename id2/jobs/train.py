@@ -123,14 +123,14 @@ class _Training:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What decides the outcome, besides the latents."""
+        """Return the options that decide the outcome, besides the latents."""
         recipe = self._config.model_dump()
         if self._request.method == CLOSED_FORM:
             recipe = {name: value for name, value in recipe.items() if name in _SHARED}
         return {"method": self._request.method, "shrinkage": self._request.shrinkage, "recipe": recipe}
 
     def _check_same_run(self) -> str:
-        """Name the training; TrainError where the folder holds what another one has made."""
+        """Return the id of this training; raise TrainError where the folder holds another one."""
         wanted = {"latents": self._pairs.digest, **self._identity}
         where = Path(self._out, PLAN)
         begun = [p for name in (WEIGHTS, "checkpoint.pt") for p in Path(self._out).glob(f"*/{name}")]

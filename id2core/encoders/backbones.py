@@ -55,7 +55,7 @@ class Backbone(nn.Module):
             model.config.mask_ratio = 0.0
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embeddings.
+        """Return the embeddings of pictures.
 
         Args:
             pixels: float[B,3,size,size], scaled as `preprocess` says.

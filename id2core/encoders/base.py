@@ -49,7 +49,7 @@ class Encoder:
 
     @functools.cached_property
     def latent_size(self) -> int:
-        """n: how many numbers a latent has."""
+        """Number of values in a latent, n."""
         size = self.preprocess.size
         return int(self.encode(np.zeros((1, size, size, 3), np.uint8)).shape[1])
 

@@ -36,7 +36,7 @@ _NOISE = 1e-2
 
 
 def pdq(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """PDQ hashes of pictures.
+    """Compute the PDQ hashes of pictures.
 
     A flat picture has only zeros. A picture's hash does not depend on the others in the batch.
 

@@ -14,7 +14,7 @@ from id2core.store.storage import Object
 
 @dataclass(frozen=True)
 class Picture:
-    """One object, read and decoded."""
+    """A picture of a listed object, read and decoded."""
 
     obj: Object
     image_id: str

@@ -49,7 +49,7 @@ class Record:
 
     @property
     def ids(self) -> EncoderIds:
-        """The ids as rows have them."""
+        """Return the ids as columns of a row."""
         return EncoderIds(self.encoder_id, self.preprocess.preprocess_id)
 
     def to_json(self) -> bytes:

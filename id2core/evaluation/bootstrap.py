@@ -21,7 +21,7 @@ Statistic = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
 
 def intervals(statistic: Statistic, queries: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """The central 95% interval of each of m measures.
+    """Return the central 95% interval of each of m measures.
 
     Args:
         statistic: its NaN is a measure that a resample does not have; such resamples are left out.

@@ -112,7 +112,7 @@ class Evaluation:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; the ks of `recall` as text."""
+        """Return the fields for JSON; the ks of `recall` become text."""
         return asdict(self) | {"recall": {str(k): asdict(m) for k, m in self.recall.items()}}
 
 
@@ -131,7 +131,7 @@ class Comparison:
     difference: dict[str, Measure]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the fields for JSON."""
         difference = {name: asdict(measure) for name, measure in self.difference.items()}
         return {"first": self.first.to_dict(), "second": self.second.to_dict(), "difference": difference}
 
@@ -170,7 +170,7 @@ def read(
     score: ScoreColumn | None = None,
     image_ids: Mapping[str, str] | None = None,
 ) -> Answers:
-    """Set the matches of one run against the truth.
+    """Compare the matches of one run with the truth.
 
     Args:
         matches: columns query_uri, reference_uri, rank and the scores of `schemas.MATCHES`; reference_id

@@ -54,7 +54,7 @@ class Predictions:
 
     @property
     def queries(self) -> int:
-        """n, the number of queries."""
+        """Number of queries, n, with an origin or without."""
         return len(self.has_origin)
 
     @property

@@ -52,7 +52,7 @@ def read(tables: Iterable[pa.Table], truth: Truth, image_ids: Mapping[str, str])
 
 
 class GroupMeasures(BaseModel):
-    """A group of queries.
+    """Measures of one group of queries.
 
     Attributes:
         uploads: queries of the group.

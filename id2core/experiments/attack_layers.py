@@ -41,7 +41,7 @@ AVATAR = (90, 130, 200, 255)
 
 
 def text_layer(size: tuple[int, int], text: str, opacity: float) -> Image.Image:
-    """Tilted copies of a text, again and again.
+    """Draw a layer of tilted, repeated copies of a text.
 
     Args:
         size: width and height in pixels.
@@ -96,20 +96,20 @@ class _Pen:
     units_wide: float
 
     def at(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
-        """The pixel positions of points."""
+        """Return the pixel positions of points."""
         return [(x * self.unit, self.middle + y * self.unit) for x, y in points]
 
     def disc(self, x: float, y: float, radius: float, color: Color) -> None:
-        """A filled circle around a point."""
+        """Draw a filled circle around a point."""
         self.draw.ellipse(self.at((x - radius, y - radius), (x + radius, y + radius)), fill=color)
 
     def outline(self, *points: tuple[float, float]) -> None:
-        """A closed line in ink."""
+        """Draw a closed line in the color of ink."""
         thick = max(1, round(self.unit * 0.2))
         self.draw.line(self.at(*points, points[0]), fill=self.theme.ink, width=thick, joint="curve")
 
     def text(self, x: float, y: float, words: str, size: float, color: Color) -> None:
-        """A line of text that begins at x and is centered on y."""
+        """Draw a line of text that begins at x and is centered on y."""
         font = ImageFont.load_default(max(1, size * self.unit))
         self.draw.text(self.at((x, y))[0], words, fill=color, font=font, anchor="lm")
 

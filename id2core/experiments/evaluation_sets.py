@@ -127,7 +127,7 @@ class EvaluationSet:
 
     @classmethod
     def load(cls, root: Path) -> EvaluationSet:
-        """Open a folder.
+        """Open the folder of an evaluation set.
 
         Raises:
             ExperimentError: it is no evaluation set.
@@ -154,7 +154,7 @@ class EvaluationSet:
         return all(Dataset.find(self.dataset(name)) for name in names)
 
     def by(self, encoder: str) -> EvaluationSet:
-        """Return the same pictures by another encoder."""
+        """Return the evaluation set of the same pictures by another encoder."""
         return replace(self, encoder=encoder)
 
     def encoders(self) -> list[str]:

@@ -59,7 +59,7 @@ class Methods:
         return self._pairs[model]
 
     def raw(self) -> Transform:
-        """Return the identity."""
+        """Return the identity, which compares raw latents."""
         return Transform()
 
     def recipe(self, model: str, config: GradientConfig | None = None, name: str = "recipe") -> Transform:
@@ -71,7 +71,7 @@ class Methods:
         return self._gradient(model, GradientConfig(), "both", self.closed(model))
 
     def closed(self, model: str, m: int = 512) -> Transform:
-        """Return the W in closed form."""
+        """Return the W with m columns in closed form (LDA with shrinkage)."""
         path = self._folder(model, f"closed-{m}") / gradient.WEIGHTS
         if not path.exists():
             started = time.monotonic()
@@ -80,7 +80,7 @@ class Methods:
         return load_transform(str(path))
 
     def seconds(self, transform: Transform) -> float:
-        """Return how many seconds its training took."""
+        """Return the seconds that the training of a W took; 0 for the identity."""
         return float(transform.metadata.get(_SECONDS, 0.0))
 
     def _gradient(self, model: str, config: GradientConfig, name: str, start: Transform | None) -> Transform:

@@ -119,7 +119,7 @@ def lay_out(
     if not links[DISTRACTORS]:
         raise ReaderError(
             f"all {len(pool)} references below {places[0]} are origins of queries: the others, which "
-            "queries are to be told from, are missing"
+            "queries are compared with, are missing"
         )
     links |= {role: {uri: _flat(uri, *places) for uri in pair_set.truth} for role, pair_set in sets.items()}
     for role, wanted in links.items():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Values = Sequence[float | None]
 Series = Mapping[str, Values]
 
-# Okabe and Ito's palette without its yellow, which is too pale for lines: told apart by the color-blind too.
+# Okabe and Ito's palette without its yellow, which is too pale for lines. The color-blind can distinguish it.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vPX"
 _GREY = "#555555"

@@ -27,7 +27,7 @@ _DECORATOR = "experiment"
 
 @dataclass(frozen=True)
 class Experiment:
-    """One declaration.
+    """What a module declares of its experiment.
 
     Attributes:
         name: such as `t3`.

@@ -1,4 +1,4 @@
-"""What a scan says of itself: the content of `summary.json`."""
+"""Models of `summary.json`: the facts of a scan."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Verdicts = dict[str, int]
 
 
 class Facts(BaseModel):
-    """A part of the summary."""
+    """Base of the models in `summary.json`: frozen, with JSON names as aliases."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
 
 class TransformFacts(Facts):
-    """The transform in use.
+    """The transform that a scan used.
 
     Attributes:
         id: transform_id.
@@ -55,7 +55,7 @@ class ScanConfig(Facts):
 
 
 class ScanFacts(Facts):
-    """What is known of a scan besides its data sets.
+    """Facts of a scan that are not in its data sets.
 
     Attributes:
         run_id: the execution that made the report.
@@ -124,7 +124,7 @@ class Places(Facts):
 
 
 class ScanSummary(ScanFacts):
-    """A scan: what `summary.json` holds.
+    """The content of `summary.json`: ids, counts, verdicts and scores of a scan.
 
     Scores (normalized ones where there are some, as `scores_are` says) and verdicts are summed up over each
     query's best reference (rank 1).
@@ -172,7 +172,7 @@ class ScanSummary(ScanFacts):
 
     @property
     def with_truth(self) -> bool:
-        """Whether the scan was measured against a truth."""
+        """True where the scan was compared with a truth file."""
         return self.measures is not None
 
     @property

@@ -18,7 +18,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The data of a scan.
+    """The data sets, truth and facts that a report is made from.
 
     Attributes:
         matches: the matches data set.
@@ -70,7 +70,7 @@ class ReportInputs:
 
     @property
     def places(self) -> Places:
-        """Where the data sets are; `open` is the inverse."""
+        """Return the URIs of the data sets, from which `open` opens them again."""
         return Places(
             matches=self.matches.uri,
             search_run=self.search_run,
@@ -82,7 +82,7 @@ class ReportInputs:
 
     @property
     def rejects(self) -> dict[str, Dataset | None]:
-        """Side → its rejects."""
+        """Return the rejects of the `reference` and the `queries` corpus."""
         return {"reference": self.reference_rejects, "queries": self.query_rejects}
 
     @property

@@ -75,7 +75,7 @@ def _visible(value: Any) -> Any:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | None]:
-    """A nested configuration as one level of dotted names."""
+    """Flatten a nested configuration to one level of dotted names."""
     flat: dict[str, str | None] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -139,7 +139,7 @@ def _best_queries(rows: pa.Table, count: int) -> list[str]:
 
 
 def _listed(embeddings: Dataset, wanted: set[str]) -> dict[str, dict[str, Any]]:
-    """URI → what is needed to show the object."""
+    """Return the columns that show an object, by URI."""
     columns = ["image_id", "uri", "generation", "bytes", "width", "height"]
     return {row["uri"]: row for row in rows_of(embeddings, wanted, columns)}
 
@@ -166,7 +166,7 @@ def _thumbnail(row: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _data_uri(square: Image.Image, width: int, height: int, side: int) -> str:
-    """The stretched picture, back in its own aspect ratio."""
+    """Return a stretched picture in its own aspect ratio, as a JPEG data URI."""
     scale = side / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     file = io.BytesIO()

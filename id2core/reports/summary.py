@@ -17,7 +17,7 @@ from id2core.store import schemas
 from id2core.verdicts.calibration import Verdict
 
 BIN_WIDTHS, MAX_BINS = (0.002, 0.005, 0.01, 0.02, 0.05), 40
-# Rank-1 scores are told apart by what the truth says of their query.
+# Rank-1 scores are grouped by what the truth says of their query.
 SERIES = ("origin", "no_origin", "unknown")
 
 
@@ -55,7 +55,7 @@ def summarize(inputs: ReportInputs) -> ScanSummary:
 
 
 class _Rank1Stats:
-    """What one pass over the matches leaves: each query's best score, and facts of the run.
+    """Each query's best score, and facts of the run, from one pass over the matches.
 
     Attributes:
         scores: float32[q], rank-1 scores.
@@ -98,17 +98,17 @@ class _Rank1Stats:
         self.verdicts.update((f"group:{group}", verdict) for group, verdict in pairs if group)
 
     def verdicts_of(self, *names: str) -> dict[str, int]:
-        """How many queries of some series or group have which verdict; empty where none has any."""
+        """Count the queries of some series or groups by verdict; empty where nothing was judged."""
         counts = {v.value: sum(self.verdicts[name, v] for name in names) for v in Verdict}
         return counts if self.verdicts else {}
 
     def of(self, name: str) -> NDArray[np.float32]:
-        """The scores of one of SERIES, or of `all`."""
+        """Return the rank-1 scores of one of SERIES, or of `all`."""
         return self.scores if name == "all" else self.scores[self.series == SERIES.index(name)]
 
 
 def _measures(inputs: ReportInputs, best: _Rank1Stats) -> dict[str, Any]:
-    """The fields of the summary that a truth adds."""
+    """Return the fields of the summary that a truth adds."""
     seen: set[str] = set()
     for dataset in filter(None, (inputs.query_embeddings, inputs.query_rejects)):
         seen |= {row["uri"] for row in rows_of(dataset, set(inputs.truth or {}), ["uri"])}
@@ -144,7 +144,7 @@ def _quantiles(scores: NDArray[np.float32]) -> Quantiles:
 
 
 def _histogram(best: _Rank1Stats, names: tuple[str, ...]) -> Histogram | None:
-    """Counts per series; None without scores."""
+    """Return counts of rank-1 scores per bin and series; None without scores."""
     if not best.scores.size:
         return None
     low = min(np.floor(best.scores.min() * 20) / 20, 0.95)

@@ -66,7 +66,7 @@ class Held:
 
     @property
     def datasets(self) -> list[Dataset]:
-        """Those that are there."""
+        """Return the data sets that exist."""
         return [dataset for dataset in (self.rows, self.rejects) if dataset]
 
     def committed_by(self, plan_id: str) -> str | None:

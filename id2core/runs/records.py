@@ -99,7 +99,7 @@ class Run(BaseModel):
 
 @dataclass
 class Recorder:
-    """What a running execution records of itself.
+    """The row of `runs/` of a running execution, with its counts and seconds.
 
     Attributes:
         out: the flow's `--out`; the row is in `runs/` below it.
@@ -210,7 +210,7 @@ def _order(run: Run) -> tuple[str, str]:
 
 
 def _this_process() -> list[Any]:
-    """Return what tells this process from every other: host, process id, when it was created."""
+    """Return what identifies this process: host, process id, when it was created."""
     process = psutil.Process()
     return [platform.node(), process.pid, process.create_time()]
 

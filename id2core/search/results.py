@@ -1,4 +1,4 @@
-"""What a search leaves."""
+"""The result of a search, as jobs pass it on."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def _client() -> Any:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """Bucket and name."""
+    """Return bucket and object name of a `gs://` URI."""
     bucket, _, name = uri.removeprefix(SCHEME).partition("/")
     return bucket, name
 

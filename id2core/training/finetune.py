@@ -1,4 +1,4 @@
-"""A vision backbone trained to tell origins apart: the similarity-based models of the paper's Table 3.
+"""A vision backbone trained to distinguish origins: the similarity-based models of the paper's Table 3.
 
 A class is an origin with its translations; the loss is Circle, a normalized softmax or CosFace over the
 embeddings, as for W. Pictures are stretched to the backbone's square, without augmentation. The paper names
@@ -123,7 +123,7 @@ class _Pictures:
         return len(self._sources)
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads that decode."""
         self._pool.shutdown(cancel_futures=True)
 
     def _decode(self, source: str | Path | bytes) -> NDArray[np.uint8]:
@@ -161,7 +161,7 @@ class _Model(nn.Module):
 
 
 class _Trainer(Loop[ResolvedFinetuneConfig]):
-    """Trains a backbone; see `finetune`."""
+    """One training of a backbone: batches, loss, optimizer and checkpoint of `finetune`."""
 
     def __init__(
         self, pictures: _Pictures, config: FinetuneConfig, out: Path, device: str, progress: OnStage
@@ -182,7 +182,7 @@ class _Trainer(Loop[ResolvedFinetuneConfig]):
         self.batches = Batches(pictures, classes, config.batch, config.per_class, None, config.seed)
 
     def close(self) -> None:
-        """End the threads that decode ahead."""
+        """Stop the threads that decode ahead."""
         self.batches.close()
         self.pictures.close()
 

@@ -197,7 +197,7 @@ class Trainer(Loop[ResolvedGradientConfig]):
         return float(self.config.rate(self.step // self.config.iterations))
 
     def stepped(self) -> None:
-        """Move the average."""
+        """Update the moving average of the weights after a step."""
         self.average.update_parameters(self.model)
         if self.writes:
             self.progress("training", self.step, self.config.steps)

@@ -100,7 +100,7 @@ class Loop(ABC, Generic[C]):
 
     @abstractmethod
     def measure(self) -> dict[str, float]:
-        """Return what the log has besides the loss."""
+        """Return the log's columns besides the loss, such as a validation score."""
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Build the optimizers, by their names in a checkpoint; all of them take every step, at one rate."""
@@ -128,7 +128,7 @@ class Loop(ABC, Generic[C]):
         """Prepare the first step of a run that is not resumed; a hook."""
 
     def stepped(self) -> None:
-        """Follow up on a step; a hook."""
+        """Run after each step; a hook for subclasses."""
 
     def state(self) -> dict[str, Stateful]:
         """Return everything with a `state_dict` that a checkpoint holds."""

@@ -27,7 +27,7 @@ class Moments:
         self._sum = np.zeros(n)
 
     def add(self, differences: NDArray[Any], origins: NDArray[Any]) -> None:
-        """Add a block.
+        """Add a block of differences and origins to the sums.
 
         Args:
             differences: float[P,n], latents of translations less those of their origins; P may be 0.
@@ -40,7 +40,7 @@ class Moments:
         self.origins += len(origins)
 
     def merge(self, other: Moments) -> None:
-        """Add what `other` has gathered from other data."""
+        """Add the sums of `other`, which come from other data."""
         self._differences += other._differences
         self._products += other._products
         self._sum += other._sum

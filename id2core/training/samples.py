@@ -93,7 +93,7 @@ class Batches:
         return self._waiting.pop(step).result()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread that draws batches ahead."""
         self._pool.shutdown(cancel_futures=True)
 
     def rows(self, step: int) -> tuple[Integers, Integers]:

@@ -28,6 +28,6 @@ class Scalars:
         self._writer.flush()
 
     def close(self) -> None:
-        """End the thread that writes."""
+        """Write what is left and stop the thread that writes."""
         if self._writer is not None:
             self._writer.close()

@@ -56,7 +56,7 @@ class Architecture:
 
 
 class Residual(nn.Module):
-    """Adds what a layer makes of its input to it."""
+    """A residual connection around a layer: x + layer(x)."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

@@ -170,7 +170,7 @@ class EndpointPrompts:
 
     @property
     def uri(self) -> str:
-        """Return nothing: there is no file."""
+        """Return an empty string, because no file holds these prompts."""
         return ""
 
     @property
