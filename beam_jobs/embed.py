@@ -31,7 +31,7 @@ class _Models:
         return row_ids(Record(self.encoder.encoder_id, self.encoder.preprocess).ids, self.transform)
 
 
-# One per process, whatever the number of DoFn instances and pipelines.
+# One per process, for any number of DoFn instances and pipelines.
 _SHARED = Shared()
 
 

@@ -49,7 +49,7 @@ def draw(path: Path, origins: int, each: int, size: int) -> None:
 
 
 def child(path: str, each: int, columns: int) -> None:
-    """One fit; prints what it took and found."""
+    """Fit once and print seconds, peak memory and the chosen settings."""
     from id2core.training import closed_form
     from id2core.training.pairs import Pairs
 

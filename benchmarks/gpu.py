@@ -2,9 +2,9 @@
 
 Run `python -m benchmarks.gpu [--only NAME …] [--seconds N] [--out FILE.json]`; prints a table. It needs
 torch, and per section what `NEEDS` lists; a section whose packages are missing is reported as skipped.
-`--tiny` runs small sizes on whatever device there is: it tries the script and measures nothing.
+`--tiny` runs small sizes on any device. It tries the script and measures nothing.
 
-No weights are downloaded. Stable Diffusion 2 stands here as its architecture with random weights, which
+No weights are downloaded. Stable Diffusion 2 is here its architecture with random weights, which
 costs the same arithmetic as the trained ones.
 """
 
@@ -882,7 +882,7 @@ def sd2_rates(run: Run, dtype: torch.dtype, with_bare: bool) -> None:
 
 
 def mini_rates(run: Run) -> None:
-    """The bundled mini-a by batch size, and the same bits whatever the neighbors."""
+    """The bundled mini-a by batch size, and the same bits with any neighbors."""
     from diffusers import AutoPipelineForImage2Image
 
     from id2core.translation import loading, models

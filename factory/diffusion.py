@@ -236,7 +236,7 @@ class Trainer(Loop[DiffusionConfig]):
 
     @torch.no_grad()
     def noise_error(self, batches: list[Batch]) -> float:
-        """Mean squared error of the predicted noise by the averaged weights, whatever the recipe predicts."""
+        """Mean squared error of the predicted noise by the averaged weights, for every kind of prediction."""
         errors = []
         for batch in batches:
             with autocast():

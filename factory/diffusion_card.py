@@ -35,7 +35,7 @@ STRENGTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 QUERIES = 200
 SHOWN_STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SHOWN_SIDE = 128
-# How the VAE of a model was made, where that is not told by a card of its own.
+# How the VAE of a model was made, where no card of its own says so.
 VAE_COMMANDS = {
     "mini-b": "python -m factory.vae --seed 7 --channels 16 48 64 96 --steps 4000 "
     "--photos PHOTOS --out VAE_RUN",

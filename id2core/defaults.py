@@ -1,4 +1,4 @@
-"""Defaults that settings and rooms share; each stands here and nowhere else."""
+"""Defaults that settings and rooms share, each defined only here."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def best_device() -> str:
 
 
 def usable_device(spec: str | None) -> torch.device:
-    """Return the device of that name; None and "auto" stand for the best one.
+    """Return the device of that name; None and "auto" mean the best one.
 
     Raises:
         OptionError: there is no such device here.

@@ -97,7 +97,7 @@ def _good_rasters() -> dict[str, bytes]:
         "png_palette.png": encode(palette, "PNG"),
         "png_palette_transparent.png": encode(palette, "PNG", transparency=0),
         "png_1bit.png": encode(scene.convert("1"), "PNG"),
-        "png_grey16.png": encode(Image.fromarray(deep_gray), "PNG"),
+        "png_gray16.png": encode(Image.fromarray(deep_gray), "PNG"),
         "png_rgb16.png": _deep_png(),
         "png_color_key.png": encode(scene, "PNG", transparency=scene.getpixel((0, 0))),
         "png_animated.png": encode(scene, "PNG", save_all=True, append_images=later),

@@ -115,7 +115,7 @@ class _Maker:
         )
 
     def _check_free(self, seen: str) -> None:
-        """Fail where the folder was filled with other data; the model that is trained on tells."""
+        """Raise where the folder has other data, which the name of the model trained on shows."""
         facts = self._place / evaluation_sets.FACTS
         if facts.exists() and EvaluationSet.load(self._place).seen != seen:
             raise ExperimentError(f"{self._place} holds other data ({facts}): choose another --data")

@@ -119,7 +119,7 @@ def load(source: str, subfolder: str | None = None, revision: str | None = None)
             processor = _processor(source, where)
     except EncoderError:
         raise
-    except Exception as error:  # the hub and the libraries below raise whatever their parts do
+    except Exception as error:  # the hub and the libraries below raise many kinds
         raise _failure(source, error) from error
     _keep_what_is_used(model, set(facts["missing_keys"]), source)
     return Backbone(model, processor).eval()

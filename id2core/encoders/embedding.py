@@ -176,6 +176,6 @@ def embed_part(
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda embedded, rejected: None,
 ) -> PartRecord:
-    """Embed one part into `out`: its two files, then its record. Repeated, it gives the same bytes."""
+    """Embed one part into `out`: its two files, then its record. A second call gives the same bytes."""
     stream = embed_objects(objects, encoder, transform, lineage, limits, progress)
     return parts.write(out, PRODUCT, objects, lineage, stream)

@@ -98,7 +98,7 @@ def config_of(place: Place) -> dict[str, Any] | None:
 
             path = Path(hf_hub_download(place.source, "/".join(parts), revision=place.revision))
         return dict(json.loads(path.read_bytes()))
-    except Exception:  # the hub's client raises whatever its parts do; loading the weights says what is wrong
+    except Exception:  # the client raises many kinds; loading the weights says what is wrong
         return None
 
 

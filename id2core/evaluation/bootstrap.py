@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-# Counts in one block of resamples: a few arrays of 8 MB, whatever the number of queries and resamples.
+# Counts in one block of resamples: a few arrays of 8 MB, for any number of queries and resamples.
 BLOCK_NUMBERS = 1 << 20
 
 # How often each query counts, int64[b,n] → m measures of each of the b resamples, float64[b,m].

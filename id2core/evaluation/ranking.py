@@ -187,7 +187,7 @@ def _weighted_pool(
     """
     relevant, order = _pooled(predictions)
     true = np.flatnonzero(relevant)
-    # What stands below the last true pair changes nothing; the rest is counted by the true pair that follows.
+    # Pairs below the last true pair change nothing. The others are counted by the true pair that follows.
     query = predictions.query[order[: true[-1] + 1 if len(true) else 0]]
     step = np.searchsorted(true, np.arange(len(query)))
     pairs = csr_array((np.ones_like(step), (step, query)), shape=(len(true), predictions.queries))

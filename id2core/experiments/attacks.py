@@ -184,7 +184,7 @@ def border(image: Image.Image, share: float, color: str = "white") -> Image.Imag
 def overlay(image: Image.Image, share: float, place: Literal["around", "over"] = "around") -> Image.Image:
     """Show the picture as a screenshot of a social-media app does.
 
-    Above it stand a phone's status bar and an account, below it buttons and a caption. What they show
+    A phone's status bar and an account are above it, buttons and a caption below it. What they show
     is the same for every picture.
 
     Args:

@@ -95,7 +95,7 @@ def corpus(subjects: list[str]) -> Iterator[str]:
 def invented(subjects: list[str], number: int, seed: int = 0) -> str:
     """Return the `number`-th prompt of an endless list of random looks and subjects.
 
-    What stands in for the creative prompts that a language model would write; small models know no other
+    They replace the creative prompts that a language model would write, because small models know no other
     words.
     """
     generator = np.random.default_rng((seed, number))

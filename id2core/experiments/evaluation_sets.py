@@ -115,7 +115,7 @@ class EvaluationSet:
         root: the folder.
         seen: model whose translations W is trained on.
         unseen: models that it is tested on besides.
-        encoder: name of another encoder, whose latents stand in `latents-NAME`.
+        encoder: name of another encoder, whose latents are in `latents-NAME`.
         specs: name of an encoder, empty for the first → what `load_encoder` takes; those that are known.
     """
 
@@ -284,7 +284,7 @@ def write_facts(root: Path, seen: str, unseen: Sequence[str], encoder: str, spec
 
 
 def _first(ids: list[str]) -> NDArray[np.int64]:
-    """Return where each id stands first, int64, ascending."""
+    """Return the first place of each id, int64, ascending."""
     return np.sort(np.unique(np.array(ids), return_index=True)[1])
 
 

@@ -28,21 +28,21 @@ Series = Mapping[str, Values]
 # Okabe and Ito's palette without its yellow, which is too pale for lines. The color-blind can distinguish it.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vPX"
-_GREY = "#555555"
+_GRAY = "#555555"
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": _GRAY,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
+    "xtick.color": _GRAY,
+    "ytick.color": _GRAY,
     "xtick.labelcolor": "black",
     "ytick.labelcolor": "black",
     "legend.frameon": False,
@@ -86,7 +86,7 @@ class Lines:
     """Lines: a measure against a strength, an intensity, a rank, a number of layers.
 
     Attributes:
-        x: P places, rising; or P names, then they stand at even distances.
+        x: P places, rising, or P names at even distances.
         series: name → P values; None leaves a gap.
         x_label, label: what the places and the values are, with their units.
         low, high: name → P ends of the interval, for any of the series.
@@ -147,7 +147,7 @@ def draw(plot: Plot, title: str = "") -> bytes:
 
     Args:
         plot: what to draw.
-        title: stands above it.
+        title: text above the plot.
 
     Raises:
         PlotError: matplotlib is not installed.
@@ -160,7 +160,7 @@ def draw(plot: Plot, title: str = "") -> bytes:
         raise PlotError("plots need the extra `experiments`: pip install 'id2[experiments]'") from error
     panels = plot if isinstance(plot, Panels) else Panels({"": plot}, columns=1)
     rows = math.ceil(len(panels.panels) / panels.columns)
-    with style.context(["default", _STYLE]):  # whatever a matplotlibrc says
+    with style.context(["default", _STYLE]):  # a matplotlibrc must not change the plots
         heights = [_height(one, panels.columns) for one in panels.panels.values()]
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
         figure = Figure(figsize=(_WIDTH, rows * max(heights) + 0.7), dpi=_DPI, layout=layout)

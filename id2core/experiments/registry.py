@@ -70,7 +70,7 @@ def titles() -> dict[str, str]:
 
 
 def select(names: Sequence[str]) -> list[str]:
-    """Return the names of experiments; `all` alone stands for every one.
+    """Return the names of experiments; `all` alone means every one.
 
     Raises:
         ExperimentError: there is no such experiment.

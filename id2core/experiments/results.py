@@ -1,7 +1,7 @@
 """What an experiment returns, and how it is written: Parquet, a table in Markdown, a plot.
 
 `write` makes three files of a result, named by its experiment; `collect` joins what a folder holds to one
-page. Figures are never written by hand: each stands with its date, the code, the machine and the data.
+page. Figures are never written by hand. Each has its date, the code, the machine and the data.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ rests on the singular values of two Ws being alike (Observation 1, Table 1). Tha
 unlike (Section 5.3, Table 4) shows that it is not a shared encoder that makes W general.
 
 A small ‖T·W‖ and like singular values are weak evidence: a W that shrinks everything has the one, two
-matrices of random numbers have the other. So beside each figure of the paper stands one of ours that such
+matrices of random numbers have the other. So each figure of the paper is beside one of ours that such
 a W does not pass; docstrings say which is whose. `dataclasses.asdict` of results without arrays is JSON-able.
 """
 

@@ -141,7 +141,7 @@ def _header(data: bytes) -> _Header | Reject:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
-    except Exception as error:  # whatever the parser throws, the file keeps its row
+    except Exception as error:  # the parser raises many kinds; the file keeps its row
         return Reject(Reason.CORRUPT, f"broken .npy header: {type(error).__name__}: {error}"[:500])
     return shape, fortran, dtype, file.tell()
 
@@ -161,7 +161,7 @@ def read_blocks(
 ) -> Iterator[FeatureBlock]:
     """Read feature files in threads, in the order given.
 
-    Memory holds one block and 256 files read ahead (8 kB a file of 4,096 numbers), whatever the number of
+    Memory holds one block and 256 files read ahead (8 kB a file of 4,096 numbers), for any number of
     files. `objects` is drawn from as reading goes on, so it may be a generator; the whole
     `storage.list_objects` of the release (2.1 million files) costs about 0.4 kB a file.
 
@@ -220,7 +220,7 @@ def import_features(
     """Make `OUT/embeddings` and `OUT/rejects` of a folder of feature files: latents to train W from.
 
     Interrupted and started again it goes on where it was; committed, it only lists. Class and index of a
-    row stand in its `uri`: `readers.OripidLayout.label`.
+    row are in its `uri`: `readers.OripidLayout.label`.
 
     Args:
         folder: folder or bucket prefix; every object below it becomes a row or a reject.

@@ -110,7 +110,7 @@ def import_training(
     (`planning`), about 1 kB a file.
 
     Args:
-        features: folder or bucket prefix of `.npy` files; class and index stand in the names.
+        features: folder or bucket prefix of `.npy` files; class and index are in the names.
         out: parent of the three data sets.
         encoder_id, transform, latent_size: as `feature_files.import_features` takes them.
         layout: how files are named. Of two files of one class and index the first in the data set counts.
@@ -193,7 +193,7 @@ def _pair(
         return PairCounts.model_validate(last.runs[run_id]), run_id, False
     if not embeddings.rows:
         raise ReaderError(
-            f"none of {plan.listed} files below {plan.source} holds a latent; the reasons stand in "
+            f"none of {plan.listed} files below {plan.source} holds a latent; the reasons are in "
             f"{storage.join(plan.out, REJECTS)}"
         )
     classes = _classes(embeddings, layout)

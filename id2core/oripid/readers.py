@@ -1,7 +1,7 @@
 """Readers for public data sets: each gives references, queries and which query comes from which reference.
 
 `PairSet` is the common form; `PairSet.write_truth` makes the truth file that `id2 scan --truth` takes.
-Which facts about a data set are known, and which are assumed and so can be set, stands at each reader.
+Each reader says which facts about its data set are known, and which are assumed and so can be set.
 Pictures are not decoded here: what cannot be decoded becomes a reject when it is embedded.
 """
 
@@ -273,7 +273,7 @@ def read_oripid_test(
 
 @dataclass(frozen=True)
 class _Edit:
-    """A line of the annotations: URIs of source and target, the request, and where it stands."""
+    """A line of the annotations: URIs of source and target, the request, and its place in the file."""
 
     source: str
     target: str

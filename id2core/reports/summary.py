@@ -116,7 +116,7 @@ def _measures(inputs: ReportInputs, best: _Rank1Stats) -> dict[str, Any]:
     # system that rejects what it finds hard must not score better for it.
     asked = {query: origin for query, origin in (inputs.truth or {}).items() if query in seen}
     rows = rows_of(inputs.reference_embeddings, set(filter(None, asked.values())), ["image_id", "uri"])
-    # By content and not by URI: the same picture may stand at several URIs, and any of them is right.
+    # By content and not by URI, because the same picture may be at several URIs, and any of them is right.
     ids = {row["uri"]: row["image_id"] for row in rows}
     answers = streaming.read(match_tables(inputs, streaming.COLUMNS), asked, ids)
     measures = metrics.measure(answers)

@@ -14,7 +14,7 @@ from id2core.training.ranks import Ranks
 class PartialCosFace(nn.Module):
     """CosFace in which a subset of the K classes takes part: a step costs as much as these do.
 
-    Gradients are sparse, so that the other centers stand still.
+    Gradients are sparse, so that the other centers do not move.
     """
 
     def __init__(self, classes: int, size: int, scale: float, margin: float) -> None:

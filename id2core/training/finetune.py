@@ -46,7 +46,7 @@ Labeled = tuple[str | Path | bytes, str]
 
 
 class BackboneReport(BaseModel):
-    """What stands beside the weights of a trained backbone.
+    """The content of `finetune.json`, beside the weights of a trained backbone.
 
     Attributes:
         recipe: options and inputs of the training.

@@ -51,7 +51,7 @@ def load(model: DiffusionModel, device: str = "auto", dtype: str = "auto") -> Tr
             return kind(model, settle(pipeline, where, slicing), revision)
     except TranslatorError:
         raise
-    except Exception as error:  # the hub and the libraries below raise whatever their parts do
+    except Exception as error:  # the hub and the libraries below raise many kinds
         raise _failure(model, error) from error
 
 

@@ -60,17 +60,26 @@ class PromptSettings(BaseSettings):
     )
 
     # Without a default: nobody's pictures go to a service that they did not name.
-    base_url: str = Field(default="", description="address of the endpoint, up to and with /v1")
-    model: str = Field(default="", description="name of a model that takes pictures")
-    api_key: SecretStr | None = Field(default=None, description="Bearer token; none for servers without keys")
-    request: str = Field(
-        default=prompt_dialogue.REQUEST, description="what is asked; {count} stands for the number"
+    base_url: str = Field(default="", description="Address of the endpoint, up to and with /v1.")
+    model: str = Field(default="", description="Name of a model that takes pictures.")
+    api_key: SecretStr | None = Field(
+        default=None, description="Bearer token. None for servers without keys."
     )
-    count: int = Field(default=20, ge=1, description="prompts asked for at once, at least")
-    timeout_seconds: float = Field(default=120.0, gt=0, description="how long a server may be silent")
-    attempts: int = Field(default=6, ge=1, description="how often to ask before an image is rejected")
-    concurrency: int = Field(default=8, ge=1, description="simultaneous requests of one process")
-    retry_seconds: float = Field(default=1.0, gt=0, description="wait before attempt 2; then it doubles")
+    request: str = Field(
+        default=prompt_dialogue.REQUEST,
+        description="Text of the request. {count} is replaced by the number of prompts.",
+    )
+    count: int = Field(default=20, ge=1, description="Prompts per request, at least.")
+    timeout_seconds: float = Field(
+        default=120.0, gt=0, description="Longest silence of the server, in seconds."
+    )
+    attempts: int = Field(default=6, ge=1, description="Requests for an image before it is rejected.")
+    concurrency: int = Field(default=8, ge=1, description="Simultaneous requests of one process.")
+    retry_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        description="Pause before attempt 2, in seconds. It doubles for each further attempt.",
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -93,7 +102,7 @@ def connect(out: str) -> EndpointPrompts:
     """Connect to the endpoint that the environment names; answers are stored below `out`.
 
     Raises:
-        PromptError: settings are missing or senseless.
+        PromptError: settings are missing or out of bounds.
     """
     try:
         settings = PromptSettings()
@@ -183,7 +192,7 @@ class EndpointPrompts:
     ) -> list[str] | Reject:
         """Return the first `count` prompts for a picture, or fewer if the model gives fewer.
 
-        The model is asked for `settings.count` prompts (or `count`, if that is more) whatever `count` is,
+        The model is asked for `settings.count` prompts (or `count`, if that is more) for any `count`,
         so that the prompts of a smaller count are the beginning of those of a larger one and cost nothing.
 
         Args:

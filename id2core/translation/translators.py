@@ -77,7 +77,7 @@ class Translator(ABC):
     """
 
     loader: ClassVar[str] = "StableDiffusionPipeline"
-    # Names in `model_index.json`; empty: whatever the loader takes.
+    # Names in `model_index.json`; empty: any that the loader takes.
     accepts: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 
     def __init__(self, model: DiffusionModel, pipeline: Any, revision: str) -> None:
@@ -160,7 +160,7 @@ class Translator(ABC):
         # Pillow's bilinear filter widens with the scale: it is the antialiased one.
         inputs = [image.resize(square, Image.Resampling.BILINEAR) for image in images]
         inputs += [Image.new("RGB", square)] * spare
-        # On the CPU whatever the device: a seed then means the same noise on each of them.
+        # On the CPU for every device, so that a seed means the same noise on each of them.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in [*seeds, *[0] * spare]]
         with self._lock, quiet(), torch.inference_mode():
             pixels = self._impl(inputs, [*prompts, *[""] * spare], generators)[:count]
@@ -208,7 +208,7 @@ class SDEdit(Translator):
     def _impl(
         self, images: list[Image.Image], prompts: list[str], generators: list[torch.Generator]
     ) -> NDArray[np.float32]:
-        # Stable Diffusion 3 and Kolors go by their native size unless told; the others by the pictures'.
+        # Stable Diffusion 3 and Kolors use their native size by default; the others by the pictures'.
         sides = {name: self.model.size for name in ("height", "width") if name in self._parameters}
         output = self.pipeline(
             prompt=prompts,
@@ -259,7 +259,7 @@ class DdimStep:
 class DdimTranslator(Translator):
     """What inversion needs of a Stable Diffusion pipeline: latents, noise, and the steps between.
 
-    Latents are float64 whatever the networks' dtype: inversions live on small differences.
+    Latents are float64 for every dtype of the networks, because inversions live on small differences.
     """
 
     def __init__(self, model: DiffusionModel, pipeline: Any, revision: str) -> None:
