@@ -186,11 +186,11 @@ def run(job: Job, beam_arguments: Sequence[str] = ()) -> Committed:
     plan = job.plan
     tally.start(job.stage, plan.objects)
     if not plan.committed:
-        here = runners.is_in_process(beam_arguments)
-        if here and plan.parts:  # a model that cannot be loaded is an error of its own, and not one of Beam's
+        in_process = runners.is_in_process(beam_arguments)
+        if in_process and plan.parts:  # a model that cannot be loaded is an error of its own, not Beam's
             job.check(job.maker.load())
         with (
-            nullcontext() if here else _counted_by_records(job),
+            nullcontext() if in_process else _counted_by_records(job),
             runners.running(beam_arguments) as pipeline,
         ):
             build(pipeline, job)

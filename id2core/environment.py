@@ -213,14 +213,14 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     libraries = (diffusers_logging, transformers_logging)
-    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    settings = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+        for library, (verbosity, bars) in zip(libraries, settings, strict=True):
             library.set_verbosity(verbosity)
             if bars:
                 library.enable_progress_bar()

@@ -97,10 +97,10 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
         truth = dict.fromkeys(matches["query_uri"].unique().to_pylist())
     chosen, tuning = None, None
     if corpora.background:
-        beside = _search_background(request, corpora, corpora.background, w)
-        chosen, tuning, truth = _normalization(request, corpora, matches, beside, truth)
+        background_matches = _search_background(request, corpora, corpora.background, w)
+        chosen, tuning, truth = _normalization(request, corpora, matches, background_matches, truth)
         if chosen:
-            matches = normalize_matches(matches, beside, chosen)
+            matches = normalize_matches(matches, background_matches, chosen)
     made = calibration.calibrate(
         calibration.best_scores(matches, truth, "normalized_score" if chosen else "score"),
         match=request.match,
@@ -114,7 +114,11 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
 
 
 def _normalization(
-    request: CalibrateRequest, corpora: _Corpora, matches: pa.Table, beside: pa.Table, truth: Truth
+    request: CalibrateRequest,
+    corpora: _Corpora,
+    matches: pa.Table,
+    background_matches: pa.Table,
+    truth: Truth,
 ) -> tuple[Normalization | None, Tuning | None, Truth]:
     """How to normalize, how it was tuned where it was, and the truth of queries that were not tuned on."""
     assert corpora.background
@@ -132,7 +136,7 @@ def _normalization(
     )
     tuning = normalization.tune(
         answers,
-        beside,
+        background_matches,
         background_id,
         normalization.FACTORS if request.factor is None else (request.factor,),
         normalization.KS if request.k is None else (request.k,),

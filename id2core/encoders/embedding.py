@@ -103,12 +103,12 @@ class _RowGroup:
         if not self._rows:
             self._latents = np.empty((self._capacity, latents.shape[1]), np.float16)
             self._descriptors = np.empty((self._capacity, descriptors.shape[1]), np.float32)
-        here = slice(len(self._rows), len(self._rows) + len(rows))
-        self._latents[here], self._descriptors[here] = latents, descriptors
+        added = slice(len(self._rows), len(self._rows) + len(rows))
+        self._latents[added], self._descriptors[added] = latents, descriptors
         self._rows += [_facts(picture) for picture in rows]
 
     def take(self) -> pa.RecordBatch:
-        """All rows so far; the group is empty afterwards."""
+        """Return all rows so far, and empty the group."""
         rows, self._rows = self._rows, []
         latents, descriptors = self._latents[: len(rows)], self._descriptors[: len(rows)]
         columns: dict[str, Any] = {

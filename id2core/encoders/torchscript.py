@@ -38,14 +38,14 @@ def sidecar(path: Path) -> Preprocess:
     Raises:
         EncoderError: it says something else.
     """
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
+    settings_file = path.with_suffix(".json")
+    if not settings_file.is_file():
         return Preprocess()
     try:
-        raw = json.loads(beside.read_text())
+        raw = json.loads(settings_file.read_text())
         default = Preprocess()
         r, g, b = raw.get("mean", default.mean)
         sr, sg, sb = raw.get("std", default.std)
         return Preprocess(int(raw.get("size", default.size)), (r, g, b), (sr, sg, sb))
     except (ValueError, TypeError, AttributeError) as error:
-        raise EncoderError(f"{beside}: expected size, mean and std: {error}") from error
+        raise EncoderError(f"{settings_file}: expected size, mean and std: {error}") from error

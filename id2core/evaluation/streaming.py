@@ -33,14 +33,18 @@ def read(tables: Iterable[pa.Table], truth: Truth, image_ids: Mapping[str, str])
     for table in tables:
         if not table.num_rows:
             continue
-        here = {query: truth[query] for query in table["query_uri"].unique().to_pylist() if query in truth}
-        known = {origin: image_ids[origin] for origin in here.values() if origin and origin in image_ids}
-        answers = metrics.read(table, here, image_ids=known)
+        table_truth = {
+            query: truth[query] for query in table["query_uri"].unique().to_pylist() if query in truth
+        }
+        known = {
+            origin: image_ids[origin] for origin in table_truth.values() if origin and origin in image_ids
+        }
+        answers = metrics.read(table, table_truth, image_ids=known)
         places = np.array([numbers[query] for query in answers.queries], np.int64)
         p = answers.predictions
         parts.append((places[p.query], p.score, p.relevant))
         score = answers.score
-        answered += len(here)
+        answered += len(table_truth)
         others += answers.counts.not_in_truth
         deepest = max(deepest, answers.budget.per_query)
     query, scores, relevant = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -85,8 +85,8 @@ class Result:
             raise ValueError("a result has no rows; an experiment that cannot run is `Skipped`")
         for column in self.columns:
             if column.key not in self.table.column_names:
-                there = ", ".join(self.table.column_names)
-                raise ValueError(f"a result has no column {column.key!r}, only {there}")
+                names = ", ".join(self.table.column_names)
+                raise ValueError(f"a result has no column {column.key!r}, only {names}")
 
     @functools.cached_property
     def table(self) -> pa.Table:
@@ -194,7 +194,7 @@ def collect(folder: str | os.PathLike[str], order: Mapping[str, str], target: st
         Markdown.
     """
     source, base = storage.normalize(folder), Path(storage.normalize(target)).parent
-    way = source if storage.is_remote(source) else Path(os.path.relpath(source, base)).as_posix()
+    link_root = source if storage.is_remote(source) else Path(os.path.relpath(source, base)).as_posix()
     pages = {name: _read_page(source, name, title) for name, title in order.items()}
     measured = [name for name, text in pages.items() if f"]({name}.parquet)" in text]
     head = (
@@ -205,7 +205,7 @@ def collect(folder: str | os.PathLike[str], order: Mapping[str, str], target: st
     )
     others = [f"`{name}`" for name in order if name not in measured]
     head += f". Missing: {', '.join(others)}." if others else "."
-    return "\n".join([head + "\n", *(_embedded(text, name, way) for name, text in pages.items())])
+    return "\n".join([head + "\n", *(_embedded(text, name, link_root) for name, text in pages.items())])
 
 
 def _check_name(name: str) -> None:
@@ -361,7 +361,7 @@ def _read_page(folder: str, name: str, title: str) -> str:
         return _skipped(title, f"`id2 experiment {name}` was not started")
 
 
-def _embedded(text: str, name: str, way: str) -> str:
+def _embedded(text: str, name: str, link_root: str) -> str:
     """Turn a page into a section, with links as seen from elsewhere."""
-    linked = re.sub(rf"\]\(({re.escape(name)}\.(?:png|parquet))\)", rf"]({way}/\1)", text)
+    linked = re.sub(rf"\]\(({re.escape(name)}\.(?:png|parquet))\)", rf"]({link_root}/\1)", text)
     return re.sub(r"\A# ", "## ", linked)

@@ -34,10 +34,10 @@ def figure_7(methods: Methods) -> Result | Skipped:
     started = time.monotonic()
     data, network = methods.data, methods.data.network()
     if network is None:
-        return Skipped(f"the encoder of the latents, {data.ids['encoder_id']}, is not here to encode with")
+        return Skipped(f"the encoder of the latents, {data.ids['encoder_id']}, is missing")
     files = [uri for model in data.models for uri in _pictures(data, model)[0]]
-    if gone := next((uri for uri in files if not Path(uri).is_file()), None):
-        return Skipped(f"pictures of the test are missing, for example {gone}")
+    if lost := next((uri for uri in files if not Path(uri).is_file()), None):
+        return Skipped(f"pictures of the test are missing, for example {lost}")
     transforms = {"closed form": methods.closed(data.seen), "VAE": methods.raw()}
     rows = [row for model in data.models for row in _attacked(data, model, network, transforms)]
     return Result(
@@ -119,22 +119,22 @@ def _encode(files: list[str], network: Encoder, attack: str) -> NDArray[np.float
 def table_8(methods: Methods) -> Result | Skipped:
     """Measure Table 8: mAP and Acc by editing strength."""
     data = methods.data
-    there = [(s, model) for s in STRENGTHS for model in data.models if data.has(f"strength-{s}-{model}")]
-    if not there:
-        return Skipped("no translations of several strengths are there")
+    pairs = [(s, model) for s in STRENGTHS for model in data.models if data.has(f"strength-{s}-{model}")]
+    if not pairs:
+        return Skipped("translations of several strengths are missing")
     started = time.monotonic()
     transforms = {"closed form": methods.closed(data.seen), "recipe": methods.recipe(data.seen)}
     transforms["VAE"] = methods.raw()
     measured = {
         (s, model, name): evaluation_sets.closed_set(data.search(w, model, f"strength-{s}"))
-        for s, model in there
+        for s, model in pairs
         for name, w in transforms.items()
     }
     rows: list[Row] = [
         {"strength": s, "model": model, "method": name} | measures
         for (s, model, name), measures in measured.items()
     ]
-    strengths = sorted({s for s, _ in there})
+    strengths = sorted({s for s, _ in pairs})
     series = {
         f"{name}, {model}": [_percent(measured.get((s, model, name))) for s in strengths]
         for name in ("closed form", "VAE")
@@ -164,7 +164,7 @@ def _percent(measures: dict[str, Measure] | None) -> float | None:
 @experiment("t11", "Table 11: other paradigms", place=130)
 def table_11(methods: Methods) -> Result | Skipped:
     """Measure Table 11: other paradigms of translation."""
-    return _other_queries(methods, PARADIGMS, "no translations by another paradigm are there")
+    return _other_queries(methods, PARADIGMS, "translations by other paradigms are missing")
 
 
 @experiment("manual", "Manual edits (Table 3, right)", place=140)
@@ -175,8 +175,8 @@ def manual_edits(methods: Methods) -> Result | Skipped:
 
 def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Result | Skipped:
     data = methods.data
-    there = [kind for kind in kinds if data.has(f"{TEST}-{kind}")]
-    if not there:
+    measured = [kind for kind in kinds if data.has(f"{TEST}-{kind}")]
+    if not measured:
         return Skipped(reason)
     started = time.monotonic()
     rows = [
@@ -186,14 +186,14 @@ def _other_queries(methods: Methods, kinds: tuple[str, ...], reason: str) -> Res
             "of": len(data.queries(kind).latents),
         }
         | evaluation_sets.closed_set(data.search(w, kind))
-        for kind in there
+        for kind in measured
         for label, w in (
             ("Embeddings of VAE", methods.raw()),
             ("W, the paper's recipe", methods.recipe(data.seen)),
             ("W, closed form", methods.closed(data.seen)),
         )
     ]
-    missing = [kind for kind in kinds if kind not in there]
+    missing = [kind for kind in kinds if kind not in measured]
     return Result(
         rows,
         f"Queries are looked up among {len(data.references):,} pictures.",

@@ -279,15 +279,15 @@ def _rows(embeddings: Dataset, classes: _Classes, run_id: str, progress: OnStage
     """Yield the rows of translations, one table for each table of the data set."""
     start = 0
     for table in embeddings.tables(_COLUMNS):
-        here = slice(start, start + table.num_rows)
+        table_rows = slice(start, start + table.num_rows)
         start += table.num_rows
-        chosen = classes.members[here] >= 0
-        row_classes = pa.array(classes.members[here][chosen])
+        chosen = classes.members[table_rows] >= 0
+        row_classes = pa.array(classes.members[table_rows][chosen])
         own = table.filter(pa.array(chosen))
         columns = {name: own[name] for name in _COLUMNS} | {
             "origin_id": classes.origin_ids.take(row_classes),
             "origin_uri": classes.origin_uris.take(row_classes),
-            "number": pa.array(classes.numbers[here][chosen]),
+            "number": pa.array(classes.numbers[table_rows][chosen]),
         }
         yield _table(columns, own.num_rows, run_id)
         progress(STAGE, start, embeddings.rows)
