@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Read when torch starts its threads: with two test processes on two cores, one that waits must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import shutil
 import socket
 import subprocess
