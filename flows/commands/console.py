@@ -17,6 +17,7 @@ import id2
 from flows import progress
 from id2.options import Request
 from id2core.errors import ID2Error, OptionError, PrefectServerError
+from id2core.runs.execution import rank
 
 T = TypeVar("T")
 BAD_USAGE, INTERRUPTED = 2, 130
@@ -62,7 +63,7 @@ def flow_or_function(function: id2.Function[Any, T], request: Request, flow: str
         flow: `module:name` of the flow.
     """
     # Under torchrun the first process alone is the flow.
-    if not os.environ.get("PREFECT_API_URL") or os.environ.get("RANK", "0") != "0":
+    if not os.environ.get("PREFECT_API_URL") or rank():
         return function.run(request)
     quiet_prefect()
     module, _, name = flow.partition(":")

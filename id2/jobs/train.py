@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from id2.stages import stage
 from id2core import environment
 from id2core.encoders.embedding import EMBEDDINGS
 from id2core.errors import TrainError
+from id2core.runs.execution import rank
 from id2core.runs.progress import OnStage, into_tally, silent
 from id2core.runs.records import recorded
 from id2core.store import datasets, storage
@@ -57,11 +57,6 @@ def run(request: TrainRequest) -> TrainReport | None:
         for name, seconds in report.seconds.items():
             recorder.seconds[name] = seconds
     return report
-
-
-def rank() -> int:
-    """Return this process's number among those that `torchrun` has started; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
 
 
 class _Training:

@@ -39,19 +39,7 @@ def run(request: TranslateRequest) -> StagedJob | TranslateSummary:
             made = stage("translate", lambda: translate_job.run(job, recorder.execution, request.beam))
         truth = stage("write truth", lambda: write_truth(made.translations, job.out))
         recorder.count(listed=made.listed, translated=made.translated, rejected=made.rejected)
-    return TranslateSummary(
-        run_id=made.run_id,
-        listed=made.listed,
-        translated=made.translated,
-        rejected=made.rejected,
-        pictures=made.pictures,
-        model=made.model,
-        revision=made.revision,
-        recipe_id=made.recipe_id,
-        resumed=made.resumed,
-        truth=truth,
-        out=job.out,
-    )
+    return TranslateSummary.model_validate(vars(made) | {"truth": truth, "out": job.out})
 
 
 def write_truth(translations: Dataset, out: str) -> str:

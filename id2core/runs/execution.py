@@ -1,7 +1,8 @@
-"""One execution of a flow: its id, the same in every table that it writes."""
+"""One execution of a flow: its id, the same in every table that it writes, and the processes it has."""
 
 from __future__ import annotations
 
+import os
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,3 +29,8 @@ class Execution:
         """Return a new execution that starts now."""
         now = datetime.now(UTC).replace(microsecond=0)
         return Execution(f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}", now)
+
+
+def rank() -> int:
+    """Return this process's number among those that `torchrun` has started; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
