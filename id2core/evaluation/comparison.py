@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from id2core.errors import TruthError
 from id2core.evaluation import metrics
-from id2core.evaluation.metrics import Answers, Budget, Comparison, Counts, Evaluation, Measure, ScoreColumn
+from id2core.evaluation.metrics import Answers, Comparison, Evaluation, Measure
 from id2core.evaluation.truth_files import Truth
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
@@ -93,24 +92,13 @@ class EvaluationFacts(BaseModel):
     verdicts: dict[str, VerdictRate] | None = None
 
 
-class SystemReport(BaseModel):
-    """The measures of one system; `metrics.Evaluation` says what they mean."""
-
-    model_config = ConfigDict(frozen=True)
-
+class _SystemNames(BaseModel):
     name: str
     transform_id: str
-    mean_ap: Measure
-    accuracy: Measure
-    recall: dict[int, Measure]
-    micro_ap: Measure
-    recall_at_p90: Measure
-    threshold_at_p90: float | None
-    budget: Budget
-    counts: Counts
-    score: ScoreColumn
-    resamples: int
-    seed: int
+
+
+class SystemReport(Evaluation, _SystemNames):  # in JSON, the names come first
+    """The measures of one system, its name, and the transform that it ranks with."""
 
 
 class Difference(BaseModel):
@@ -167,14 +155,13 @@ def measure(systems: Sequence[System], *, resamples: int = metrics.RESAMPLES, se
     Raises:
         ValueError: they were not read against the same truth.
     """
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     compared: dict[tuple[str, str], Comparison] = {
-        (a.name, b.name): metrics.compare(a.answers, b.answers, **options)
+        (a.name, b.name): metrics.compare(a.answers, b.answers, resamples=resamples, seed=seed)
         for a, b in combinations(systems, 2)
     }
     return Results(
         tuple(systems),
-        tuple(metrics.measure(system.answers, **options) for system in systems),
+        tuple(metrics.measure(system.answers, resamples=resamples, seed=seed) for system in systems),
         {names: comparison.difference for names, comparison in compared.items()},
     )
 
@@ -311,7 +298,7 @@ def write(results: Results, out: str, facts: EvaluationFacts) -> EvaluateReport:
     report = EvaluateReport(
         **dict(facts),
         systems=[
-            SystemReport(name=system.name, transform_id=system.transform_id, **vars(evaluation))
+            SystemReport(name=system.name, transform_id=system.transform_id, **dict(evaluation))
             for system, evaluation in zip(results.systems, results.evaluations, strict=True)
         ],
         differences=[

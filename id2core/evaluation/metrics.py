@@ -11,13 +11,14 @@ picture at several URIs is one prediction, with its best score.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from id2core.evaluation import bootstrap, ranking
 from id2core.evaluation.ranking import Predictions
@@ -83,8 +84,7 @@ class Answers:
     score: ScoreColumn
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(BaseModel):
     """The measures of one system.
 
     Attributes:
@@ -99,6 +99,8 @@ class Evaluation:
         resamples, seed: of the bootstrap.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     mean_ap: Measure
     accuracy: Measure
     recall: dict[int, Measure]
@@ -110,10 +112,6 @@ class Evaluation:
     score: ScoreColumn
     resamples: int
     seed: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON; the ks of `recall` become text."""
-        return asdict(self) | {"recall": {str(k): asdict(m) for k, m in self.recall.items()}}
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,6 @@ class Comparison:
     first: Evaluation
     second: Evaluation
     difference: dict[str, Measure]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        difference = {name: asdict(measure) for name, measure in self.difference.items()}
-        return {"first": self.first.to_dict(), "second": self.second.to_dict(), "difference": difference}
 
 
 def evaluate(

@@ -96,8 +96,8 @@ def test_transforms_are_measured_on_the_same_uploads_and_compared(place: Place, 
     systems = by_name(report)
     known = truth_files.read(place("fresh.csv"), "/r", "/f")
     [matches] = exact.search(Dataset.open(place("references")), Dataset.open(place("fresh")), [good_w()])
-    expected = metrics.evaluate(matches, known).to_dict()
-    assert {name: systems[w][name] for name in expected} == json.loads(json.dumps(expected))
+    expected = metrics.evaluate(matches, known).model_dump(mode="json")
+    assert {name: systems[w][name] for name in expected} == expected
     assert systems[w]["mean_ap"]["value"] > 0.9 > systems["none"]["mean_ap"]["high"]
     [difference] = report["differences"]
     assert (difference["first"], difference["second"]) == ("none", w) and difference["mean_ap"]["high"] < 0

@@ -91,7 +91,7 @@ def test_the_golden_example() -> None:
     assert result.mean_ap.value == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert result.budget == metrics.Budget(per_query=2, pairs=4)
     assert set(result.recall) == {1}, "recall beyond two references per query was not measured"
-    assert json.loads(json.dumps(result.to_dict()))["recall"]["1"]["value"] == result.accuracy.value
+    assert json.loads(result.model_dump_json())["recall"]["1"]["value"] == result.accuracy.value
 
 
 def test_the_order_of_rows_and_of_equal_scores_changes_nothing() -> None:
@@ -283,7 +283,6 @@ def test_pairing_narrows_the_interval_of_a_difference() -> None:
     assert difference.low <= difference.value == one.value - other.value <= difference.high  # type: ignore[operator]
     unpaired = np.hypot(one.high - one.low, other.high - other.low)  # type: ignore[operator]
     assert difference.high - difference.low < 0.6 * unpaired  # type: ignore[operator]
-    json.dumps(result.to_dict())
     same = metrics.compare(answers(first), answers(first), resamples=50)
     assert set(same.difference.values()) == {metrics.Measure(0.0, 0.0, 0.0)}
 
