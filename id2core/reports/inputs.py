@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -101,10 +100,10 @@ def among(column: pa.ChunkedArray, wanted: Iterable[str]) -> pa.ChunkedArray:
     return pc.is_in(column, value_set=pa.array(list(wanted), pa.string()))
 
 
-def rows_of(dataset: Dataset, wanted: set[str], columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Read the rows of an embeddings or rejects data set whose `uri` is wanted."""
+def rows_of(dataset: Dataset, wanted: set[str], columns: list[str]) -> Iterator[pa.Table]:
+    """Read the rows of an embeddings or rejects data set whose `uri` is wanted, file by file."""
     for table in dataset.tables(columns) if wanted else ():
-        yield from table.filter(among(table["uri"], wanted)).select(columns).to_pylist()
+        yield table.filter(among(table["uri"], wanted)).select(columns)
 
 
 def read_rejects(rejects: Dataset | None) -> tuple[Counter[str], dict[str, list[dict[str, str]]]]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,7 +63,7 @@ def render(inputs: ReportInputs, summary: ScanSummary, max_pairs: int = 200) -> 
         summary=summary,
         pairs=_pairs(inputs, max_pairs),
         examples={side: read_rejects(rejects)[1] for side, rejects in inputs.rejects.items()},
-        made_with=_flat(summary.config.model_dump()),
+        made_with=dict(summary.config),
     )
 
 
@@ -74,61 +74,93 @@ def _visible(value: Any) -> Any:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | None]:
-    """Flatten a nested configuration to one level of dotted names."""
-    flat: dict[str, str | None] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str | None) else json.dumps(value)
-    return flat
+class _Match(NamedTuple):
+    """A row of `matches/`, as far as it is shown."""
+
+    query_uri: str
+    reference_id: str
+    reference_uri: str
+    rank: int
+    score: float
+    normalized_score: float | None
+    verdict: str | None
+    false_positive_rate: float | None
 
 
-def _pairs(inputs: ReportInputs, count: int) -> list[dict[str, Any]]:
-    """The best queries with their first references, pictures and truth, as the template shows them."""
-    ranked: dict[str, list[dict[str, Any]]] = {}
+class _Picture(NamedTuple):
+    """A row of `embeddings/`, as far as its picture is shown."""
+
+    image_id: str
+    uri: str
+    generation: str
+    bytes: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """An upload and its first references, as the template shows them.
+
+    Attributes:
+        uri, picture: of the upload; a picture as `_thumbnail` returns it.
+        rows: its matches, the best one first.
+        originals: reference_uri of each → picture.
+        truth: `hit`, `miss` or `none`; None where the truth does not name the upload.
+    """
+
+    uri: str
+    picture: dict[str, str]
+    rows: list[_Match]
+    originals: dict[str, dict[str, str]]
+    truth: str | None
+
+
+def _pairs(inputs: ReportInputs, count: int) -> list[_Pair]:
+    """The best queries with their first references, pictures and truth."""
+    ranked: dict[str, list[_Match]] = {}
     for row in _best_matches(inputs, count):
-        ranked.setdefault(row["query_uri"], []).append(row)
+        ranked.setdefault(row.query_uri, []).append(row)
     truth = {query: (inputs.truth or {})[query] for query in ranked if query in (inputs.truth or {})}
-    shown = {row["reference_uri"] for rows in ranked.values() for row in rows}
+    shown = {row.reference_uri for rows in ranked.values() for row in rows}
     queries = _listed(inputs.query_embeddings, set(ranked))
     references = _listed(inputs.reference_embeddings, shown.union(filter(None, truth.values())))
     with ThreadPoolExecutor(READ_THREADS) as pool:
         uploads = dict(zip(ranked, pool.map(_thumbnail, map(queries.get, ranked)), strict=True))
         originals = dict(zip(shown, pool.map(_thumbnail, map(references.get, shown)), strict=True))
     return [
-        {
-            "uri": query,
-            "picture": uploads[query],
-            "rows": [row | {"picture": originals[row["reference_uri"]]} for row in rows],
-            "truth": _against_truth(truth[query], rows[0], references) if query in truth else None,
-        }
+        _Pair(
+            uri=query,
+            picture=uploads[query],
+            rows=rows,
+            originals={row.reference_uri: originals[row.reference_uri] for row in rows},
+            truth=_against_truth(truth[query], rows[0], references) if query in truth else None,
+        )
         for query, rows in ranked.items()
     ]
 
 
-def _against_truth(origin: str | None, best: dict[str, Any], references: dict[str, dict[str, Any]]) -> str:
+def _against_truth(origin: str | None, best: _Match, references: dict[str, _Picture]) -> str:
     if not origin:
         return "none"
     row = references.get(origin)
-    return "hit" if row and row["image_id"] == best["reference_id"] else "miss"
+    return "hit" if row and row.image_id == best.reference_id else "miss"
 
 
-def _best_matches(inputs: ReportInputs, count: int) -> list[dict[str, Any]]:
+def _best_matches(inputs: ReportInputs, count: int) -> list[_Match]:
     """Rows up to rank SHOWN_RANKS of the `count` queries with the best scores, in that order.
 
     The normalized score decides where there is one: verdicts are drawn from it.
     """
-    columns = ["query_uri", "reference_id", "reference_uri", "rank"]
-    columns += ["score", "normalized_score", "verdict", "false_positive_rate"]
+    columns = list(_Match._fields)
     kept = schemas.MATCHES.empty_table().select(columns)
     for table in match_tables(inputs, columns):
         first = table.filter(pc.less_equal(table["rank"], SHOWN_RANKS))
         kept = pa.concat_tables([kept, first.select(columns)])
         kept = kept.filter(among(kept["query_uri"], _best_queries(kept, count)))
     place = {query: i for i, query in enumerate(_best_queries(kept, count))}
-    return sorted(kept.to_pylist(), key=lambda row: (place[row["query_uri"]], row["rank"]))
+    rows = [_Match(**row) for row in kept.to_pylist()]
+    return sorted(rows, key=lambda row: (place[row.query_uri], row.rank))
 
 
 def _best_queries(rows: pa.Table, count: int) -> list[str]:
@@ -138,20 +170,20 @@ def _best_queries(rows: pa.Table, count: int) -> list[str]:
     return list(ordered["query_uri"].slice(0, count).to_pylist())
 
 
-def _listed(embeddings: Dataset, wanted: set[str]) -> dict[str, dict[str, Any]]:
-    """Return the columns that show an object, by URI."""
-    columns = ["image_id", "uri", "generation", "bytes", "width", "height"]
-    return {row["uri"]: row for row in rows_of(embeddings, wanted, columns)}
+def _listed(embeddings: Dataset, wanted: set[str]) -> dict[str, _Picture]:
+    """Return what shows an object, by URI."""
+    tables = rows_of(embeddings, wanted, list(_Picture._fields))
+    return {row["uri"]: _Picture(**row) for table in tables for row in table.to_pylist()}
 
 
-def _thumbnail(row: dict[str, Any] | None) -> dict[str, str]:
+def _thumbnail(row: _Picture | None) -> dict[str, str]:
     """A picture's `large` and `small` data URIs, or why it is `missing`. Never raises.
 
     Only the very version that was compared is shown: another one at its URI would mislead.
     """
     if row is None:
         return {"missing": GONE}
-    data = storage.read_object(Object(row["uri"], row["generation"], row["bytes"]), row["bytes"])
+    data = storage.read_object(Object(row.uri, row.generation, row.bytes), row.bytes)
     decoded = (
         data
         if isinstance(data, Reject)
@@ -160,9 +192,7 @@ def _thumbnail(row: dict[str, Any] | None) -> dict[str, str]:
     if isinstance(decoded, Reject):
         return {"missing": CHANGED if decoded.reason is Reason.CHANGED else GONE}
     square = Image.fromarray(decoded.pixels)
-    return {
-        name: _data_uri(square, row["width"], row["height"], side) for name, side in THUMBNAIL_PIXELS.items()
-    }
+    return {name: _data_uri(square, row.width, row.height, side) for name, side in THUMBNAIL_PIXELS.items()}
 
 
 def _data_uri(square: Image.Image, width: int, height: int, side: int) -> str:

@@ -111,13 +111,16 @@ def _measures(inputs: ReportInputs, best: _Rank1Stats) -> dict[str, Any]:
     """Return the fields of the summary that a truth adds."""
     seen: set[str] = set()
     for dataset in filter(None, (inputs.query_embeddings, inputs.query_rejects)):
-        seen |= {row["uri"] for row in rows_of(dataset, set(inputs.truth or {}), ["uri"])}
+        for rows in rows_of(dataset, set(inputs.truth or {}), ["uri"]):
+            seen.update(rows["uri"].to_pylist())
     # A rejected query is not left out: an origin that an unreadable upload hides was not found, and a
     # system that rejects what it finds hard must not score better for it.
     asked = {query: origin for query, origin in (inputs.truth or {}).items() if query in seen}
-    rows = rows_of(inputs.reference_embeddings, set(filter(None, asked.values())), ["image_id", "uri"])
     # By content and not by URI, because the same picture may be at several URIs, and any of them is right.
-    ids = {row["uri"]: row["image_id"] for row in rows}
+    ids: dict[str, str] = {}
+    origins = set(filter(None, asked.values()))
+    for rows in rows_of(inputs.reference_embeddings, origins, ["image_id", "uri"]):
+        ids.update(zip(rows["uri"].to_pylist(), rows["image_id"].to_pylist(), strict=True))
     answers = streaming.read(match_tables(inputs, streaming.COLUMNS), asked, ids)
     measures = metrics.measure(answers)
     groups = streaming.by_group(answers, inputs.groups or {})

@@ -24,8 +24,8 @@ import id2core
 from beam_jobs import embed, search
 from id2core.encoders.embed_job import EmbedJob
 from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
-from id2core.reports.inputs import ReportInputs, rows_of
-from id2core.reports.page import _thumbnail, read_summary, render, save_report
+from id2core.reports.inputs import ReportInputs
+from id2core.reports.page import _listed, _thumbnail, read_summary, render, save_report
 from id2core.reports.summary import summarize
 from id2core.runs.execution import Execution
 from id2core.search import matching
@@ -266,18 +266,18 @@ def test_best_pairs_come_first_and_the_limit_is_said(scan: Scan) -> None:
 
 
 def test_pictures_keep_their_ratio_and_lost_ones_are_said(scan: Scan, tmp_path: Path) -> None:
-    uri, size = str(scan.queries / "tall.gif"), {"width": 40, "height": 80}
-    (listed,) = rows_of(scan.inputs.query_embeddings, {uri}, ["uri", "generation", "bytes"])
-    thumbnail = _thumbnail(listed | size)
+    uri = str(scan.queries / "tall.gif")
+    listed = _listed(scan.inputs.query_embeddings, {uri})[uri]
+    thumbnail = _thumbnail(listed)
     assert thumbnail.keys() == {"large", "small"}
     large = Image.open(io.BytesIO(_data_of(thumbnail["large"])))
     assert large.size == (128, 256)
-    gone = listed | size | {"uri": str(tmp_path / "gone.gif")}
+    gone = listed._replace(uri=str(tmp_path / "gone.gif"))
     assert _thumbnail(gone) == {"missing": "picture no longer available"}
     assert _thumbnail(None) == {"missing": "picture no longer available"}
     other = tmp_path / "other.gif"
     other.write_bytes((scan.queries / "tall.gif").read_bytes())
-    assert _thumbnail(listed | size | {"uri": str(other)}) == {"missing": "picture changed since the scan"}
+    assert _thumbnail(listed._replace(uri=str(other))) == {"missing": "picture changed since the scan"}
 
 
 def _data_of(uri: str) -> bytes:
