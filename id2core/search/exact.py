@@ -19,6 +19,7 @@ from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.runs.progress import OnStage, silent
 from id2core.search import matching, shards
+from id2core.search.matching import MatchConstants
 from id2core.search.topk import TopK
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
@@ -199,13 +200,13 @@ def _descriptors(transform: Transform, vectors: NDArray[Any], column: str) -> ND
     return transform.apply(vectors)
 
 
-def _constants(references: Dataset, queries: Dataset, transform: Transform, k: int) -> dict[str, Any]:
+def _constants(references: Dataset, queries: Dataset, transform: Transform, k: int) -> MatchConstants:
     """What is the same in all rows of a table of matches."""
     name = index_id(references, transform)
-    return {
-        "encoder_id": references.ids["encoder_id"],
-        "transform_id": transform.transform_id,
-        "index_id": name,
-        "run_id": datasets.digest_of(name, queries.digest, k),
-        "scanned_at": datetime.now(UTC).replace(microsecond=0),
-    }
+    return MatchConstants(
+        encoder_id=references.ids["encoder_id"],
+        transform_id=transform.transform_id,
+        index_id=name,
+        run_id=datasets.digest_of(name, queries.digest, k),
+        scanned_at=datetime.now(UTC).replace(microsecond=0),
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -175,13 +176,13 @@ def search(plan: SearchPlan, block: QueryBlock, shard: shards.Shard) -> pa.Table
 def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> FileRecord:
     """Judge the merged candidates of a block and write them as one file of `matches/`; return its record."""
     queries = plan.queries.row_group(block.file, block.row_group, ["image_id", "uri"])
-    constants: dict[str, Any] = {
-        "encoder_id": plan.ids["encoder_id"],
-        "transform_id": plan.ids["transform_id"],
-        "index_id": plan.index_id,
-        "run_id": plan.execution.run_id,
-        "scanned_at": plan.execution.started,
-    }
+    constants = MatchConstants(
+        encoder_id=plan.ids["encoder_id"],
+        transform_id=plan.ids["transform_id"],
+        index_id=plan.index_id,
+        run_id=plan.execution.run_id,
+        scanned_at=plan.execution.started,
+    )
     table = to_matches(queries, candidates, constants)
     if plan.judge:
         table = plan.judge.judge(table, block.name, plan.corpus)
@@ -190,13 +191,24 @@ def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> Fi
     )
 
 
-def to_matches(queries: pa.Table, candidates: pa.Table, constants: dict[str, Any]) -> pa.Table:
+@dataclass(frozen=True)
+class MatchConstants:
+    """Columns of `matches/` that are the same in every row of a search."""
+
+    encoder_id: str
+    transform_id: str
+    index_id: str
+    run_id: str
+    scanned_at: datetime
+
+
+def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstants) -> pa.Table:
     """Return merged candidates as a `schemas.MATCHES` table, rows in their order.
 
     Args:
         queries: `image_id` and `uri` of the queries that `query_row` counts.
         candidates: a `shards.CANDIDATES` table.
-        constants: columns that are the same in every row; what is in neither is not known yet (null).
+        constants: columns that are the same in every row. Columns of neither are null: not known yet.
     """
     rows = candidates["query_row"]
     asked = queries.take(rows)
@@ -209,7 +221,7 @@ def to_matches(queries: pa.Table, candidates: pa.Table, constants: dict[str, Any
     arrays = [
         columns[field.name]
         if field.name in columns
-        else pa.repeat(pa.scalar(constants.get(field.name), field.type), len(rows))
+        else pa.repeat(pa.scalar(getattr(constants, field.name, None), field.type), len(rows))
         for field in schemas.MATCHES
     ]
     return pa.Table.from_arrays(arrays, schema=schemas.MATCHES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from id2core.errors import DatasetError
 from id2core.search import matching, shards
+from id2core.search.matching import MatchConstants
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset
 from tests.descriptor_sets import unit, write_embeddings
@@ -80,7 +83,13 @@ def test_a_column_more_in_matches_leaves_embeddings_and_its_producer_fills_it(
     assert embedded.commit.schema_version == "1"
     assert table.schema.equals(schemas.embeddings_schema(1, 8), check_metadata=True)
     matches = shards.load(embedded, embedded.files[0]).search(np.ones((1, 8), np.float32), 2)
-    made = matching.to_matches(table.slice(0, 1), matches, {"channel": "w", "run_id": "r"})
+
+    @dataclass(frozen=True)
+    class WithChannel(MatchConstants):
+        channel: str
+
+    constants = WithChannel("encoder", "transform", "index", "r", datetime.now(UTC), channel="w")
+    made = matching.to_matches(table.slice(0, 1), matches, constants)
     assert made.schema.equals(next_version) and made["channel"].to_pylist() == ["w", "w"]
 
 
