@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from id2 import checks
 from id2.options import BeamRequest, Request, option, setting
@@ -16,6 +16,9 @@ from id2core.errors import (
 )
 from id2core.training.config import FinetuneConfig, GradientConfig, Shrinkage
 from id2core.translation.config import TranslationConfig
+
+if TYPE_CHECKING:
+    from id2core.translation.models import Overrides
 
 OUT_HELP = "Where results go: a folder or gs:// prefix. Re-run with the same place to resume."
 REFERENCE_HELP = "Protected originals: a folder or gs:// prefix of images, or an embeddings data set."
@@ -87,10 +90,16 @@ class TranslateRequest(BeamRequest, TranslationConfig):
     )
 
     @property
-    def overrides(self) -> dict[str, Any]:
+    def overrides(self) -> Overrides:
         """Options that override the model's row of the table; None where they do not."""
-        names = ("source", "revision", "strength", "guidance", "steps", "size")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "source": self.source,
+            "revision": self.revision,
+            "strength": self.strength,
+            "guidance": self.guidance,
+            "steps": self.steps,
+            "size": self.size,
+        }
 
     def check(self) -> None:
         """Refuse an unknown model, what is missing (folder, package, prompts), and an unwritable place."""

@@ -45,6 +45,17 @@ class Weights(TypedDict):
     revision: str | None
 
 
+class Overrides(TypedDict):
+    """Settings of a model that replace those of its row; None keeps the row's."""
+
+    source: str | None
+    revision: str | None
+    strength: float | None
+    guidance: float | None
+    steps: int | None
+    size: int | None
+
+
 def _weights_of(encoder: str) -> Weights:
     """Return repository and revision of the pipeline whose VAE is the encoder of that name."""
     source, _, revision = HUB[encoder]

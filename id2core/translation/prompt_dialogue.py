@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 
 from PIL import Image
 
@@ -22,11 +22,25 @@ REST: Final = "Only return {count} more prompts, different from these."
 PICTURE_SIDE: Final = 512
 
 
+class Link(TypedDict):
+    """Where a picture is: an http or `data:` URL."""
+
+    url: str
+
+
+class Part(TypedDict):
+    """A part of a message: a `text`, or an `image_url`; `type` says which."""
+
+    type: str
+    text: NotRequired[str]
+    image_url: NotRequired[Link]
+
+
 class Message(TypedDict):
     """A message of OpenAI's chat completions."""
 
     role: str
-    content: str | list[dict[str, Any]]
+    content: str | list[Part]
 
 
 def messages(request: str, picture_url: str, answers: Sequence[str], missing: int) -> list[Message]:
@@ -38,7 +52,7 @@ def messages(request: str, picture_url: str, answers: Sequence[str], missing: in
         answers: what the model has answered already.
         missing: how many prompts are still wanted.
     """
-    picture = {"type": "image_url", "image_url": {"url": picture_url}}
+    picture: Part = {"type": "image_url", "image_url": {"url": picture_url}}
     conversation: list[Message] = [{"role": "user", "content": [{"type": "text", "text": request}, picture]}]
     for answer in answers:
         conversation += [

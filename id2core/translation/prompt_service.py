@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import re
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -301,7 +301,7 @@ class _Endpoint:
         self._url = f"{base_url}/chat/completions"
         self.reached = False
 
-    def post(self, body: dict[str, Any], auth: httpx.Auth) -> httpx.Response:
+    def post(self, body: Mapping[str, object], auth: httpx.Auth) -> httpx.Response:
         response = self._http.post(self._url, json=body, auth=auth)
         self.reached = True
         return response

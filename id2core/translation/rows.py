@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from id2core.translation.translators import Translator
 
 TRANSLATIONS = "translations"
+# A row of `schemas.TRANSLATIONS`, by column.
+_Row = dict[str, Any]
 # So many pictures in a row, of different origins, that overflow or have one color stop a run.
 MOST_FAILURES = 8
 SAVE: dict[Format, dict[str, Any]] = {
@@ -101,7 +103,7 @@ class _Writer:
     config: TranslationConfig
     lineage: Lineage
 
-    def write(self, made: tuple[_Task, Image.Image | None]) -> dict[str, Any] | Reject:
+    def write(self, made: tuple[_Task, Image.Image | None]) -> _Row | Reject:
         """Store one picture; its row of `schemas.TRANSLATIONS`."""
         task, picture = made
         if picture is None:
@@ -121,7 +123,7 @@ class _Writer:
         name = f"{image_id}-{task.number}-{made_by[:8]}.{self.config.format}"
         return storage.join(self.out, PICTURES, image_id[:2], name)
 
-    def _row(self, task: _Task, uri: str, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
+    def _row(self, task: _Task, uri: str, data: bytes, size: tuple[int, int]) -> _Row:
         model, origin = self.translator.model, task.origin
         return {
             "image_id": hashlib.sha256(data).hexdigest(),
@@ -148,7 +150,7 @@ class _Writer:
 
 def _make(
     batch: list[_Task], translator: Translator, writer: _Writer, pool: ThreadPoolExecutor
-) -> list[dict[str, Any] | Reject]:
+) -> list[_Row | Reject]:
     """Translate and store a batch; a row or a reject for each."""
     pictures = translator.attempt(
         [Image.fromarray(task.origin.decoded.pixels) for task in batch],
@@ -219,9 +221,9 @@ class _OriginBuffer:
 
     def __init__(self, model: str, per_image: int, run_id: str) -> None:
         self._model, self._per_image, self._run_id = model, per_image, run_id
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[_Row] = []
         self.rejected: list[dict[str, str]] = []
-        self._open: list[dict[str, Any]] = []
+        self._open: list[_Row] = []
         self._failed: Reject | None = None
         self._in_a_row: list[str] = []
         self._counts = [0, 0]
@@ -230,7 +232,7 @@ class _OriginBuffer:
         self.rejected.append(parts.reject_row(obj, reject, self._run_id))
         self._counts[1] += 1
 
-    def add(self, obj: Object, number: int, result: dict[str, Any] | Reject) -> None:
+    def add(self, obj: Object, number: int, result: _Row | Reject) -> None:
         """Add a result; results come in order, and an origin's last number completes it."""
         if isinstance(result, Reject):
             self._failed = self._failed or result
