@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
+
+from pydantic import JsonValue
 
 from id2core import defaults
 from id2core.errors import EncoderError
@@ -87,7 +89,7 @@ def _parse_hub_id(spec: str) -> Place:
     return Place(source.split("/")[1], source, subfolder or None, revision or None)
 
 
-def config_of(place: Place) -> dict[str, Any] | None:
+def config_of(place: Place) -> dict[str, JsonValue] | None:
     """Read `config.json` of a directory or repository; None where there is none or it cannot be had."""
     parts = (place.subfolder, "config.json") if place.subfolder else ("config.json",)
     try:

@@ -81,7 +81,8 @@ class Methods:
 
     def seconds(self, transform: Transform) -> float:
         """Return the seconds that the training of a W took; 0 for the identity."""
-        return float(transform.metadata.get(_SECONDS, 0.0))
+        seconds = transform.metadata.get(_SECONDS)
+        return seconds if isinstance(seconds, float) else 0.0
 
     def _gradient(self, model: str, config: GradientConfig, name: str, start: Transform | None) -> Transform:
         folder = self._folder(model, name)

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from id2core.errors import ClosedFormError
 from id2core.evaluation import ranking
@@ -169,7 +170,7 @@ def fit(
     used = {"origins": moments.origins, "pairs": moments.pairs}
     solved = _solved(moments, m, shrinkages, progress)
     best, shape, tried = _best(solved, shapes, trial)
-    facts = {
+    facts: dict[str, JsonValue] = {
         **pairs.ids,
         "method": "closed form",
         "shrinkage": best.shrinkage,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -235,7 +236,7 @@ class Trainer(Loop[ResolvedGradientConfig]):
 
     def transform(self) -> Transform:
         """Return the best W, with its recipe and data as metadata."""
-        facts = {
+        facts: dict[str, JsonValue] = {
             **self.pairs.ids,
             "method": "gradient descent",
             "recipe": self.config.model_dump(),
@@ -246,7 +247,7 @@ class Trainer(Loop[ResolvedGradientConfig]):
         }
         return self._transform(self.best.weights, facts)
 
-    def _transform(self, weights: dict[str, Tensor], facts: dict[str, Any]) -> Transform:
+    def _transform(self, weights: dict[str, Tensor], facts: dict[str, JsonValue]) -> Transform:
         kind, m = self.config.head, self.config.dimensions
         if kind == heads.LINEAR:
             return Transform(np.ascontiguousarray(weights["weight"].T.numpy()), facts)

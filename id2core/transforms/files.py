@@ -61,7 +61,7 @@ def bundled_transform(encoder_id: str | None, folder: Path | None = None) -> Tra
     if encoder_id is None or not path.is_file():
         return Transform()
     bundled = load_transform(str(path))
-    return bundled if bundled.metadata.get("encoder_id") == encoder_id else Transform()
+    return bundled if bundled.trained_for == encoder_id else Transform()
 
 
 def source_of(spec: str | None, transform_id: str, encoder_id: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from id2core.errors import TransformError
@@ -154,7 +155,7 @@ class Head(Transform):
     def of(
         architecture: Architecture,
         weights: Mapping[str, Tensor],
-        metadata: dict[str, Any],
+        metadata: dict[str, JsonValue],
         device: str | None = None,
     ) -> Head:
         """Make a head of a copy of the `state_dict` of a network that `build` made."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from id2core import defaults
 from id2core.errors import TransformError
@@ -44,7 +45,7 @@ class Transform:
     """
 
     weights: NDArray[np.float32] | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, JsonValue] = field(default_factory=dict)
 
     @functools.cached_property
     def transform_id(self) -> str:
@@ -53,6 +54,12 @@ class Transform:
             return IDENTITY
         header = repr(self.weights.shape).encode()
         return hashlib.sha256(header + np.ascontiguousarray(self.weights).tobytes()).hexdigest()[:12]
+
+    @property
+    def trained_for(self) -> str | None:
+        """The encoder_id that the metadata names; None where it names none."""
+        encoder_id = self.metadata.get("encoder_id")
+        return None if encoder_id is None else str(encoder_id)
 
     def output_size(self, latent_size: int) -> int:
         """m for latents of n = `latent_size`; raises TransformError when W does not take such latents."""
@@ -73,9 +80,9 @@ class Transform:
         weights that those samples are of: that NAME means one model in both is the name's word. What the
         difference costs is not known; thresholds calibrated on the scores as they are allow for it.
         """
-        trained_for = self.metadata.get("encoder_id")
-        if trained_for is not None and trained_for != encoder_id and not _is_of(trained_for, encoder_id):
-            raise TransformError(f"this transform was trained for {trained_for}, not for {encoder_id}")
+        name = self.trained_for
+        if name is not None and name != encoder_id and not _is_of(name, encoder_id):
+            raise TransformError(f"this transform was trained for {name}, not for {encoder_id}")
 
     def apply(self, latents: NDArray[Any]) -> NDArray[np.float32]:
         """Compute the descriptors of latents.
