@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, get_args
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from id2core.errors import ID2Error, OptionError
 
@@ -41,12 +42,12 @@ class Options(BaseModel):
         try:
             options = validate(data)
         except ValidationError as error:
-            raise cls.error("; ".join(_line(cls, dict(fault)) for fault in error.errors())) from error
+            raise cls.error("; ".join(_line(cls, fault) for fault in error.errors())) from error
         options.check_together()
         return options
 
 
-def _line(options: type[BaseModel], fault: dict[str, Any]) -> str:
+def _line(options: type[BaseModel], fault: ErrorDetails) -> str:
     """Return one fault that pydantic found as "NAME is VALUE: choose …"."""
     if not fault["loc"]:
         return str(fault["msg"])

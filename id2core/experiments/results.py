@@ -20,13 +20,15 @@ from typing import Any
 import pyarrow as pa
 
 from id2core import environment
+from id2core.environment import Devices
 from id2core.errors import PlotError
 from id2core.evaluation.metrics import Measure
 from id2core.experiments import plots
 from id2core.experiments.theory import Spread
 from id2core.store import schemas, storage
 
-# A row of a table: column → a string, a number, a `Measure` or a `Spread`. Each table has its own columns.
+Cell = str | float | Measure | Spread | None
+# A row of a table, column → `Cell`. Each table has columns of its own, and who made it knows their types.
 Row = dict[str, Any]
 
 LOW, HIGH, STD = "_low", "_high", "_std"
@@ -72,13 +74,13 @@ class Result:
         facts: JSON-able settings and ids, kept with the Parquet file.
     """
 
-    rows: Sequence[Mapping[str, Any]] | pa.Table
+    rows: Sequence[Mapping[str, Cell]] | pa.Table
     data: str
     seconds: float
     columns: Sequence[Column] = ()
     plot: plots.Plot | None = None
     notes: Sequence[str] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.table.num_rows:
@@ -121,7 +123,7 @@ class Provenance:
 
     date: str
     code: str
-    machine: Mapping[str, Any]
+    machine: Devices
     versions: Mapping[str, str]
 
     @classmethod
@@ -213,14 +215,14 @@ def _check_name(name: str) -> None:
         raise ValueError(f"{name!r} cannot name files: use small letters, digits, - and _")
 
 
-def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def _table(rows: Iterable[Mapping[str, Cell]]) -> pa.Table:
     """Make a column of every key that a row has, in order of appearance."""
     plain = [dict(_plain(row)) for row in rows]
     names = dict.fromkeys(name for row in plain for name in row)
     return pa.table({name: [row.get(name) for row in plain] for name in names})
 
 
-def _plain(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _plain(row: Mapping[str, Cell]) -> Iterator[tuple[str, str | float | None]]:
     for key, value in row.items():
         if isinstance(value, Measure):
             yield from ((key, value.value), (key + LOW, value.low), (key + HIGH, value.high))

@@ -9,7 +9,7 @@ import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,7 +124,7 @@ def make(
     images: str,
     out: str,
     ids: dict[str, str],
-    config: dict[str, Any],
+    config: Mapping[str, object],
     execution: Execution,
     part_size: int = defaults.PART_SIZE,
     results: str | None = None,
@@ -137,7 +137,7 @@ def make(
         images: folder or bucket prefix.
         out: parent of the product's data set and of `rejects/`.
         ids: what must agree within the data set, by column name.
-        config: everything else that decides the rows; part of `plan_id`.
+        config: everything else that decides the rows, JSON-able; part of `plan_id`.
         execution: gives the rows their run_id and time.
         part_size: objects in one part.
         results: a folder of results; if it lies within `images` it is not listed. By default `out`.

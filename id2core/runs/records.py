@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
 from id2core import environment
 from id2core.errors import DatasetError, ID2Error
@@ -79,7 +79,7 @@ class Run(BaseModel):
     matches: int | None = None
     translated: int | None = None
     seconds: dict[str, float] = {}
-    config: dict[str, Any] = {}
+    config: dict[str, JsonValue] = {}
     versions: dict[str, str] = {}
 
     @field_validator("seconds", "config", "versions", mode="before")
@@ -91,7 +91,7 @@ class Run(BaseModel):
     def to_table(self) -> pa.Table:
         """Return the row as a `schemas.RUNS` table."""
         row = self.model_dump() | {
-            name: json.dumps(getattr(self, name), sort_keys=name == "config", default=str)
+            name: json.dumps(getattr(self, name), sort_keys=name == "config")
             for name in ("seconds", "config", "versions")
         }
         return pa.Table.from_pylist([row], schemas.RUNS)
@@ -145,7 +145,7 @@ class Recorder:
 
 @contextmanager
 def recorded(
-    out: str, flow: str, config: dict[str, Any], execution: Execution | None = None
+    out: str, flow: str, config: Mapping[str, object], execution: Execution | None = None
 ) -> Iterator[Recorder]:
     """Record one execution of a flow: its row is written now and completed when the block ends.
 
@@ -154,7 +154,7 @@ def recorded(
     Args:
         out: the flow's `--out`, a folder or bucket prefix.
         flow: its name.
-        config: what was asked for, JSON-able.
+        config: what was asked for; what is no JSON is recorded as text.
         execution: by default one that begins now.
 
     Raises:
@@ -165,7 +165,7 @@ def recorded(
         run_id=execution.run_id,
         flow=flow,
         started=execution.started,
-        config=config,
+        config=json.loads(json.dumps(config, default=str)),
         versions=environment.versions(),
     )
     runs = Dataset.find(storage.join(out, RUNS))
