@@ -190,7 +190,7 @@ def _pair(
     plan_id = datasets.digest_of("pairs", embeddings.digest, embeddings.source, asdict(layout))
     last = datasets.read_commit(target)
     if last and (run_id := last.run_of(plan_id)):
-        return PairCounts.model_validate(last.runs[run_id]), run_id, False
+        return last.counts_of(run_id, PairCounts), run_id, False
     if not embeddings.rows:
         raise ReaderError(
             f"none of {plan.listed} files below {plan.source} holds a latent; the reasons are in "
@@ -341,7 +341,7 @@ def pair_queries(
     plan_id = datasets.digest_of("queries", [d.digest for d in (queries, *references)], sorted(truth.items()))
     last = datasets.read_commit(out)
     if last and (run_id := last.run_of(plan_id)):
-        return QueryCounts.model_validate(last.runs[run_id])
+        return last.counts_of(run_id, QueryCounts)
     wanted = set(truth.values())
     ids: dict[str, str] = {}
     for dataset in references:

@@ -11,11 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from id2core import defaults
 from id2core.errors import DatasetError, LostRowsError, StorageError
@@ -39,6 +39,20 @@ _OWN_FILES = re.compile(
 )
 
 Key = tuple[str, str]
+
+
+class _Counts(BaseModel):
+    """What a run counts in the commits of its rows and rejects.
+
+    Attributes:
+        plan_id: names its work.
+        listed: objects of the source.
+        transient: objects that the next run tries again.
+    """
+
+    plan_id: str = ""
+    listed: int = 0
+    transient: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,8 @@ class Held:
         if self.rows is None or self.rejects is None or self.rows.run_id != self.rejects.run_id:
             return None
         for dataset in self.datasets:
-            counts = dataset.runs.get(dataset.run_id, {})
-            if counts.get("plan_id") != plan_id or counts["transient"]:
+            counts = dataset.commit.counts_of(dataset.run_id, _Counts)
+            if counts.plan_id != plan_id or counts.transient:
                 return None
         return self.rows.run_id
 
@@ -326,11 +340,8 @@ def commit(plan: Plan) -> Held | None:
 def _write_commits(plan: Plan, held: Held, listed: set[Key]) -> Held | None:
     """Commit rejects, then rows, beside what is held; return None where that is out of date."""
     rows, rejects = _account(plan, held, listed)
-    counts = {
-        "plan_id": plan.plan_id,
-        "listed": len(listed),
-        "transient": _count_transient(plan.uri_of(REJECTS), rejects),
-    }
+    transient = _count_transient(plan.uri_of(REJECTS), rejects)
+    counts = _Counts(plan_id=plan.plan_id, listed=len(listed), transient=transient)
     written = []
     for name, files, last in ((REJECTS, rejects, held.rejects), (plan.product.dataset, rows, held.rows)):
         commit = _next_commit(plan, name, files, last, counts)
@@ -342,11 +353,11 @@ def _write_commits(plan: Plan, held: Held, listed: set[Key]) -> Held | None:
 
 
 def _next_commit(
-    plan: Plan, name: str, files: list[FileRecord], last: Dataset | None, counts: dict[str, Any]
+    plan: Plan, name: str, files: list[FileRecord], last: Dataset | None, counts: _Counts
 ) -> Commit:
     run_id = plan.lineage.run_id
     base = last.commit if last else Commit(name, run_id, plan.lineage.ids, source=plan.source)
-    runs = base.runs | {run_id: counts | {"rows": sum(f.rows for f in files)}}
+    runs = base.runs | {run_id: {**dict(counts), "rows": sum(f.rows for f in files)}}
     return replace(base, files=tuple(files), run_id=run_id, runs=runs)
 
 

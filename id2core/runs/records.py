@@ -47,6 +47,18 @@ class Status(StrEnum):
     KILLED = "killed"
 
 
+class _State(BaseModel):
+    """What the commit of `runs/` says of a run, beside its row.
+
+    Attributes:
+        process: of a run that has not ended: host, process id, when it was created.
+        status: of `Status`.
+    """
+
+    process: tuple[str, int, float] | None = None
+    status: str = ""
+
+
 class Run(BaseModel):
     """One row of `runs/`.
 
@@ -170,7 +182,7 @@ def recorded(
     )
     runs = Dataset.find(storage.join(out, RUNS))
     killed = _mark_killed(runs) if runs else []
-    _commit(out, [*killed, run], {run.run_id: {"process": _this_process()}}, runs)
+    _commit(out, [*killed, run], runs)
     recorder = Recorder(out, execution, run)
     try:
         yield recorder
@@ -183,7 +195,7 @@ def recorded(
 
 def write(out: str, run: Run) -> None:
     """Write the row of a run to `runs/` below `out`, in place of its earlier row."""
-    _commit(out, [run], {}, Dataset.find(storage.join(out, RUNS)))
+    _commit(out, [run], Dataset.find(storage.join(out, RUNS)))
 
 
 def read(out: str) -> list[Run]:
@@ -209,17 +221,18 @@ def _order(run: Run) -> tuple[str, str]:
     return run.started.isoformat() if run.started else "", run.run_id
 
 
-def _this_process() -> list[Any]:
+def _this_process() -> tuple[str, int, float]:
     """Return what identifies this process: host, process id, when it was created."""
     process = psutil.Process()
-    return [platform.node(), process.pid, process.create_time()]
+    return platform.node(), process.pid, process.create_time()
 
 
-def _is_alive(host: str, pid: int, created: float) -> bool:
+def _is_alive(process: tuple[str, int, float] | None) -> bool:
     """Return whether a process of this host still runs; one of another host counts as ended.
 
     If it was alive after all, its own end replaces what was recorded of it meanwhile.
     """
+    host, pid, created = process or ("", 0, 0.0)
     if host != platform.node():
         return False
     try:
@@ -230,10 +243,11 @@ def _is_alive(host: str, pid: int, created: float) -> bool:
 
 def _mark_killed(runs: Dataset) -> list[Run]:
     """Return the rows of runs that never ended and whose process is gone, as killed."""
+    states = {run_id: runs.commit.counts_of(run_id, _State) for run_id in runs.runs}
     ended = [
         run_id
-        for run_id, facts in runs.runs.items()
-        if facts.get("status") == Status.RUNNING and not _is_alive(*facts.get("process", ("", 0, 0.0)))
+        for run_id, state in states.items()
+        if state.status == Status.RUNNING and not _is_alive(state.process)
     ]
     killed = []
     for run_id in ended:
@@ -243,7 +257,7 @@ def _mark_killed(runs: Dataset) -> list[Run]:
     return killed
 
 
-def _commit(out: str, rows: Iterable[Run], facts: dict[str, dict[str, Any]], last: Dataset | None) -> None:
+def _commit(out: str, rows: Iterable[Run], last: Dataset | None) -> None:
     """Write rows, each a file of its own, and commit them in place of the same runs' earlier rows."""
     uri = storage.join(out, RUNS)
     files = [(run, datasets.write_file(uri, run.run_id, [run.to_table()], schemas.RUNS)) for run in rows]
@@ -253,7 +267,7 @@ def _commit(out: str, rows: Iterable[Run], facts: dict[str, dict[str, Any]], las
         replaced.clear()
         changed = commit or Commit(RUNS, files[-1][0].run_id, {})
         for run, file in files:
-            changed = _with_row(changed, run, file, facts.get(run.run_id, {}), replaced)
+            changed = _with_row(changed, run, file, replaced)
         return changed
 
     datasets.update_commit(uri, change, last)
@@ -261,15 +275,15 @@ def _commit(out: str, rows: Iterable[Run], facts: dict[str, dict[str, Any]], las
         storage.delete(storage.join(uri, file.name))
 
 
-def _with_row(
-    commit: Commit, run: Run, file: FileRecord, facts: dict[str, Any], replaced: set[FileRecord]
-) -> Commit:
+def _with_row(commit: Commit, run: Run, file: FileRecord, replaced: set[FileRecord]) -> Commit:
     """Return the commit with the row of a run; files that it no longer lists are added to `replaced`."""
-    status = commit.runs.get(run.run_id, {}).get("status")
-    if run.status is Status.KILLED and status != Status.RUNNING:
+    earlier = commit.counts_of(run.run_id, _State)
+    if run.status is Status.KILLED and earlier.status != Status.RUNNING:
         replaced.add(file)  # the run has ended by itself since
         return commit
     replaced.update(f for f in commit.files if f.belongs_to(run.run_id) and f != file)
     others = tuple(f for f in commit.files if not f.belongs_to(run.run_id))
-    runs = commit.runs | {run.run_id: facts | {"status": run.status}}
+    process = _this_process() if run.status is Status.RUNNING else None
+    state = _State(process=process, status=run.status)
+    runs = commit.runs | {run.run_id: state.model_dump(mode="json", exclude_none=True)}
     return replace(commit, run_id=run.run_id, files=(*others, file), runs=runs)

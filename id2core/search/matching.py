@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 import pyarrow as pa
+from pydantic import BaseModel
 
 from id2core.errors import LostRowsError, OptionError
 from id2core.runs.execution import Execution
@@ -46,6 +47,13 @@ class Judge(Protocol):
     def judge(self, matches: pa.Table, block: str, references: int) -> pa.Table:
         """Return the matches of one block with their verdicts, rows in their order."""
         ...
+
+
+class _Counts(BaseModel):
+    """What a search counts in the commit of its matches."""
+
+    matches: int
+    queries: int
 
 
 @dataclass(frozen=True)
@@ -149,13 +157,13 @@ def finished(plan: SearchPlan) -> SearchResult | None:
 def result(plan: SearchPlan, matches: Dataset) -> SearchResult:
     """Return the result of a plan that `matches` holds."""
     run_id = matches.commit.run_of(plan.plan_id) or plan.execution.run_id
-    counts = matches.runs[run_id]
+    counts = matches.commit.counts_of(run_id, _Counts)
     return SearchResult(
         dataset=matches.of_run(run_id),
         run_id=run_id,
         plan_id=plan.plan_id,
-        queries=counts["queries"],
-        matches=counts["matches"],
+        queries=counts.queries,
+        matches=counts.matches,
         index_id=plan.index_id,
         corpus=plan.corpus,
         resumed=plan.committed_by is not None,
@@ -241,9 +249,9 @@ def commit(plan: SearchPlan, files: list[FileRecord]) -> Dataset:
     # An approximate index may find fewer references for a query than there are.
     if matches > expected or (plan.index == FLAT and matches != expected):
         raise LostRowsError(f"{matches} matches of {expected}; nothing was committed. Run again")
-    counts = {"matches": matches, "queries": plan.queries.rows}
+    counts = _Counts(matches=matches, queries=plan.queries.rows)
     return datasets.add_files(
-        plan.out, "matches", plan.execution.run_id, plan.plan_id, files, counts, plan.last
+        plan.out, "matches", plan.execution.run_id, plan.plan_id, files, dict(counts), plan.last
     )
 
 

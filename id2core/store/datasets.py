@@ -14,18 +14,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import IO, Any, Self
+from typing import IO, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from id2core.errors import DatasetError
 from id2core.store import schemas, storage
 from id2core.store.ahead import in_order
 
+Counts = TypeVar("Counts", bound=BaseModel)
 SUCCESS = "_SUCCESS"
 # Tables in memory while data sets are read ahead. A store that answers slowly is asked for many at once;
 # vectors are large: 8 MB a row group and 40 MB a file where a latent has 4,096 numbers.
@@ -65,7 +67,7 @@ class Commit:
         run_id: the run that committed last.
         ids: what must agree before rows are added or compared (`encoder_id`, `transform_id`, …).
         files: the files that make up the data set, sorted by name.
-        runs: for every run that committed here, its counts, and the `plan_id` of its work.
+        runs: for every run that committed here, its counts, and the `plan_id` of its work, see `counts_of`.
         source: URI of the images that the rows were made from, where they were.
         schema_version: the latest version of the table that a file is of; files may be of earlier ones.
         committed_at: ISO 8601.
@@ -75,7 +77,7 @@ class Commit:
     run_id: str
     ids: dict[str, str]
     files: tuple[FileRecord, ...] = ()
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
     source: str = ""
     schema_version: str = ""
     committed_at: str = ""
@@ -84,6 +86,17 @@ class Commit:
     def rows(self) -> int:
         """Rows in all files."""
         return sum(f.rows for f in self.files)
+
+    def counts_of(self, run_id: str, kind: type[Counts]) -> Counts:
+        """Return what a run counted, as a model of who wrote it; an unknown run counted nothing.
+
+        Raises:
+            DatasetError: it counted something else.
+        """
+        try:
+            return kind.model_validate(self.runs.get(run_id, {}))
+        except ValidationError as error:
+            raise DatasetError(f"{SUCCESS} of {self.dataset} is damaged: run {run_id}: {error}") from error
 
     def run_of(self, plan_id: str) -> str | None:
         """Return the run_id of the last run that committed the work `plan_id`, or None."""
@@ -176,7 +189,7 @@ class Dataset:
         return self.commit.run_id
 
     @property
-    def runs(self) -> dict[str, dict[str, Any]]:
+    def runs(self) -> dict[str, dict[str, JsonValue]]:
         """What every run that committed here counted."""
         return self.commit.runs
 
@@ -312,7 +325,7 @@ def add_files(
     run_id: str,
     plan_id: str,
     files: Iterable[FileRecord],
-    counts: dict[str, Any],
+    counts: Mapping[str, int],
     last: Dataset | None = None,
 ) -> Dataset:
     """Commit a run's files beside those of other runs, also of ones that commit at the same time.
@@ -326,7 +339,7 @@ def add_files(
         run_id: the run.
         plan_id: names the work by its content; the names of the files begin with it.
         files: what the run wrote.
-        counts: what it counted, JSON-able.
+        counts: what it counted.
         last: the data set as it was read before; None for one that was not there. `_SUCCESS` is read again
             only where somebody has written it since.
 
@@ -341,7 +354,7 @@ def add_files(
             return base
         others = {f.name: f for f in base.files if not f.belongs_to(plan_id)}
         every = tuple((others | own).values())
-        runs = base.runs | {run_id: counts | {"plan_id": plan_id}}
+        runs = base.runs | {run_id: {**counts, "plan_id": plan_id}}
         return replace(base, run_id=run_id, files=every, runs=runs)
 
     return update_commit(uri, merge, last)

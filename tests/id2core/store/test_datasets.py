@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pydantic import BaseModel
 
 from id2core.errors import DatasetError
 from id2core.store import datasets, schemas, storage
@@ -113,3 +114,21 @@ def test_tables_come_in_order_and_few_are_held(tmp_path: Path, monkeypatch: pyte
     assert sorted(started) == [f.name for f in dataset.files]
     assert [t["run_id"][0].as_py() for t in [first, *rest]] == [f"run-{c}" for c in "abcdefgh"]
     assert [f.name for f, _ in dataset.row_groups(["uri"])] == [f.name for f in dataset.files]
+
+
+def test_counts_of_a_run_are_read_as_a_model_and_other_keys_do_not_matter(tmp_path: Path) -> None:
+    class Counted(BaseModel):
+        rows: int
+        transient: int = 0
+
+    class Other(BaseModel):
+        rows: list[str] = []
+
+    uri = str(tmp_path)
+    add(uri, "a")
+    commit = Dataset.open(uri).commit
+    assert commit.runs == {"a": {"rows": 3, "plan_id": "a"}}
+    assert commit.counts_of("a", Counted) == Counted(rows=3)
+    assert commit.counts_of("unknown", Other) == Other()
+    with pytest.raises(DatasetError, match="damaged: run a"):
+        commit.counts_of("a", Other)
