@@ -60,7 +60,8 @@ class LocalStore(Store):
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
             return Reject(Reason.UNREADABLE, "not a regular file")
         with path.open("rb") as file:
-            data = file.read()
+            # A file that grows meanwhile may be larger than memory.
+            data = file.read(obj.bytes + 1)
             now = _generation(os.fstat(file.fileno()))
         if now != obj.generation:
             return Reject(Reason.CHANGED, f"generation {now} when read, {obj.generation} when listed")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def test_only_the_listed_version_is_read(root: str) -> None:
 def test_too_large_is_rejected_by_its_listed_size_alone(root: str) -> None:
     reject = storage.read_object(Object(storage.join(root, "never-written"), "1", LIMIT + 1), LIMIT)
     assert isinstance(reject, Reject) and reject.reason == Reason.TOO_LARGE_FILE
+
+
+def test_a_file_that_grows_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "grows.jpg"
+    path.write_bytes(b"x" * 1000)
+    (listed,) = storage.list_objects(str(tmp_path))
+    os.truncate(path, 3 * 2**30)
+    tracemalloc.start()
+    reject = storage.read_object(listed, LIMIT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(reject, Reject) and reject.reason == Reason.CHANGED
+    assert peak < 2**20
 
 
 def test_a_place_is_there_even_if_all_in_it_is_hidden(root: str) -> None:
