@@ -76,7 +76,7 @@ class TranslateJob:
         part_size: int | None = None,
     ) -> TranslateJob:
         """Return a job with device, precision and limits from the settings."""
-        limits = Limits(settings.max_bytes, settings.max_pixels)
+        limits = Limits.from_settings(settings)
         return TranslateJob(
             images,
             out,

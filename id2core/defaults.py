@@ -13,6 +13,11 @@ INDEX: Final = "flat"
 TOP_K: Final = 10
 # Objects per part of a run.
 PART_SIZE: Final = 4096
-# Bytes of the largest file that is read, and pixels of the largest picture that is decoded.
-MAX_BYTES: Final = 64 * 2**20
+# Bytes of the largest file that is read, and pixels of the largest picture that is decoded: above a photo of
+# 100 megapixels, also where it is stored as it is.
+MAX_BYTES: Final = 512 * 2**20
 MAX_PIXELS: Final = 178_956_970
+# MiB and processor time, in seconds, that decoding a small picture may take; `encoders.budget` adds to both
+# for large files.
+MAX_MEMORY: Final = 640
+MAX_SECONDS: Final = 2.5

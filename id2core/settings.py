@@ -67,6 +67,18 @@ class Settings(BaseSettings):
         ge=1,
         description="Largest picture that is decoded, in pixels. Larger pictures are rejected.",
     )
+    max_memory: int = Field(
+        defaults.MAX_MEMORY,
+        ge=160,
+        description="Memory that decoding a file of up to 1 MiB may take, in MiB. Each further MiB of the "
+        "file adds 256, up to 2,048. Pictures that need more are rejected.",
+    )
+    max_seconds: float = Field(
+        defaults.MAX_SECONDS,
+        gt=0,
+        description="Processor time that decoding a file of up to 1 MiB may take, in seconds. Each further "
+        "MiB of the file adds 1, up to 60. Pictures that need more are rejected.",
+    )
 
 
 def load(**overrides: Any) -> Settings:

@@ -72,7 +72,7 @@ class EmbedJob:
     def from_settings(images: str, out: str, settings: Settings, results: str | None = None) -> EmbedJob:
         """Return a job with everything but its places from the settings."""
         chosen = settings.model_dump(include={"encoder", "transform", "device", "dtype", "part_size"})
-        limits = Limits(settings.max_bytes, settings.max_pixels)
+        limits = Limits.from_settings(settings)
         return EmbedJob(images, out, limits=limits, results=results, **chosen)
 
     def load(self) -> tuple[Encoder, Transform]:

@@ -13,28 +13,13 @@ import pillow_heif
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from id2core import defaults
+from id2core.encoders import budget
+from id2core.encoders.budget import DEFAULT_LIMITS as DEFAULT_LIMITS
+from id2core.encoders.budget import Limits as Limits
 from id2core.store.rejects import Reason, Reject
 
 # Part of preprocess_id: change it whenever a change here can alter a decoded pixel.
 RECIPE: Final = "stretch-bilinear-aa-white-v1"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a file may cost before it is turned away.
-
-    Attributes:
-        max_bytes: largest file, in bytes.
-        max_pixels: largest declared width × height. Pillow has a ceiling of its own, twice
-            `PIL.Image.MAX_IMAGE_PIXELS`, which is the default here; a higher value does not lift it.
-    """
-
-    max_bytes: int = defaults.MAX_BYTES
-    max_pixels: int = defaults.MAX_PIXELS
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,8 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
       outside that range is stretched from its own minimum and maximum instead. NaN and infinity
       count as 0.
 
-    Thread-safe, and the same bytes always give the same answer.
+    Thread-safe, and the same bytes always give the same answer. Memory and time are not limited here:
+    `decoder_pool.decode` is this function for files of strangers.
 
     Args:
         data: the whole file.
@@ -80,7 +66,7 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
 
     Returns:
         The picture, or a `Reject` with one of the reasons EMPTY, TOO_LARGE_FILE, NOT_AN_IMAGE,
-        UNSUPPORTED, TOO_MANY_PIXELS, TRUNCATED or CORRUPT. No content of `data` makes it raise.
+        UNSUPPORTED, TOO_MANY_PIXELS, OVER_BUDGET, TRUNCATED or CORRUPT. No content of `data` makes it raise.
 
     Raises:
         ValueError: `size` is below 1.
@@ -94,6 +80,8 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
     kind = _kind_of(data)
     if isinstance(kind, Reject):
         return kind
+    if over := budget.check_structure(data, kind):
+        return over
     _silence_pillow()
     try:
         return _decode(data, kind, size, limits)
@@ -158,6 +146,8 @@ def _silence_pillow() -> None:
 
 
 def _decode(data: bytes, kind: str, size: int, limits: Limits) -> Decoded | Reject:
+    if kind == "webp":  # unpacked where others only read the header
+        budget.admit(budget.webp_pixels(data))
     with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
         width, height = image.size
         if width * height > limits.max_pixels:
@@ -179,7 +169,9 @@ def _load(image: ImageFile.ImageFile, kind: str, size: int) -> tuple[float, floa
     """Decodes the pixels; returns the part of the loaded picture that holds the whole original."""
     _mend_colour_key(image)
     # Only for JPEG: on HEIF a draft picks the embedded thumbnail, which may show something else.
+    stored = image.width * image.height
     draft = image.draft(image.mode, (2 * size, 2 * size)) if kind == "jpeg" else None
+    budget.admit(image.width * image.height, stored if "progressive" in image.info else 0)
     image.load()
     # A scaled JPEG is rounded up to whole pixels: its true edge can lie inside the last one.
     return draft[1] if draft else (0, 0, *image.size)
@@ -209,6 +201,8 @@ _UPRIGHT: Final = {
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation still to be applied (TIFF and HEIF apply theirs while loading)."""
     try:
+        if budget.shares_blocks(image.info.get("exif", b"")):
+            return 1
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     # Garbled metadata is common in pictures that are otherwise whole; viewers show them unturned.
     except Exception:
@@ -228,7 +222,7 @@ def _to_square(image: Image.Image, size: int, box: tuple[float, float, float, fl
 
 def _with_alpha(image: Image.Image) -> Image.Image:
     straight = image.convert("LA") if image.mode == "La" else image
-    return straight.convert("RGBA")
+    return straight if straight.mode == "RGBA" else straight.convert("RGBA")
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -260,8 +254,11 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _explain(error: Exception, data: bytes, kind: str) -> Reject:
-    if isinstance(error, (Image.DecompressionBombError, MemoryError)):
-        return Reject(Reason.TOO_MANY_PIXELS, f"{kind}: {error or 'out of memory'}")
+    if isinstance(error, Image.DecompressionBombError):
+        return Reject(Reason.TOO_MANY_PIXELS, f"{kind}: {error}")
+    # Decoders behind Pillow say so in words.
+    if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        return Reject(Reason.OVER_BUDGET, f"{kind}: more memory than decoding it may take")
     # The message of UnidentifiedImageError holds a memory address, different in every run.
     unread = isinstance(error, UnidentifiedImageError)
     detail = "unreadable header" if unread else " ".join(str(error).split()) or type(error).__name__

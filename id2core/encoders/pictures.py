@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Final
 
-from id2core.encoders import images
-from id2core.encoders.images import Decoded, Limits
+from id2core.encoders import decoder_pool
+from id2core.encoders.budget import MIB, Limits, MemoryGate
+from id2core.encoders.images import Decoded
 from id2core.store import storage
 from id2core.store.rejects import Reject
 from id2core.store.storage import Object
@@ -21,15 +24,25 @@ class Picture:
     decoded: Decoded
 
 
+# Whole files that this process holds at once, in bytes; photos are far below, whatever the number of threads.
+_FILES: Final = MemoryGate(512 * MIB)
+
+
 def read_picture(obj: Object, size: int, limits: Limits) -> Picture | Reject:
     """Read, hash and decode one object to a square of `size` pixels."""
-    data = storage.read_object(obj, limits.max_bytes)
-    return data if isinstance(data, Reject) else decode_picture(obj, data, size, limits)
+    with holding(obj, limits):
+        data = storage.read_object(obj, limits.max_bytes)
+        return data if isinstance(data, Reject) else decode_picture(obj, data, size, limits)
+
+
+def holding(obj: Object, limits: Limits) -> AbstractContextManager[None]:
+    """Wait until there is memory for an object's bytes, and keep it until the block ends."""
+    return _FILES.taken(obj.bytes if obj.bytes <= limits.max_bytes else 0)
 
 
 def decode_picture(obj: Object, data: bytes, size: int, limits: Limits) -> Picture | Reject:
     """Hash and decode the bytes of an object to a square of `size` pixels."""
-    decoded = images.decode(data, size, limits)
+    decoded = decoder_pool.decode(data, size, limits)
     if isinstance(decoded, Reject):
         return decoded
     return Picture(obj, hashlib.sha256(data).hexdigest(), decoded)

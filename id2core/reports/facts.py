@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from id2core import defaults
 from id2core.evaluation.metrics import Evaluation
 from id2core.evaluation.streaming import GroupMeasures
 from id2core.verdicts.judging import CalibrationFacts
@@ -47,6 +48,8 @@ class ScanConfig(Facts):
     part_size: int
     max_bytes: int
     max_pixels: int
+    max_memory: int = defaults.MAX_MEMORY
+    max_seconds: float = defaults.MAX_SECONDS
     reference: str
     queries: str
     out: str

@@ -18,8 +18,8 @@ from markupsafe import Markup
 from PIL import Image
 from pydantic import ValidationError
 
-from id2core.encoders import images
-from id2core.encoders.images import Limits
+from id2core.encoders import decoder_pool
+from id2core.encoders.budget import Limits
 from id2core.reports.facts import ScanSummary
 from id2core.reports.inputs import ReportInputs, among, match_tables, read_rejects, rows_of
 from id2core.store import schemas, storage
@@ -187,7 +187,7 @@ def _thumbnail(row: _Picture | None) -> dict[str, str]:
     decoded = (
         data
         if isinstance(data, Reject)
-        else images.decode(data, THUMBNAIL_PIXELS["large"], Limits(len(data)))
+        else decoder_pool.decode(data, THUMBNAIL_PIXELS["large"], Limits(len(data)))
     )
     if isinstance(decoded, Reject):
         return {"missing": CHANGED if decoded.reason is Reason.CHANGED else GONE}

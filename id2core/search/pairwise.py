@@ -28,7 +28,7 @@ import torch.nn.functional as F  # noqa: N812 (the usual name)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from id2core.encoders import backbones, images
+from id2core.encoders import backbones, decoder_pool, images
 from id2core.encoders.backbones import encoder_of_backbone
 from id2core.encoders.base import Encoder
 from id2core.encoders.hub import locate
@@ -255,7 +255,7 @@ def read(
     """
     parts, good, rejects = [], list[str](), dict[str, Reject]()
     for rows in _blocks(len(uris), batch):
-        decoded = {u: images.decode(storage.read_bytes(u), scorer.preprocess.size) for u in uris[rows]}
+        decoded = {u: decoder_pool.decode(storage.read_bytes(u), scorer.preprocess.size) for u in uris[rows]}
         fine = {uri: d.pixels for uri, d in decoded.items() if isinstance(d, images.Decoded)}
         rejects |= {uri: d for uri, d in decoded.items() if isinstance(d, Reject)}
         if fine:

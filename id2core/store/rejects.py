@@ -14,6 +14,7 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     UNSUPPORTED = "unsupported_format"
     TOO_MANY_PIXELS = "too_many_pixels"
+    OVER_BUDGET = "over_budget"
     TRUNCATED = "truncated"
     CORRUPT = "corrupt"
     NOT_ENCODABLE = "not_encodable"
@@ -32,6 +33,7 @@ BY_SETTINGS = frozenset(
     {
         Reason.TOO_LARGE_FILE,
         Reason.TOO_MANY_PIXELS,
+        Reason.OVER_BUDGET,
         Reason.NOT_ENCODABLE,
         Reason.NO_PROMPT,
         Reason.NOT_TRANSLATABLE,

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from id2core.encoders import backbones, images
+from id2core.encoders import backbones, decoder_pool
 from id2core.encoders.base import hash_tensors
 from id2core.encoders.hub import locate
 from id2core.environment import best_dtype, usable_device
@@ -128,7 +128,7 @@ class _Pictures:
 
     def _decode(self, source: str | Path | bytes) -> NDArray[np.uint8]:
         data = source if isinstance(source, bytes) else storage.read_bytes(storage.normalize(source))
-        decoded = images.decode(data, self.size)
+        decoded = decoder_pool.decode(data, self.size)
         if isinstance(decoded, Reject):
             name = f"{len(source)} bytes" if isinstance(source, bytes) else source
             raise FinetuneError(f"{name}: {decoded.reason} {decoded.detail}; leave it out")

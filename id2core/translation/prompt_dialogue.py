@@ -11,7 +11,7 @@ from typing import Any, Final, NotRequired, TypedDict
 
 from PIL import Image
 
-from id2core.encoders import images
+from id2core.encoders import decoder_pool
 from id2core.store.rejects import Reject
 
 REQUEST: Final = (
@@ -72,7 +72,7 @@ def data_url(picture: bytes | Image.Image) -> str | Reject:
         The URL, or the Reject of `images.decode` for bytes that are no picture.
     """
     if isinstance(picture, bytes):
-        decoded = images.decode(picture, PICTURE_SIDE)
+        decoded = decoder_pool.decode(picture, PICTURE_SIDE)
         if isinstance(decoded, Reject):
             return decoded
         image, size = Image.fromarray(decoded.pixels), (decoded.width, decoded.height)

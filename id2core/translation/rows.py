@@ -19,7 +19,7 @@ from PIL import Image
 
 from id2core.encoders import images
 from id2core.encoders.images import Limits
-from id2core.encoders.pictures import Picture, decode_picture
+from id2core.encoders.pictures import Picture, decode_picture, holding
 from id2core.errors import TranslatorError
 from id2core.runs import parts
 from id2core.runs.parts import Lineage, OnBatch, PartRecord, Product
@@ -191,11 +191,12 @@ def translate_objects(
     """
 
     def fetch(obj: Object) -> list[_Task] | Reject:
-        data = storage.read_object(obj, limits.max_bytes)
-        if isinstance(data, Reject):
-            return data
-        picture = decode_picture(obj, data, translator.model.size, limits)
-        return picture if isinstance(picture, Reject) else _tasks(picture, data, source, config)
+        with holding(obj, limits):
+            data = storage.read_object(obj, limits.max_bytes)
+            if isinstance(data, Reject):
+                return data
+            picture = decode_picture(obj, data, translator.model.size, limits)
+            return picture if isinstance(picture, Reject) else _tasks(picture, data, source, config)
 
     step = translator.batch_size
     writer = _Writer(out, translator, config, lineage)

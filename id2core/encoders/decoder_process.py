@@ -1,0 +1,165 @@
+"""The process in which pictures of strangers are decoded, one after another; `decoder_pool` starts it.
+
+A request is a line of JSON on standard input, an answer one on standard output. The file comes, and the
+pixels go back, through a file in memory that both processes have open. The process imports neither torch nor
+Arrow: at rest it takes some 50 MiB.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import pillow_heif
+
+# Imported here, so that what the modules take is not charged to the first picture of their format.
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    JpegImagePlugin,  # noqa: F401
+    MpoImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+from id2core.encoders import budget, images
+from id2core.encoders.budget import MIB, Limits
+from id2core.store.rejects import Reason, Reject
+
+# Answers are read in one piece: they must fit into a pipe at once.
+MOST_DETAIL: Final = 500
+_ORPHAN_SECONDS: Final = 5.0
+# Memory that a picture may leave behind before the process ends itself to be replaced.
+_LEFT_BEHIND: Final = 32 * MIB
+
+
+def main() -> None:
+    """Serve requests until standard input ends or the parent is gone."""
+    server = _Server(int(sys.argv[1]))
+    server.run()
+
+
+class _Server:
+    def __init__(self, shared: int) -> None:
+        self._shared = shared
+        self._parent = os.getppid()
+        self._answers = os.dup(1)
+        self._harden()
+        self._rest = _data_bytes()
+
+    def _harden(self) -> None:
+        """Give up what decoding does not need, and make it quiet."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Decoders print what they think of a file; neither answers nor logs are the place for it.
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        # The pool is what spreads decoding over the cores; a thread's stack counts as memory.
+        pillow_heif.options.DECODE_THREADS = 1
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+    def run(self) -> None:
+        self._answer(ready=True)
+        last = False
+        while not last and (request := self._next_line()):
+            answer = self._serve(request)
+            last = self._worn()
+            self._answer(**answer, last=last)
+
+    def _serve(self, request: dict[str, Any]) -> dict[str, Any]:
+        limits = Limits(**request["limits"])
+        allowed = budget.allowance(request["bytes"], limits)
+
+        granted = min(budget.BASE_MEMORY, allowed.memory)
+        expected = 0
+
+        def admit(memory: int) -> None:
+            """Ask for memory that not all processes of a pool may take at once."""
+            nonlocal granted, expected
+            expected = max(expected, memory)
+            wanted = min(memory, allowed.memory)
+            if wanted > granted:
+                self._answer(need=wanted)
+                self._next_line()
+                self._limit_memory(wanted)
+                granted = wanted
+
+        self._limit_memory(granted)
+        signal.setitimer(signal.ITIMER_PROF, allowed.seconds)
+        try:
+            answer = self._decode(request["bytes"], request["size"], limits, admit)
+            # Some decoders call it damage that they got no memory.
+            if answer.get("reason") == Reason.CORRUPT and expected > allowed.memory:
+                answer["reason"] = Reason.OVER_BUDGET
+                answer["detail"] += f", with {allowed.memory // MIB} MiB of memory"
+            return answer
+        # Above what `decode` itself catches, and for an answer that finds no memory.
+        except MemoryError:
+            return _rejected(Reject(Reason.OVER_BUDGET, "more memory than decoding it may take"))
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+    def _decode(self, length: int, size: int, limits: Limits, admit: Callable[[int], None]) -> dict[str, Any]:
+        with budget.admitting(admit):
+            decoded = images.decode(os.pread(self._shared, length, 0), size, limits)
+        if isinstance(decoded, Reject):
+            return _rejected(decoded)
+        os.pwrite(self._shared, decoded.pixels.data, 0)
+        return {"width": decoded.width, "height": decoded.height, "format": decoded.format}
+
+    def _limit_memory(self, memory: int) -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (self._rest + memory, resource.RLIM_INFINITY))
+
+    def _worn(self) -> bool:
+        """Return whether pictures left memory behind, leaked or in pieces, that the next ones would lack."""
+        if _data_bytes() <= self._rest + _LEFT_BEHIND:
+            return False
+        _trim()
+        return _data_bytes() > self._rest + _LEFT_BEHIND
+
+    def _answer(self, **answer: Any) -> None:
+        os.write(self._answers, json.dumps(answer).encode() + b"\n")
+
+    def _next_line(self) -> dict[str, Any]:
+        """Return the next request; {} when there will be none."""
+        while not select.select([0], [], [], _ORPHAN_SECONDS)[0]:
+            # A process that the parent forked may keep this pipe open beyond the parent's end.
+            if os.getppid() != self._parent:
+                return {}
+        line = os.read(0, select.PIPE_BUF)
+        return dict(json.loads(line)) if line else {}
+
+
+def _rejected(reject: Reject) -> dict[str, Any]:
+    return {"reason": reject.reason, "detail": reject.detail[:MOST_DETAIL]}
+
+
+def _data_bytes() -> int:
+    """Bytes that RLIMIT_DATA counts; 0 where there is no /proc."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (once per picture)
+            return int(file.read().split()[5]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _trim() -> None:
+    """Give free memory back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+if __name__ == "__main__":
+    main()
