@@ -20,7 +20,18 @@ from benchmarks.common import Row
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-NAMES = ("decode", "encoder", "embed", "translate", "search", "closed_form", "training", "memory", "startup")
+NAMES = (
+    "decode",
+    "encoder",
+    "embed",
+    "translate",
+    "search",
+    "closed_form",
+    "training",
+    "memory",
+    "startup",
+    "fuzz",
+)
 VERSIONS = (
     "python",
     "torch",
@@ -42,6 +53,7 @@ QUICK = {
     "training": ["--classes", "200", "--size", "256", "--steps", "10", "--rounds", "1"],
     "memory": ["--sizes", "100", "400"],
     "startup": ["--rounds", "1"],
+    "fuzz": ["--count", "100"],
 }
 
 
@@ -58,6 +70,7 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
         ["training"],
         ["memory", *photos],
         ["startup", *photos],
+        ["fuzz"],
     ]
     if options.long:
         chosen.append(["memory", *photos, "--encoder", "mini"])

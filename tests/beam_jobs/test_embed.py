@@ -27,6 +27,7 @@ from id2core.store.datasets import Dataset
 from id2core.store.local import LocalStore
 from id2core.store.rejects import Reason
 from id2core.transforms.linear import Transform
+from tests.bombs import scans_jpeg
 from tests.broken import broken_files, good_files
 from tests.drawing import draw_photos
 
@@ -185,6 +186,15 @@ def test_other_limits_judge_anew(tiny_vae: str, tmp_path: Path) -> None:
     spec = job(draw_photos(tmp_path / "images", 3), tmp_path / "out", tiny_vae)
     assert embed.run(replace(spec, limits=Limits(max_bytes=10)), Execution.begin()).rejected == 3
     assert embed.run(spec, Execution.begin()).embedded == 3
+
+
+def test_a_file_over_budget_costs_its_own_row_and_is_judged_anew(tiny_vae: str, tmp_path: Path) -> None:
+    spec = job(draw_photos(tmp_path / "images", 3), tmp_path / "out", tiny_vae)
+    Path(spec.images, "slow.jpg").write_bytes(scans_jpeg(6000, 90))
+    first = embed.run(replace(spec, limits=Limits(max_seconds=0.1)), Execution.begin())
+    assert (first.embedded, first.rejected) == (3, 1)
+    assert first.rejects.read(schemas.REJECTS)["reason"].to_pylist() == [Reason.OVER_BUDGET]
+    assert embed.run(spec, Execution.begin()).embedded == 4
 
 
 def test_an_unfinished_run_of_another_encoder_leaves_nothing_in_ours(tiny_vae: str, tmp_path: Path) -> None:
