@@ -81,7 +81,7 @@ def test_good_file_decodes_to_its_size_and_format(name):
     assert result.pixels.dtype == np.uint8
 
 
-SPECIAL = ("grey", "1bit", "int32", "float", "alpha", "rgba", "_la.", "transparent", "turned")
+SPECIAL = ("gray", "1bit", "int32", "float", "alpha", "rgba", "_la.", "transparent", "turned")
 
 
 @pytest.mark.parametrize("name", [name for name in GOOD if not any(word in name for word in SPECIAL)])
@@ -92,9 +92,9 @@ def test_color_file_shows_the_scene_it_was_made_of(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in GOOD if "grey" in name or "int32" in name or "float" in name]
+    "name", [name for name in GOOD if "gray" in name or "int32" in name or "float" in name]
 )
-def test_deep_grey_is_scaled_to_eight_bit(name):
+def test_deep_gray_is_scaled_to_eight_bit(name):
     expected = stretched(picture().convert("L"))[..., None]
     assert mean_difference(pixels(GOOD[name]), expected) < 1.5
 
@@ -114,7 +114,7 @@ def test_transparency_is_laid_over_white(name):
     assert result[:, 150:].min() >= 250
 
 
-def test_half_transparent_black_becomes_grey():
+def test_half_transparent_black_becomes_gray():
     assert (
         decoded(encode(Image.new("RGBA", (9, 9), (0, 0, 0, 128)), "PNG")).pixels[5, 5].tolist() == [127] * 3
     )
