@@ -6,13 +6,17 @@ OUT ?= out
 PHOTOS ?=
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo test lint docs bench experiments setup browser clean
+.PHONY: demo test slow lint docs bench experiments setup browser clean
 
 demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
 
 test: setup browser lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Fuller forms of some tests, minutes long.
+slow: setup
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .

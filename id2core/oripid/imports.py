@@ -188,9 +188,9 @@ def _pair(
     """Write the translations, unless they are those of these embeddings: counts, run_id, whether written."""
     target = storage.join(plan.out, TRANSLATIONS)
     plan_id = datasets.digest_of("pairs", embeddings.digest, embeddings.source, asdict(layout))
-    last = datasets.read_commit(target)
-    if last and (run_id := last.run_of(plan_id)):
-        return last.counts_of(run_id, PairCounts), run_id, False
+    last = Dataset.find_own(target)
+    if last and (run_id := last.commit.run_of(plan_id)):
+        return last.commit.counts_of(run_id, PairCounts), run_id, False
     if not embeddings.rows:
         raise ReaderError(
             f"none of {plan.listed} files below {plan.source} holds a latent; the reasons are in "
@@ -203,7 +203,7 @@ def _pair(
             f"called T000000_{layout.origin_index}, its translations T000000_1 and so on"
         )
     rows = _rows(embeddings, classes, execution.run_id, progress)
-    _write(target, rows, execution.run_id, plan_id, plan.source, classes.counts)
+    _write(target, rows, execution.run_id, plan_id, plan.source, classes.counts, last)
     return classes.counts, execution.run_id, True
 
 
@@ -309,11 +309,13 @@ def _write(
     plan_id: str,
     source: str,
     counts: PairCounts | QueryCounts,
+    last: Dataset | None,
 ) -> None:
     """Write the one file of a data set of pairs, and its commit."""
     record = datasets.write_file(uri, f"part-{plan_id}", rows, schemas.TRANSLATIONS)
     runs = {run_id: counts.model_dump() | {"plan_id": plan_id}}
-    datasets.write_commit(uri, Commit(TRANSLATIONS, run_id, {}, (record,), runs, source))
+    commit = Commit(TRANSLATIONS, run_id, {}, (record,), runs, source)
+    datasets.update_commit(uri, lambda _: commit, last)
 
 
 def pair_queries(
@@ -339,9 +341,9 @@ def pair_queries(
         rather than not at all.
     """
     plan_id = datasets.digest_of("queries", [d.digest for d in (queries, *references)], sorted(truth.items()))
-    last = datasets.read_commit(out)
-    if last and (run_id := last.run_of(plan_id)):
-        return last.counts_of(run_id, QueryCounts)
+    last = Dataset.find_own(out)
+    if last and (run_id := last.commit.run_of(plan_id)):
+        return last.commit.counts_of(run_id, QueryCounts)
     wanted = set(truth.values())
     ids: dict[str, str] = {}
     for dataset in references:
@@ -356,5 +358,5 @@ def pair_queries(
     columns["origin_id"] = pa.array([ids.get(o, o) for o in origins], pa.string())
     counts = QueryCounts(queries=len(asked), without_reference=sum(o not in ids for o in origins))
     table = _table(columns, len(asked), execution.run_id)
-    _write(out, iter([table]), execution.run_id, plan_id, queries.source, counts)
+    _write(out, iter([table]), execution.run_id, plan_id, queries.source, counts, last)
     return counts

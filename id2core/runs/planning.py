@@ -70,13 +70,13 @@ class Held:
     @staticmethod
     def read(product: Product, out: str) -> Held:
         """Read both commits."""
-        return Held(*(Dataset.find(storage.join(out, name)) for name in (product.dataset, REJECTS)))
+        return Held(*(Dataset.find_own(storage.join(out, name)) for name in (product.dataset, REJECTS)))
 
     @staticmethod
     def find(product: Product, out: str) -> Held:
         """Read both commits where there are any: rejects are committed before rows, and read after them."""
-        rows = Dataset.find(storage.join(out, product.dataset))
-        return Held(rows, Dataset.find(storage.join(out, REJECTS)) if rows else None)
+        rows = Dataset.find_own(storage.join(out, product.dataset))
+        return Held(rows, Dataset.find_own(storage.join(out, REJECTS)) if rows else None)
 
     @property
     def datasets(self) -> list[Dataset]:

@@ -180,7 +180,7 @@ def recorded(
         config=json.loads(json.dumps(config, default=str)),
         versions=environment.versions(),
     )
-    runs = Dataset.find(storage.join(out, RUNS))
+    runs = Dataset.find_own(storage.join(out, RUNS))
     killed = _mark_killed(runs) if runs else []
     _commit(out, [*killed, run], runs)
     recorder = Recorder(out, execution, run)
@@ -195,7 +195,7 @@ def recorded(
 
 def write(out: str, run: Run) -> None:
     """Write the row of a run to `runs/` below `out`, in place of its earlier row."""
-    _commit(out, [run], Dataset.find(storage.join(out, RUNS)))
+    _commit(out, [run], Dataset.find_own(storage.join(out, RUNS)))
 
 
 def read(out: str) -> list[Run]:

@@ -131,7 +131,7 @@ def make(
     if index != FLAT:
         options.append([index])
     plan_id = datasets.digest_of(references.digest, queries.digest, top_k, ids, *options)
-    last = Dataset.find(out)
+    last = Dataset.find_own(out)
     return SearchPlan(
         references=references,
         queries=queries,

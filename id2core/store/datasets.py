@@ -3,6 +3,12 @@
 `_SUCCESS` is written last and read first. Files beside it that it does not list are leftovers of an
 interrupted run: no reader sees them.
 
+A file is checked against its record before a row of it is used, and a DatasetError names one that does not
+fit. Every read checks the size, the hash of the footer, and the checksum of each page that it takes. The
+footer holds counts, places, and extremes of all columns, so another file of as many rows is found out too.
+A read of all columns of a whole file checks the SHA-256 of all its bytes. Records of earlier versions have no
+hash of the footer: the first read in a process then checks the SHA-256.
+
     embeddings = Dataset.open("/scan/reference/embeddings")  # reads the commit, once
     print(embeddings.rows, embeddings.ids["encoder_id"])
     for table in embeddings.tables(["uri", "image_id"]):
@@ -13,10 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import IO, Self, TypeVar
 
 import pyarrow as pa
@@ -32,14 +41,30 @@ SUCCESS = "_SUCCESS"
 # Tables in memory while data sets are read ahead. A store that answers slowly is asked for many at once;
 # vectors are large: 8 MB a row group and 40 MB a file where a latent has 4,096 numbers.
 _FILES_AHEAD, _VECTOR_FILES_AHEAD, _ROW_GROUPS_AHEAD = 32, 2, 8
+# What a Parquet file ends in after its footer: four bytes of length, and the magic.
+_TAIL, _MAGIC = 8, b"PAR1"
+# Read at once from the end of a file; the footers of most files are smaller.
+_FOOTER_GUESS = 2**16
+# How long a commit remembers what it superseded: longer than any grace period.
+_REMEMBERED = timedelta(days=60)
+_MEND = "restore it from a copy, or make the data set again in another --out"
+# Files without a hash of the footer whose SHA-256 this process has checked: place and SHA-256.
+_CHECKED: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One Parquet file of a data set: its name below the directory, rows, row groups, size and SHA-256.
+    """One Parquet file of a data set.
 
     A name ends in the first hex of the SHA-256: two attempts at the same work that differ in a bit do not
     overwrite each other's file.
+
+    Attributes:
+        name: below the directory.
+        rows, row_groups: how many it has.
+        bytes: its size.
+        sha256: of all its bytes.
+        footer: first 16 hex of the SHA-256 of its footer; empty in records of earlier versions.
     """
 
     name: str
@@ -47,6 +72,7 @@ class FileRecord:
     row_groups: int
     bytes: int
     sha256: str
+    footer: str = ""
 
     @property
     def key(self) -> str:
@@ -71,6 +97,8 @@ class Commit:
         source: URI of the images that the rows were made from, where they were.
         schema_version: the latest version of the table that a file is of; files may be of earlier ones.
         committed_at: ISO 8601.
+        superseded: names of files that earlier commits listed and this one does not → when that began, ISO
+            8601. Readers of an earlier commit may still need them.
     """
 
     dataset: str
@@ -81,6 +109,7 @@ class Commit:
     source: str = ""
     schema_version: str = ""
     committed_at: str = ""
+    superseded: dict[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -154,8 +183,24 @@ class Dataset:
 
     @classmethod
     def find(cls, uri: str) -> Self | None:
-        """Read the commit of a data set; None where there is none, or another program's `_SUCCESS`."""
+        """Read the commit of a data set; None where there is none, or only the empty file of another program.
+
+        Raises:
+            DatasetError: `_SUCCESS` is damaged, or a newer program wrote it.
+        """
         commit, mark = _read_commit(uri)
+        return cls(uri, commit, mark) if commit else None
+
+    @classmethod
+    def find_own(cls, uri: str) -> Self | None:
+        """Read the commit of a data set that is to be extended; None where there is none.
+
+        Raises:
+            DatasetError: as `find`, and for an empty `_SUCCESS`: it may be all that is left of earlier runs.
+        """
+        commit, mark = _read_commit(uri)
+        if commit is None and mark:
+            raise _empty(uri)
         return cls(uri, commit, mark) if commit else None
 
     @property
@@ -254,52 +299,79 @@ class Dataset:
         return record is None or _has_values(self.uri, record, column)
 
 
-def read_commit(uri: str) -> Commit | None:
-    """Read the commit of the data set at `uri`; None where there is none, or another program's `_SUCCESS`."""
-    return _read_commit(uri)[0]
-
-
 def _read_commit(uri: str) -> tuple[Commit | None, str]:
-    """The commit, and the mark of `_SUCCESS` ("" where there is none)."""
+    """The commit (None for an empty `_SUCCESS`), and the mark of `_SUCCESS` ("" where there is none)."""
     try:
         data, mark = storage.read_marked(storage.join(uri, SUCCESS))
     except FileNotFoundError:
         return None, ""
-    return _parse(data, uri), mark
+    return _parse(data, uri) if data.strip() else None, mark
 
 
-def _parse(data: bytes, uri: str) -> Commit | None:
+def _empty(uri: str) -> DatasetError:
+    return DatasetError(
+        f"{uri}/{SUCCESS} is empty: another program wrote it (Spark and Hadoop do), or it was damaged. "
+        "Nothing was changed. Restore it from a copy, or choose another --out"
+    )
+
+
+def _parse(data: bytes, uri: str) -> Commit:
+    """Return the commit in the bytes of `_SUCCESS`. Raises DatasetError where it is damaged."""
+    if not data.strip():
+        raise _empty(uri)
     try:
         raw = json.loads(data)
         version, table = int(raw["schema_version"]), str(raw.get("dataset", ""))
-    except (ValueError, LookupError, TypeError):
-        return None
-    schemas.check_version(table, version, uri)
-    raw.pop("rows", None)
-    try:
+        schemas.check_version(table, version, uri)
+        if raw.pop("checksum", None) not in (None, _checksum(raw)):
+            raise ValueError("its content does not fit its checksum")
+        raw.pop("rows", None)
         files = tuple(FileRecord(**f) for f in raw.pop("files"))
         return Commit(files=files, **raw)
-    except (LookupError, TypeError) as error:
-        raise DatasetError(f"{uri}/{SUCCESS} is damaged: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(
+            f"{uri}/{SUCCESS} is damaged: {error}. Nothing was changed. Restore it from a copy, or choose "
+            "another --out"
+        ) from error
 
 
-def _stamp(commit: Commit) -> Commit:
-    """Return the commit as it is written: with files sorted by name, the table's version and the time."""
+def _checksum(raw: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(commit: Commit, before: Commit | None) -> Commit:
+    """Return the commit as it is written after another one.
+
+    Files are sorted by name, and the table's version, the time, and what is superseded are filled in.
+    """
+    now = datetime.now(UTC)
+    time = now.isoformat(timespec="seconds")
+    superseded: dict[str, str] = {}
+    if before:
+        listed = {f.name for f in commit.files}
+        known = {f.name: time for f in before.files} | before.superseded
+        superseded = {
+            name: since
+            for name, since in known.items()
+            if name not in listed and now - datetime.fromisoformat(since) < _REMEMBERED
+        }
     return replace(
         commit,
         files=tuple(sorted(commit.files, key=lambda f: f.name)),
         schema_version=str(schemas.version_of(commit.dataset)),
-        committed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        committed_at=time,
+        superseded=superseded,
     )
 
 
 def _serialize(commit: Commit) -> bytes:
-    return json.dumps(asdict(commit) | {"rows": commit.rows}, indent=1).encode()
+    raw = asdict(commit) | {"rows": commit.rows}
+    return json.dumps(raw | {"checksum": _checksum(raw)}, indent=1).encode()
 
 
 def write_commit(uri: str, commit: Commit) -> None:
     """Make `commit` the content of the data set at `uri`, stamped with the time."""
-    storage.write_bytes(storage.join(uri, SUCCESS), _serialize(_stamp(commit)))
+    storage.write_bytes(storage.join(uri, SUCCESS), _serialize(_stamp(commit, None)))
 
 
 def replace_commit(uri: str, commit: Commit, last: Dataset | None) -> Dataset | None:
@@ -313,7 +385,7 @@ def replace_commit(uri: str, commit: Commit, last: Dataset | None) -> Dataset | 
     Returns:
         The data set as it is now; None where nothing was written.
     """
-    stamped = _stamp(commit)
+    stamped = _stamp(commit, last.commit if last else None)
     mark = last.mark if last else ""
     written = storage.write_if(storage.join(uri, SUCCESS), _serialize(stamped), mark)
     return Dataset(uri, stamped) if written else None
@@ -374,6 +446,9 @@ def update_commit(
 
     Returns:
         The data set as it is now.
+
+    Raises:
+        DatasetError: there is a `_SUCCESS` that is damaged or empty; it is left as it is.
     """
     committed = change(last.commit if last else None)
     if replaced := replace_commit(uri, committed, last):
@@ -381,7 +456,8 @@ def update_commit(
 
     def change_again(old: bytes | None) -> bytes:
         nonlocal committed
-        committed = _stamp(change(_parse(old, uri) if old else None))
+        present = None if old is None else _parse(old, uri)
+        committed = _stamp(change(present), present)
         return _serialize(committed)
 
     storage.update(storage.join(uri, SUCCESS), change_again)
@@ -400,23 +476,40 @@ def check_ids(commit: Commit, wanted: dict[str, str], uri: str) -> None:
 
 
 def write_file(
-    uri: str, key: str, batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema
+    uri: str,
+    key: str,
+    batches: Iterable[pa.RecordBatch | pa.Table],
+    schema: pa.Schema,
+    row_group: int = schemas.ROW_GROUP,
 ) -> FileRecord:
-    """Write batches as the Parquet file `KEY-HASH.parquet` below the data set `uri`, whole or not at all."""
+    """Write batches as the Parquet file `KEY-HASH.parquet` below the data set `uri`, whole or not at all.
+
+    Args:
+        uri: directory of the data set.
+        key: the name without the hash of the bytes.
+        batches: the rows.
+        schema: of the rows.
+        row_group: rows in a row group; a batch begins a new one.
+    """
     rows = 0
     with storage.temporary(uri) as path:
         with schemas.parquet_writer(path, schema) as writer:
             for batch in batches:
                 table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch], schema)
-                writer.write_table(table, row_group_size=schemas.ROW_GROUP)
+                writer.write_table(table, row_group_size=row_group)
                 rows += table.num_rows
                 del batch, table  # they may be large: not to be kept while the next one is made
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        groups, size = pq.read_metadata(path).num_row_groups, path.stat().st_size
-        name = f"{key}-{digest[:8]}.parquet"
-        storage.publish(path, storage.join(uri, name))
-    return FileRecord(name, rows, groups, size, digest)
+        record = _record_of(path, key, rows)
+        storage.publish(path, storage.join(uri, record.name))
+    return record
+
+
+def _record_of(path: Path, key: str, rows: int) -> FileRecord:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size, footer = file.tell(), _read_footer(file)
+    groups = _metadata(footer).num_row_groups
+    return FileRecord(f"{key}-{digest[:8]}.parquet", rows, groups, size, digest, _footer_digest(footer))
 
 
 def read_file(
@@ -424,44 +517,113 @@ def read_file(
 ) -> pa.Table:
     """Read one file of a data set, or one of its row groups.
 
+    What is checked: without `columns` and `row_group` the SHA-256 of the file; else its size, its footer, and
+    the checksums of the pages that are read.
+
     Raises:
         DatasetError: it is gone, damaged, or not the file that was committed.
     """
-    with _opened(uri, record) as (file, where):
-        return _read_parquet(file, where, record.rows, columns, row_group)
+    with _opened(uri, record, whole=columns is None and row_group is None) as (parquet, where):
+        return _read_parquet(parquet, where, record.rows, columns, row_group)
+
+
+def verify(uri: str, record: FileRecord) -> None:
+    """Read one file of a data set and check its SHA-256; rows are not decoded.
+
+    Raises:
+        DatasetError: it is gone, damaged, or not the file that was committed.
+    """
+    with _opened(uri, record, whole=True):
+        pass
 
 
 @contextlib.contextmanager
-def _opened(uri: str, record: FileRecord) -> Iterator[tuple[IO[bytes], str]]:
+def _opened(uri: str, record: FileRecord, whole: bool = False) -> Iterator[tuple[pq.ParquetFile, str]]:
+    """Open a file that is the one committed; `whole`: by all its bytes. Also give its URI."""
     where = storage.join(uri, record.name)
     try:
         with storage.open_input(where) as file:
             try:
-                yield file, where
-            except (OSError, pa.ArrowException) as error:
-                raise DatasetError(f"{where} is damaged: {error}") from error
+                source, footer = _checked(file, record, where, whole)
+                parquet = pq.ParquetFile(source, metadata=_metadata(footer), page_checksum_verification=True)
+                _check_counts(parquet.metadata, record)
+                yield parquet, where
+            except (OSError, pa.ArrowException, _DamageError) as error:
+                raise DatasetError(f"{where} is damaged: {error}; {_MEND}") from error
     except FileNotFoundError as error:
-        raise DatasetError(f"{where} is gone, but {SUCCESS} lists it: the data set is damaged") from error
+        raise DatasetError(f"{where} is gone, but {SUCCESS} lists it; {_MEND}") from error
+
+
+class _DamageError(Exception):
+    """A file is not the one that its record describes."""
+
+
+def _checked(file: IO[bytes], record: FileRecord, where: str, whole: bool) -> tuple[IO[bytes], bytes]:
+    """Return what to read the file from, and its footer, both checked."""
+    size = file.seek(0, os.SEEK_END)
+    if size != record.bytes:
+        raise _DamageError(f"it has {size} bytes, not {record.bytes}")
+    unknown = not record.footer and (where, record.sha256) not in _CHECKED
+    if whole or unknown:
+        file.seek(0)
+        file = io.BytesIO(file.read())
+        if hashlib.sha256(file.getbuffer()).hexdigest() != record.sha256:
+            raise _DamageError("its SHA-256 is another one than when it was written")
+        _CHECKED.add((where, record.sha256))
+    footer = _read_footer(file)
+    if record.footer and _footer_digest(footer) != record.footer:
+        raise _DamageError("its footer is another one than when it was written")
+    return file, footer
+
+
+def _read_footer(file: IO[bytes]) -> bytes:
+    """Read the end of a Parquet file: footer, its length, and the magic."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _FOOTER_GUESS))
+    end = file.read(_FOOTER_GUESS)
+    length = int.from_bytes(end[-_TAIL : -len(_MAGIC)], "little") + _TAIL
+    if not end.endswith(_MAGIC) or length > size:
+        raise _DamageError("it has no Parquet footer")
+    if length > len(end):
+        file.seek(size - length)
+        end = file.read(length)
+    return end[-length:]
+
+
+def _footer_digest(footer: bytes) -> str:
+    return hashlib.sha256(footer).hexdigest()[:16]
+
+
+def _metadata(footer: bytes) -> pq.FileMetaData:
+    """Parse a footer that was read: what was checked is what is used."""
+    return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+
+
+def _check_counts(metadata: pq.FileMetaData, record: FileRecord) -> None:
+    held = metadata.num_rows, metadata.num_row_groups
+    if held != (record.rows, record.row_groups):
+        raise _DamageError(
+            f"it has {held[0]} rows in {held[1]} row groups, not {record.rows} in {record.row_groups}"
+        )
 
 
 def _read_parquet(
-    file: IO[bytes], where: str, rows: int, columns: list[str] | None, row_group: int | None
+    parquet: pq.ParquetFile, where: str, rows: int, columns: list[str] | None, row_group: int | None
 ) -> pa.Table:
-    parquet = pq.ParquetFile(file, page_checksum_verification=True)
-    if parquet.metadata.num_rows != rows:
-        raise DatasetError(f"{where} has {parquet.metadata.num_rows} rows, not {rows}")
     schema = schemas.current(parquet.schema_arrow, where)
     held = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
     if row_group is None:
         table = parquet.read(held)
     else:
         table, rows = parquet.read_row_group(row_group, held), parquet.metadata.row_group(row_group).num_rows
+    if (held is None or held) and table.num_rows != rows:  # a damaged page header may hide a page
+        raise _DamageError(f"{table.num_rows} rows of {rows} can be read")
     return schemas.completed(table, schema, columns, rows)
 
 
 def _has_values(uri: str, record: FileRecord, column: str) -> bool:
-    with _opened(uri, record) as (file, _):
-        metadata = pq.read_metadata(file)
+    with _opened(uri, record) as (parquet, _):
+        metadata = parquet.metadata
     place = next(
         i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] == column
     )

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import BaseModel
@@ -43,20 +46,39 @@ def test_leftovers_are_not_rows_and_gone_or_swapped_files_are_errors(tmp_path: P
     empty = datasets.write_file(uri, "part-leftover", [], schemas.REJECTS)
     assert Dataset.open(uri).read(schemas.REJECTS).num_rows == 3
     (tmp_path / empty.name).replace(tmp_path / committed.name)
-    with pytest.raises(DatasetError, match="0 rows, not 3"):
+    with pytest.raises(
+        DatasetError, match=rf"{committed.name} is damaged: it has \d+ bytes, not {committed.bytes}"
+    ):
         Dataset.open(uri).read(schemas.REJECTS)
     (tmp_path / committed.name).unlink()
     with pytest.raises(DatasetError, match="is gone"):
         Dataset.open(uri).read(schemas.REJECTS)
 
 
-def test_only_our_own_success_counts(tmp_path: Path) -> None:
-    for content in (b"", b"[]", b"{}"):
-        storage.write_bytes(str(tmp_path / datasets.SUCCESS), content)
-        assert Dataset.find(str(tmp_path)) is None
+def test_an_empty_success_of_another_program_is_no_data_set_and_stays(tmp_path: Path) -> None:
+    uri, success = str(tmp_path), tmp_path / datasets.SUCCESS
+    success.write_bytes(b"")
+    assert Dataset.find(uri) is None
+    for extend in (lambda: Dataset.find_own(uri), lambda: add(uri, "run-a")):
+        with pytest.raises(DatasetError, match="_SUCCESS is empty: another program wrote it"):
+            extend()
+    assert success.read_bytes() == b""
+
+
+def test_a_damaged_success_is_an_error_and_stays(tmp_path: Path) -> None:
+    uri, success = str(tmp_path), tmp_path / datasets.SUCCESS
+    add(uri, "run-a")
+    whole = success.read_bytes()
+    flipped = whole.replace(b'"rows": 3', b'"rows": 2')
+    for damaged in (b"[]", b"{}", b"{", b"[" * 100_000, b"\xff", whole[:-20], flipped):
+        success.write_bytes(damaged)
+        for use in (lambda: Dataset.find(uri), lambda: Dataset.find_own(uri), lambda: add(uri, "run-b")):
+            with pytest.raises(DatasetError, match=f"{success} is damaged"):
+                use()
+        assert success.read_bytes() == damaged
     storage.write_bytes(str(tmp_path / datasets.SUCCESS), b'{"schema_version": "999"}')
     with pytest.raises(DatasetError, match="schema version 999"):
-        Dataset.find(str(tmp_path))
+        Dataset.find(uri)
 
 
 def test_the_digest_names_the_work_and_not_the_time_it_was_done() -> None:
@@ -132,3 +154,92 @@ def test_counts_of_a_run_are_read_as_a_model_and_other_keys_do_not_matter(tmp_pa
     assert commit.counts_of("unknown", Other) == Other()
     with pytest.raises(DatasetError, match="damaged: run a"):
         commit.counts_of("a", Other)
+
+
+def embedded(uri: str, letter: str) -> FileRecord:
+    """A small file of vectors in two row groups; files of different letters have equal sizes."""
+    schema = schemas.embeddings_schema(8, 4)
+    names = [f"{letter}{i}" for i in range(6)]
+    columns = {
+        "image_id": names,
+        "uri": names,
+        "bytes": range(6),
+        "latent": schemas.vectors_to_array(np.arange(48, dtype=np.float16).reshape(6, 8) + ord(letter), 8),
+        "descriptor": schemas.vectors_to_array(np.arange(24, dtype=np.float32).reshape(6, 4), 4),
+    }
+    rows = {f.name: columns.get(f.name, pa.nulls(6, f.type)) for f in schema}
+    return datasets.write_file(uri, "part-k", [pa.Table.from_pydict(rows, schema)], schema, row_group=3)
+
+
+READS: list[dict[str, Any]] = [
+    {"columns": ["image_id", "uri", "descriptor"]},
+    {"columns": ["latent"], "row_group": 1},
+    {"columns": ["bytes"], "row_group": 0},
+    {"columns": None, "row_group": 0},
+    {"columns": None},
+]
+
+
+def test_another_file_of_as_many_rows_and_bytes_is_found_out_by_every_read(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    first, second = embedded(uri, "a"), embedded(uri, "b")
+    assert (first.rows, first.row_groups, first.bytes) == (second.rows, second.row_groups, second.bytes)
+    (tmp_path / second.name).replace(tmp_path / first.name)
+    for read in READS:
+        with pytest.raises(DatasetError, match=f"{first.name} is damaged"):
+            datasets.read_file(uri, first, **read)
+    with pytest.raises(DatasetError, match=f"{first.name} is damaged"):
+        Dataset(uri, datasets.Commit("embeddings", "r", {}, (first,))).has_values("latent")
+    with pytest.raises(DatasetError, match="its SHA-256 is another one"):  # written by an earlier version
+        datasets.read_file(uri, replace(first, footer=""), ["uri"])
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    record = replace(embedded(uri, "a"), footer="")
+    for read in READS:
+        assert datasets.read_file(uri, record, **read).num_rows in (3, 6)
+
+
+@pytest.mark.parametrize("share", [pytest.param(1, marks=pytest.mark.slow), 40])
+def test_a_flipped_bit_is_an_error_or_changes_no_row(share: int, tmp_path: Path) -> None:
+    """Of every `share`-th bit of a file."""
+    uri = str(tmp_path)
+    record = embedded(uri, "a")
+    path, whole = tmp_path / record.name, (tmp_path / record.name).read_bytes()
+    right = [datasets.read_file(uri, record, **read) for read in READS]
+    missed = 0
+    for bit in range(0, 8 * len(whole), share):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        for read, table in zip(READS, right, strict=True):
+            try:
+                assert datasets.read_file(uri, record, **read).equals(table), bit
+                missed += read == {"columns": None}
+            except DatasetError as error:
+                assert record.name in str(error)
+    assert not missed  # a read of the whole file finds every one
+
+
+def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    record = embedded(uri, "a")
+    path, whole = tmp_path / record.name, (tmp_path / record.name).read_bytes()
+    for size in (0, 1, 8, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        for read in READS:
+            with pytest.raises(DatasetError, match=f"{record.name} is damaged: it has {size} bytes"):
+                datasets.read_file(uri, record, **read)
+
+
+def test_a_commit_remembers_what_it_superseded(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    add(uri, "run-a")
+    [old] = Dataset.open(uri).files
+    datasets.update_commit(uri, lambda commit: replace(commit, files=()), Dataset.open(uri))  # type: ignore[type-var]
+    assert list(Dataset.open(uri).commit.superseded) == [old.name]
+    add(uri, "run-b", Dataset.open(uri))
+    assert list(Dataset.open(uri).commit.superseded) == [old.name]
+    add(uri, "run-a", Dataset.open(uri))  # the same bytes again
+    assert not Dataset.open(uri).commit.superseded
