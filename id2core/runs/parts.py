@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import chain, islice
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import pyarrow as pa
 
@@ -65,12 +65,24 @@ class Lineage:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What a finished part left behind: `rows` in the product's data set, and rejects."""
+    """What a finished part left behind: rows in the product's data set, and rejects.
+
+    Attributes:
+        key: names the part by its objects and ids.
+        run_id, ids: of the run that made it.
+        objects: how many it has.
+        dataset: name of the product's data set.
+        rows, rejects: its files; None for one without rows.
+        DAMAGE: what `from_json` raises for a record that is damaged.
+    """
+
+    DAMAGE: ClassVar[tuple[type[Exception], ...]] = (ValueError, LookupError, TypeError, RecursionError)
 
     key: str
     run_id: str
     ids: dict[str, str]
     objects: int
+    dataset: str
     rows: FileRecord | None
     rejects: FileRecord | None
 
@@ -80,18 +92,23 @@ class PartRecord:
         rejected = self.rejects.rows if self.rejects else 0
         return self.objects - rejected, rejected
 
-    def file_of(self, dataset: str) -> FileRecord | None:
-        """Return the part's file in `rejects` or in the product's data set."""
-        return self.rejects if dataset == REJECTS else self.rows
+    @property
+    def files(self) -> list[tuple[str, FileRecord]]:
+        """The part's files, each after the name of its data set."""
+        named = [(self.dataset, self.rows), (REJECTS, self.rejects)]
+        return [(name, file) for name, file in named if file]
 
     def to_json(self) -> bytes:
         """Return the record as it is staged."""
-        return json.dumps(asdict(self)).encode()
+        raw = asdict(self)
+        return json.dumps(raw | {"checksum": datasets.digest_of(raw)}).encode()
 
     @staticmethod
     def from_json(data: bytes) -> PartRecord:
-        """Return the record that `to_json` wrote."""
+        """Return the record that `to_json` wrote. Raises one of `DAMAGE` where it is damaged."""
         raw = json.loads(data)
+        if raw.pop("checksum") != datasets.digest_of(raw):
+            raise ValueError("its content does not fit its checksum")
         files = {k: FileRecord(**raw[k]) if raw[k] else None for k in ("rows", REJECTS)}
         return PartRecord(**raw | files)
 
@@ -198,6 +215,6 @@ def write(out: str, product: Product, objects: list[Object], lineage: Lineage, s
         table = pa.Table.from_pylist(rejected, schemas.REJECTS)
         schemas.check_reasons(table)
         rejects = datasets.write_file(storage.join(out, REJECTS), name, [table], schemas.REJECTS)
-    record = PartRecord(key, lineage.run_id, lineage.ids, len(objects), rows, rejects)
+    record = PartRecord(key, lineage.run_id, lineage.ids, len(objects), product.dataset, rows, rejects)
     storage.write_bytes(record_uri(out, key), record.to_json())
     return record

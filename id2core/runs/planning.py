@@ -10,18 +10,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from id2core import defaults
 from id2core.errors import DatasetError, LostRowsError, StorageError
 from id2core.runs.execution import Execution
-from id2core.runs.parts import PARTS, REJECTS, STAGING, Lineage, PartRecord, Product
+from id2core.runs.parts import PARTS, READ_THREADS, REJECTS, STAGING, Lineage, PartRecord, Product
 from id2core.store import datasets, schemas, storage
+from id2core.store.ahead import in_order
 from id2core.store.datasets import Commit, Dataset, FileRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
 from id2core.store.storage import Object
@@ -109,8 +110,8 @@ class Plan:
         listed: how many objects the source has.
         objects: how many of them have no row yet.
         parts: into how many parts of the manifest these are cut.
-        manifest, listing: names of the staged files below `out`: the objects without a row, one row group
-            per part, and every listed object.
+        manifest, listing: the staged files, below `out`: the objects without a row, one row group per part,
+            and every listed object. Only this run has them. None where there is nothing to do.
         committed: True when this very work was committed before, with nothing to retry. `lineage` then has
             the run_id that committed it.
     """
@@ -124,8 +125,8 @@ class Plan:
     listed: int
     objects: int
     parts: int
-    manifest: str
-    listing: str
+    manifest: FileRecord | None
+    listing: FileRecord | None
     committed: bool
 
     def uri_of(self, dataset: str) -> str:
@@ -176,8 +177,8 @@ def make(
     plan_id = datasets.digest_of(images, ids, config, [_key(o) for o in objects])
     run_id = held.committed_by(plan_id)
     pending = [] if run_id else _pending(out, product, held, ids, objects)
-    digest = datasets.digest_of([_key(o) for o in pending], part_size)
-    plan = Plan(
+    staged_as = f"{STAGING}/{{}}-{plan_id}-{execution.run_id}"
+    return Plan(
         product=product,
         out=out,
         held=held,
@@ -187,14 +188,10 @@ def make(
         listed=len(objects),
         objects=len(pending),
         parts=-(-len(pending) // part_size),
-        manifest=f"{STAGING}/manifest-{plan_id}-{digest}.parquet",
-        listing=f"{STAGING}/listing-{plan_id}.parquet",
+        manifest=None if run_id else _stage(out, staged_as.format("manifest"), pending, part_size),
+        listing=None if run_id else _stage(out, staged_as.format("listing"), objects, schemas.ROW_GROUP),
         committed=run_id is not None,
     )
-    if not plan.committed:
-        _stage(storage.join(out, plan.manifest), pending, part_size)
-        _stage(storage.join(out, plan.listing), objects, schemas.ROW_GROUP)
-    return plan
 
 
 def _key(obj: Object) -> Key:
@@ -244,7 +241,7 @@ def _pending(
     out: str, product: Product, held: Held, ids: dict[str, str], objects: list[Object]
 ) -> list[Object]:
     """Return the objects that have no row yet, in a committed file or in a finished part."""
-    records = staged(out, ids)
+    records = _adoptable(out, ids)
     finished: set[Key] = set()
     for name, dataset in ((product.dataset, held.rows), (REJECTS, held.rejects)):
         columns = _key_columns(name, product) + (["reason"] if name == REJECTS else [])
@@ -266,43 +263,92 @@ def _keys(table: pa.Table) -> list[Key]:
     return list(zip(table[0].to_pylist(), table[1].to_pylist(), strict=True))
 
 
-def staged(out: str, ids: dict[str, str]) -> list[PartRecord]:
-    """Return records of parts with these ids that are finished but not committed, whoever wrote them."""
-    return [record for record in staged_by_uri(out).values() if record.ids == ids]
+def staged(out: str, ids: dict[str, str]) -> dict[str, PartRecord]:
+    """Return the URIs of records of parts that are finished but not committed, whoever wrote them.
+
+    Args:
+        out: parent of the data sets.
+        ids: those that the records have.
+    """
+    return {uri: record for uri, record in staged_by_uri(out).items() if record.ids == ids}
 
 
 def staged_by_uri(out: str, known: Collection[str] = ()) -> dict[str, PartRecord]:
-    """Return the URIs of staged part records → the records, less those of `known` URIs."""
+    """Return the URIs of staged part records → the records, less those of `known` URIs.
+
+    A record that is damaged is left out: its part is made again.
+    """
     try:
         listed = storage.list_objects(storage.join(out, STAGING, PARTS))
     except StorageError:
         return {}
-    return {o.uri: PartRecord.from_json(storage.read_bytes(o.uri)) for o in listed if o.uri not in known}
+    records = {}
+    for uri in (o.uri for o in listed if o.uri not in known):
+        with suppress(FileNotFoundError, *PartRecord.DAMAGE):  # another run may have committed it meanwhile
+            records[uri] = PartRecord.from_json(storage.read_bytes(uri))
+    return records
+
+
+def _adoptable(out: str, ids: dict[str, str]) -> list[PartRecord]:
+    """Return the staged records whose files are whole, and delete the others: their parts are made again."""
+    records = staged(out, ids)
+
+    def is_whole(record: PartRecord) -> bool:
+        try:
+            for name, file in record.files:
+                datasets.verify(storage.join(out, name), file)
+        except DatasetError:
+            return False
+        return True
+
+    whole = []
+    for (uri, record), good in zip(
+        records.items(), in_order(records.values(), is_whole, READ_THREADS), strict=True
+    ):
+        if good:
+            whole.append(record)
+        else:
+            storage.delete(uri)
+    return whole
 
 
 def _files(held: Dataset | None, name: str, records: Iterable[PartRecord]) -> list[FileRecord]:
     """Return the files of the last commit, then of parts finished since; each once."""
-    new = [f for r in records if (f := r.file_of(name))]
+    new = [file for record in records for dataset, file in record.files if dataset == name]
     return list({f.name: f for f in [*(held.files if held else ()), *new]}.values())
 
 
-def _stage(uri: str, objects: list[Object], rows: int) -> None:
+def _stage(out: str, key: str, objects: list[Object], rows: int) -> FileRecord:
     """Write objects as a manifest with `rows` objects in a row group."""
-    with storage.replacing(uri) as path, schemas.parquet_writer(path, schemas.MANIFEST) as writer:
-        for start in range(0, len(objects), rows):
-            chunk = [vars(o) for o in objects[start : start + rows]]
-            writer.write_table(pa.Table.from_pylist(chunk, schemas.MANIFEST))
+    chunks = (objects[start : start + rows] for start in range(0, len(objects), rows))
+    tables = (pa.Table.from_pylist([vars(o) for o in chunk], schemas.MANIFEST) for chunk in chunks)
+    return datasets.write_file(out, key, tables, schemas.MANIFEST, rows)
+
+
+def _read_staged(plan: Plan, file: FileRecord | None, row_group: int | None = None) -> pa.Table:
+    """Read a manifest. Raises DatasetError where it is gone or damaged."""
+    if file is None:
+        raise ValueError("a plan without work has no staged files")
+    try:
+        return datasets.read_file(plan.out, file, row_group=row_group)
+    except DatasetError as error:
+        raise DatasetError(
+            f"{storage.join(plan.out, file.name)} is staged for one run, and damaged or gone: start the run "
+            f"again, which makes it anew ({error})"
+        ) from error.__cause__
 
 
 def read_part(plan: Plan, index: int) -> list[Object]:
-    """Return the objects of one part of a plan."""
-    with storage.open_input(storage.join(plan.out, plan.manifest)) as file:
-        return [Object(**row) for row in pq.ParquetFile(file).read_row_group(index).to_pylist()]
+    """Return the objects of one part of a plan.
+
+    Raises:
+        DatasetError: the manifest is damaged or gone.
+    """
+    return [Object(**row) for row in _read_staged(plan, plan.manifest, index).to_pylist()]
 
 
 def _read_listing(plan: Plan) -> set[Key]:
-    with storage.open_input(storage.join(plan.out, plan.listing)) as file:
-        return set(_keys(pq.ParquetFile(file).read(["uri", "generation"])))
+    return set(_keys(_read_staged(plan, plan.listing)))
 
 
 def commit(plan: Plan) -> Held | None:
@@ -317,18 +363,25 @@ def commit(plan: Plan) -> Held | None:
 
     Raises:
         LostRowsError: an object has too few rows, or too many.
+        DatasetError: a file that is needed is damaged.
         StorageError: other runs keep committing.
     """
     try:
         listed = _read_listing(plan)
-    except FileNotFoundError:  # the work is committed, and its staged files are gone
-        return None
+    except DatasetError as error:
+        if isinstance(
+            error.__cause__, FileNotFoundError
+        ):  # the work is committed, and what was staged is gone
+            return None
+        raise
     held = plan.held
     for _ in range(_ATTEMPTS):
         try:
-            committed = held if held.committed_by(plan.plan_id) else _write_commits(plan, held, listed)
+            records = staged(plan.out, plan.lineage.ids)
+            done = bool(held.committed_by(plan.plan_id))
+            committed = held if done else _write_commits(plan, held, listed, list(records.values()))
             if committed:
-                _delete_staged(plan)
+                _delete_staged(plan, committed, records)
                 return committed
         except LostRowsError:  # unless another run has committed what it adopted of this one
             if Held.read(plan.product, plan.out) == held:
@@ -337,9 +390,9 @@ def commit(plan: Plan) -> Held | None:
     raise StorageError(f"{plan.out}: other runs keep committing to it; run again when they have ended")
 
 
-def _write_commits(plan: Plan, held: Held, listed: set[Key]) -> Held | None:
+def _write_commits(plan: Plan, held: Held, listed: set[Key], records: list[PartRecord]) -> Held | None:
     """Commit rejects, then rows, beside what is held; return None where that is out of date."""
-    rows, rejects = _account(plan, held, listed)
+    rows, rejects = _account(plan, held, listed, records)
     transient = _count_transient(plan.uri_of(REJECTS), rejects)
     counts = _Counts(plan_id=plan.plan_id, listed=len(listed), transient=transient)
     written = []
@@ -361,9 +414,11 @@ def _next_commit(
     return replace(base, files=tuple(files), run_id=run_id, runs=runs)
 
 
-def _account(plan: Plan, held: Held, listed: set[Key]) -> tuple[list[FileRecord], list[FileRecord]]:
+def _account(
+    plan: Plan, held: Held, listed: set[Key], records: list[PartRecord]
+) -> tuple[list[FileRecord], list[FileRecord]]:
     """Return the files of rows and of rejects in which every listed object is once."""
-    product, records = plan.product, staged(plan.out, plan.lineage.ids)
+    product = plan.product
     counts: Counter[Key] = Counter()
     kept = []
     for name, last in ((product.dataset, held.rows), (REJECTS, held.rejects)):
@@ -384,10 +439,20 @@ def _count_transient(uri: str, rejects: list[FileRecord]) -> int:
     return sum(pc.sum(pc.is_in(t["reason"], reasons)).as_py() or 0 for t in tables)
 
 
-def _delete_staged(plan: Plan) -> None:
-    """Delete what was staged for this work; the listing last: without it, a repeated commit does nothing."""
-    own = [uri for uri, record in staged_by_uri(plan.out).items() if record.ids == plan.lineage.ids]
-    for uri in [*own, *(storage.join(plan.out, name) for name in (plan.manifest, plan.listing))]:
+def _delete_staged(plan: Plan, committed: Held, records: dict[str, PartRecord]) -> None:
+    """Delete what was staged for this work; the listing last: without it, a repeated commit does nothing.
+
+    Records of other runs stay, unless all that they stand for is committed: such a run may still be at work,
+    with objects that this one has not listed. Of killed runs, `leftovers` removes them.
+    """
+    held = {(d.commit.dataset, file) for d in committed.datasets for file in d.files}
+    own = [
+        uri
+        for uri, record in records.items()
+        if record.run_id == plan.lineage.run_id or held.issuperset(record.files)
+    ]
+    staged_files = [storage.join(plan.out, file.name) for file in (plan.manifest, plan.listing) if file]
+    for uri in [*own, *staged_files]:
         storage.delete(uri)
 
 

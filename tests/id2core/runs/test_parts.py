@@ -103,7 +103,7 @@ def test_a_part_without_rows_or_without_rejects_has_no_such_file(tmp_path: Path)
     assert one.rows is None and one.rejects is None and not (tmp_path / "copies").exists()
     batch = pa.RecordBatch.from_pydict({"uri": ["/in/01"]}, SCHEMA)
     two = parts.write(str(tmp_path), product, OBJECTS[1:2], LINEAGE, iter([(batch, [])]))
-    assert two.rows and two.rejects is None and two.file_of("copies") == two.rows
+    assert two.rows and two.rejects is None and two.files == [("copies", two.rows)]
     assert PartRecord.from_json(two.to_json()) == two
 
 

@@ -265,3 +265,57 @@ def test_what_a_run_writes_is_never_listed(source: Path) -> None:
     planning.commit(work)
     again = planning.make(COPIES, str(source), out, IDS, {}, SECOND)
     assert (again.listed, again.committed) == (7, True)
+
+
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "cut":
+        del data[len(data) // 2 :]
+    elif how == "gone":
+        path.unlink()
+        return
+    else:
+        data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+@pytest.mark.parametrize("what", [f"{parts.STAGING}/{parts.PARTS}/*.json", "copies/*.parquet"])
+def test_a_staged_part_that_is_damaged_is_made_again(what: str, how: str, source: Path) -> None:
+    killed = plan(source)
+    make(killed, [0])
+    [path] = Path(killed.out).glob(what)
+    damage(path, how)
+    resumed = plan(source, SECOND)
+    assert resumed.objects == 7
+    make(resumed)
+    planning.commit(resumed)
+    assert written(resumed) == dict.fromkeys("abcdef", SECOND.run_id)
+
+
+def test_a_manifest_that_is_damaged_is_an_error_and_made_anew_by_the_next_run(source: Path) -> None:
+    work = plan(source)
+    assert work.manifest and work.listing
+    for file in (work.manifest, work.listing):
+        damage(Path(work.out, file.name), "cut")
+    with pytest.raises(DatasetError, match=rf"{work.manifest.name} .* start the run again"):
+        planning.read_part(work, 0)
+    with pytest.raises(DatasetError, match=f"{work.listing.name} .* start the run again"):
+        planning.commit(work)
+    again = plan(source, SECOND)
+    make(again)
+    planning.commit(again)
+    assert len(written(again)) == 6
+
+
+def test_a_commit_leaves_what_another_run_has_staged_of_other_objects(source: Path) -> None:
+    early = plan(source)
+    (source / "g").write_text("g")
+    late = plan(source, SECOND)
+    make(late, [2])  # f and g
+    make(early)
+    planning.commit(early)
+    make(late, [0, 1])
+    planning.commit(late)
+    assert sorted(written(late)) == list("abcdefg")
+    assert staged(late) == []
