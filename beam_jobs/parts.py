@@ -210,6 +210,7 @@ def write_template(job: Job, beam_arguments: Sequence[str]) -> str:
     Returns:
         Where the template was written.
     """
+    planning.keep_staged(job.plan)
     pipeline = runners.pipeline(beam_arguments)
     build(pipeline, job)
     pipeline.run()

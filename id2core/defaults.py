@@ -13,6 +13,8 @@ INDEX: Final = "flat"
 TOP_K: Final = 10
 # Objects per part of a run.
 PART_SIZE: Final = 4096
+# Hours until a later run removes what a killed one left.
+LEFTOVER_HOURS: Final = 24.0
 # Bytes of the largest file that is read, and pixels of the largest picture that is decoded: above a photo of
 # 100 megapixels, also where it is stored as it is.
 MAX_BYTES: Final = 512 * 2**20

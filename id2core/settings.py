@@ -79,6 +79,13 @@ class Settings(BaseSettings):
         description="Processor time that decoding a file of up to 1 MiB may take, in seconds. Each further "
         "MiB of the file adds 1, up to 60. Pictures that need more are rejected.",
     )
+    leftover_hours: float = Field(
+        defaults.LEFTOVER_HOURS,
+        ge=0,
+        le=24 * 30,
+        description="Hours until a later run removes what a killed run or a superseded commit left below its "
+        "--out. More than one part takes, and than a reader needs.",
+    )
 
 
 def load(**overrides: Any) -> Settings:

@@ -29,14 +29,18 @@ from id2core.store.storage import Object
 
 # How often a commit is tried while other runs commit to the same data sets.
 _ATTEMPTS = 5
+# What the name of a file in `_staging/` begins with that keeps a manifest and a listing, see `keep_staged`.
+KEEP = "keep"
 # Folder of the pictures that a run makes, where it makes some.
 PICTURES = "pictures"
 _RETRIED = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
+# Folder of answers of a prompt server.
+PROMPTS = "_prompts"
 # What runs write below their `out`, relative to it.
 _OWN_FILES = re.compile(
     rf"[a-z]+/((part-|)[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*|truth\.csv"
     rf"|runs/{Execution.PATTERN}-[0-9a-f]{{8}}\.parquet"
-    rf"|_prompts/[0-9a-f]{{16}}\.json|{PICTURES}/[0-9a-f]{{2}}/[0-9a-f]{{64}}-\d+-[0-9a-f]{{8}}\.[a-z]+"
+    rf"|{PROMPTS}/[0-9a-f]{{16}}\.json|{PICTURES}/[0-9a-f]{{2}}/[0-9a-f]{{64}}-\d+-[0-9a-f]{{8}}\.[a-z]+"
 )
 
 Key = tuple[str, str]
@@ -325,6 +329,15 @@ def _stage(out: str, key: str, objects: list[Object], rows: int) -> FileRecord:
     return datasets.write_file(out, key, tables, schemas.MANIFEST, rows)
 
 
+def keep_staged(plan: Plan) -> None:
+    """Keep manifest and listing for a job that somebody starts later, at whatever time."""
+    storage.write_bytes(_keep_uri(plan), b"")
+
+
+def _keep_uri(plan: Plan) -> str:
+    return storage.join(plan.out, STAGING, f"{KEEP}-{plan.plan_id}-{plan.lineage.run_id}")
+
+
 def _read_staged(plan: Plan, file: FileRecord | None, row_group: int | None = None) -> pa.Table:
     """Read a manifest. Raises DatasetError where it is gone or damaged."""
     if file is None:
@@ -452,7 +465,7 @@ def _delete_staged(plan: Plan, committed: Held, records: dict[str, PartRecord]) 
         if record.run_id == plan.lineage.run_id or held.issuperset(record.files)
     ]
     staged_files = [storage.join(plan.out, file.name) for file in (plan.manifest, plan.listing) if file]
-    for uri in [*own, *staged_files]:
+    for uri in [*own, _keep_uri(plan), *staged_files]:
         storage.delete(uri)
 
 

@@ -25,8 +25,9 @@ import psutil
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
-from id2core import environment
+from id2core import environment, settings
 from id2core.errors import DatasetError, ID2Error
+from id2core.runs import leftovers
 from id2core.runs.execution import Execution
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Commit, Dataset, FileRecord
@@ -119,6 +120,7 @@ class Recorder:
         run: the row so far.
         counts: by column of the row, see `count`.
         seconds: by stage, see `stage`.
+        table: `runs/` as it was when the row was completed; None before.
     """
 
     out: str
@@ -126,6 +128,7 @@ class Recorder:
     run: Run
     counts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    table: Dataset | None = None
 
     def count(self, **counts: int) -> None:
         """Add to the counts of the row: `listed`, `embedded`, `rejected` and so on, see `COUNTS`."""
@@ -151,7 +154,7 @@ class Recorder:
             update=self.counts
             | {"seconds": self.seconds, "status": status, "error": error, "ended": datetime.now(UTC)}
         )
-        write(self.out, self.run)
+        self.table = write(self.out, self.run)
         return self.run
 
 
@@ -160,6 +163,8 @@ def recorded(
     out: str, flow: str, config: Mapping[str, object], execution: Execution | None = None
 ) -> Iterator[Recorder]:
     """Record one execution of a flow: its row is written now and completed when the block ends.
+
+    A block that ends well removes what earlier runs left, see `leftovers`.
 
     An exception, also KeyboardInterrupt, sets the status `failed` and its message, and is raised on.
 
@@ -171,7 +176,9 @@ def recorded(
 
     Raises:
         StorageError: `out` cannot be written.
+        OptionError: a setting is out of bounds.
     """
+    grace = settings.load().leftover_hours * 3600
     execution = execution or Execution.begin()
     run = Run(
         run_id=execution.run_id,
@@ -191,11 +198,14 @@ def recorded(
             recorder.end(Status.FAILED, f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS])
         raise
     recorder.end(Status.DONE)
+    with suppress(ID2Error, OSError):  # the run itself has ended well
+        if recorder.table and not _others_run(recorder.table):
+            leftovers.sweep(out, time.time() - grace)
 
 
-def write(out: str, run: Run) -> None:
-    """Write the row of a run to `runs/` below `out`, in place of its earlier row."""
-    _commit(out, [run], Dataset.find_own(storage.join(out, RUNS)))
+def write(out: str, run: Run) -> Dataset:
+    """Write the row of a run to `runs/` below `out`, in place of its earlier row; return the table."""
+    return _commit(out, [run], Dataset.find_own(storage.join(out, RUNS)))
 
 
 def read(out: str) -> list[Run]:
@@ -241,6 +251,13 @@ def _is_alive(process: tuple[str, int, float] | None) -> bool:
         return False
 
 
+def _others_run(runs: Dataset) -> bool:
+    """Return whether another execution may be at work on an `--out`; one elsewhere cannot be asked."""
+    states = [runs.commit.counts_of(run_id, _State) for run_id in runs.runs]
+    processes = [state.process for state in states if state.process and state.status == Status.RUNNING]
+    return any(process[0] != platform.node() or _is_alive(process) for process in processes)
+
+
 def _mark_killed(runs: Dataset) -> list[Run]:
     """Return the rows of runs that never ended and whose process is gone, as killed."""
     states = {run_id: runs.commit.counts_of(run_id, _State) for run_id in runs.runs}
@@ -257,7 +274,7 @@ def _mark_killed(runs: Dataset) -> list[Run]:
     return killed
 
 
-def _commit(out: str, rows: Iterable[Run], last: Dataset | None) -> None:
+def _commit(out: str, rows: Iterable[Run], last: Dataset | None) -> Dataset:
     """Write rows, each a file of its own, and commit them in place of the same runs' earlier rows."""
     uri = storage.join(out, RUNS)
     files = [(run, datasets.write_file(uri, run.run_id, [run.to_table()], schemas.RUNS)) for run in rows]
@@ -270,9 +287,11 @@ def _commit(out: str, rows: Iterable[Run], last: Dataset | None) -> None:
             changed = _with_row(changed, run, file, replaced)
         return changed
 
-    datasets.update_commit(uri, change, last)
-    for file in replaced:
-        storage.delete(storage.join(uri, file.name))
+    committed = datasets.update_commit(uri, change, last)
+    # Two runs that mark a third as killed write the same bytes under one name.
+    for name in {file.name for file in replaced} - {file.name for file in committed.files}:
+        storage.delete(storage.join(uri, name))
+    return committed
 
 
 def _with_row(commit: Commit, run: Run, file: FileRecord, replaced: set[FileRecord]) -> Commit:

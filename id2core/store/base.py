@@ -31,6 +31,19 @@ class Object:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A file as it lies in a store, whatever it is.
+
+    Attributes:
+        uri: where it is.
+        modified: when it was last written by the store's clock, in seconds since 1970.
+    """
+
+    uri: str
+    modified: float
+
+
 class Store(ABC):
     """One kind of place that holds objects.
 
@@ -68,6 +81,15 @@ class Store(ABC):
     @abstractmethod
     def exists(self, uri: str) -> bool:
         """Return whether an object of exactly this name exists."""
+
+    def entries(self, uri: str, below: bool = True) -> Iterator[Entry]:
+        """Yield every file in a folder, hidden ones too; nothing where there is no such folder.
+
+        Args:
+            uri: the folder.
+            below: also what is in folders below it; links are not followed.
+        """
+        return iter(())
 
     def require(self, uri: str) -> None:
         """Raise StorageError unless `uri` is a folder or holds an object."""

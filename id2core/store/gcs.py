@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from id2core.errors import StorageError
-from id2core.store.base import Object, Store
+from id2core.store.base import Entry, Object, Store
 from id2core.store.rejects import Reason, Reject
 
 SCHEME = "gs://"
@@ -50,6 +50,13 @@ class GcsStore(Store):
                 yield Object(f"{SCHEME}{bucket}/{blob.name}", str(blob.generation), int(blob.size))
         if empty:
             raise StorageError(f"{uri}: nothing there")
+
+    def entries(self, uri: str, below: bool = True) -> Iterator[Entry]:
+        """Yield the objects below a prefix with the times when they were updated."""
+        bucket, name = _split(uri)
+        folder = f"{name}/" if name else ""
+        for blob in _client().list_blobs(bucket, prefix=folder, delimiter=None if below else "/"):
+            yield Entry(f"{SCHEME}{bucket}/{blob.name}", blob.updated.timestamp())
 
     def read(self, obj: Object) -> bytes | Reject:
         """Return the bytes of the generation that was listed."""

@@ -6,12 +6,12 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from id2core.errors import StorageError
-from id2core.store.base import Object, Store
+from id2core.store.base import Entry, Object, Store
 from id2core.store.rejects import Reason, Reject
 
 
@@ -48,6 +48,16 @@ class LocalStore(Store):
             for folder in waiting:
                 yield from _below(folder, seen, links)
             waiting = sorted(links)
+
+    def entries(self, uri: str, below: bool = True) -> Iterator[Entry]:
+        """Yield every file in a folder with its time of modification."""
+        for folder, folders, names in os.walk(uri):
+            for name in names:
+                path = Path(folder, name)
+                with suppress(OSError):  # it is gone, or cannot be seen
+                    yield Entry(str(path), path.lstat().st_mtime)
+            if not below:
+                folders.clear()
 
     def require(self, uri: str) -> None:
         """Raise StorageError unless the path exists."""
@@ -161,8 +171,24 @@ def _mark(info: os.stat_result) -> str:
 
 @contextmanager
 def _locked(uri: str) -> Iterator[None]:
-    """Let one process or thread at a time update files of a folder."""
+    """Let one process or thread at a time update files of a folder; its holder removes the lock's file."""
     Path(uri).parent.mkdir(parents=True, exist_ok=True)
-    with Path(uri).with_name(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = Path(uri).with_name(".lock")
+    while True:
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_file(path, lock.fileno()):  # its last holder has removed it: others lock a new one
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_file(path: Path, file: int) -> bool:
+    """Return whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Final
 
 from id2core.errors import StorageError
+from id2core.store.base import Entry, Store
 from id2core.store.base import Object as Object
-from id2core.store.base import Store
 from id2core.store.gcs import GcsStore
 from id2core.store.local import LocalStore
 from id2core.store.rejects import Reason, Reject
@@ -95,6 +95,20 @@ def list_objects(uri: str) -> list[Object]:
     """
     with _control_path(uri) as store:
         return sorted(store.list(uri))
+
+
+def entries(uri: str, below: bool = True) -> list[Entry]:
+    """List every file in a folder of results with its time of modification, hidden ones too.
+
+    Args:
+        uri: the folder; one that is not there has no files.
+        below: also what is in folders below it.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with _control_path(uri) as store:
+        return list(store.entries(uri, below))
 
 
 def is_empty(uri: str) -> bool:
@@ -209,5 +223,5 @@ def publish(path: Path, uri: str) -> None:
 
 def delete(uri: str) -> None:
     """Remove an object; one that is gone already is no error."""
-    with suppress(FileNotFoundError):
-        _store(uri).delete(uri)
+    with suppress(FileNotFoundError), _control_path(uri) as store:
+        store.delete(uri)

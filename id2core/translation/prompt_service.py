@@ -26,11 +26,12 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from id2core.errors import PromptError
+from id2core.runs.planning import PROMPTS
 from id2core.store import datasets, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.translation import prompt_dialogue
 
-FOLDER: Final = "_prompts"
+FOLDER: Final = PROMPTS
 LONGEST_BACKOFF: Final = 60.0
 # A server that asks for a longer pause than this is asked again sooner.
 LONGEST_PAUSE: Final = 600.0

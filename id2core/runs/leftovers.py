@@ -1,0 +1,165 @@
+"""What killed runs and superseded commits leave below an `--out`, removed by a later run.
+
+A run that ends well sweeps its `--out`, after its commits. It removes what is older than a grace period by
+the clock of the store, and only files with names of this program in folders of its data sets:
+
+| leftover | goes when for the grace period |
+|---|---|
+| a part that no commit lists | no such part of its folder was written |
+| a part that an earlier commit listed | it has been superseded |
+| a record, manifest or listing in `_staging/` | nothing in `_staging/` was written |
+| a picture that no row names | no such picture was written, and no part was superseded |
+| `.partial-*` of a killed process | as what lies beside it |
+
+What a running run may need stays:
+
+- Where `runs/` has another execution that is running, nothing is removed. One on this machine counts as long
+  as its process lives, one elsewhere until the next run marks it killed.
+- A staged record protects the files that it stands for. Records, and parts without one, are judged together
+  and by the newest: a run that is at work for days writes now and then, and keeps its first parts.
+- A part is without record and commit only between two writes, or while a commit rewrites files. The grace
+  period must be longer than that, also for runs that `runs/` does not show: keep it above the hours that
+  one part takes.
+- The manifest of a template stays until a job that it starts has committed, see `planning.keep_staged`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from id2core.runs import planning
+from id2core.runs.execution import Execution
+from id2core.runs.parts import PARTS, STAGING
+from id2core.store import datasets, schemas, storage
+from id2core.store.base import Entry
+from id2core.store.datasets import Dataset, FileRecord
+
+# Folders below an `--out` that hold data sets of their own, beside the `--out` itself.
+CORPORA: Final = ("", "reference", "queries", "background")
+_TRANSLATIONS: Final = "translations"
+_HASH: Final = "[0-9a-f]{8}"
+_PARTIAL: Final = r"\.partial-([a-z0-9_]{8}|\d+-_SUCCESS)"
+_PART: Final = rf"(part-)?[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"
+# Names of files by the data set in whose folder they are.
+_OWN: Final[dict[str, re.Pattern[str]]] = {
+    **{name: re.compile(_PART) for name in (schemas.EMBEDDINGS, "rejects", _TRANSLATIONS)},
+    "matches": re.compile(rf"scan_date=\d{{4}}-\d\d-\d\d/[0-9a-f]{{16}}-[\w-]+-{_HASH}\.parquet|{_PARTIAL}"),
+    "runs": re.compile(rf"{Execution.PATTERN}-{_HASH}\.parquet|{_PARTIAL}"),
+}
+_STAGED: Final = re.compile(
+    rf"(manifest|listing)-(?P<run>[0-9a-f]{{16}}-{Execution.PATTERN})-{_HASH}\.parquet"
+    rf"|{PARTS}/[0-9a-f]{{16}}\.json|({PARTS}/)?{_PARTIAL}"
+)
+_PICTURE: Final = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]{{64}}-\d+-{_HASH}\.[a-z]+|{_PARTIAL})")
+
+
+def sweep(out: str, before: float) -> None:
+    """Remove leftovers below an `--out`.
+
+    Args:
+        out: parent of data sets, or of the corpora that hold some.
+        before: only what was last touched before this time goes, in seconds since 1970.
+    """
+    for name in CORPORA:
+        _sweep_corpus(storage.join(out, name) if name else out, before)
+
+
+def _sweep_corpus(place: str, before: float) -> None:
+    """Sweep the data sets of one place, and what is staged for them."""
+    old = {name: _entries(storage.join(place, name), own) for name, own in _OWN.items()}
+    old = {name: entries for name, entries in old.items() if any(e.modified < before for e in entries)}
+    staged = _entries(storage.join(place, STAGING), _STAGED)
+    if not old and not any(entry.modified < before for entry in staged):
+        return
+    held = {name: dataset for name in _OWN if (dataset := _dataset(place, name))}
+    if not held:
+        return  # no run has ended well here, or the folders are somebody else's
+    _remove_quiet(_without_kept(staged, place), before)
+    protected = {file for record in planning.staged_by_uri(place).values() for file in record.files}
+    for folder in (place, storage.join(place, planning.PROMPTS)):
+        _remove_quiet(_entries(folder, re.compile(_PARTIAL), below=False), before)
+    for name in old.keys() & held.keys():
+        _sweep_dataset(
+            held[name], old[name], {file for dataset, file in protected if dataset == name}, before
+        )
+    if _TRANSLATIONS in held:
+        _sweep_pictures(place, held[_TRANSLATIONS], protected, before)
+
+
+def _dataset(place: str, name: str) -> Dataset | None:
+    dataset = Dataset.find(storage.join(place, name))
+    return dataset if dataset and dataset.commit.dataset == name else None
+
+
+def _sweep_dataset(dataset: Dataset, entries: list[Entry], protected: set[FileRecord], before: float) -> None:
+    """Remove files of a data set that neither its commit lists nor a staged record stands for."""
+    kept = {file.name for file in (*dataset.files, *protected)}
+    loose = {name: entry for entry in entries if (name := _name(entry.uri, dataset.uri)) not in kept}
+    superseded = dataset.commit.superseded
+    for name in superseded.keys() & loose.keys():
+        if datetime.fromisoformat(superseded[name]).timestamp() < before:
+            storage.delete(loose[name].uri)
+    _remove_quiet([entry for name, entry in loose.items() if name not in superseded], before)
+
+
+def _sweep_pictures(
+    place: str, translations: Dataset, protected: set[tuple[str, FileRecord]], before: float
+) -> None:
+    """Remove pictures that no row names, and that no reader of an earlier commit may still open."""
+    times = map(datetime.fromisoformat, translations.commit.superseded.values())
+    if any(time.timestamp() >= before for time in times):
+        return
+    folder = storage.join(place, planning.PICTURES)
+    entries = _entries(folder, _PICTURE)
+    if not any(entry.modified < before for entry in entries):
+        return
+    files = {*translations.files, *(file for name, file in protected if name == _TRANSLATIONS)}
+    tables = datasets.read_each(translations.uri, sorted(files, key=lambda f: f.name), ["uri"])
+    named = np.sort(
+        np.concatenate([_digests(table["uri"].to_pylist()) for table in tables] or [_digests([])])
+    )
+    own = _digests(entry.uri for entry in entries)
+    places = np.searchsorted(named, own)
+    is_named = named[np.minimum(places, len(named) - 1)] == own if len(named) else np.zeros(len(own), bool)
+    _remove_quiet([entry for entry, keep in zip(entries, is_named, strict=True) if not keep], before)
+
+
+def _digests(uris: Iterable[str]) -> NDArray[np.uint64]:
+    """Eight bytes for each URI: millions fit in memory, and equal ones keep a picture too many at worst."""
+    hashes = b"".join(hashlib.blake2b(uri.encode(), digest_size=8).digest() for uri in uris)
+    return np.frombuffer(hashes, np.uint64)
+
+
+def _without_kept(staged: list[Entry], place: str) -> list[Entry]:
+    """Return staged files less those of templates."""
+    folder = storage.join(place, STAGING)
+    kept = {_name(e.uri, folder) for e in storage.entries(folder, below=False)}
+    matches = {e.uri: _STAGED.fullmatch(_name(e.uri, folder)) for e in staged}
+    runs = {uri: match["run"] for uri, match in matches.items() if match}
+    return [e for e in staged if f"{planning.KEEP}-{runs.get(e.uri)}" not in kept]
+
+
+def _remove_quiet(entries: list[Entry], before: float) -> None:
+    """Remove files, all or none: where one was touched lately, a run may be at work on all of them.
+
+    Records go before the parts that they stand for.
+    """
+    if all(entry.modified < before for entry in entries):
+        for entry in entries:
+            storage.delete(entry.uri)
+
+
+def _entries(folder: str, own: re.Pattern[str], below: bool = True) -> list[Entry]:
+    """Return the files of a folder whose names are of this program."""
+    return [entry for entry in storage.entries(folder, below) if own.fullmatch(_name(entry.uri, folder))]
+
+
+def _name(uri: str, folder: str) -> str:
+    return uri[len(folder.rstrip("/")) + 1 :]

@@ -1,0 +1,147 @@
+"""Runs `id2` commands in forks of one process that has imported everything, and kills them where asked.
+
+    python -m tests.fork_server        # reads requests as JSON lines, answers each with a JSON line
+
+A killed process must be a process of its own. A fork costs milliseconds where a start of Python, Beam, and
+torch costs seconds. Here and nowhere in the product, each change of a local store is counted, and the process
+ends by SIGKILL in place of the change that it was told.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+# What changes a local store: a file appears whole, replaces another one, or goes.
+CHANGES = ("publish", "delete", "write_if", "update")
+
+
+class ForkServer:
+    """A server in a process of its own; threads may share it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._lock = threading.Lock()
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+    def start(self, *arguments: object, kill_at: int | None = None, log: Path) -> int:
+        """Start `id2 ARGUMENTS`; it dies in place of its `kill_at`-th change, from 1. Return its process."""
+        return int(self._ask(arguments=list(map(str, arguments)), kill_at=kill_at, log=str(log)))
+
+    def wait(self, process: int) -> int:
+        """Wait for a process; return its exit code, negative for a signal."""
+        while (code := self._ask(poll=process)) is None:
+            time.sleep(0.01)
+        return int(code)
+
+    def call(self, *arguments: object, kill_at: int | None = None, log: Path) -> int:
+        """Run `id2 ARGUMENTS` to its end; return its exit code, negative for a signal."""
+        return self.wait(self.start(*arguments, kill_at=kill_at, log=log))
+
+    def _ask(self, **request: Any) -> Any:
+        assert self._server.stdin and self._server.stdout
+        with self._lock:
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            return json.loads(self._server.stdout.readline())
+
+
+def _serve() -> None:
+    _prepare()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            ended, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
+        else:
+            answer = os.fork()
+            if not answer:
+                _run(**request)
+        print(json.dumps(answer), flush=True)
+
+
+def _prepare() -> None:
+    """Import what commands import as they go, and add the toy encoder; nothing may start a thread."""
+    import torch
+
+    import beam_jobs
+    import id2.jobs
+    from id2core.encoders import registry
+
+    for package in (beam_jobs, id2.jobs):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    importlib.import_module("tests.toy_encoder")
+    torch.set_num_threads(1)
+    toy = registry.Kind("toy", lambda spec: spec.startswith("toy:"), "tests.toy_encoder:load_encoder")
+    registry.KINDS = [toy, *registry.KINDS]  # type: ignore[misc]
+    assert threading.active_count() == 1, threading.enumerate()
+
+
+def _run(arguments: list[str], kill_at: int | None, log: str) -> None:
+    """Run a command in a fork; never return."""
+    code = 1
+    try:
+        with Path(log).open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        if kill_at is not None:
+            _kill_at(kill_at)
+        from flows.cli import app
+
+        app(arguments)
+    except SystemExit as error:
+        code = int(error.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _kill_at(number: int) -> None:
+    """Let this process die in place of one change of a local store."""
+    from id2core.store.local import LocalStore
+
+    changes = itertools.count(1)
+
+    def or_die(change: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(change)
+        def wrapped(*given: Any) -> Any:
+            if next(changes) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*given)
+
+        return wrapped
+
+    for name in CHANGES:
+        setattr(LocalStore, name, or_die(getattr(LocalStore, name)))
+
+
+if __name__ == "__main__":
+    _serve()

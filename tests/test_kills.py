@@ -1,0 +1,274 @@
+"""Runs that are killed, disturbed, and damaged: after one more run, all is as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from id2core.store import storage
+from id2core.store.ahead import in_order
+from id2core.store.datasets import Dataset, FileRecord
+from tests.drawing import scene
+from tests.fork_server import ForkServer
+
+# What differs between two runs that did the same work.
+OF_A_RUN = {"run_id", "embedded_at", "scanned_at"}
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    environment = {
+        "ID2_LEFTOVER_HOURS": "0",
+        "ID2_PART_SIZE": "5",
+        "ID2_ENCODER": "toy:8",
+        "ID2_TRANSFORM": "none",
+        "ID2_CALIBRATION": "none",
+        "ID2_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
+    with ForkServer(environment) as server:
+        yield server
+
+
+def draw(folder: Path, number: int, seed: int) -> None:
+    scene(seed, (24, 18)).save(folder / f"p{number:02d}.png")
+
+
+def images(folder: Path, first_seed: int = 0) -> Path:
+    """Eight pictures and a file that is none."""
+    folder.mkdir()
+    for i in range(8):
+        draw(folder, i, first_seed + i)
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def rows(uri: Path) -> list[dict[str, Any]]:
+    """Everything that a data set holds, but for runs and times; no row twice."""
+    tables = [table.to_pylist() for table in Dataset.open(str(uri)).tables()]
+    held = [{k: v for k, v in row.items() if k not in OF_A_RUN} for table in tables for row in table]
+    return sorted(held, key=repr)
+
+
+def names(out: Path) -> set[str]:
+    """Every file below a folder."""
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+def committed(out: Path, *datasets: str) -> set[str]:
+    """What data sets consist of."""
+    held = {name: Dataset.open(storage.join(str(out), name)).files for name in (*datasets, "runs")}
+    files = {f"{name}/{file.name}" for name, every in held.items() for file in every}
+    return files | {f"{name}/_SUCCESS" for name in held}
+
+
+class Case:
+    """A command that is killed again and again, and what must be there after one more run."""
+
+    datasets: tuple[str, ...] = ("embeddings", "rejects")
+    extra: frozenset[str] = frozenset()
+
+    def __init__(self, server: ForkServer, folder: Path) -> None:
+        self.server, self.folder = server, folder
+
+    def prepare(self, out: Path) -> None:
+        """Make what is there before the command; nothing by default."""
+
+    def arguments(self, out: Path) -> list[object]:
+        return ["embed", "--images", self.folder / "images", "--out", out]
+
+    def call(self, out: Path, kill_at: int | None = None) -> int:
+        return self.server.call(*self.arguments(out), kill_at=kill_at, log=out.with_suffix(".log"))
+
+    def check(self, out: Path, clean: Path) -> None:
+        for name in self.datasets:
+            assert rows(out / name) == rows(clean / name), name
+        assert names(out) == committed(out, *self.datasets) | self.extra
+
+
+class FirstEmbed(Case):
+    """Nothing is there."""
+
+    def __init__(self, server: ForkServer, folder: Path) -> None:
+        super().__init__(server, folder)
+        images(folder / "images")
+
+
+class ChangedEmbed(FirstEmbed):
+    """A run has ended; then a file came, one was changed, and one is gone: files are written anew."""
+
+    def __init__(self, server: ForkServer, folder: Path) -> None:
+        super().__init__(server, folder)
+        self._before = folder / "before"
+        assert self.call(self._before) == 0
+        draw(folder / "images", 8, 100)
+        draw(folder / "images", 2, 101)
+        (folder / "images" / "p01.png").unlink()
+
+    def prepare(self, out: Path) -> None:
+        shutil.copytree(self._before, out)
+
+
+class Scan(Case):
+    """Nothing is there."""
+
+    datasets = (
+        "reference/embeddings",
+        "reference/rejects",
+        "queries/embeddings",
+        "queries/rejects",
+        "matches",
+    )
+    extra = frozenset({"report.html", "summary.json"})
+
+    def __init__(self, server: ForkServer, folder: Path) -> None:
+        super().__init__(server, folder)
+        images(folder / "references")
+        images(folder / "uploads", first_seed=4)
+
+    def arguments(self, out: Path) -> list[object]:
+        places = ["--reference", self.folder / "references", "--queries", self.folder / "uploads"]
+        return ["scan", *places, "--top-k", 2, "--out", out]
+
+
+class Search(Scan):
+    """All is embedded, and searched with another k."""
+
+    def __init__(self, server: ForkServer, folder: Path) -> None:
+        super().__init__(server, folder)
+        self._before = folder / "before"
+        arguments = [3 if argument == 2 else argument for argument in self.arguments(self._before)]
+        assert server.call(*arguments, log=folder / "before.log") == 0
+
+    def prepare(self, out: Path) -> None:
+        shutil.copytree(self._before, out)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "make", [ChangedEmbed, Search, pytest.param(FirstEmbed, marks=SLOW), pytest.param(Scan, marks=SLOW)]
+)
+def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
+    make: type[Case], server: ForkServer, tmp_path: Path
+) -> None:
+    case = make(server, tmp_path)
+    clean = tmp_path / "clean"
+    case.prepare(clean)
+    assert case.call(clean) == 0
+
+    def kill(number: int) -> bool:
+        """Kill one run, and run again; return whether there was a change of that number."""
+        out = tmp_path / f"out{number}"
+        case.prepare(out)
+        code = case.call(out, kill_at=number)
+        assert code in (KILLED, 0)
+        assert code == 0 or case.call(out) == 0, out.with_suffix(".log").read_text()
+        case.check(out, clean)
+        shutil.rmtree(out)
+        return code == KILLED
+
+    killed = sum(1 for _ in takewhile(bool, in_order(count(1), kill, ahead=2)))
+    assert killed > 12
+
+
+class Disturbed:
+    """One `--out` that is run into again and again, while its pictures change."""
+
+    def __init__(self, server: ForkServer, folder: Path, seed: int) -> None:
+        self.server, self.folder = server, folder
+        self.images, self.out = images(folder / "images"), folder / "out"
+        self.random = random.Random(seed)
+        self.logs: list[Path] = []
+
+    def start(self, kill: bool = False) -> int:
+        kill_at = self.random.randint(1, 25) if kill else None
+        arguments = ["embed", "--images", self.images, "--out", self.out]
+        self.logs.append(self.folder / f"log{len(self.logs)}")
+        return self.server.start(*arguments, kill_at=kill_at, log=self.logs[-1])
+
+    def wait(self, process: int, *codes: int) -> None:
+        """Wait for a run to end in one of some ways, and never in a bug."""
+        code = self.server.wait(process)
+        logs = [path.read_text() for path in self.logs[-2:]]
+        assert code in codes and not any("Traceback" in log for log in logs), "\n".join([str(code), *logs])
+
+    def change(self) -> None:
+        """Add, change or remove a file."""
+        number = self.random.randrange(12)
+        path = self.images / f"p{number:02d}.png"
+        if path.exists() and self.random.random() < 0.5:
+            path.unlink()
+        else:
+            draw(self.images, number, self.random.randrange(10**6))
+
+    def run(self) -> None:
+        self.wait(self.start(), 0)
+        held = [row["uri"] for name in Case.datasets for row in rows(self.out / name)]
+        assert sorted(held) == sorted(str(path) for path in self.images.iterdir())
+
+    def _files(self, name: str) -> tuple[FileRecord, ...]:
+        dataset = Dataset.find(str(self.out / name))
+        return dataset.files if dataset else ()
+
+    def kill(self) -> None:
+        self.wait(self.start(kill=True), KILLED, 0)
+
+    def kill_and_damage(self) -> None:
+        """Damage something that a killed run has staged."""
+        self.kill()
+        listed = (
+            committed(self.out, *Case.datasets) if (self.out / "rejects" / "_SUCCESS").exists() else set()
+        )
+        staged = sorted(name for name in names(self.out) - listed if "_SUCCESS" not in name)
+        if not staged:
+            return
+        path = self.out / self.random.choice(staged)
+        data = bytearray(path.read_bytes())
+        if data and self.random.random() < 0.5:
+            data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
+        else:
+            del data[len(data) // 2 :]
+        path.write_bytes(data)
+
+    def two_at_once(self) -> None:
+        first = self.start()
+        self.change()
+        second = self.start()
+        self.wait(first, 0, 1)
+        self.wait(second, 0, 1)
+
+    def two_at_once_one_killed(self) -> None:
+        first, second = self.start(), self.start(kill=True)
+        self.wait(first, 0, 1)
+        self.wait(second, KILLED, 0, 1)
+
+
+FAULTS: list[Callable[[Disturbed], None]] = [
+    Disturbed.run,
+    Disturbed.kill,
+    Disturbed.kill_and_damage,
+    Disturbed.two_at_once,
+    Disturbed.two_at_once_one_killed,
+]
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=SLOW) for seed in range(2, 12))])
+def test_twenty_disturbed_runs_end_as_one_clean_run(seed: int, server: ForkServer, tmp_path: Path) -> None:
+    disturbed = Disturbed(server, tmp_path, seed)
+    for _ in range(20):
+        disturbed.change()
+        disturbed.random.choice(FAULTS)(disturbed)
+    disturbed.run()
+    clean = tmp_path / "clean"
+    assert server.call("embed", "--images", disturbed.images, "--out", clean, log=tmp_path / "log") == 0
+    for name in Case.datasets:
+        assert rows(disturbed.out / name) == rows(clean / name)
+    assert names(disturbed.out) == committed(disturbed.out, *Case.datasets)
