@@ -222,11 +222,9 @@ def _write_report(inputs: ReportInputs, out: str) -> ScanSummary:
     """Write report.html and summary.json, unless they are there already for the same scan."""
     earlier = page.read_summary(out)
     same = earlier is not None and earlier.plan_id == inputs.run.plan_id
-    if earlier is not None and same and storage.exists(storage.join(out, page.HTML)):
+    if earlier is not None and same and page.is_written(earlier, out):
         return earlier
-    summary = summarize(inputs)
-    page.save_report(inputs, summary, out)
-    return summary
+    return page.save_report(inputs, summarize(inputs), out)
 
 
 def rewrite_report(request: ReportRequest) -> ScanSummary:
@@ -238,12 +236,12 @@ def rewrite_report(request: ReportRequest) -> ScanSummary:
     out = storage.normalize(request.out)
     summary = page.read_summary(out)
     if summary is None:
-        raise DatasetError(f"{out} has no summary.json: it is not the --out of a finished scan")
+        raise DatasetError(
+            f"{out} has no summary.json that is whole: give the --out of a finished scan, or scan again"
+        )
     config = summary.config
     pair = CorpusPair.open(config.reference, config.queries, None, out, [])
     truth = pair.truth(config.truth) if config.truth else None
     groups = pair.groups(config.truth) if config.truth else {}
     inputs = ReportInputs.open(summary.inputs, run=summary.facts, truth=truth, groups=groups)
-    again = summarize(inputs)
-    page.save_report(inputs, again, out, request.max_pairs)
-    return again
+    return page.save_report(inputs, summarize(inputs), out, request.max_pairs)

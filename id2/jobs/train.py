@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from id2.corpora import open_inside
 from id2.requests import TrainRequest
@@ -129,10 +130,13 @@ class _Training:
         wanted = {"latents": self._pairs.digest, **self._identity}
         where = Path(self._out, PLAN)
         begun = [p for name in (WEIGHTS, "checkpoint.pt") for p in Path(self._out).glob(f"*/{name}")]
-        held = json.loads(where.read_bytes()) if begun and where.exists() else wanted
-        different = [name for name in ("latents", "method", "shrinkage") if held[name] != wanted[name]]
-        old, new = held["recipe"], wanted["recipe"]
-        different += [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        try:
+            held = json.loads(where.read_bytes()) if begun and where.exists() else wanted
+            different = [name for name in ("latents", "method", "shrinkage") if held[name] != wanted[name]]
+            old, new = held["recipe"], wanted["recipe"]
+            different += [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TrainError(f"{where} is damaged: {error}; choose another --out, or restore it") from error
         if different:
             raise TrainError(
                 f"{self._out} holds a training with other {', '.join(different)} ({where} has them all): "
@@ -210,8 +214,8 @@ class _Training:
 
 
 def read_report(out: str) -> TrainReport | None:
-    """Read report.json of a finished training; None where there is none."""
+    """Read report.json of a finished training; None where there is none, or a damaged one."""
     try:
         return TrainReport.model_validate_json(storage.read_bytes(storage.join(out, REPORT)))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValidationError):
         return None

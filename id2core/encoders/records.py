@@ -20,6 +20,7 @@ from id2core.encoders.hub import MINI, is_short_name, locate
 from id2core.encoders.preprocess import Preprocess
 from id2core.errors import EncoderError
 from id2core.store import storage
+from id2core.store.datasets import digest_of
 from id2core.transforms.files import BUNDLED_FOLDER
 
 BUNDLED_RECORD = BUNDLED_FOLDER / "encoder.json"
@@ -54,12 +55,15 @@ class Record:
 
     def to_json(self) -> bytes:
         """Return the content of a record's file."""
-        return json.dumps({"encoder_id": self.encoder_id, **asdict(self.preprocess)}, indent=1).encode()
+        raw = {"encoder_id": self.encoder_id, **asdict(self.preprocess)}
+        return json.dumps(raw | {"checksum": digest_of(raw)}, indent=1).encode()
 
     @staticmethod
     def from_json(data: bytes) -> Record:
-        """Return the record in a file. Raises ValueError, LookupError or TypeError where it is none."""
+        """Return the record in a file. Raises ValueError, LookupError or TypeError where it is damaged."""
         raw = json.loads(data)
+        if raw.pop("checksum", None) not in (None, digest_of(raw)):
+            raise ValueError("its content does not fit its checksum")
         (r, g, b), (sr, sg, sb) = raw["mean"], raw["std"]
         scaling = ((float(r), float(g), float(b)), (float(sr), float(sg), float(sb)))
         return Record(str(raw["encoder_id"]), Preprocess(int(raw["size"]), *scaling))
@@ -72,7 +76,7 @@ def find(spec: str) -> Record | None:
         return None
     try:
         return Record.from_json(path.read_bytes())
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -82,7 +86,7 @@ def write(spec: str, record: Record) -> None:
     A cache folder that cannot be written is no error.
     """
     path = None if spec == MINI else _file(spec)
-    if path is not None and not path.exists():
+    if path is not None and find(spec) is None:
         with suppress(OSError):
             storage.write_bytes(str(path), record.to_json())
 

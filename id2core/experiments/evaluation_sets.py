@@ -277,6 +277,10 @@ def write_facts(root: Path, seen: str, unseen: Sequence[str], encoder: str, spec
         specs = dict(json.loads((root / FACTS).read_text()).get("encoders", {}))
     except FileNotFoundError:
         specs = {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ExperimentError(
+            f"{root / FACTS} is damaged: {error}; restore it, or make the set again"
+        ) from error
     local = Path(spec).exists() and not is_short_name(spec)
     specs[encoder] = str(Path(spec).resolve()) if local else spec
     facts = {"seen": seen, "unseen": list(unseen), "encoders": specs}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from id2core import defaults
@@ -149,6 +151,8 @@ class ScanSummary(ScanFacts):
         truth_not_scanned: queries of the truth that this scan never saw.
         origin_scores, no_origin_scores: with a truth, best scores of queries with and without an origin.
         verdicts_of: with a truth, the verdicts of queries with and without an origin.
+        report_sha256: of `report.html`.
+        checksum: SHA-256 of all the rest, by which damage is noticed.
     """
 
     scanned_at: str
@@ -172,6 +176,22 @@ class ScanSummary(ScanFacts):
     origin_scores: Quantiles | None = None
     no_origin_scores: Quantiles | None = None
     verdicts_of: dict[str, Verdicts] = {}
+    report_sha256: str = ""
+    checksum: str = ""
+
+    def sealed(self, page: bytes) -> ScanSummary:
+        """Return the summary with the hash of its page and with its own checksum."""
+        known = self.model_copy(update={"report_sha256": hashlib.sha256(page).hexdigest()})
+        return known.model_copy(update={"checksum": known._digest()})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the content fits the checksum; True where an earlier version wrote none."""
+        return self.checksum in ("", self._digest())
+
+    def _digest(self) -> str:
+        rest = self.model_dump_json(by_alias=True, exclude={"checksum"})
+        return hashlib.sha256(rest.encode()).hexdigest()
 
     @property
     def with_truth(self) -> bool:

@@ -6,6 +6,7 @@ Everything is read in one pass per data set; kept in memory are the best scores 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,19 +34,35 @@ SHOWN_RANKS, READ_THREADS = 3, 8
 THUMBNAIL_PIXELS: Final = {"large": 256, "small": 112}  # longest side of a thumbnail, in pixels
 
 
-def save_report(inputs: ReportInputs, summary: ScanSummary, out: str, max_pairs: int = 200) -> None:
-    """Write `report.html` and then, as the sign that all is there, `summary.json` below `out`."""
-    page = render(inputs, summary, max_pairs)
-    storage.write_bytes(storage.join(out, HTML), page.encode())
-    storage.write_bytes(storage.join(out, SUMMARY), summary.model_dump_json(by_alias=True, indent=1).encode())
+def save_report(inputs: ReportInputs, summary: ScanSummary, out: str, max_pairs: int = 200) -> ScanSummary:
+    """Write `report.html` and then, as the sign that all is there, `summary.json` below `out`.
+
+    Returns:
+        The summary as it was written, with checksums.
+    """
+    page = render(inputs, summary, max_pairs).encode()
+    sealed = summary.sealed(page)
+    storage.write_bytes(storage.join(out, HTML), page)
+    storage.write_bytes(storage.join(out, SUMMARY), sealed.model_dump_json(by_alias=True, indent=1).encode())
+    return sealed
 
 
 def read_summary(out: str) -> ScanSummary | None:
-    """Read the summary of a finished scan; None where there is none, or one that an older program wrote."""
+    """Read the summary of a finished scan; None where there is none, a damaged one, or an older program's."""
     try:
-        return ScanSummary.model_validate_json(storage.read_bytes(storage.join(out, SUMMARY)))
+        summary = ScanSummary.model_validate_json(storage.read_bytes(storage.join(out, SUMMARY)))
     except (FileNotFoundError, ValidationError):
         return None
+    return summary if summary.is_whole else None
+
+
+def is_written(summary: ScanSummary, out: str) -> bool:
+    """Return whether the page that belongs to a summary is there, and whole."""
+    try:
+        page = storage.read_bytes(storage.join(out, HTML))
+    except FileNotFoundError:
+        return False
+    return summary.report_sha256 in ("", hashlib.sha256(page).hexdigest())
 
 
 def render(inputs: ReportInputs, summary: ScanSummary, max_pairs: int = 200) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -68,6 +70,14 @@ def warm_cosine(step: int, steps: int, warmup: float, peak: float) -> float:
     """Return the learning rate: a linear warm-up to `peak`, times a cosine that reaches zero at `steps`."""
     warm = min(1.0, (step + 1) / warmup)
     return float(peak * warm * 0.5 * (1 + np.cos(np.pi * step / steps)))
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line of the log; infinity for a damaged one."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
+        return float("inf")
 
 
 class Loop(ABC, Generic[C]):
@@ -142,18 +152,38 @@ class Loop(ABC, Generic[C]):
         """Load the last checkpoint, and return whether there was one.
 
         Raises:
-            TrainError: it was made with another config.
+            TrainError: it was made with another config, or is damaged.
         """
         if not self._checkpoint.exists():
             return False
-        # To the CPU: each part copies what it takes to where it computes, and Adam counts steps on the CPU.
-        saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+        saved = self._load_checkpoint()
         if json.loads(saved["recipe"]) != json.loads(json.dumps(self.config.model_dump())):
             raise TrainError(f"{self._checkpoint} belongs to another recipe; choose another --out")
         for name, part in self.state().items():
             part.load_state_dict(saved[name])
         self.step, self.seconds = int(saved["step"]), float(saved.get("seconds", 0))
         return True
+
+    def _load_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint; its archive has checksums, which torch does not look at."""
+        try:
+            with zipfile.ZipFile(self._checkpoint) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} does not fit its checksum")
+            # To the CPU: each part copies what it takes to where it computes; Adam counts steps on the CPU.
+            saved: dict[str, Any] = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+            return saved
+        except (
+            ValueError,
+            RuntimeError,
+            EOFError,
+            LookupError,
+            zipfile.BadZipFile,
+            UnpicklingError,
+        ) as error:
+            raise TrainError(
+                f"{self._checkpoint} is damaged: {error}; delete it to begin anew, or restore it"
+            ) from error
 
     def save(self) -> None:
         """Write the current state over the checkpoint."""
@@ -197,8 +227,12 @@ class Loop(ABC, Generic[C]):
         (self.out / "recipe.json").write_text(json.dumps(self.config.model_dump(), indent=1))
         log = self.out / LOG
         if log.exists():
-            lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if resumed and json.loads(line)["step"] <= self.step]
+            lines = [
+                line
+                for line in log.read_text(errors="replace").splitlines(keepends=True)
+                if line.endswith("\n")
+            ]
+            kept = [line for line in lines if resumed and _step_of(line) <= self.step]
             log.write_text("".join(kept))
 
     def run(self, log_every: int = 250, checkpoint_every: int = 250) -> None:

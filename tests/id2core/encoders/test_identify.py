@@ -59,9 +59,12 @@ def test_a_directory_is_loaded_once_and_again_when_a_file_changed(
 def test_a_damaged_or_foreign_record_is_none(tiny_vae: str, cache: Path) -> None:
     first = identify(tiny_vae)
     [file] = cache.iterdir()
-    for content in (b"", b"[]", b"{}", b'{"encoder_id": "x", "mean": 1, "std": 2, "size": 3}'):
+    whole = file.read_bytes()
+    flipped = whole.replace(first.encoder_id.encode(), first.encoder_id.encode()[:-1] + b"~")
+    for content in (b"", b"[]", b"{}", b'{"encoder_id": "x", "mean": 1, "std": 2, "size": 3}', flipped):
         file.write_bytes(content)
         assert records.find(tiny_vae) is None and identify(tiny_vae) == first
+        assert file.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(

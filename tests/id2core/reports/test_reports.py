@@ -375,7 +375,7 @@ def test_a_browser_shows_it_whole_asks_for_nothing_and_runs_nothing(
     judged: ReportInputs, page: Page, tmp_path: Path
 ) -> None:
     summary = summarize(judged)
-    save_report(judged, summary, str(tmp_path))
+    summary = save_report(judged, summary, str(tmp_path))
     assert json.loads((tmp_path / "summary.json").read_text()) == as_json(summary)
     assert read_summary(str(tmp_path)) == summary and summary.facts == judged.run
     url = (tmp_path / "report.html").as_uri()

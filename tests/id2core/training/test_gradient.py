@@ -246,6 +246,25 @@ def test_logits_are_float32_for_a_head_in_any_precision(tmp_path: Path) -> None:
     assert seen == [torch.float32] * 4 and lower != plain
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    class InterruptedRunError(Exception):
+        pass
+
+    def interrupt(_: str, done: int, total: int) -> None:
+        if done == 8:
+            raise InterruptedRunError
+
+    pairs = made()
+    with pytest.raises(InterruptedRunError):
+        gradient.fit(pairs, SMALL, tmp_path, checkpoint_every=5, progress=interrupt)
+    checkpoint = tmp_path / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    for damaged in (whole[:-1000], b"", whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(TrainError, match=f"{checkpoint} is damaged"):
+            gradient.fit(pairs, SMALL, tmp_path, checkpoint_every=5)
+
+
 def test_a_log_has_every_epoch_once_and_tensorboard_shows_the_same(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
