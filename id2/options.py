@@ -19,6 +19,7 @@ from id2core import settings
 from id2core.options import Options
 from id2core.runs.progress import Listener
 from id2core.settings import Settings
+from id2core.store import names
 
 
 def option(
@@ -53,10 +54,11 @@ def setting(name: str) -> Any:
 
 
 def _as_text(value: Any) -> Any:
-    """Turn path objects into text: a place may be given as one."""
+    """Turn path objects into text, and bytes of a name that are no UTF-8 into escapes."""
     if isinstance(value, list | tuple):
         return [_as_text(item) for item in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return names.as_text(text) if isinstance(text, str) else text
 
 
 class Request(Options):

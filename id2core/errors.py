@@ -37,6 +37,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """Return text for one line of a terminal or a log: names and servers may have written parts of it.
+
+    Line breaks become spaces; characters that control a terminal or change the direction of writing are
+    spelled out.
+    """
+    line = " ".join(part.strip() for part in text.splitlines()) if not text.isprintable() else text
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 class ID2Error(Exception):
     """A mistake that whoever runs this can mend; the message says how.
 

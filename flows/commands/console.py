@@ -16,7 +16,7 @@ from rich.text import Text
 import id2
 from flows import progress
 from id2.options import Request
-from id2core.errors import ID2Error, OptionError, PrefectServerError
+from id2core.errors import ID2Error, OptionError, PrefectServerError, printable
 from id2core.runs.execution import rank
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ def run(work: Callable[[], T]) -> T:
             raise typer.Exit(INTERRUPTED) from error
         known = isinstance(error, ID2Error)
         text = str(error) if known else f"{type(error).__name__}: {error} (ID2_DEBUG=1 shows the traceback)"
-        stderr.print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)
+        stderr.print(Text("error: ", style="bold red") + Text(printable(text)), soft_wrap=True)
         raise typer.Exit(BAD_USAGE if isinstance(error, OptionError) else 1) from error
 
 

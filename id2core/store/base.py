@@ -6,14 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from id2core.errors import StorageError
 from id2core.store.rejects import Reject
 
 # Attempts at an update that other writers were faster with.
 _ATTEMPTS = 20
+# Generation of what is listed but cannot be looked at, such as a link whose target is gone.
+UNSEEN: Final = ""
 
 
 @dataclass(frozen=True, order=True)
@@ -22,7 +25,8 @@ class Object:
 
     Attributes:
         uri: where it is.
-        generation: which version; the bucket's own, or of a local file its time of modification and size.
+        generation: which version; the bucket's own, or of a local file its time of modification and size;
+            `UNSEEN` where that cannot be known.
         bytes: its size.
     """
 
@@ -44,6 +48,25 @@ class Entry:
     modified: float
 
 
+class Remark(StrEnum):
+    """What a listing does besides yielding objects; it is counted and said aloud."""
+
+    LINK = "links were followed"
+    SAME_FOLDER = "links to folders that are listed by another path were not followed"
+    FOLDER_ABOVE = "links to a folder above the listed one were not followed"
+    FOLDER_MARKER = "empty objects whose name ends in / are folder markers and were left out"
+    NAMESAKE = "objects that bear the name of the listed prefix are not below it and were left out"
+    OUTPUT = "files below --out are results and were left out"
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A remark on one place of a listing."""
+
+    uri: str
+    remark: Remark
+
+
 class Store(ABC):
     """One kind of place that holds objects.
 
@@ -60,10 +83,11 @@ class Store(ABC):
         """Return the one spelling of a URI; raise StorageError where it is none."""
 
     @abstractmethod
-    def list(self, uri: str) -> Iterator[Object]:
-        """Yield every object below a folder, or the one that `uri` names, hidden ones left out.
+    def list(self, uri: str) -> Iterator[Object | Noted]:
+        """Yield every object below a folder, or the one that `uri` names, hidden ones too.
 
-        Raises StorageError when there is nothing, or something cannot be seen.
+        What is not listed by rule is `Noted`. Raises StorageError when there is nothing, or something
+        cannot be seen.
         """
 
     @abstractmethod
@@ -90,6 +114,14 @@ class Store(ABC):
             below: also what is in folders below it; links are not followed.
         """
         return iter(())
+
+    def size(self, uri: str) -> int | None:
+        """Return the size of an object in bytes, None where the store does not tell before reading."""
+        return None
+
+    def contains(self, folder: str, uri: str) -> bool:
+        """Return whether an object whose URI is below `folder` really lies there."""
+        return True
 
     def require(self, uri: str) -> None:
         """Raise StorageError unless `uri` is a folder or holds an object."""

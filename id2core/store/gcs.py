@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from id2core.errors import StorageError
-from id2core.store.base import Entry, Object, Store
+from id2core.store.base import Entry, Noted, Object, Remark, Store
 from id2core.store.rejects import Reason, Reject
 
 SCHEME = "gs://"
@@ -37,18 +37,22 @@ class GcsStore(Store):
             raise StorageError(f"{uri!r} names no bucket; write gs://BUCKET/FOLDER")
         return f"{SCHEME}{bucket}/{name.strip('/')}".rstrip("/")
 
-    def list(self, uri: str) -> Iterator[Object]:
-        """Yield the objects below a prefix that ends at a slash."""
+    def list(self, uri: str) -> Iterator[Object | Noted]:
+        """Yield the objects below a prefix that ends at a slash; without any, the one that `uri` names.
+
+        An empty object whose name ends in a slash is a folder marker. An object that bears the prefix's own
+        name hides nothing below the prefix.
+        """
         bucket, name = _split(uri)
-        folder = f"{name}/" if name else ""
         empty = True
-        one = _client().bucket(bucket).get_blob(name) if name else None
-        for blob in [one] if one else _client().list_blobs(bucket, prefix=folder):
+        for blob in _client().list_blobs(bucket, prefix=f"{name}/" if name else ""):
             empty = False
-            hidden = any(part.startswith(".") for part in blob.name.removeprefix(folder).split("/"))
-            if not hidden and not blob.name.endswith("/"):
-                yield Object(f"{SCHEME}{bucket}/{blob.name}", str(blob.generation), int(blob.size))
-        if empty:
+            marker = blob.name.endswith("/") and not blob.size
+            yield Noted(f"{SCHEME}{bucket}/{blob.name}", Remark.FOLDER_MARKER) if marker else _object(blob)
+        namesake = _client().bucket(bucket).get_blob(name) if name else None
+        if namesake:
+            yield _object(namesake) if empty else Noted(uri, Remark.NAMESAKE)
+        elif empty:
             raise StorageError(f"{uri}: nothing there")
 
     def entries(self, uri: str, below: bool = True) -> Iterator[Entry]:
@@ -84,6 +88,12 @@ class GcsStore(Store):
     def exists(self, uri: str) -> bool:
         """Return whether there is such an object."""
         return bool(_blob(uri).exists())
+
+    def size(self, uri: str) -> int | None:
+        """Return the size of an object."""
+        bucket, name = _split(uri)
+        blob = _client().bucket(bucket).get_blob(name)
+        return int(blob.size) if blob else None
 
     def publish(self, path: Path, uri: str) -> None:
         """Upload a file."""
@@ -124,6 +134,10 @@ def _split(uri: str) -> tuple[str, str]:
     """Return bucket and object name of a `gs://` URI."""
     bucket, _, name = uri.removeprefix(SCHEME).partition("/")
     return bucket, name
+
+
+def _object(blob: Any) -> Object:
+    return Object(f"{SCHEME}{blob.bucket.name}/{blob.name}", str(blob.generation), int(blob.size))
 
 
 def _blob(uri: str, generation: str | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from id2core.errors import StorageError
-from id2core.store.base import Entry, Object, Store
+from id2core.store import names
+from id2core.store.base import UNSEEN, Entry, Noted, Object, Remark, Store
 from id2core.store.rejects import Reason, Reject
 
 
@@ -29,44 +31,42 @@ class LocalStore(Store):
     """Files below folders of this machine, or of a disk that is mounted on it."""
 
     def normalize(self, uri: str) -> str:
-        """Return the absolute path."""
-        return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 (collapses ..)
+        """Return the absolute path, spelled as `names` says."""
+        if "\0" in uri:
+            raise StorageError(f"{uri!r}: a path holds no NUL")
+        return names.spell(os.path.abspath(path_of(uri).expanduser()))  # noqa: PTH100 (collapses ..)
 
-    def list(self, uri: str) -> Iterator[Object]:
+    def list(self, uri: str) -> Iterator[Object | Noted]:
         """Yield the files below a folder; links are followed, and a folder is listed once."""
-        root = Path(uri)
-        if root.is_file():
-            yield _object(root)
-            return
-        if not root.is_dir():
+        root = path_of(uri)
+        try:
+            info = root.stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StorageError(f"{uri}: no such folder") from error
+        if stat.S_ISREG(info.st_mode):
+            return iter([_object(root, info)])
+        if not stat.S_ISDIR(info.st_mode):
             raise StorageError(f"{uri}: no such folder")
-        seen: set[tuple[int, int]] = set()
-        waiting = [root]
-        # Folders before links to folders: what lies below the root is named by its own path.
-        while waiting:
-            links: list[Path] = []
-            for folder in waiting:
-                yield from _below(folder, seen, links)
-            waiting = sorted(links)
+        return _Walk(root).objects()
 
     def entries(self, uri: str, below: bool = True) -> Iterator[Entry]:
         """Yield every file in a folder with its time of modification."""
-        for folder, folders, names in os.walk(uri):
-            for name in names:
+        for folder, folders, files in os.walk(path_of(uri)):
+            for name in files:
                 path = Path(folder, name)
                 with suppress(OSError):  # it is gone, or cannot be seen
-                    yield Entry(str(path), path.lstat().st_mtime)
+                    yield Entry(names.spell(str(path)), path.lstat().st_mtime)
             if not below:
                 folders.clear()
 
     def require(self, uri: str) -> None:
         """Raise StorageError unless the path exists."""
-        if not Path(uri).exists():
+        if not path_of(uri).exists():
             raise StorageError(f"{uri}: no such folder")
 
     def read(self, obj: Object) -> bytes | Reject:
         """Return the bytes of a regular file that did not change since it was listed."""
-        path = Path(obj.uri)
+        path = path_of(obj.uri)
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
             return Reject(Reason.UNREADABLE, "not a regular file")
         with path.open("rb") as file:
@@ -79,36 +79,44 @@ class LocalStore(Store):
 
     def read_marked(self, uri: str) -> tuple[bytes, str]:
         """Return a file's bytes and its mark."""
-        with Path(uri).open("rb") as file:
+        with _open_regular(uri) as file:
             return file.read(), _mark(os.fstat(file.fileno()))
 
     @contextmanager
     def open(self, uri: str) -> Iterator[IO[bytes]]:
         """Open a file."""
-        with Path(uri).open("rb") as file:
+        with _open_regular(uri) as file:
             yield file
 
     def exists(self, uri: str) -> bool:
         """Return whether there is such a file."""
-        return Path(uri).is_file()
+        return path_of(uri).is_file()
+
+    def size(self, uri: str) -> int | None:
+        """Return the size of a file."""
+        return path_of(uri).stat().st_size
+
+    def contains(self, folder: str, uri: str) -> bool:
+        """Return whether a file lies below the folder when links are resolved."""
+        return path_of(uri).resolve().is_relative_to(path_of(folder).resolve())
 
     def staging_folder(self, folder: str) -> Path | None:
         """Return the folder itself: a file is renamed within one disk."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        return Path(folder)
+        path_of(folder).mkdir(parents=True, exist_ok=True)
+        return path_of(folder)
 
     def publish(self, path: Path, uri: str) -> None:
         """Rename a file to its place, once its bytes are on the disk."""
         with path.open("rb+") as file:
             os.fsync(file.fileno())
         path.chmod(0o666 & ~_UMASK)
-        Path(uri).parent.mkdir(parents=True, exist_ok=True)
-        path.replace(uri)
+        path_of(uri).parent.mkdir(parents=True, exist_ok=True)
+        path.replace(path_of(uri))
 
     def write_if(self, uri: str, data: bytes, mark: str) -> bool:
         """Write a file under the folder's lock, if its mark is still the same."""
         with _locked(uri):
-            if (_mark(Path(uri).stat()) if Path(uri).exists() else "") != mark:
+            if (_mark(path_of(uri).stat()) if path_of(uri).exists() else "") != mark:
                 return False
             self._replace(uri, data)
             return True
@@ -116,14 +124,14 @@ class LocalStore(Store):
     def update(self, uri: str, change: Callable[[bytes | None], bytes]) -> None:
         """Replace a file under the folder's lock: writers wait for each other."""
         with _locked(uri):
-            self._replace(uri, change(Path(uri).read_bytes() if Path(uri).exists() else None))
+            self._replace(uri, change(path_of(uri).read_bytes() if path_of(uri).exists() else None))
 
     def delete(self, uri: str) -> None:
         """Remove a file."""
-        Path(uri).unlink()
+        path_of(uri).unlink()
 
     def _replace(self, uri: str, data: bytes) -> None:
-        partial = Path(uri).with_name(f".partial-{os.getpid()}-{Path(uri).name}")
+        partial = path_of(uri).with_name(f".partial-{os.getpid()}-{path_of(uri).name}")
         try:
             partial.write_bytes(data)
             self.publish(partial, uri)
@@ -131,33 +139,121 @@ class LocalStore(Store):
             partial.unlink(missing_ok=True)
 
 
-def _below(root: Path, seen: set[tuple[int, int]], links: list[Path]) -> Iterator[Object]:
-    """The files below a folder that was not seen yet; links to folders are gathered in `links`."""
-    for folder, folders, names in os.walk(root, onerror=_raise):
-        info = Path(folder).stat()
-        if (info.st_dev, info.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((info.st_dev, info.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links += [path for name in folders if (path := Path(folder, name)).is_symlink()]
-        for name in names:
-            if not name.startswith("."):
-                yield _object(Path(folder, name))
+class _Walk:
+    """One listing of a folder.
+
+    What cannot be seen must not look as if it had been deleted. A file or folder of the root that cannot be
+    looked at fails the listing, for its owner can mend it. A link proves nothing of its target, and whoever
+    uploads may have made it: what cannot be seen through a link is listed as `UNSEEN`, and so is a path that
+    is too long for the system.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: set[tuple[int, int]] = set()
+        self._above = {_identity(folder.stat()) for folder in root.resolve().parents}
+        self._links: list[str] = []
+
+    def objects(self) -> Iterator[Object | Noted]:
+        """Yield files, and remarks: folders before links to folders, so that a file has its own path."""
+        yield from self._below(os.fspath(self._root), linked=False)
+        while self._links:
+            links, self._links = sorted(self._links), []
+            for link in links:
+                yield from self._through(link)
+
+    def _through(self, link: str) -> Iterator[Object | Noted]:
+        """What lies behind a link to a folder."""
+        try:
+            identity = _identity(Path(link).stat())
+        except OSError:
+            yield _unseen(link)
+            return
+        if identity in self._above:
+            yield Noted(names.spell(link), Remark.FOLDER_ABOVE)
+        elif identity in self._seen:
+            yield Noted(names.spell(link), Remark.SAME_FOLDER)
+        else:
+            yield Noted(names.spell(link), Remark.LINK)
+            yield from self._below(link, linked=True)
+
+    def _below(self, top: str, *, linked: bool) -> Iterator[Object | Noted]:
+        """What lies below a folder, without links to folders: these are kept for later."""
+        waiting = [top]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                identity = _identity(Path(folder).stat())
+                if identity in self._seen:
+                    continue
+                self._seen.add(identity)
+                with os.scandir(folder) as entries:
+                    inside = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                yield _unseen_or_raise(folder, error, linked=linked)
+                continue
+            for entry in inside:
+                if not _is_folder(entry):
+                    yield from _file(entry, linked=linked)
+                elif entry.is_symlink():
+                    self._links.append(entry.path)
+                else:
+                    waiting.append(entry.path)
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def path_of(uri: str) -> Path:
+    """Return the path that a local URI names, by its bytes."""
+    return Path(names.native(uri))
 
 
-def _object(path: Path) -> Object:
-    """Names that are not UTF-8 are listed escaped: they cannot be stored in a table as they are."""
-    uri = os.fsencode(path).decode(errors="backslashreplace")
+def _open_regular(uri: str) -> IO[bytes]:
+    """Open a file, and nothing that could wait for ever, such as a FIFO."""
+    handle = os.open(path_of(uri), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise IsADirectoryError(uri) if stat.S_ISDIR(mode) else OSError("not a regular file")
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        info = path.stat()
-    except OSError:
-        return Object(uri, "", 0)
-    return Object(uri, _generation(info), info.st_size)
+        return entry.is_dir()
+    except OSError:  # `_file` says what is the matter
+        return False
+
+
+def _file(entry: os.DirEntry[str], *, linked: bool) -> Iterator[Object | Noted]:
+    is_link = False
+    try:
+        is_link = entry.is_symlink()
+        yield _object(entry.path, entry.stat())
+    except OSError as error:
+        yield _unseen_or_raise(entry.path, error, linked=linked or is_link)
+    if is_link:
+        yield Noted(names.spell(entry.path), Remark.LINK)
+
+
+def _unseen_or_raise(path: str, error: OSError, *, linked: bool) -> Object:
+    """Return what a listing has of a path that cannot be looked at."""
+    if linked or error.errno in (errno.ENOENT, errno.ENAMETOOLONG):  # gone since, or too long for all calls
+        return _unseen(path)
+    raise StorageError(
+        f"{names.spell(path)} cannot be looked at: {error.strerror}. What cannot be seen is not taken for "
+        "deleted, and nothing was changed: mend its permissions or its disk"
+    ) from error
+
+
+def _unseen(path: str) -> Object:
+    return Object(names.spell(path), UNSEEN, 0)
+
+
+def _object(path: str | Path, info: os.stat_result) -> Object:
+    return Object(names.spell(path), _generation(info), info.st_size)
 
 
 def _generation(info: os.stat_result) -> str:
@@ -172,8 +268,8 @@ def _mark(info: os.stat_result) -> str:
 @contextmanager
 def _locked(uri: str) -> Iterator[None]:
     """Let one process or thread at a time update files of a folder; its holder removes the lock's file."""
-    Path(uri).parent.mkdir(parents=True, exist_ok=True)
-    path = Path(uri).with_name(".lock")
+    path = path_of(uri).with_name(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

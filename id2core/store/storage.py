@@ -10,19 +10,27 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
 from id2core.errors import StorageError
+from id2core.store.base import UNSEEN as UNSEEN
 from id2core.store.base import Entry, Store
 from id2core.store.base import Object as Object
+from id2core.store.base import Remark as Remark
 from id2core.store.gcs import GcsStore
-from id2core.store.local import LocalStore
+from id2core.store.local import LocalStore, path_of
 from id2core.store.rejects import Reason, Reject
 
 LOCAL: Final = ""
+# Names of files that are being written beside what they replace, and of locks.
+_TEMPORARY: Final = (".partial-", ".lock")
+# Limit of a file that says what a run does, such as `_SUCCESS`, which has 300 bytes a part of 4,096 images.
+CONTROL_BYTES: Final = 256 << 20
 # Scheme → store. A new one is a module with its `Store` and a row here.
 STORES: Final[dict[str, Callable[[], Store]]] = {LOCAL: LocalStore, "gs": GcsStore}
 
@@ -83,18 +91,51 @@ def _control_path(uri: str) -> Iterator[Store]:
         raise StorageError(f"{uri}: {type(error).__name__}: {error}") from error
 
 
-def list_objects(uri: str) -> list[Object]:
-    """List every object below a folder or bucket prefix (or the one object that `uri` names), by URI.
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a folder or prefix.
 
-    Hidden files and folders (`.name`) are left out. Local links are followed; a folder that several paths
-    lead to is listed once.
+    Attributes:
+        objects: every object, by URI.
+        remarks: how often the listing did what is to be said aloud.
+    """
+
+    objects: list[Object]
+    remarks: Counter[Remark] = field(default_factory=Counter)
+
+
+def survey(uri: str) -> Listing:
+    """List every object below a folder or bucket prefix (or the one object that `uri` names).
+
+    Hidden files (`.name`) are listed like others. Local links are followed, but for links to a folder above;
+    a folder that several paths lead to is listed once.
 
     Raises:
-        StorageError: no such folder or bucket, nothing below a prefix, or a folder that cannot be read:
-            what is not seen must not look as if it had been deleted.
+        StorageError: no such folder or bucket, nothing below a prefix, or something that cannot be looked
+            at: what is not seen must not look as if it had been deleted.
     """
+    remarks: Counter[Remark] = Counter()
+    objects = []
     with _control_path(uri) as store:
-        return sorted(store.list(uri))
+        for item in store.list(uri):
+            if isinstance(item, Object):
+                objects.append(item)
+            else:
+                remarks[item.remark] += 1
+    return Listing(sorted(objects), remarks)
+
+
+def list_objects(uri: str) -> list[Object]:
+    """List the objects of a folder that this program fills, less files that are still being written.
+
+    See `survey` for what is listed and raised.
+    """
+    return [obj for obj in survey(uri).objects if not is_temporary(obj.uri)]
+
+
+def is_temporary(uri: str) -> bool:
+    """Return whether the name is one that a file has while this program writes it."""
+    return uri.rsplit("/", 1)[-1].startswith(_TEMPORARY)
 
 
 def entries(uri: str, below: bool = True) -> list[Entry]:
@@ -118,7 +159,12 @@ def is_empty(uri: str) -> bool:
         StorageError: there is nothing of that name, or it cannot be read.
     """
     with _control_path(uri) as store:
-        return next(store.list(uri), None) is None
+        return not any(isinstance(item, Object) for item in store.list(uri))
+
+
+def local_path(uri: str) -> Path:
+    """Return the path of a local URI, whose name may be any bytes."""
+    return path_of(uri)
 
 
 def require(uri: str) -> None:
@@ -144,17 +190,26 @@ def exists(uri: str) -> bool:
     return _store(uri).exists(uri)
 
 
+def contains(folder: str, uri: str) -> bool:
+    """Return whether an object whose URI is below `folder` really lies there, and is no link out of it."""
+    return _store(uri).contains(folder, uri)
+
+
 def read_bytes(uri: str) -> bytes:
-    """Read a whole object; see `read_marked` for what it raises."""
-    return read_marked(uri)[0]
+    """Read a whole object, however large; see `read_marked` for what it raises."""
+    with _control_path(uri) as store:
+        return store.read_marked(uri)[0]
 
 
-def read_marked(uri: str) -> tuple[bytes, str]:
-    """Read a whole object and the mark of the version that was read, for `write_if`.
+def read_marked(uri: str, max_bytes: int = CONTROL_BYTES) -> tuple[bytes, str]:
+    """Read a small object whole, and the mark of the version that was read, for `write_if`.
 
-    Raises FileNotFoundError when there is none, StorageError when it cannot be read.
+    Raises FileNotFoundError when there is none, StorageError when it cannot be read or is too large.
     """
     with _control_path(uri) as store:
+        size = store.size(uri)
+        if size is not None and size > max_bytes:
+            raise StorageError(f"{uri} has {size} bytes; a file of its kind has {max_bytes} at most")
         return store.read_marked(uri)
 
 

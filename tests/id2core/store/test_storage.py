@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from google.auth.credentials import AnonymousCredentials
+from hypothesis import given
+from hypothesis import strategies as st
 
 from id2core.errors import StorageError
-from id2core.store import storage
+from id2core.store import names, storage
 from id2core.store.rejects import Reason, Reject
-from id2core.store.storage import Object
+from id2core.store.storage import Object, Remark
 from tests.toy_store import OBJECTS, ToyStore
 
 LIMIT = 1 << 20
@@ -70,10 +76,15 @@ def test_a_file_that_grows_is_not_read_whole(tmp_path: Path) -> None:
     assert peak < 2**20
 
 
-def test_a_place_is_there_even_if_all_in_it_is_hidden(root: str) -> None:
-    storage.write_bytes(storage.join(root, ".hidden"), b"x")
+def test_a_hidden_name_hides_nothing(root: str) -> None:
+    for name in (".x.jpg", ".hidden/y.jpg", ".partial-z.jpg", ".lock"):
+        storage.write_bytes(storage.join(root, name), b"x")
     storage.require(root)
-    assert storage.list_objects(root) == []
+    assert not storage.is_empty(root)
+    listed = [o.uri.removeprefix(f"{root}/") for o in storage.survey(root).objects]
+    assert listed == [".hidden/y.jpg", ".lock", ".partial-z.jpg", ".x.jpg"]
+    ours = [o.uri.removeprefix(f"{root}/") for o in storage.list_objects(root)]
+    assert ours == [".hidden/y.jpg", ".x.jpg"]
     with pytest.raises(StorageError):
         storage.require(storage.join(root, "nowhere"))
 
@@ -102,16 +113,115 @@ def test_an_interrupted_write_leaves_the_old_object(root: str) -> None:
 def test_odd_local_files_are_rejects_and_never_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    (tmp_path / ".hidden").write_bytes(b"x")
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/latin-\xe9.jpg")).write_bytes(b"x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "past-a-file").symlink_to(tmp_path / "pipe/x")
     objects = storage.list_objects(str(tmp_path))
-    assert [Path(o.uri).name for o in objects] == ["dangling", "latin-\\xe9.jpg", "pipe"]
-    reasons = [storage.read_object(o, LIMIT) for o in objects]
-    assert [r.reason for r in reasons if isinstance(r, Reject)] == [
-        Reason.VANISHED,
-        Reason.VANISHED,
-        Reason.UNREADABLE,
-    ]
+    reads = {Path(o.uri).name: storage.read_object(o, LIMIT) for o in objects}
+    assert {name: read.reason for name, read in reads.items() if isinstance(read, Reject)} == {
+        "dangling": Reason.VANISHED,
+        "loop": Reason.UNREADABLE,
+        "past-a-file": Reason.UNREADABLE,
+        "pipe": Reason.UNREADABLE,
+    }
+    for name in ("dangling", "loop", "past-a-file"):
+        assert next(o for o in objects if o.uri.endswith(name)).generation == storage.UNSEEN
+    with pytest.raises(StorageError, match="not a regular file"):
+        storage.read_bytes(str(tmp_path / "pipe"))
+
+
+NAMES = [
+    b"plain.jpg",
+    b"latin-\xe9.jpg",
+    b"utf-8-\xc3\xa9.jpg",
+    b"decomposed-e\xcc\x81.jpg",
+    b"decomposed-\xc3\xa9.jpg",
+    b"x\xff.jpg",
+    b"x\\xff.jpg",
+    b"x\\x5cxff.jpg",
+    b"x\\x41.jpg",
+    b"a\\b.jpg",
+    b"surrogate-\xed\xa0\x80.jpg",
+    b"line\nbreak\r\t\x1b[31m.jpg",
+    "gpj.\u202eexe.jpg".encode(),
+    b"n" * 255,
+    b" .jpg",
+    b"gs:",
+    b"~",
+]
+
+
+def test_every_name_has_a_spelling_of_its_own_and_is_read_by_its_bytes(tmp_path: Path) -> None:
+    for name in NAMES:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
+    objects = storage.list_objects(str(tmp_path))
+    assert {storage.read_object(o, LIMIT) for o in objects} == set(NAMES)
+    assert len({o.uri for o in objects}) == len(NAMES)
+    for obj in objects:
+        obj.uri.encode()
+        assert storage.normalize(obj.uri) == obj.uri and storage.list_objects(obj.uri) == [obj]
+    assert f"{tmp_path}/latin-\\xe9.jpg" in {o.uri for o in objects}
+
+
+@given(
+    st.lists(st.sampled_from([b"\\", b"x", b"5", b"c", b"f", b"\xff", b"\xc3", b"\xa9", b"\n"]), max_size=9)
+)
+def test_a_spelling_leads_back_to_the_name(parts: list[bytes]) -> None:
+    path = os.fsdecode(b"".join(parts))
+    spelled = names.spell(path)
+    assert names.native(spelled) == path and names.spell(names.native(spelled)) == spelled
+    spelled.encode()
+
+
+def test_a_path_that_no_call_takes_is_listed_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    deep = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir("d" * 250, dir_fd=deep)
+        deeper = os.open("d" * 250, os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = deeper
+    os.close(os.open("b.jpg", os.O_WRONLY | os.O_CREAT, dir_fd=deep))
+    os.close(deep)
+    first, long = storage.list_objects(str(tmp_path))
+    assert storage.read_object(first, LIMIT) == b"a" and long.generation == storage.UNSEEN
+    unread = storage.read_object(long, LIMIT)
+    assert isinstance(unread, Reject) and unread.reason == Reason.UNREADABLE
+
+
+AS_NOBODY = """
+import os, sys
+from id2core.errors import StorageError
+from id2core.store import storage
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    print(len(storage.list_objects(sys.argv[1])))
+except StorageError as error:
+    print("error:", error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's privileges")
+@pytest.mark.parametrize(("mode", "words"), [(0o444, "locked/a.jpg"), (0o311, "locked "), (0o000, "locked ")])
+def test_a_folder_that_cannot_be_looked_into_fails_the_listing(mode: int, words: str) -> None:
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        root = Path(place)
+        root.chmod(0o755)
+        for folder in ("open", "locked"):
+            (root / folder).mkdir()
+            (root / folder / "a.jpg").write_bytes(b"a")
+        (root / "elsewhere").symlink_to("/root/nothing")
+        (root / "locked").chmod(mode)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, place], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith(f"error: {root}/{words}") and "Permission denied" in done.stdout
+        (root / "locked").chmod(0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, place], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "3\n"  # a link that leads nowhere for this user is a row
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/x", "gs:///x", "gs://", "http://host/x"])
@@ -146,8 +256,41 @@ def test_links_to_folders_are_followed_and_loops_are_seen(tmp_path: Path) -> Non
     (root / "linked").symlink_to(elsewhere)
     (root / "own" / "loop").symlink_to(root)
     (elsewhere / "deep" / "loop").symlink_to(elsewhere)
-    uris = [o.uri for o in storage.list_objects(str(root))]
-    assert uris == [str(root / "linked/deep/x.jpg"), str(root / "own/x.jpg")]
+    (root / "up").symlink_to(tmp_path)
+    (root / "deep.jpg").symlink_to(elsewhere / "deep/x.jpg")
+    listing = storage.survey(str(root))
+    assert [o.uri for o in listing.objects] == [
+        str(root / name) for name in ("deep.jpg", "linked/deep/x.jpg", "own/x.jpg")
+    ]
+    assert listing.remarks == {Remark.LINK: 2, Remark.SAME_FOLDER: 3, Remark.FOLDER_ABOVE: 1}
+
+
+def test_an_object_that_bears_the_name_of_a_prefix_hides_nothing(gcs: str, tmp_path: Path) -> None:
+    root = f"gs://{gcs}/{tmp_path.name}/corpus"
+    for name in ("00.jpg", "01.jpg"):
+        storage.write_bytes(f"{root}/{name}", b"x")
+    before = storage.list_objects(root)
+    storage.write_bytes(root, b"planted")
+    listing = storage.survey(root)
+    assert listing.objects == before and listing.remarks == {Remark.NAMESAKE: 1}
+    for obj in before:
+        storage.delete(obj.uri)
+    assert [o.uri for o in storage.list_objects(root)] == [root]
+
+
+def test_odd_names_in_a_bucket_are_objects(gcs: str, tmp_path: Path) -> None:
+    from google.cloud import storage as client
+
+    root = f"gs://{gcs}/{tmp_path.name}"
+    bucket = client.Client(project="t", credentials=AnonymousCredentials()).bucket(gcs)
+    odd = ["a//b.jpg", "/c.jpg", "../d.jpg", "./e.jpg", ".f.jpg", "x\\xff.jpg", "é.jpg", "slash/"]
+    for name in odd:
+        bucket.blob(f"{tmp_path.name}/{name}").upload_from_string(name.encode())
+    bucket.blob(f"{tmp_path.name}/marker/").upload_from_string(b"")
+    listing = storage.survey(root)
+    assert {o.uri.removeprefix(f"{root}/") for o in listing.objects} == set(odd)
+    assert listing.remarks == {Remark.FOLDER_MARKER: 1}
+    assert {storage.read_object(o, LIMIT) for o in listing.objects} == {name.encode() for name in odd}
 
 
 def test_a_new_source_of_images_is_a_store_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
