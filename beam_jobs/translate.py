@@ -44,6 +44,7 @@ class TranslateJob:
         device, dtype: of the model; `auto` takes what the worker has.
         part_size: origins in one part; by default as many as make 512 pictures.
         limits: of file size and pixels.
+        allow_shrink: whether a corpus may lose more than a tenth of its rows.
     """
 
     images: str
@@ -55,6 +56,7 @@ class TranslateJob:
     dtype: str = defaults.AUTO
     part_size: int | None = None
     limits: Limits = field(default_factory=Limits)
+    allow_shrink: bool = False
 
     def __post_init__(self) -> None:
         default = max(1, PART_PICTURES // self.config.per_image)
@@ -87,6 +89,7 @@ class TranslateJob:
             settings.dtype,
             part_size,
             limits,
+            settings.allow_shrink,
         )
 
     @property
@@ -175,7 +178,17 @@ def plan(job: TranslateJob, execution: Execution) -> parts.Job:
     config = {"limits": asdict(job.limits), "dtype": dtype, "prompts": source.identity}
     product, part_size = rows.product(job.config), job.part_size or 1
     excluded = frozenset({source.uri})
-    work = planning.make(product, job.images, job.out, ids, config, execution, part_size, excluded=excluded)
+    work = planning.make(
+        product,
+        job.images,
+        job.out,
+        ids,
+        config,
+        execution,
+        part_size,
+        excluded=excluded,
+        allow_shrink=job.allow_shrink,
+    )
     return parts.Job(STAGE, work, maker, TranslatorError)
 
 

@@ -57,6 +57,11 @@ class Settings(BaseSettings):
         description="Images per part. A killed run repeats at most one part per worker.",
         examples=[1024],
     )
+    allow_shrink: bool = Field(
+        False,
+        description="Go on where a corpus of 100 pictures or more would lose over 10% of its rows. Without "
+        "it such a run fails and changes nothing: a disk may be missing.",
+    )
     max_bytes: int = Field(
         defaults.MAX_BYTES,
         ge=1,

@@ -32,6 +32,7 @@ def run(request: ImportOripidRequest) -> ImportSummary:
                     latent_size=request.latent_size,
                     progress=into_tally(),
                     execution=recorder.execution,
+                    allow_shrink=request.settings().allow_shrink,
                 ),
             )
         recorder.count(listed=summary.listed, embedded=summary.embedded, rejected=summary.rejected)

@@ -40,6 +40,7 @@ class EmbedJob:
         part_size: objects in one part; a killed run loses at most one per worker.
         limits: of file size and pixels.
         results: a folder whose content is not taken for images, where `out` is only a part of it.
+        allow_shrink: whether a corpus may lose more than a tenth of its rows.
 
     Example:
         >>> job = EmbedJob("photos", "embedded", encoder="mini")
@@ -59,6 +60,7 @@ class EmbedJob:
     part_size: int = defaults.PART_SIZE
     limits: Limits = field(default_factory=Limits)
     results: str | None = None
+    allow_shrink: bool = False
 
     def __post_init__(self) -> None:
         if self.part_size < 1:
@@ -71,7 +73,9 @@ class EmbedJob:
     @staticmethod
     def from_settings(images: str, out: str, settings: Settings, results: str | None = None) -> EmbedJob:
         """Return a job with everything but its places from the settings."""
-        chosen = settings.model_dump(include={"encoder", "transform", "device", "dtype", "part_size"})
+        chosen = settings.model_dump(
+            include={"encoder", "transform", "device", "dtype", "part_size", "allow_shrink"}
+        )
         limits = Limits.from_settings(settings)
         return EmbedJob(images, out, limits=limits, results=results, **chosen)
 
@@ -153,7 +157,15 @@ def plan_embed(job: EmbedJob, execution: Execution) -> Plan:
     """
     config = {"limits": asdict(job.limits), "dtype": job.dtype}
     return planning.make(
-        embedding.PRODUCT, job.images, job.out, job.identify(), config, execution, job.part_size, job.results
+        embedding.PRODUCT,
+        job.images,
+        job.out,
+        job.identify(),
+        config,
+        execution,
+        job.part_size,
+        job.results,
+        allow_shrink=job.allow_shrink,
     )
 
 

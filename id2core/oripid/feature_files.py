@@ -216,6 +216,7 @@ def import_features(
     execution: Execution,
     check: Callable[[Plan], None] = lambda plan: None,
     progress: OnStage = silent,
+    allow_shrink: bool = False,
 ) -> Plan:
     """Make `OUT/embeddings` and `OUT/rejects` of a folder of feature files: latents to train W from.
 
@@ -233,6 +234,7 @@ def import_features(
         execution: gives new rows their run_id and time.
         check: sees the plan, raises where it should not be carried out.
         progress: called with "features", and how many files of how many.
+        allow_shrink: as `planning.make` takes it.
 
     Returns:
         The plan that was carried out; the data sets' counts are in their `_SUCCESS`.
@@ -251,7 +253,15 @@ def import_features(
         "preprocess_id": f"npy-{latent_size}",
     }
     source, target = storage.normalize(folder), storage.normalize(out)
-    plan = planning.make(embedding.PRODUCT, source, target, ids, {"kind": "features"}, execution)
+    plan = planning.make(
+        embedding.PRODUCT,
+        source,
+        target,
+        ids,
+        {"kind": "features"},
+        execution,
+        allow_shrink=allow_shrink,
+    )
     check(plan)
     completed = 0
     for index in range(plan.parts):

@@ -102,6 +102,7 @@ def import_training(
     progress: OnStage = silent,
     *,
     execution: Execution,
+    allow_shrink: bool = False,
 ) -> ImportSummary:
     """Make `OUT/embeddings`, `OUT/rejects` and `OUT/translations` of published training features.
 
@@ -116,6 +117,7 @@ def import_training(
         layout: how files are named. Of two files of one class and index the first in the data set counts.
         progress: called with "features", then "pairs", files done and files in all.
         execution: gives new rows their run_id and time.
+        allow_shrink: as `planning.make` takes it.
 
     Raises:
         ReaderError: no name fits the layout, no file holds a latent, or no origin has a translation.
@@ -130,6 +132,7 @@ def import_training(
         execution=execution,
         check=lambda plan: _check_names(plan, layout),
         progress=progress,
+        allow_shrink=allow_shrink,
     )
     embeddings = Dataset.open(storage.join(plan.out, EMBEDDINGS))
     counts, run_id, paired = _pair(plan, embeddings, layout, execution, progress)

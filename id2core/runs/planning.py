@@ -6,6 +6,7 @@ The same for every product of `parts`: embeddings and translations.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 from collections import Counter
@@ -18,14 +19,14 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from id2core import defaults
-from id2core.errors import DatasetError, LostRowsError, StorageError
+from id2core.errors import DatasetError, LostRowsError, StorageError, printable
 from id2core.runs.execution import Execution
 from id2core.runs.parts import PARTS, READ_THREADS, REJECTS, STAGING, Lineage, PartRecord, Product
 from id2core.store import datasets, schemas, storage
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Commit, Dataset, FileRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
-from id2core.store.storage import Object
+from id2core.store.storage import UNSEEN, Object, Remark
 
 # How often a commit is tried while other runs commit to the same data sets.
 _ATTEMPTS = 5
@@ -36,12 +37,11 @@ PICTURES = "pictures"
 _RETRIED = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
 # Folder of answers of a prompt server.
 PROMPTS = "_prompts"
-# What runs write below their `out`, relative to it.
-_OWN_FILES = re.compile(
-    rf"[a-z]+/((part-|)[0-9a-f]{{16}}-[0-9a-f]{{8}}\.parquet|{datasets.SUCCESS})|{STAGING}/.*|truth\.csv"
-    rf"|runs/{Execution.PATTERN}-[0-9a-f]{{8}}\.parquet"
-    rf"|{PROMPTS}/[0-9a-f]{{16}}\.json|{PICTURES}/[0-9a-f]{{2}}/[0-9a-f]{{64}}-\d+-[0-9a-f]{{8}}\.[a-z]+"
-)
+# A data set of this many objects must not shrink by more than this share unawares.
+SHRINK_FROM, SHRINK_SHARE = 100, 0.1
+# What a listing of images has where somebody planted the sign of a data set, or forgot `dataset:`.
+_MARKERS = (datasets.SUCCESS, f"embeddings/{datasets.SUCCESS}")
+_log = logging.getLogger("id2")
 
 Key = tuple[str, str]
 
@@ -88,6 +88,10 @@ class Held:
         """Return the data sets that exist."""
         return [dataset for dataset in (self.rows, self.rejects) if dataset]
 
+    def objects(self, product: Product) -> int:
+        """Return how many objects have rows."""
+        return self.rows.rows // product.rows_each if self.rows else 0
+
     def committed_by(self, plan_id: str) -> str | None:
         """Return the run that committed this work last, with nothing to retry; None where there is work."""
         if self.rows is None or self.rejects is None or self.rows.run_id != self.rejects.run_id:
@@ -118,6 +122,7 @@ class Plan:
             and every listed object. Only this run has them. None where there is nothing to do.
         committed: True when this very work was committed before, with nothing to retry. `lineage` then has
             the run_id that committed it.
+        allow_shrink: whether a corpus may lose more than a tenth of its rows.
     """
 
     product: Product
@@ -132,6 +137,7 @@ class Plan:
     manifest: FileRecord | None
     listing: FileRecord | None
     committed: bool
+    allow_shrink: bool = False
 
     def uri_of(self, dataset: str) -> str:
         """Return the URI of the product's data set or of the rejects."""
@@ -148,6 +154,7 @@ def make(
     part_size: int = defaults.PART_SIZE,
     results: str | None = None,
     excluded: frozenset[str] = frozenset(),
+    allow_shrink: bool = False,
 ) -> Plan:
     """List `images`, subtract what `out` holds already, and stage a manifest of the rest.
 
@@ -161,26 +168,25 @@ def make(
         part_size: objects in one part.
         results: a folder of results; if it lies within `images` it is not listed. By default `out`.
         excluded: URIs that are no images and are not listed, for example a file of prompts.
+        allow_shrink: do not fail where a corpus of 100 objects or more loses over a tenth of its rows.
 
     Raises:
         DatasetError: `out` holds rows of other images, or rows made with other ids.
-        StorageError: no such folder or bucket; or nothing in it, while `out` holds rows of it.
+        StorageError: no such folder or bucket; or nothing in it, while `out` holds rows of it; or far less
+            than there was.
     """
     held = Held.find(product, out)
     for dataset in held.datasets:
         _check_addable(dataset, ids, images)
-    objects = [
-        o
-        for o in storage.list_objects(images)
-        if o.uri not in excluded and not _is_output(o.uri, images, results or out, out)
-    ]
-    if not objects and any(dataset.rows for dataset in held.datasets):
-        raise StorageError(
-            f"{images} is empty, but {out} holds rows of it: is it mounted? Nothing was changed"
-        )
+    outputs = _Outputs(product, images, results or out, out)
+    objects = _keep_unseen(_list(images, outputs, excluded), product, held)
+    _check_mounted(images, out, objects, held, allow_shrink=allow_shrink)
     plan_id = datasets.digest_of(images, ids, config, [_key(o) for o in objects])
     run_id = held.committed_by(plan_id)
-    pending = [] if run_id else _pending(out, product, held, ids, objects)
+    pending: list[Object] = []
+    if run_id is None:
+        pending, possible = _pending(out, product, held, ids, objects)
+        _check_shrink(images, out, held.objects(product), possible, allow_shrink=allow_shrink)
     staged_as = f"{STAGING}/{{}}-{plan_id}-{execution.run_id}"
     return Plan(
         product=product,
@@ -195,6 +201,7 @@ def make(
         manifest=None if run_id else _stage(out, staged_as.format("manifest"), pending, part_size),
         listing=None if run_id else _stage(out, staged_as.format("listing"), objects, schemas.ROW_GROUP),
         committed=run_id is not None,
+        allow_shrink=allow_shrink,
     )
 
 
@@ -222,18 +229,119 @@ def _parent(uri: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def _real(folder: str) -> str:
     """Return a local folder without links: it has many files, and resolving a path is slow."""
-    return folder if storage.is_remote(folder) else os.path.realpath(folder)
+    return folder if storage.is_remote(folder) else os.path.realpath(storage.local_path(folder))
 
 
-def _is_output(uri: str, images: str, results: str, out: str) -> bool:
-    """Return whether an object is a run's result that lies within the listed folder or around it."""
-    if _inside(results, images) and _inside(uri, results):
-        return True
-    if not _inside(f"{_real(images)}/", _real(results)) and _inside(
-        f"{_real(_parent(uri))}/", _real(results)
-    ):
-        return True  # reached through a link
-    return _inside(uri, out) and bool(_OWN_FILES.fullmatch(uri[len(out.rstrip("/")) + 1 :]))
+@dataclass(frozen=True)
+class _Outputs:
+    """Which files below the images are a run's results: where `out` is decides, never what a name looks like.
+
+    Results that lie below the images are everything below their folder, also where a link leads there. Where
+    images and `out` are one folder, they are the run's own folders and the names that files have in them.
+    Elsewhere nothing is a result.
+    """
+
+    product: Product
+    images: str
+    results: str
+    out: str
+
+    def __contains__(self, uri: str) -> bool:
+        folder = f"{_real(_parent(uri))}/"
+        if any(_inside(folder, place) for place in self._apart):
+            return True
+        below = uri[len(self.images.rstrip("/")) + 1 :]
+        return self._own_name is not None and bool(self._own_name.fullmatch(below))
+
+    @functools.cached_property
+    def _apart(self) -> set[str]:
+        """Folders of results that do not hold the images."""
+        images = f"{_real(self.images)}/"
+        return {place for place in (_real(self.results), _real(self.out)) if not _inside(images, place)}
+
+    @functools.cached_property
+    def _own_name(self) -> re.Pattern[str] | None:
+        """What files are called that a run writes among the images; None where it writes elsewhere."""
+        if _real(self.images) != _real(self.out):
+            return None
+        digits = "[0-9a-f]"
+        rows = rf"(part-|){digits}{{16}}-{digits}{{8}}\.parquet|{datasets.SUCCESS}|\.lock|\.partial-[^/]*"
+        picture = rf"{digits}{{2}}/{digits}{{64}}-\d+-{digits}{{8}}\.[a-z]+"
+        return re.compile(
+            rf"({self.product.dataset}|{REJECTS})/({rows})|{STAGING}/.*|truth\.csv"
+            rf"|runs/({Execution.PATTERN}-{digits}{{8}}\.parquet|{datasets.SUCCESS}|\.lock|\.partial-[^/]*)"
+            rf"|_prompts/{digits}{{16}}\.json|{PICTURES}/{picture}"
+        )
+
+
+def _list(images: str, outputs: _Outputs, excluded: frozenset[str]) -> list[Object]:
+    """Return the objects of which rows are to be made; what is left out by rule is said aloud."""
+    listing = storage.survey(images)
+    wanted = [obj for obj in listing.objects if obj.uri not in excluded]
+    objects = [obj for obj in wanted if obj.uri not in outputs]
+    remarks = listing.remarks + Counter({Remark.OUTPUT: len(wanted) - len(objects)})
+    if remarks:
+        counts = "; ".join(f"{count} {remark}" for remark, count in sorted(remarks.items()))
+        _log.warning("%s: %s", printable(images), counts)
+    uris = {obj.uri for obj in objects}
+    if marker := next((m for m in _MARKERS if storage.join(images, m) in uris), None):
+        _log.warning(
+            "%s has a file %s and is taken for images all the same: what lies in a folder does not make it a "
+            "data set. If it is one of yours, write dataset:%s",
+            *(printable(text) for text in (images, marker, images)),
+        )
+    return objects
+
+
+def _keep_unseen(objects: list[Object], product: Product, held: Held) -> list[Object]:
+    """Give what cannot be looked at the versions that earlier runs saw of it, and of what lay below it.
+
+    A link whose disk is not mounted says nothing of the picture: its row stays as long as the link does.
+    """
+    unseen = {obj.uri for obj in objects if obj.generation == UNSEEN}
+    if not unseen:
+        return objects
+    versions: dict[str, str] = {}
+    for name, dataset in ((product.dataset, held.rows), (REJECTS, held.rejects)):
+        for table in dataset.tables(_key_columns(name, product)) if dataset else ():
+            for uri, generation in _keys(table):
+                if generation != UNSEEN and not unseen.isdisjoint(_places(uri)):
+                    versions.setdefault(uri, generation)
+    kept = [Object(uri, generation, 0) for uri, generation in versions.items()]
+    others = [obj for obj in objects if obj.generation != UNSEEN or obj.uri not in versions]
+    return sorted(others + kept)
+
+
+def _places(uri: str) -> list[str]:
+    """Return a URI and those of the folders that it is in."""
+    cuts = [i for i, c in enumerate(uri) if c == "/" and i]
+    return [uri, *(uri[:cut] for cut in cuts)]
+
+
+def _check_mounted(images: str, out: str, objects: list[Object], held: Held, *, allow_shrink: bool) -> None:
+    """Fail where nothing is left of images that have rows; a disk that is not mounted looks like that."""
+    if not any(dataset.rows for dataset in held.datasets):
+        return
+    below = len(images.rstrip("/")) + 1
+    visible = any("/." not in f"/{obj.uri[below:]}" for obj in objects)
+    if not objects or (not visible and not allow_shrink):
+        raise StorageError(
+            f"{images} is empty, but {out} holds rows of it: is it mounted? Nothing was changed"
+        )
+
+
+def _check_shrink(images: str, out: str, before: int, after: int, *, allow_shrink: bool) -> None:
+    """Fail where a corpus would lose so many rows that a fault is likelier than a change.
+
+    Raises:
+        StorageError: how many.
+    """
+    if before >= SHRINK_FROM and after < before * (1 - SHRINK_SHARE) and not allow_shrink:
+        raise StorageError(
+            f"{images}: {before} pictures have rows in {out}, and {after} at most would be left. Nothing was "
+            "changed. Is a part of it not mounted, or not readable? If the others are to go, give "
+            "--allow-shrink"
+        )
 
 
 def _key_columns(dataset: str, product: Product) -> list[str]:
@@ -243,16 +351,22 @@ def _key_columns(dataset: str, product: Product) -> list[str]:
 
 def _pending(
     out: str, product: Product, held: Held, ids: dict[str, str], objects: list[Object]
-) -> list[Object]:
-    """Return the objects that have no row yet, in a committed file or in a finished part."""
+) -> tuple[list[Object], int]:
+    """Return the objects that have no row yet, and how many may have one at the end.
+
+    A row may be in a committed file or in a finished part.
+    """
     records = _adoptable(out, ids)
-    finished: set[Key] = set()
+    finished: dict[str, set[Key]] = {}
     for name, dataset in ((product.dataset, held.rows), (REJECTS, held.rejects)):
         columns = _key_columns(name, product) + (["reason"] if name == REJECTS else [])
         uri = storage.join(out, name)
-        for table in datasets.read_each(uri, _files(dataset, name, records), columns):
-            finished.update(_keys(_final(table)))
-    return [o for o in objects if _key(o) not in finished]
+        tables = datasets.read_each(uri, _files(dataset, name, records), columns)
+        finished[name] = {key for table in tables for key in _keys(_final(table))}
+    made, rejected = finished[product.dataset], finished[REJECTS]
+    pending = [o for o in objects if _key(o) not in made and _key(o) not in rejected]
+    possible = sum(_key(o) in made for o in objects) + sum(o.generation != UNSEEN for o in pending)
+    return pending, possible
 
 
 def _final(table: pa.Table) -> pa.Table:
@@ -406,6 +520,9 @@ def commit(plan: Plan) -> Held | None:
 def _write_commits(plan: Plan, held: Held, listed: set[Key], records: list[PartRecord]) -> Held | None:
     """Commit rejects, then rows, beside what is held; return None where that is out of date."""
     rows, rejects = _account(plan, held, listed, records)
+    left = sum(f.rows for f in rows) // plan.product.rows_each
+    before = held.objects(plan.product)
+    _check_shrink(plan.source, plan.out, before, left, allow_shrink=plan.allow_shrink)
     transient = _count_transient(plan.uri_of(REJECTS), rejects)
     counts = _Counts(plan_id=plan.plan_id, listed=len(listed), transient=transient)
     written = []

@@ -258,12 +258,24 @@ def test_a_new_run_reads_one_commit_and_writes_two(source: Path, monkeypatch: py
     assert plan(source, SECOND).committed and len(commits(reads)) == 3
 
 
-def test_what_a_run_writes_is_never_listed(source: Path) -> None:
-    out = str(source)
-    work = planning.make(COPIES, str(source), out, IDS, {}, FIRST)
+def finish(images: Path, out: Path, execution: Execution = FIRST, **more: Any) -> Plan:
+    """Plan a run, do it, and commit it."""
+    work = planning.make(COPIES, str(images), str(out), IDS, {}, execution, **more)
     make(work)
     planning.commit(work)
-    again = planning.make(COPIES, str(source), out, IDS, {}, SECOND)
+    return work
+
+
+def listed(work: Plan) -> list[str]:
+    """Return what a plan that is not committed has listed, below its images."""
+    uris = [o.uri for i in range(work.parts) for o in planning.read_part(work, i)]
+    return [uri.removeprefix(f"{work.source}/") for uri in uris]
+
+
+def test_what_a_run_writes_is_never_listed(source: Path) -> None:
+    finish(source, source)
+    (source / "copies/.lock").touch()
+    again = planning.make(COPIES, str(source), str(source), IDS, {}, SECOND)
     assert (again.listed, again.committed) == (7, True)
 
 
@@ -319,3 +331,133 @@ def test_a_commit_leaves_what_another_run_has_staged_of_other_objects(source: Pa
     planning.commit(late)
     assert sorted(written(late)) == list("abcdefg")
     assert staged(late) == []
+
+
+LIKE_OURS = [
+    "copies/part-0123456789abcdef-01234567.parquet",
+    "_staging/x.jpg",
+    "_SUCCESS",
+    "embeddings/_SUCCESS",
+    "runs/20260101T000000-abcdef-01234567.parquet",
+    "pictures/ab/" + 64 * "0" + "-0-01234567.jpg",
+    "truth.csv",
+    ".partial-x.jpg",
+    ".lock",
+]
+
+
+def plant(folder: Path) -> None:
+    for name in LIKE_OURS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize("out", ["out", "in/out", "."])
+def test_a_name_like_ours_hides_no_upload(source: Path, out: str) -> None:
+    plant(source)
+    assert finish(source, source.parent / out).listed == 7 + len(LIKE_OURS)
+    again = planning.make(COPIES, str(source), str(source.parent / out), IDS, {}, SECOND)
+    assert again.committed
+
+
+def test_what_is_left_out_is_said(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = source.parent / "out"
+    finish(source, out)
+    (source / "results").symlink_to(out)
+    (source / "x").symlink_to(source / "a")
+    plan(source, SECOND)
+    [line] = caplog.messages
+    assert line.startswith(f"{source}: ") and "4 files below --out are results" in line
+    assert "2 links were followed" in line
+
+
+@pytest.mark.parametrize("marker", ["_SUCCESS", "embeddings/_SUCCESS"])
+def test_a_planted_marker_is_an_object_and_a_warning(
+    source: Path, marker: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (source / marker).parent.mkdir(exist_ok=True)
+    (source / marker).write_text("[" * 100_000)
+    assert plan(source).listed == 8
+    [line] = caplog.messages
+    assert marker in line and f"write dataset:{source}" in line
+
+
+def many(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:03}").write_text("x")
+    return folder
+
+
+@pytest.mark.parametrize(("before", "gone", "fails"), [(100, 10, False), (100, 11, True), (99, 90, False)])
+def test_a_corpus_that_shrinks_much_fails_the_run(
+    tmp_path: Path, before: int, gone: int, fails: bool
+) -> None:
+    images, out = many(tmp_path / "in", before), tmp_path / "out"
+    first = finish(images, out)
+    for path in sorted(images.iterdir())[:gone]:
+        path.unlink()
+    if fails:
+        files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        with pytest.raises(StorageError, match=r"100 pictures have rows .* 89 .*--allow-shrink"):
+            finish(images, out, SECOND)
+        assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
+        assert len(written(first)) == before
+    finish(images, out, THIRD, allow_shrink=True)
+    assert len(written(first)) == before - gone
+
+
+def test_a_corpus_whose_new_files_cannot_be_read_is_not_committed(tmp_path: Path) -> None:
+    images, out = many(tmp_path / "in", 100), tmp_path / "out"
+    first = finish(images, out)
+    for path in list(images.iterdir())[:20]:
+        path.write_text("other")
+    work = planning.make(COPIES, str(images), str(out), IDS, {}, SECOND)
+    objects = planning.read_part(work, 0)
+    bad = [parts.reject_row(o, Reject(Reason.UNREADABLE), SECOND.run_id) for o in objects]
+    parts.write(work.out, COPIES, objects, work.lineage, iter([(None, bad)]))
+    with pytest.raises(StorageError, match="80 at most"):
+        planning.commit(work)
+    assert len(written(first)) == 100
+    planning.commit(replace(work, allow_shrink=True))
+    assert len(written(first)) == 80
+
+
+def write_by_kind(work: Plan) -> None:
+    """Write one part: a reject for `bad` and for what cannot be looked at, a row for every other object."""
+    objects = [o for i in range(work.parts) for o in planning.read_part(work, i)]
+    good = [o for o in objects if o.generation and not o.uri.endswith("bad")]
+    bad = [
+        parts.reject_row(o, Reject(Reason.VANISHED), work.lineage.run_id) for o in objects if o not in good
+    ]
+    rows = [{"uri": o.uri, "generation": o.generation} for o in good]
+    batch = pa.RecordBatch.from_pylist(rows, SCHEMA) if rows else None
+    parts.write(work.out, COPIES, objects, work.lineage, iter([(batch, bad)]))
+
+
+def test_what_a_link_no_longer_shows_keeps_its_rows(source: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "more").mkdir(parents=True)
+    for name in ("g", "more/h"):
+        (disk / name).write_text(name)
+    (source / "g").symlink_to(disk / "g")
+    (source / "linked").symlink_to(disk / "more")
+    (source / "never").symlink_to(tmp_path / "nowhere")
+    first = plan(source)
+    write_by_kind(first)
+    planning.commit(first)
+    disk.rename(tmp_path / "not-mounted")
+    again = plan(source, SECOND)
+    assert listed(again) == ["bad", "linked", "never"] and again.listed == 11
+    write_by_kind(again)
+    planning.commit(again)
+    assert set(written(first)) == set("abcdefgh")
+
+
+def test_hidden_files_do_not_stand_for_a_disk_that_is_not_mounted(source: Path) -> None:
+    finish(source, source.parent / "out")
+    for path in source.iterdir():
+        path.unlink()
+    (source / ".not-mounted").touch()
+    with pytest.raises(StorageError, match="is it mounted"):
+        plan(source, SECOND)
