@@ -38,7 +38,8 @@ def command(*arguments: str, code: int = 0) -> Callable[[], None]:
 def measure(folder: Path, rounds: int) -> None:
     images, out = str(folder / "images"), str(folder / "out")
     scan = ("scan", "--reference", images, "--queries", images, "--out", out)
-    again = ("scan", "--reference", f"{out}/reference", "--queries", f"{out}/queries", "--out", f"{out}-2")
+    embedded = ("--reference", f"dataset:{out}/reference", "--queries", f"dataset:{out}/queries")
+    again = ("scan", *embedded, "--out", f"{out}-2")
     command(*scan)()
     command(*again)()
     sides = {

@@ -33,10 +33,24 @@ def require_images(uri: str | None, name: str, out: str | None = None) -> None:
 
 
 def require_corpus(uri: str | None, name: str, out: str) -> None:
-    """Refuse what `require_images` refuses; below a data set that was embedded, results may go."""
-    place = storage.normalize(uri) if uri else ""
-    inside_data = bool(place) and inside(storage.normalize(out), place) and _is_embedded(place)
-    require_images(uri, name, None if inside_data else out)
+    """Refuse images that `require_images` refuses, and `dataset:` before a place that holds none.
+
+    The images' own results go to OUT/NAME. Whoever fills a folder of images must not be able to write these.
+
+    Raises:
+        StorageError, OptionError: as `require_images`.
+        DatasetError: there is no data set.
+    """
+    if uri is None:
+        return
+    from id2.corpora import Corpus, is_dataset, place_of
+
+    if is_dataset(uri):
+        _require_content(place_of(uri), name, "the --out of id2 embed")
+        Corpus.open(name, uri)
+    else:
+        require_images(uri, name, out)
+        require_images(uri, name, storage.join(out, name))
 
 
 def require_dataset(uri: str, name: str, kind: str) -> None:
@@ -51,9 +65,9 @@ def require_dataset(uri: str, name: str, kind: str) -> None:
         StorageError: there is nothing at `uri`.
         DatasetError: there is no data set.
     """
-    from id2.corpora import open_inside
+    from id2.corpora import open_inside, place_of
 
-    _require_content(uri, name, "a data set of id2, or the --out that it is in")
+    _require_content(place_of(uri), name, "a data set of id2, or the --out that it is in")
     open_inside(uri, kind)
 
 
@@ -66,17 +80,10 @@ def _require_content(uri: str, name: str, wanted: str) -> str:
     return place
 
 
-def _is_embedded(place: str) -> bool:
-    """Whether the place is taken for a data set: nothing below it is listed for images then."""
-    from id2.corpora import Corpus
-
-    return Corpus.open("", place).dataset is not None
-
-
 def inside(uri: str, folder: str) -> bool:
     """Return whether a place is a folder or below it; links are followed."""
     if not storage.is_remote(uri) and not storage.is_remote(folder):
-        return Path(uri).resolve().is_relative_to(Path(folder).resolve())
+        return storage.local_path(uri).resolve().is_relative_to(storage.local_path(folder).resolve())
     return f"{uri}/".startswith(f"{folder.rstrip('/')}/")
 
 
@@ -93,12 +100,12 @@ def require_writable(out: str, *, is_file: bool = False) -> None:
     place = storage.normalize(out)
     if storage.is_remote(place):
         return
-    above = Path(place)
+    target = above = storage.local_path(place)
     while not above.exists():
         above = above.parent
-    if above.is_file() and not (is_file and above == Path(place)):
+    if above.is_file() and not (is_file and above == target):
         raise StorageError(f"--out {out}: {above} is a file: give a folder")
-    if is_file and Path(place).is_dir():
+    if is_file and target.is_dir():
         raise StorageError(f"--out {out} is a folder: give a file")
     if not os.access(above, os.W_OK):
         raise StorageError(f"--out {out}: no permission to write to {above}")

@@ -19,6 +19,19 @@ from id2core.store.datasets import Dataset
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import AUTO, IDENTITY, LATENTS_ONLY, NONE
 
+# Before a place: it is a data set that is embedded already. What lies in a folder never says so.
+DATASET = "dataset:"
+
+
+def is_dataset(uri: str) -> bool:
+    """Return whether a URI asks for a data set."""
+    return uri.startswith(DATASET)
+
+
+def place_of(uri: str) -> str:
+    """Return the normalized place of a corpus, without `dataset:`."""
+    return storage.normalize(uri.removeprefix(DATASET))
+
 
 def open_inside(uri: str, name: str) -> Dataset:
     """Open a data set, also where the `--out` is given that it is in.
@@ -26,7 +39,7 @@ def open_inside(uri: str, name: str) -> Dataset:
     Raises:
         DatasetError: there is none.
     """
-    place = storage.normalize(uri)
+    place = place_of(uri)
     return Dataset.find(place) or Dataset.find(storage.join(place, name)) or Dataset.open(place)
 
 
@@ -63,6 +76,12 @@ class Corpus:
         name: `reference`, `queries` or `background`.
         uri: a folder or prefix of images, or a data set.
         dataset: the embeddings data set that `uri` is or holds; None for a place of images.
+
+    Example:
+        >>> Corpus.open("reference", "originals").dataset is None
+        True
+        >>> Corpus.open("reference", "dataset:originals-id2").dataset.rows
+        200
     """
 
     name: str
@@ -71,16 +90,29 @@ class Corpus:
 
     @staticmethod
     def open(name: str, uri: str) -> Corpus:
-        """Look at a place once.
+        """Return the images at a place or, where `uri` begins with `dataset:`, the data set there.
 
-        A folder of images whose data set was written into itself is a place of images: it may have new ones.
+        A data set is also found in the `--out` that it is in.
+
+        Raises:
+            DatasetError: `uri` asks for a data set, and there is none.
         """
-        place = storage.normalize(uri)
+        place = place_of(uri)
+        if not is_dataset(uri):
+            return Corpus(name, place, None)
         for candidate in (place, storage.join(place, embedding.EMBEDDINGS)):
             dataset = Dataset.find(candidate)
-            if dataset and dataset.commit.dataset == embedding.EMBEDDINGS and dataset.source != place:
+            if dataset and dataset.commit.dataset == embedding.EMBEDDINGS:
                 return Corpus(name, place, dataset)
-        return Corpus(name, place, None)
+        raise DatasetError(
+            f"{place} holds no embeddings data set: give the --out of id2 embed after {DATASET}, or leave "
+            f"{DATASET} out for a folder of images"
+        )
+
+    @property
+    def spelled(self) -> str:
+        """The URI as `open` takes it."""
+        return f"{DATASET}{self.uri}" if self.dataset else self.uri
 
     @property
     def images(self) -> str:

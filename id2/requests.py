@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from id2core.translation.models import Overrides
 
 OUT_HELP = "Where results go: a folder or gs:// prefix. Re-run with the same place to resume."
-REFERENCE_HELP = "Protected originals: a folder or gs:// prefix of images, or an embeddings data set."
-QUERIES_HELP = "Uploads: a folder or gs:// prefix of images, or an embeddings data set."
+_IMAGES_OR_DATASET = "a folder or gs:// prefix of images, or dataset: and the --out of id2 embed"
+REFERENCE_HELP = f"Protected originals: {_IMAGES_OR_DATASET}."
+QUERIES_HELP = f"Uploads: {_IMAGES_OR_DATASET}."
 BACKGROUND_HELP = (
-    "Pictures that are neither references nor copies of them: a folder of images, or an embeddings data "
-    "set. A share of what an upload scores against them is subtracted from its scores."
+    f"Pictures that are neither references nor copies of them: {_IMAGES_OR_DATASET}. A share of what an "
+    "upload scores against them is subtracted from its scores."
 )
 TRANSLATIONS_HELP = (
     "Data set of id2 translate, or its --out. It says which picture is a translation of which."
@@ -44,6 +45,7 @@ class EmbedRequest(BeamRequest):
     encoder: str | None = setting("encoder")
     transform: str | None = setting("transform")
     part_size: int | None = setting("part_size")
+    allow_shrink: bool | None = setting("allow_shrink")
 
     def check(self) -> None:
         """Refuse a missing folder and a place that cannot be written."""
@@ -88,6 +90,7 @@ class TranslateRequest(BeamRequest, TranslationConfig):
     part_size: int | None = option(
         "Originals per part. A killed run repeats at most one part per worker.", None, unset="64", ge=1
     )
+    allow_shrink: bool | None = setting("allow_shrink")
 
     @property
     def overrides(self) -> Overrides:
@@ -142,6 +145,7 @@ class ScanRequest(BeamRequest):
         example="truth.csv",
     )
     index: str | None = setting("index")
+    allow_shrink: bool | None = setting("allow_shrink")
 
     def check(self) -> None:
         """Refuse a missing or empty folder, a bad truth file, and an `out` within a folder of images."""
@@ -255,7 +259,7 @@ class FinetuneRequest(Request, FinetuneConfig):
 class CalibrateRequest(BeamRequest):
     """Find the scores that a stated share of uploads without an origin reaches. id2 scan judges by them."""
 
-    reference: str = option(REFERENCE_HELP, example="originals-id2")
+    reference: str = option(REFERENCE_HELP, example="dataset:originals-id2")
     queries: str = option(QUERIES_HELP, example="old-uploads")
     match: float = option(
         "False-positive rate of the verdict match: the share of uploads without an origin that get it.",
@@ -280,7 +284,7 @@ class CalibrateRequest(BeamRequest):
         unset="no upload has an origin",
         example="truth.csv",
     )
-    background: str | None = option(BACKGROUND_HELP, None, example="background-id2")
+    background: str | None = option(BACKGROUND_HELP, None, example="dataset:background-id2")
     factor: float | None = option(
         "Share of the background that is subtracted.", None, unset="tuned on 30% of the uploads", gt=0
     )
@@ -288,6 +292,7 @@ class CalibrateRequest(BeamRequest):
         "Background scores that are averaged.", None, unset="tuned on 30% of the uploads", ge=1
     )
     encoder: str | None = setting("encoder")
+    allow_shrink: bool | None = setting("allow_shrink")
 
     def check(self) -> None:
         """Refuse rates out of order, background options without a background, and missing places."""
@@ -311,8 +316,8 @@ class CalibrateRequest(BeamRequest):
 class EvaluateRequest(BeamRequest):
     """Measure mAP, Acc, recall, µAP and R@P90 with 95% intervals; compare transforms on the same uploads."""
 
-    reference: str = option(REFERENCE_HELP, example="originals-id2")
-    queries: str = option(QUERIES_HELP, example="translated-id2")
+    reference: str = option(REFERENCE_HELP, example="dataset:originals-id2")
+    queries: str = option(QUERIES_HELP, example="dataset:translated-id2")
     truth: str = option(
         f"{TRUTH_HELP} Uploads that the file does not name do not count.",
         example="translated/truth.csv",
@@ -333,6 +338,7 @@ class EvaluateRequest(BeamRequest):
         example="w/calibration.json",
     )
     top_k: int | None = setting("top_k")
+    allow_shrink: bool | None = setting("allow_shrink")
 
     def check(self) -> None:
         """Refuse a missing folder, and a truth file without the columns that are needed."""
@@ -370,6 +376,7 @@ class ImportOripidRequest(Request):
         unset="no descriptors",
     )
     latent_size: int = option("Numbers in a latent.", 4096, ge=1)
+    allow_shrink: bool | None = setting("allow_shrink")
 
     def check(self) -> None:
         """Refuse a folder of features that is missing or empty, and a place that cannot be written."""

@@ -87,10 +87,10 @@ class _Scan:
         pair, truth = self.pair, self._request.truth
         return ScanConfig(
             **self._settings.model_dump(),
-            reference=pair.reference.uri,
-            queries=pair.queries.uri,
+            reference=pair.reference.spelled,
+            queries=pair.queries.spelled,
             out=pair.out,
-            background=pair.background.uri if pair.background else None,
+            background=pair.background.spelled if pair.background else None,
             truth=storage.normalize(truth) if truth else None,
         )
 
@@ -191,7 +191,9 @@ class _Scan:
             for corpus in (corpora.references, corpora.queries)
         ]
         asked = [sorted(answers.items()) for answers in (self._truth or {}, self._groups)]
-        return datasets.digest_of(matches.plan_id, self.config.model_dump() | used, content, *asked)
+        return datasets.digest_of(
+            matches.plan_id, self.config.model_dump(exclude={"allow_shrink"}) | used, content, *asked
+        )
 
 
 def _search(

@@ -36,7 +36,7 @@ class ScanConfig(Facts):
     """What a scan was asked for: the settings that held, and its places.
 
     Attributes:
-        reference, queries, out: URIs.
+        reference, queries, out: URIs; a data set's begins with `dataset:`.
         background, truth: URIs, where they were given or are bundled.
     """
 
@@ -50,8 +50,12 @@ class ScanConfig(Facts):
     part_size: int
     max_bytes: int
     max_pixels: int
+<<<<<<< HEAD
     max_memory: int = defaults.MAX_MEMORY
     max_seconds: float = defaults.MAX_SECONDS
+=======
+    allow_shrink: bool = False
+>>>>>>> c677e93 (Take an input for a data set only after dataset:)
     reference: str
     queries: str
     out: str

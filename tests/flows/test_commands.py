@@ -175,7 +175,7 @@ def test_what_needs_no_torch_beam_or_prefect_loads_none(tiny_vae: str, tmp_path:
     out = str(tmp_path / "out")
     images = ["scan", *places, "--out", out, "--encoder", tiny_vae]
     assert call(*images).returncode == 0
-    sides = ["--reference", f"{out}/reference", "--queries", f"{out}/queries"]
+    sides = ["--reference", f"dataset:{out}/reference", "--queries", f"dataset:{out}/queries"]
     data_sets = ["scan", *sides, "--out", str(tmp_path / "again")]
     assert call(*data_sets).returncode == 0
     embed = ["embed", "--images", places[1], "--out", str(tmp_path / "id2"), "--encoder", tiny_vae]

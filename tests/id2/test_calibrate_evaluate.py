@@ -33,6 +33,9 @@ class Place:
     def __call__(self, name: str) -> str:
         return str(self.folder / name)
 
+    def dataset(self, name: str) -> str:
+        return f"dataset:{self.folder / name}"
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
@@ -68,12 +71,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def calibrate(place: Place, out: Path, **more: Any) -> dict[str, Any]:
     given = {"transform": place("W.safetensors"), "truth": place("uploads.csv"), "match": 0.02} | more
-    sides = {"reference": place("references"), "queries": place("uploads")}
+    sides = {"reference": place.dataset("references"), "queries": place.dataset("uploads")}
     return as_json(id2.calibrate(**(sides | {"out": str(out), "review": 0.1} | given)))
 
 
 def evaluate(place: Place, out: Path, **more: Any) -> dict[str, Any]:
-    sides = {"reference": place("references"), "queries": place("fresh"), "truth": place("fresh.csv")}
+    sides = {
+        "reference": place.dataset("references"),
+        "queries": place.dataset("fresh"),
+        "truth": place("fresh.csv"),
+    }
     return as_json(id2.evaluate(**(sides | {"out": str(out)} | more)))
 
 
@@ -83,7 +90,14 @@ def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_transforms_are_measured_on_the_same_uploads_and_compared(place: Place, tmp_path: Path) -> None:
     w, out = place("W.safetensors"), tmp_path / "out"
-    sides = ("--reference", place("references"), "--queries", place("fresh"), "--truth", place("fresh.csv"))
+    sides = (
+        "--reference",
+        place.dataset("references"),
+        "--queries",
+        place.dataset("fresh"),
+        "--truth",
+        place("fresh.csv"),
+    )
     command = ("evaluate", *sides, "--transform", "none", "--transform", w, "--out", out)
     result = call(*command)
     assert result.returncode == 0, result.stderr
@@ -133,7 +147,7 @@ def test_the_truth_may_name_some_of_the_uploads_only(place: Place, tmp_path: Pat
 
 def test_thresholds_hold_on_fresh_uploads(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "calibration.json"
-    sides = ("--reference", place("references"), "--queries", place("uploads"))
+    sides = ("--reference", place.dataset("references"), "--queries", place.dataset("uploads"))
     rates = ("--match", "0.02", "--review", "0.1", "--truth", place("uploads.csv"))
     result = call("calibrate", *sides, *rates, "--transform", place("W.safetensors"), "--out", out)
     assert result.returncode == 0, result.stderr
@@ -158,7 +172,7 @@ def test_thresholds_hold_on_fresh_uploads(place: Place, tmp_path: Path) -> None:
 
 
 def test_a_background_is_tuned_on_other_queries_and_raises_micro_ap(place: Place, tmp_path: Path) -> None:
-    out, background = tmp_path / "calibration.json", place("background")
+    out, background = tmp_path / "calibration.json", place.dataset("background")
     chosen = calibrate(place, out, background=background)
     held = calibration.load(str(out))
     assert held.normalization and 0.6 * NO_ORIGIN < held.queries < 0.8 * NO_ORIGIN
@@ -203,7 +217,7 @@ def test_what_cannot_be_calibrated_is_said(
     tmp_path: Path,
 ) -> None:
     given = {
-        name: place(value) if name in ("background", "reference", "queries") else value
+        name: place.dataset(value) if name in ("background", "reference", "queries") else value
         for name, value in change.items()
     }
     with pytest.raises(error, match=message):

@@ -98,7 +98,7 @@ def test_results_below_a_linked_folder_are_not_taken_for_images(folder: Path) ->
 
 def test_results_may_lie_below_a_corpus_that_is_embedded(folder: Path) -> None:
     id2.embed(images="originals", out="corpus")
-    summary = id2.scan(reference="corpus", queries="uploads", out="corpus/scan")
+    summary = id2.scan(reference="dataset:corpus", queries="uploads", out="corpus/scan")
     assert summary.counts.references == 6
 
 

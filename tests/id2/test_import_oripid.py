@@ -119,7 +119,9 @@ def test_rows_say_which_picture_is_of_which_and_hold_no_descriptors(features: Pa
     assert not schemas.column_to_vectors(latents["descriptor"]).any()
     for spec in ("auto", "none"):
         with pytest.raises(DatasetError, match=r"without descriptors.*--transform"):
-            CorpusPair.open(out, out, None, "unused", []).row_ids(Settings(transform=spec))
+            CorpusPair.open(f"dataset:{out}", f"dataset:{out}", None, "unused", []).row_ids(
+                Settings(transform=spec)
+            )
 
 
 def test_interrupted_before_the_pairs_it_goes_on(features: Path, tmp_path: Path) -> None:

@@ -132,9 +132,9 @@ def test_a_data_set_of_another_transform_is_refused_before_any_work(
             EmbedJob(f"{pictures}/{side}", str(tmp_path / side), tiny_vae, transform="none"),
             Execution.begin(),
         )
-    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": str(tmp_path / "references")}
+    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": f"dataset:{tmp_path}/references"}
     hint = rf"transform_id identity, this scan asks for {bundled.transform_id} .*--transform `none`"
-    both = given | {"queries": str(tmp_path / "uploads")}
+    both = given | {"queries": f"dataset:{tmp_path}/uploads"}
     for one in (given, both):
         with pytest.raises(DatasetError, match=hint):
             scan(**one)
@@ -142,7 +142,7 @@ def test_a_data_set_of_another_transform_is_refused_before_any_work(
     assert scan(**both | {"transform": "none"})["transform"] == {"id": "identity", "from": "none"}
     embed.run(EmbedJob(f"{pictures}/references", str(tmp_path / "w"), tiny_vae), Execution.begin())
     with pytest.raises(DatasetError, match="the file it was made with"):
-        scan(**given | {"reference": str(tmp_path / "w"), "transform": "none"})
+        scan(**given | {"reference": f"dataset:{tmp_path}/w", "transform": "none"})
 
 
 def test_scores_are_normalized_by_the_background_of_the_calibration(
@@ -159,7 +159,7 @@ def test_scores_are_normalized_by_the_background_of_the_calibration(
         scan(**given)
     with pytest.raises(CalibrationError, match="calibrated with the background"):
         embed.run(EmbedJob(str(pictures / "uploads"), str(tmp_path / "u"), tiny_vae), Execution.begin())
-        scan(**given | {"background": str(tmp_path / "u")})
+        scan(**given | {"background": f"dataset:{tmp_path}/u"})
     assert not (tmp_path / "out").exists()
     given |= {"background": str(tmp_path / "background-photos"), "out": str(tmp_path / "images")}
     summary = scan(**given)
@@ -194,7 +194,7 @@ def test_a_new_upload_is_found_without_embedding_the_rest_again(
 
 def test_an_embedded_corpus_is_taken_as_it_is(pictures: Path, tiny_vae: str, tmp_path: Path) -> None:
     embed.run(EmbedJob(str(pictures / "references"), str(tmp_path / "corpus"), tiny_vae), Execution.begin())
-    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": str(tmp_path / "corpus")}
+    given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": f"dataset:{tmp_path}/corpus"}
     summary = scan(**given)
     assert summary["accuracy"] == 1.0 and summary["truth_not_scanned"] == 0
     assert summary["counts"]["references"] == 8 and not (tmp_path / "out/reference").exists()
@@ -287,7 +287,7 @@ SCAN = (
     "--queries",
     "in/uploads",
     "--background",
-    "background-id2",
+    "dataset:background-id2",
     "--out",
 )
 
