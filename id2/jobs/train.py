@@ -21,7 +21,7 @@ from id2core.errors import TrainError
 from id2core.runs.execution import rank
 from id2core.runs.progress import OnStage, into_tally, silent
 from id2core.runs.records import recorded
-from id2core.store import datasets, storage
+from id2core.store import datasets, storage, strict_json
 from id2core.training import closed_form, gradient, pairs
 from id2core.training.closed_form import Trial
 from id2core.training.config import GradientConfig
@@ -130,13 +130,10 @@ class _Training:
         wanted = {"latents": self._pairs.digest, **self._identity}
         where = Path(self._out, PLAN)
         begun = [p for name in (WEIGHTS, "checkpoint.pt") for p in Path(self._out).glob(f"*/{name}")]
-        try:
-            held = json.loads(where.read_bytes()) if begun and where.exists() else wanted
-            different = [name for name in ("latents", "method", "shrinkage") if held[name] != wanted[name]]
-            old, new = held["recipe"], wanted["recipe"]
-            different += [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise TrainError(f"{where} is damaged: {error}; choose another --out, or restore it") from error
+        held = self._held(where) if begun and where.exists() else wanted
+        different = [name for name in ("latents", "method", "shrinkage") if held[name] != wanted[name]]
+        old, new = held["recipe"], wanted["recipe"]
+        different += [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
         if different:
             raise TrainError(
                 f"{self._out} holds a training with other {', '.join(different)} ({where} has them all): "
@@ -145,6 +142,17 @@ class _Training:
         if self._first:
             storage.write_bytes(str(where), json.dumps(wanted, indent=1).encode())
         return datasets.digest_of(wanted)
+
+    def _held(self, where: Path) -> dict[str, Any]:
+        """What the training in the folder was begun with."""
+        try:
+            held = strict_json.read_file(where)
+            recipe = held["recipe"]
+            if not isinstance(recipe, dict) or not {"latents", "method", "shrinkage"} <= held.keys():
+                raise ValueError("a name is missing")
+        except (ValueError, LookupError) as error:
+            raise TrainError(f"{where} is damaged ({error}): choose another --out") from error
+        return held
 
     def _closed_form(self) -> Transform:
         """The closed form, from its file where it is made already: of several processes one makes it."""
@@ -216,6 +224,6 @@ class _Training:
 def read_report(out: str) -> TrainReport | None:
     """Read report.json of a finished training; None where there is none, or a damaged one."""
     try:
-        return TrainReport.model_validate_json(storage.read_bytes(storage.join(out, REPORT)))
+        return TrainReport.model_validate_json(storage.read_marked(storage.join(out, REPORT))[0])
     except (FileNotFoundError, ValidationError):
         return None

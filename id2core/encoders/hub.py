@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,6 +9,7 @@ from pydantic import JsonValue
 
 from id2core import defaults
 from id2core.errors import EncoderError
+from id2core.store import strict_json
 from id2core.transforms.files import BUNDLED_FOLDER
 
 MINI = defaults.ENCODER
@@ -99,7 +99,7 @@ def config_of(place: Place) -> dict[str, JsonValue] | None:
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(place.source, "/".join(parts), revision=place.revision))
-        return dict(json.loads(path.read_bytes()))
+        return strict_json.read_file(path)
     except Exception:  # the client raises many kinds; loading the weights says what is wrong
         return None
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from id2core.encoders.hub import MINI, is_short_name, locate
 from id2core.encoders.preprocess import Preprocess
 from id2core.errors import EncoderError
-from id2core.store import storage
+from id2core.store import storage, strict_json
 from id2core.store.datasets import digest_of
 from id2core.transforms.files import BUNDLED_FOLDER
 
@@ -61,7 +61,7 @@ class Record:
     @staticmethod
     def from_json(data: bytes) -> Record:
         """Return the record in a file. Raises ValueError, LookupError or TypeError where it is damaged."""
-        raw = json.loads(data)
+        raw = strict_json.parse_object(data)
         if raw.pop("checksum", None) not in (None, digest_of(raw)):
             raise ValueError("its content does not fit its checksum")
         (r, g, b), (sr, sg, sb) = raw["mean"], raw["std"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from id2core.encoders.base import Encoder
 from id2core.encoders.preprocess import Preprocess
 from id2core.errors import EncoderError
+from id2core.store import strict_json
 
 
 def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Encoder:
@@ -42,7 +42,7 @@ def sidecar(path: Path) -> Preprocess:
     if not settings_file.is_file():
         return Preprocess()
     try:
-        raw = json.loads(settings_file.read_text())
+        raw = strict_json.read_file(settings_file)
         default = Preprocess()
         r, g, b = raw.get("mean", default.mean)
         sr, sg, sb = raw.get("std", default.std)

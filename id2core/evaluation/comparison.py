@@ -312,8 +312,8 @@ def write(results: Results, out: str, facts: EvaluationFacts) -> EvaluateReport:
 
 
 def read_report(out: str) -> EvaluateReport | None:
-    """Read `metrics.json`; None where there is none, or one that an older program wrote."""
+    """Read `metrics.json`; None where there is none, one that an older program wrote, or a damaged one."""
     try:
-        return EvaluateReport.model_validate_json(storage.read_bytes(storage.join(out, JSON)))
+        return EvaluateReport.model_validate_json(storage.read_marked(storage.join(out, JSON))[0])
     except (FileNotFoundError, ValidationError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from id2core.encoders.images import Decoded
 from id2core.errors import StorageError
 from id2core.experiments.evaluation_sets import TEST, EvaluationSet
 from id2core.experiments.results import Column
-from id2core.store import storage
+from id2core.store import storage, strict_json
 from id2core.training.finetune import REPORT
 from id2core.transforms.linear import Transform
 
@@ -83,6 +82,6 @@ def tuning_seconds(data: EvaluationSet) -> float | None:
     if data.spec is None:
         return None
     try:
-        return float(json.loads((Path(data.spec) / REPORT).read_text())["seconds"])
+        return float(strict_json.read_file(Path(data.spec) / REPORT)["seconds"])
     except (OSError, ValueError, LookupError):
         return None

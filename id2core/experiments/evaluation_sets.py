@@ -36,7 +36,7 @@ from id2core.evaluation.metrics import Measure
 from id2core.evaluation.ranking import Predictions
 from id2core.experiments.photo_bench import CALIBRATION, DISTRACTORS, FRESH, TEST, TRAIN
 from id2core.search.topk import TopK
-from id2core.store import schemas, storage
+from id2core.store import schemas, storage, strict_json
 from id2core.store.datasets import Dataset
 from id2core.training import pairs as training_pairs
 from id2core.training.pairs import Pairs
@@ -133,7 +133,7 @@ class EvaluationSet:
             ExperimentError: it is no evaluation set.
         """
         try:
-            facts = json.loads((root / FACTS).read_text())
+            facts = strict_json.read_file(root / FACTS)
             if not facts["unseen"]:
                 raise ValueError("no unseen model is named")
             specs = dict(facts.get("encoders", {}))
@@ -274,7 +274,7 @@ def write_facts(root: Path, seen: str, unseen: Sequence[str], encoder: str, spec
         spec: what `load_encoder` takes for it; a local one is kept by its whole path.
     """
     try:
-        specs = dict(json.loads((root / FACTS).read_text()).get("encoders", {}))
+        specs = dict(strict_json.read_file(root / FACTS).get("encoders", {}))
     except FileNotFoundError:
         specs = {}
     except (ValueError, AttributeError, TypeError) as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from id2core.errors import ReaderError
 from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
 from id2core.runs import parts
-from id2core.store import storage
+from id2core.store import storage, strict_json
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
 
@@ -337,7 +336,7 @@ def _seed_lines(annotations: str, folder: str) -> Iterator[_Edit | Unpaired]:
 
 def _seed_line(line: bytes, where: str, folder: str) -> _Edit | Unpaired:
     try:
-        row = json.loads(line)
+        row = strict_json.parse_object(line)
         source, target = (storage.join(folder, row[name].lstrip("/")) for name in _SEED_IMAGES)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return Unpaired(where, UnpairedReason.BAD_LINE, f"{type(error).__name__}: {error}")

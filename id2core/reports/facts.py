@@ -50,12 +50,9 @@ class ScanConfig(Facts):
     part_size: int
     max_bytes: int
     max_pixels: int
-<<<<<<< HEAD
     max_memory: int = defaults.MAX_MEMORY
     max_seconds: float = defaults.MAX_SECONDS
-=======
     allow_shrink: bool = False
->>>>>>> c677e93 (Take an input for a data set only after dataset:)
     reference: str
     queries: str
     out: str

@@ -50,7 +50,7 @@ def save_report(inputs: ReportInputs, summary: ScanSummary, out: str, max_pairs:
 def read_summary(out: str) -> ScanSummary | None:
     """Read the summary of a finished scan; None where there is none, a damaged one, or an older program's."""
     try:
-        summary = ScanSummary.model_validate_json(storage.read_bytes(storage.join(out, SUMMARY)))
+        summary = ScanSummary.model_validate_json(storage.read_marked(storage.join(out, SUMMARY))[0])
     except (FileNotFoundError, ValidationError):
         return None
     return summary if summary.is_whole else None

@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import chain, islice
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 
-from id2core.store import datasets, schemas, storage
+from id2core.errors import DatasetError
+from id2core.store import datasets, schemas, storage, strict_json
 from id2core.store.datasets import FileRecord
 from id2core.store.rejects import Reject
 from id2core.store.storage import Object
@@ -73,10 +74,7 @@ class PartRecord:
         objects: how many it has.
         dataset: name of the product's data set.
         rows, rejects: its files; None for one without rows.
-        DAMAGE: what `from_json` raises for a record that is damaged.
     """
-
-    DAMAGE: ClassVar[tuple[type[Exception], ...]] = (ValueError, LookupError, TypeError, RecursionError)
 
     key: str
     run_id: str
@@ -105,12 +103,22 @@ class PartRecord:
 
     @staticmethod
     def from_json(data: bytes) -> PartRecord:
-        """Return the record that `to_json` wrote. Raises one of `DAMAGE` where it is damaged."""
-        raw = json.loads(data)
-        if raw.pop("checksum") != datasets.digest_of(raw):
-            raise ValueError("its content does not fit its checksum")
-        files = {k: FileRecord(**raw[k]) if raw[k] else None for k in ("rows", REJECTS)}
-        return PartRecord(**raw | files)
+        """Return the record that `to_json` wrote.
+
+        Raises:
+            DatasetError: it is damaged.
+        """
+        try:
+            raw = strict_json.parse_object(data)
+            if raw.pop("checksum") != datasets.digest_of(raw):
+                raise ValueError("its content does not fit its checksum")
+            files = {k: FileRecord.of_json(raw[k]) if raw[k] else None for k in ("rows", REJECTS)}
+            record = PartRecord(**raw | files)
+        except (ValueError, LookupError, TypeError) as error:
+            raise DatasetError(f"not the record of a part: {error}") from error
+        if not isinstance(record.ids, dict) or type(record.objects) is not int:
+            raise DatasetError("not the record of a part: ids or objects are of another type")
+        return record
 
 
 def read_ahead(

@@ -270,7 +270,7 @@ class _Outputs:
         return re.compile(
             rf"({self.product.dataset}|{REJECTS})/({rows})|{STAGING}/.*|truth\.csv"
             rf"|runs/({Execution.PATTERN}-{digits}{{8}}\.parquet|{datasets.SUCCESS}|\.lock|\.partial-[^/]*)"
-            rf"|_prompts/{digits}{{16}}\.json|{PICTURES}/{picture}"
+            rf"|{PROMPTS}/{digits}{{16}}\.json|{PICTURES}/{picture}"
         )
 
 
@@ -402,8 +402,8 @@ def staged_by_uri(out: str, known: Collection[str] = ()) -> dict[str, PartRecord
         return {}
     records = {}
     for uri in (o.uri for o in listed if o.uri not in known):
-        with suppress(FileNotFoundError, *PartRecord.DAMAGE):  # another run may have committed it meanwhile
-            records[uri] = PartRecord.from_json(storage.read_bytes(uri))
+        with suppress(FileNotFoundError, DatasetError):  # another run may have committed it meanwhile
+            records[uri] = PartRecord.from_json(storage.read_marked(uri)[0])
     return records
 
 

@@ -29,7 +29,7 @@ from id2core import environment, settings
 from id2core.errors import DatasetError, ID2Error
 from id2core.runs import leftovers
 from id2core.runs.execution import Execution
-from id2core.store import datasets, schemas, storage
+from id2core.store import datasets, schemas, storage, strict_json
 from id2core.store.datasets import Commit, Dataset, FileRecord
 
 RUNS = "runs"
@@ -99,7 +99,7 @@ class Run(BaseModel):
     @classmethod
     def _from_json(cls, value: Any) -> Any:
         """Read a column of JSON."""
-        return json.loads(value) if isinstance(value, str) else value
+        return strict_json.parse(value) if isinstance(value, str) else value
 
     def to_table(self) -> pa.Table:
         """Return the row as a `schemas.RUNS` table."""

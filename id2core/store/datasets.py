@@ -22,22 +22,26 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from id2core.errors import DatasetError
-from id2core.store import schemas, storage
+from id2core.store import schemas, storage, strict_json
 from id2core.store.ahead import in_order
 
 Counts = TypeVar("Counts", bound=BaseModel)
 SUCCESS = "_SUCCESS"
+_TEXTS = ("dataset", "run_id", "source", "schema_version", "committed_at")
+# What this program calls files; above all no `..`, no leading slash, no scheme, no backslash.
+_PLAIN_NAME = re.compile(r"(?:[\w=%+][\w=%+.,-]{0,250}/){0,8}[\w=%+][\w=%+.,-]{0,250}", re.ASCII)
 # Tables in memory while data sets are read ahead. A store that answers slowly is asked for many at once;
 # vectors are large: 8 MB a row group and 40 MB a file where a latent has 4,096 numbers.
 _FILES_AHEAD, _VECTOR_FILES_AHEAD, _ROW_GROUPS_AHEAD = 32, 2, 8
@@ -73,6 +77,25 @@ class FileRecord:
     bytes: int
     sha256: str
     footer: str = ""
+
+    @staticmethod
+    def of_json(raw: Any) -> FileRecord:
+        """Return the record that a value of JSON is.
+
+        Raises:
+            DatasetError: it is none, or its name leads out of the data set.
+        """
+        # Older commits have no footer.
+        if not isinstance(raw, dict) or raw.keys() | {"footer"} != {f.name for f in fields(FileRecord)}:
+            raise DatasetError(f"its record of a file is {str(raw)[:80]!r}")
+        record = FileRecord(**raw)
+        if not isinstance(record.name, str) or not _PLAIN_NAME.fullmatch(record.name):
+            raise DatasetError(f"it lists a file {str(record.name)[:80]!r}: names are plain and below it")
+        counts = (record.rows, record.row_groups, record.bytes)
+        whole = all(type(count) is int and count >= 0 for count in counts)
+        if not whole or not isinstance(record.sha256, str) or not isinstance(record.footer, str):
+            raise DatasetError(f"its record of {record.name} has {counts} rows, row groups and bytes")
+        return record
 
     @property
     def key(self) -> str:
@@ -320,19 +343,49 @@ def _parse(data: bytes, uri: str) -> Commit:
     if not data.strip():
         raise _empty(uri)
     try:
-        raw = json.loads(data)
+        raw = strict_json.parse_object(data)
         version, table = int(raw["schema_version"]), str(raw.get("dataset", ""))
-        schemas.check_version(table, version, uri)
         if raw.pop("checksum", None) not in (None, _checksum(raw)):
             raise ValueError("its content does not fit its checksum")
-        raw.pop("rows", None)
-        files = tuple(FileRecord(**f) for f in raw.pop("files"))
-        return Commit(files=files, **raw)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DatasetError(
-            f"{uri}/{SUCCESS} is damaged: {error}. Nothing was changed. Restore it from a copy, or choose "
-            "another --out"
-        ) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(uri, error) from error
+    schemas.check_version(table, version, uri)
+    try:
+        return _commit_of(raw)
+    except (DatasetError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(uri, error) from error
+
+
+def _damaged(uri: str, error: Exception) -> DatasetError:
+    return DatasetError(
+        f"{uri}/{SUCCESS} is damaged: {error}. Nothing was changed. Restore it from a copy, or choose "
+        "another --out"
+    )
+
+
+def _commit_of(raw: dict[str, Any]) -> Commit:
+    """Return the commit that a JSON object is.
+
+    Raises DatasetError, ValueError, LookupError or TypeError where it is none.
+    """
+    raw.pop("rows", None)
+    listed = raw.pop("files")
+    if not isinstance(listed, list):
+        raise TypeError("files is no list")
+    files = tuple(map(FileRecord.of_json, listed))
+    if len({f.name for f in files}) != len(files):
+        raise DatasetError("it lists a file twice")
+    commit = Commit(files=files, **raw)
+    if not isinstance(commit.ids, dict):
+        raise TypeError("ids is no object")
+    texts = [getattr(commit, name) for name in _TEXTS]
+    if not all(isinstance(text, str) for text in (*texts, *commit.ids.values())):
+        raise TypeError(f"{', '.join(_TEXTS)} or its ids are no text")
+    if not isinstance(commit.runs, dict) or not all(isinstance(run, dict) for run in commit.runs.values()):
+        raise TypeError("runs is no object of objects")
+    if any(datetime.fromisoformat(since).tzinfo is None for since in dict(commit.superseded).values()):
+        raise ValueError("superseded has a time without a time zone")
+    return commit
 
 
 def _checksum(raw: Mapping[str, object]) -> str:
@@ -541,6 +594,8 @@ def verify(uri: str, record: FileRecord) -> None:
 def _opened(uri: str, record: FileRecord, whole: bool = False) -> Iterator[tuple[pq.ParquetFile, str]]:
     """Open a file that is the one committed; `whole`: by all its bytes. Also give its URI."""
     where = storage.join(uri, record.name)
+    if not storage.contains(uri, where):
+        raise DatasetError(f"{where} is a link out of the data set: put the file itself there")
     try:
         with storage.open_input(where) as file:
             try:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from id2core.environment import best_dtype
 from id2core.errors import TrainError
+from id2core.store import strict_json
 
 LOG = "log.jsonl"
 
@@ -157,7 +158,7 @@ class Loop(ABC, Generic[C]):
         if not self._checkpoint.exists():
             return False
         saved = self._load_checkpoint()
-        if json.loads(saved["recipe"]) != json.loads(json.dumps(self.config.model_dump())):
+        if strict_json.parse(saved["recipe"]) != json.loads(json.dumps(self.config.model_dump())):
             raise TrainError(f"{self._checkpoint} belongs to another recipe; choose another --out")
         for name, part in self.state().items():
             part.load_state_dict(saved[name])

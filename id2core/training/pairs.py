@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from id2core.errors import PairsError
 from id2core.runs.progress import OnStage, silent
-from id2core.store import datasets, schemas, storage
+from id2core.store import datasets, schemas, storage, strict_json
 from id2core.store.datasets import Dataset
 
 _LAYOUT = 1  # of the cache
@@ -337,7 +337,7 @@ def _checked(vectors: NDArray[Any], shape: tuple[int, int] | None, name: str) ->
 
 def _open(folder: Path, digest: str) -> Pairs:
     try:
-        facts = json.loads((folder / _FACTS).read_bytes())
+        facts = strict_json.parse_object((folder / _FACTS).read_bytes())
         latents = np.load(folder / _LATENTS, mmap_mode="r", allow_pickle=False)
         offsets = np.concatenate([[0], np.cumsum(facts["sizes"], dtype=np.int64)])
         if len(latents) != offsets[-1]:

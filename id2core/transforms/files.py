@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from id2core import defaults
 from id2core.errors import TransformError
-from id2core.store import storage
+from id2core.store import storage, strict_json
 from id2core.transforms.linear import AUTO, BUNDLED, GIVEN, HEAD, IDENTITY, METADATA, NONE, TENSOR, Transform
 
 # The encoder that ships with the package, its W and its calibration.
@@ -108,12 +108,13 @@ def _from_safetensors(data: bytes, spec: str) -> Transform:
 
     try:
         tensors = load_tensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        header = strict_json.parse_object(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = header.get("__metadata__", {})
         if HEAD in header:
             from id2core.transforms import heads  # torch, which W itself does not need
 
             return heads.from_file(tensors, header, spec)
-        weights, metadata = tensors[TENSOR], json.loads(header.get(METADATA, "{}"))
+        weights, metadata = tensors[TENSOR], strict_json.parse_object(header.get(METADATA, "{}"))
     except (SafetensorError, ValueError, LookupError) as error:
         raise TransformError(f"{spec} is not a transform: {error}") from error
     return Transform(_checked(weights, spec), metadata)

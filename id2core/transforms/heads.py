@@ -27,6 +27,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from id2core.errors import TransformError
+from id2core.store import strict_json
 from id2core.transforms.kinds import ALL, KINDS, LINEAR, MLP
 from id2core.transforms.linear import HEAD, METADATA, Transform
 
@@ -229,10 +230,10 @@ def from_file(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, str], sp
         TransformError: the weights are not those of the architecture, or not finite.
     """
     try:
-        facts = json.loads(header[HEAD])
+        facts = strict_json.parse_object(header[HEAD])
         shape = facts["latent_shape"]
         architecture = Architecture(**facts | {"latent_shape": shape and tuple(shape)})
-        metadata = json.loads(header.get(METADATA, "{}"))
+        metadata = strict_json.parse_object(header.get(METADATA, "{}"))
     except (ValueError, TypeError, LookupError) as error:
         raise TransformError(f"{spec} is not a head: {error}") from error
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from id2core.encoders.hub import MOVED
 from id2core.environment import best_dtype, quiet, usable_device
 from id2core.errors import TranslatorError
+from id2core.store import strict_json
 from id2core.translation import models
 from id2core.translation.spec import DiffusionModel
 from id2core.translation.translators import Translator, settle
@@ -103,7 +103,10 @@ def _check_class(kind: type[Translator], model: DiffusionModel, folder: Path) ->
         raise TranslatorError(
             f"{folder} holds no diffusers pipeline (model_index.json); save one there first"
         )
-    name = json.loads(index.read_text())["_class_name"]
+    try:
+        name = strict_json.read_file(index)["_class_name"]
+    except (ValueError, LookupError) as error:
+        raise TranslatorError(f"{index} names no pipeline ({error}): save it again") from error
     if kind.accepts and name not in kind.accepts:
         raise TranslatorError(f"{model.paradigm} runs on {kind.accepts[0]}; {model.source} holds a {name}")
 
@@ -130,7 +133,7 @@ def _pipeline(loader: str, folder: Path, variant: str | None, precision: torch.d
     import diffusers
 
     without: dict[str, Any] = {}
-    if "safety_checker" in json.loads((folder / "model_index.json").read_text()):
+    if "safety_checker" in strict_json.read_file(folder / "model_index.json"):
         without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return getattr(diffusers, loader).from_pretrained(
         str(folder),

@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from id2core.errors import PromptError
 from id2core.runs.planning import PROMPTS
-from id2core.store import datasets, storage
+from id2core.store import datasets, storage, strict_json
 from id2core.store.rejects import Reason, Reject
 from id2core.translation import prompt_dialogue
 
@@ -332,12 +332,7 @@ def _without(key: SecretStr | None, text: str) -> str:
 
 
 def _read(place: str) -> _Stored | None:
-    try:
-        return _Stored.model_validate_json(storage.read_bytes(place))
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise PromptError(f"{place} is not a stored answer; delete it to ask again: {error}") from None
+    return strict_json.read_model(place, _Stored, PromptError, "delete it to ask again")
 
 
 def _answer(response: httpx.Response) -> _Answer:

@@ -42,7 +42,7 @@ from scipy.special import betainccinv, betaincinv  # type: ignore[import-untyped
 
 from id2core.errors import CalibrationError
 from id2core.evaluation.truth_files import Truth
-from id2core.store import datasets, storage
+from id2core.store import datasets, storage, strict_json
 from id2core.verdicts import normalization
 from id2core.verdicts.normalization import Normalization, normalize
 
@@ -175,7 +175,7 @@ def load(uri: str) -> Calibration:
         CalibrationError: the file is missing, of another version, no calibration, or changed by hand.
     """
     try:
-        raw = json.loads(storage.read_bytes(storage.normalize(uri)))
+        raw = strict_json.parse_object(storage.read_marked(storage.normalize(uri))[0])
         version, stated = raw["version"], raw.pop("calibration_id")
     except FileNotFoundError as error:
         raise CalibrationError(f"{uri}: no such calibration; make one with calibrate") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 
-from id2core.errors import DatasetError
+from id2core.errors import DatasetError, StorageError
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Dataset, FileRecord
 
@@ -79,6 +80,100 @@ def test_a_damaged_success_is_an_error_and_stays(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / datasets.SUCCESS), b'{"schema_version": "999"}')
     with pytest.raises(DatasetError, match="schema version 999"):
         Dataset.find(uri)
+
+
+FILE = {"name": "part-a-b.parquet", "rows": 1, "row_groups": 1, "bytes": 1, "sha256": "0" * 64}
+COMMIT = {
+    "dataset": "rejects",
+    "run_id": "r",
+    "ids": {},
+    "files": [FILE],
+    "runs": {},
+    "source": "",
+    "schema_version": "1",
+    "committed_at": "",
+    "rows": 1,
+}
+NAMES_THAT_LEAD_AWAY: list[Any] = [
+    "../other.parquet",
+    "a/../../other.parquet",
+    "/etc/passwd",
+    "gs://bucket/x.parquet",
+    "a//b.parquet",
+    "a\\..\\b.parquet",
+    "a\0.parquet",
+    "a\n.parquet",
+    ".hidden",
+    "",
+    ".",
+    "x" * 300,
+    7,
+    None,
+]
+
+
+def commit_file(uri: str, content: bytes) -> None:
+    storage.write_bytes(f"{uri}/{datasets.SUCCESS}", content)
+
+
+@pytest.mark.parametrize("name", NAMES_THAT_LEAD_AWAY)
+def test_names_in_a_commit_are_plain_and_below_it(name: Any, tmp_path: Path) -> None:
+    commit_file(str(tmp_path), json.dumps(COMMIT | {"files": [FILE | {"name": name}]}).encode())
+    with pytest.raises(DatasetError, match="_SUCCESS is damaged: it lists a file"):
+        Dataset.find(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {}},
+        {"files": [[]]},
+        {"files": [FILE, FILE]},
+        {"files": [FILE | {"rows": "1"}]},
+        {"files": [FILE | {"rows": -1}]},
+        {"files": [FILE | {"rows": True}]},
+        {"files": [FILE | {"more": 1}]},
+        {"files": [FILE | {"sha256": 1}]},
+        {"ids": []},
+        {"ids": {"encoder_id": 1}},
+        {"runs": []},
+        {"runs": {"r": 1}},
+        {"source": 1},
+        {"schema_version": []},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_commit_of_other_types_is_one_named_error(change: dict[str, Any], tmp_path: Path) -> None:
+    commit_file(str(tmp_path), json.dumps(COMMIT | change).encode())
+    with pytest.raises(DatasetError, match="/_SUCCESS is damaged"):
+        Dataset.find(str(tmp_path))
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"schema_version": "1"', b"\xff\xfe", b'{"a":1,"a":2}'])
+def test_a_commit_that_is_no_json_is_one_named_error(data: bytes, tmp_path: Path) -> None:
+    commit_file(str(tmp_path), data)
+    with pytest.raises(DatasetError, match="/_SUCCESS is damaged"):
+        Dataset.find(str(tmp_path))
+
+
+def test_a_commit_is_refused_by_its_size(tmp_path: Path) -> None:
+    with (tmp_path / "_SUCCESS").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StorageError, match="bytes; a file of its kind has"):
+        Dataset.find(str(tmp_path))
+
+
+def test_a_file_that_is_a_link_out_of_the_data_set_is_not_read(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    add(str(folder), "run-a")
+    [file] = (folder / record.name for record in Dataset.open(str(folder)).files)
+    (tmp_path / "linked").symlink_to(folder)
+    assert Dataset.open(str(tmp_path / "linked")).read(schemas.REJECTS).num_rows == 3
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    with pytest.raises(DatasetError, match="is a link out of the data set"):
+        Dataset.open(str(folder)).read(schemas.REJECTS)
 
 
 def test_the_digest_names_the_work_and_not_the_time_it_was_done() -> None:
