@@ -22,7 +22,8 @@ app = typer.Typer()
     app,
     id2.calibrate,
     "flows.calibrate:calibrate",
-    epilog="Example: id2 calibrate --reference originals-id2 --queries uploads-id2 --truth truth.csv "
+    epilog="Example: id2 calibrate --reference dataset:originals-id2 "
+    "--queries dataset:uploads-id2 --truth truth.csv "
     "--transform w/W.safetensors --match 0.001 --review 0.01 --out w/calibration.json",
 )
 def show(report: CalibrateReport, request: CalibrateRequest) -> None:

@@ -21,7 +21,8 @@ app = typer.Typer()
     app,
     id2.evaluate,
     "flows.evaluate:evaluate",
-    epilog="Example: id2 evaluate --reference originals-id2 --queries uploads-id2 --truth truth.csv "
+    epilog="Example: id2 evaluate --reference dataset:originals-id2 "
+    "--queries dataset:uploads-id2 --truth truth.csv "
     "--transform none --transform w/W.safetensors --out measured",
 )
 def show(report: EvaluateReport, request: EvaluateRequest) -> None:

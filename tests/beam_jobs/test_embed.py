@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -126,6 +127,18 @@ def test_only_what_is_new_is_embedded_and_what_is_gone_is_dropped(tiny_vae: str,
     untouched = pc.is_in(after["uri"], before["uri"][2:].combine_chunks())
     assert after.filter(untouched).equals(before.slice(2))
     assert after["image_id"][0] == after["image_id"][5]  # p0001 now holds the picture of p0100
+
+
+def test_a_name_that_is_no_utf_8_is_embedded_like_others(tiny_vae: str, tmp_path: Path) -> None:
+    images = draw_photos(tmp_path / "in", 2)
+    for photo, name in zip(sorted(images.iterdir()), (b"x\xff.jpg", b"x\\xff.jpg"), strict=True):
+        photo.rename(os.fsdecode(os.fsencode(images) + b"/" + name))
+        os.utime(os.fsdecode(os.fsencode(images) + b"/" + name), (1_700_000_000, 1_700_000_000))
+    spec = job(images, tmp_path / "out", tiny_vae)
+    assert embed.run(spec, Execution.begin()).embedded == 2
+    uris = rows(spec.out, "embeddings")["uri"].to_pylist()
+    assert uris == [f"{images}/x\\x5cxff.jpg", f"{images}/x\\xff.jpg"]
+    assert embed.run(spec, Execution.begin()).resumed
 
 
 def test_another_encoder_or_transform_is_refused_with_the_reason(

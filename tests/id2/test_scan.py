@@ -202,6 +202,22 @@ def test_an_embedded_corpus_is_taken_as_it_is(pictures: Path, tiny_vae: str, tmp
     assert "shown" in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.parametrize("marker", ["_SUCCESS", "embeddings/_SUCCESS"])
+def test_an_upload_does_not_make_a_data_set_of_the_uploads(
+    marker: str, pictures: Path, tiny_vae: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(pictures, tmp_path / "in")
+    made = embed.run(EmbedJob(f"{pictures}/references", str(tmp_path / "r"), tiny_vae), Execution.begin())
+    planted = tmp_path / "in/uploads" / marker
+    planted.parent.mkdir(exist_ok=True)
+    shutil.copy(f"{made.embeddings.uri}/_SUCCESS", planted)
+    summary = scan(**arguments(tmp_path / "in", tmp_path / "out", tiny_vae))
+    assert summary["counts"]["queries"] == 3 and summary["accuracy"] == 1.0
+    assert summary["rejects"]["queries"] == {"truncated": 1, "not_an_image": 1}
+    [warning] = caplog.messages
+    assert f"{tmp_path}/in/uploads has a file {marker}" in warning and "dataset:" in warning
+
+
 def test_from_bucket_to_bucket(pictures: Path, tiny_vae: str, tmp_path: Path, gcs: str) -> None:
     where = f"gs://{gcs}/{tmp_path.name}"
     for path in pictures.rglob("*.*"):
@@ -252,6 +268,7 @@ def test_what_can_be_refused_is_refused_before_any_work(
 ) -> None:
     given = arguments(pictures, tmp_path / "out", tiny_vae)
     (tmp_path / "empty").mkdir()
+    draw_photos(tmp_path / "up/queries", 1)
     (tmp_path / "file").write_text("in the way")
     for name in ("wrong.csv", "wrong.parquet"):
         (tmp_path / name).write_text("upload,original\na,b\n")
@@ -262,6 +279,9 @@ def test_what_can_be_refused_is_refused_before_any_work(
         ({"out": str(tmp_path / "file/out")}, StorageError, "is a file"),
         ({"out": str(pictures / "uploads/out")}, OptionError, "is inside --queries"),
         ({"out": str(pictures)}, None, ""),
+        ({"queries": f"{tmp_path}/up/queries", "out": f"{tmp_path}/up"}, OptionError, "is inside --queries"),
+        ({"reference": f"dataset:{pictures}/references"}, DatasetError, "holds no embeddings data set"),
+        ({"reference": f"dataset:{tmp_path}/nowhere"}, StorageError, "no such folder"),
         ({"truth": str(tmp_path / "wrong.csv")}, TruthError, r"has columns \['upload', 'original'\]"),
         ({"truth": str(tmp_path / "none.csv")}, TruthError, "no such truth file"),
         ({"calibration": str(tmp_path / "none.json")}, CalibrationError, "no such file"),
