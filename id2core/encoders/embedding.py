@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from id2core.encoders import images
 from id2core.encoders.images import Limits
@@ -24,30 +21,39 @@ from id2core.store.storage import Object
 from id2core.transforms.linear import Transform
 
 if TYPE_CHECKING:
+    import torch
+
     from id2core.encoders.base import Encoder  # imports torch
 
 EMBEDDINGS = "embeddings"
 PRODUCT = Product(EMBEDDINGS)
-_blas_lock = threading.Lock()
 
 
-@functools.cache
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
+class _Projection:
+    """W beside an encoder: on its GPU where it has one, so that the cores are left to the decoders.
 
-
-def _descriptors(latents: NDArray[np.float16], transform: Transform, one_core: bool) -> NDArray[np.float32]:
-    """Apply W, on one core beside a GPU.
-
-    OpenBLAS's idle threads spin for a while after each call and take the cores from the threads that
-    decode: with an H100 and 16 cores a stream of pictures ran at a third of its speed. On a CPU the encoder
-    takes most of the time, and all cores stay in use. The limit holds for the whole process; the lock keeps
-    one stream from restoring the limit of another.
+    OpenBLAS's idle threads spin for a while after each call and take the cores from the threads that decode:
+    with an H100 and 16 cores a stream of pictures ran at a third of its speed. Both give the same bits, as
+    `Transform.apply` rounds nowhere.
     """
-    if not one_core:
-        return transform.apply(latents)
-    with _blas_lock, _thread_pools().limit(limits=1, user_api="blas"):
-        return transform.apply(latents)
+
+    def __init__(self, transform: Transform, encoder: Encoder) -> None:
+        self._transform, self._device = transform, encoder.device
+        self._weights: torch.Tensor | None = None
+
+    def __call__(self, latents: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Return the descriptors of latents."""
+        if self._device.type != "cuda":
+            return self._transform.apply(latents)
+        return self._transform.apply(latents, self._on_gpu)
+
+    def _on_gpu(self, x: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        import torch
+
+        if self._weights is None:
+            self._weights = torch.from_numpy(weights).to(self._device)
+        product: NDArray[np.float64] = (torch.from_numpy(x).to(self._device) @ self._weights).cpu().numpy()
+        return product
 
 
 def _encode(
@@ -148,6 +154,7 @@ def embed_objects(
     step = encoder.batch_size
     group = _RowGroup(schemas.ROW_GROUP + step, lineage)
     rejected: list[dict[str, str]] = []
+    project = _Projection(transform, encoder)
 
     def fetch(obj: Object) -> Picture | Reject:
         return read_picture(obj, encoder.preprocess.size, limits)
@@ -156,7 +163,7 @@ def embed_objects(
         good: list[Picture] = []
         if pictures:
             good, latents, overflowed = _encode(pictures, encoder)
-            group.add(good, latents, _descriptors(latents, transform, encoder.device.type == "cuda"))
+            group.add(good, latents, project(latents))
             bad += overflowed
         rejected += [parts.reject_row(obj, reject, lineage.run_id) for obj, reject in bad]
         progress(len(good), len(bad))

@@ -7,6 +7,7 @@ background that ships with a W, is compared under its own transform only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.runs.progress import OnStage, silent
-from id2core.search import matching, shards
+from id2core.search import matching, scoring, shards
 from id2core.search.matching import MatchConstants
-from id2core.search.topk import TopK
+from id2core.search.topk import TopK, best_references
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
 from id2core.transforms.linear import Transform
@@ -99,7 +100,7 @@ def nearest(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the k best references of each query, by the inner product of all with all.
 
-    Memory: `QUERY_ROWS` × `SHARD_ROWS` scores, and k per query.
+    Memory: the references once more, `QUERY_ROWS` × `SHARD_ROWS` scores, and k per query.
 
     Args:
         queries: float32[B,m], rows of length 1.
@@ -113,17 +114,29 @@ def nearest(
     Raises:
         ValueError: k is below 1, or a score is not finite.
     """
-    parts = []
-    for start in range(0, len(queries), QUERY_ROWS):
-        block = queries[start : start + QUERY_ROWS]
-        best = TopK(len(block), k)
-        for first in range(0, len(references), SHARD_ROWS):
-            best.add(block @ references[first : first + SHARD_ROWS].T)
-        parts.append(best.result())
-    if not parts:
-        parts.append(TopK(0, k).result())
-    rows, scores = (np.concatenate(x) for x in zip(*parts, strict=True))
+    if k < 1:
+        raise ValueError(f"k is {k}; keep 1 reference per query or more")
+    references = scoring.on_grid(references)
+    places, kept = np.arange(len(references)), min(k, len(references)) if len(queries) else 0
+    rows = np.empty((len(queries), kept), np.int64)
+    scores = np.empty((len(queries), kept), np.float32)
+    for start in range(0, len(rows) if kept else 0, QUERY_ROWS):
+        block = slice(start, start + QUERY_ROWS)
+        some = scoring.on_grid(queries[block])
+        search = functools.partial(_search_blocks, some, references)
+        scores[block], rows[block] = best_references(search, some, references, places, kept)
     return rows, scores
+
+
+def _search_blocks(
+    queries: NDArray[np.float32], references: NDArray[np.float32], depth: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scores and rows of the best references of each query, by float32 products of blocks."""
+    best = TopK(len(queries), depth)
+    for first in range(0, len(references), SHARD_ROWS):
+        best.add(queries @ references[first : first + SHARD_ROWS].T)
+    rows, scores = best.result()
+    return scores, rows
 
 
 def index_id(references: Dataset, transform: Transform) -> str:

@@ -28,16 +28,21 @@ class FlatIndex:
     """Descriptors as they are; every query meets every one of them."""
 
     def __init__(self, descriptors: NDArray[np.float32]) -> None:
-        """Build the index over descriptors float32[N,m]."""
-        faiss = load_faiss()
-        self._cpu = faiss.IndexFlatIP(descriptors.shape[1])
-        self._cpu.add(np.ascontiguousarray(descriptors, np.float32))
+        """Build the index over descriptors float32[N,m]; on the CPU it keeps no copy of them."""
+        faiss = self._faiss = load_faiss()
+        self._descriptors = np.ascontiguousarray(descriptors, np.float32)
         self._gpu: Any = None
         if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
-            self._gpu = faiss.index_cpu_to_all_gpus(self._cpu)
+            index = faiss.IndexFlatIP(descriptors.shape[1])
+            index.add(self._descriptors)
+            self._gpu = faiss.index_cpu_to_all_gpus(index)
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the k best scores float32[Q,k] of queries float32[Q,m], best first, and their rows."""
-        index = self._cpu if self._gpu is None or k > _GPU_DEPTH else self._gpu
-        scores, rows = index.search(np.ascontiguousarray(queries, np.float32), k)
+        queries = np.ascontiguousarray(queries, np.float32)
+        if self._gpu is not None and k <= _GPU_DEPTH:
+            scores, rows = self._gpu.search(queries, k)
+        else:
+            metric = self._faiss.METRIC_INNER_PRODUCT
+            scores, rows = self._faiss.knn(queries, self._descriptors, k, metric=metric)
         return scores, rows

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from id2core.search import indexes
+from id2core.search import indexes, scoring
 from id2core.search.flat import load_faiss
 from id2core.search.indexes import FLAT, Index
-from id2core.search.topk import search_until_decided
+from id2core.search.topk import best_references
 from id2core.store import schemas
 from id2core.store.datasets import Dataset, FileRecord
 
@@ -45,10 +45,12 @@ class Shard:
     """References that are searched at once, and the index over their descriptors.
 
     Attributes:
-        index: over N descriptors.
+        descriptors: float32[N,m], on the grid of `scoring`.
+        index: over the descriptors.
         ids: image_id and uri of each row, as Arrow columns.
     """
 
+    descriptors: NDArray[np.float32]
     index: Index
     ids: pa.Table
 
@@ -73,7 +75,10 @@ class Shard:
         k = min(k, self.ids.num_rows)
         if not k or not len(queries):
             return CANDIDATES.empty_table()
-        scores, rows = search_until_decided(lambda depth: self.index.search(queries, depth), self._places, k)
+        queries = scoring.on_grid(queries)
+        scores, rows = best_references(
+            lambda depth: self.index.search(queries, depth), queries, self.descriptors, self._places, k
+        )
         known = rows.reshape(-1) >= 0  # an approximate index may find fewer than k
         hits = self.ids.take(pa.array(rows.reshape(-1)[known]))
         query_rows = np.repeat(np.arange(len(queries), dtype=np.int32), k)
@@ -99,7 +104,8 @@ def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) ->
     Raises:
         SearchError: there is no such index, or FAISS is not installed.
     """
-    return Shard(indexes.build(index, np.ascontiguousarray(descriptors, np.float32)), ids)
+    on_grid = scoring.on_grid(descriptors)
+    return Shard(on_grid, indexes.build(index, on_grid), ids)
 
 
 def load(references: Dataset, record: FileRecord, index: str = FLAT) -> Shard:

@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from id2core.search import scoring
+
+# References that an index is asked for beyond k: enough that few queries stay open.
+MARGIN = 4
+# Queries and references that meet exactly at once: 8 MB of scores.
+BLOCK_ROWS = 1024
+
 
 class TopK:
     """The k best references of B queries, from blocks of scores that are added in the order of rows.
@@ -66,36 +73,54 @@ def _best_mask(scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
     return np.asarray(above | (equal & (np.cumsum(equal, axis=1) <= room)))
 
 
-def search_until_decided(
+def best_references(
     search: Callable[[int], tuple[NDArray[np.float32], NDArray[np.int64]]],
+    queries: NDArray[np.float32],
+    references: NDArray[np.float32],
     places: NDArray[np.integer[Any]],
     k: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Order what an index found, ties by place, and cut it to k only where no tie is cut apart.
+    """Return the k best references of each query, by exact scores, ties by place.
 
-    An index breaks a tie at the k-th place as it likes. It is therefore asked for one reference more, and for
-    twice as many as long as the last one still equals the k-th.
+    An index sums in float32 and breaks a tie at the k-th place as it likes. It is therefore asked for a few
+    references more, and what it found is scored exactly. Where a reference that it left out may belong to the
+    best, as among a thousand copies of one picture, the query meets every reference exactly instead.
+
+    Memory: `MARGIN` references more than k per query, or a block of exact scores.
 
     Args:
-        search: depth → scores float32[B,depth], best first, and their rows int64[B,depth].
+        search: depth → scores float32[Q,depth], best first, and their rows int64[Q,depth].
+        queries, references: float32[Q,m] and float32[N,m], on the grid of `scoring`.
         places: int[N], the place of each of the N rows where scores are equal.
         k: references kept, at most N.
 
     Returns:
-        Scores float32[B,k] and rows int64[B,k].
+        Scores float32[Q,k] and rows int64[Q,k], below 0 where an approximate index found fewer.
     """
-    depth = min(k + 1, len(places))
-    scores, rows = search(depth)
-    while depth < len(places) and _is_cut_apart(scores, k):
-        depth = min(2 * depth, len(places))
-        scores, rows = search(depth)
-    if (scores[:, 1:] == scores[:, :-1]).any():
-        order = np.lexsort((places[rows], -scores))
-        scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-    return scores[:, :k], rows[:, :k]
+    depth = min(k + MARGIN, len(references))
+    found, rows = search(depth)
+    scores = scoring.pairs(queries, references, rows)
+    order = np.lexsort((places[rows], -scores))[:, :k]
+    best, best_rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    if depth < len(references):
+        reach = best[:, -1] - scoring.tolerance(queries, references)
+        open_rows = np.flatnonzero((rows[:, -1] >= 0) & (found[:, -1] >= reach))
+        for start in range(0, len(open_rows), BLOCK_ROWS):
+            some = open_rows[start : start + BLOCK_ROWS]
+            best[some], best_rows[some] = _among_all(queries[some], references, places, k)
+    return best, best_rows
 
 
-def _is_cut_apart(scores: NDArray[np.float32], k: int) -> bool:
-    """Whether more references than these may share the k-th score; an index that finds none says -inf."""
-    kth, last = scores[:, k - 1], scores[:, -1]
-    return bool((np.isfinite(kth) & (kth == last)).any())
+def _among_all(
+    queries: NDArray[np.float32],
+    references: NDArray[np.float32],
+    places: NDArray[np.integer[Any]],
+    k: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best of all references by exact scores; arguments as of `best_references`."""
+    in_order = np.argsort(places)
+    best = TopK(len(queries), k)
+    for start in range(0, len(in_order), BLOCK_ROWS):
+        best.add(scoring.all_pairs(queries, references[in_order[start : start + BLOCK_ROWS]]))
+    found, scores = best.result()
+    return scores, in_order[found]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from id2core.errors import TransformError
 from id2core.store import strict_json
 from id2core.transforms.kinds import ALL, KINDS, LINEAR, MLP
-from id2core.transforms.linear import HEAD, METADATA, Transform
+from id2core.transforms.linear import HEAD, METADATA, Multiply, Transform
 
 __all__ = ["ALL", "KINDS", "LINEAR", "MLP", "Architecture", "Head", "build"]
 
@@ -192,11 +192,12 @@ class Head(Transform):
             )
         return self.architecture.m
 
-    def apply(self, latents: NDArray[Any]) -> NDArray[np.float32]:
+    def apply(self, latents: NDArray[Any], multiply: Multiply = np.matmul) -> NDArray[np.float32]:
         """Compute the descriptors of latents, 1,024 at once.
 
         Args:
             latents: float16 or float32 [B,n].
+            multiply: of a matrix; the network has its own device.
 
         Returns:
             float32[B,m], each row of length 1.

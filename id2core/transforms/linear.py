@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ BUNDLED, GIVEN = "bundled", "data set"
 TENSOR = "W"
 # In the header of a file: the metadata; the architecture where it holds a non-linear head.
 METADATA, HEAD = "id2", "head"
+# Whole numbers up to 2⁵³ are exact in float64.
+_EXACT_BITS = 53
+# Latents that are widened to float64 at once: 32 MB where n is 4,096.
+_ROWS = 1024
+
+# float64[b,n], float64[n,m] → float64[b,m].
+Multiply = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -84,19 +92,34 @@ class Transform:
         if name is not None and name != encoder_id and not _is_of(name, encoder_id):
             raise TransformError(f"this transform was trained for {name}, not for {encoder_id}")
 
-    def apply(self, latents: NDArray[Any]) -> NDArray[np.float32]:
+    def apply(self, latents: NDArray[Any], multiply: Multiply = np.matmul) -> NDArray[np.float32]:
         """Compute the descriptors of latents.
+
+        A descriptor depends on its latent alone, to the last bit: not on the other rows, the library, or the
+        machine. See `_whole`.
 
         Args:
             latents: float16 or float32 [B,n].
+            multiply: float64[b,n], float64[n,m] → their product; a GPU's for many latents.
 
         Returns:
             float32[B,m], each row of length 1 (a zero row stays zero).
         """
-        x = latents.astype(np.float32)
-        y = x if self.weights is None else x @ self.weights
-        norms = np.sqrt(np.einsum("ij,ij->i", y, y, dtype=np.float64)).astype(np.float32)[:, None]
-        return np.asarray(np.divide(y, norms, out=np.zeros_like(y), where=norms > 0))
+        n = latents.shape[1]
+        out = np.empty((len(latents), self.output_size(n)), np.float32)
+        for i in range(0, len(latents), _ROWS):
+            y = latents[i : i + _ROWS].astype(np.float64)
+            if self.weights is not None:
+                weights, scale = self._whole_weights
+                y = multiply(_whole(y, _bits(n)[0], axis=1)[0], weights) * scale
+            out[i : i + _ROWS] = _normalized(y)
+        return out
+
+    @functools.cached_property
+    def _whole_weights(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """`_whole` of each column of W, which must not be None."""
+        assert self.weights is not None
+        return _whole(self.weights.astype(np.float64), _bits(len(self.weights))[1], axis=0)
 
     def save(self, path: Path) -> None:
         """Write `path` (safetensors): the tensor `W`, and the metadata as JSON in its header."""
@@ -106,6 +129,30 @@ class Transform:
             raise TransformError("the identity has no weights to save")
         header = {METADATA: json.dumps(self.metadata, sort_keys=True)}
         save_file({TENSOR: np.ascontiguousarray(self.weights)}, path, metadata=header)
+
+
+def _bits(terms: int) -> tuple[int, int]:
+    """Return how many bits two factors may have, for a float64 to hold the sum of so many products."""
+    together = _EXACT_BITS - max(terms - 1, 0).bit_length()
+    return together // 2, together - together // 2
+
+
+def _whole(x: NDArray[np.float64], bits: int, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return vectors as whole numbers of at most so many bits, and the power of two that undoes it.
+
+    A product of matrices of such numbers rounds nowhere, so the order in which it adds does not matter. The
+    rounding here is that of a float32 product: 20 bits of the largest component where n is 4,096.
+    """
+    largest = np.abs(x).max(axis=axis, keepdims=True, initial=0)
+    scale = np.ldexp(1.0, np.frexp(largest)[1] - bits)
+    return np.rint(x / scale), scale
+
+
+def _normalized(y: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return rows of length 1, float32[B,m]; a zero row stays zero."""
+    squares, scale = _whole(y, _bits(y.shape[1])[0], axis=1)
+    norms = np.sqrt(np.einsum("ij,ij->i", squares, squares))[:, None] * scale
+    return np.asarray(np.divide(y, norms, out=np.zeros_like(y), where=norms > 0), np.float32)
 
 
 def _is_of(samples: str, encoder_id: str) -> bool:

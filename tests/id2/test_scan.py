@@ -365,3 +365,33 @@ def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
             .drop(["embedded_at", "run_id"])
             .equals(theirs.sort_by("uri").drop(["embedded_at", "run_id"]))
         )
+
+
+def rows_of(out: Path, run_id: str) -> list[tuple[str, int, str, float]]:
+    found = matching.read_run(Dataset.open(str(out / "matches")), run_id)
+    columns = (found[name].to_pylist() for name in ("query_uri", "rank", "reference_uri", "score"))
+    return list(zip(*columns, strict=True))
+
+
+def test_parts_and_nights_do_not_change_which_of_equal_references_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    references, uploads = (draw_photos(tmp_path / name, n) for name, n in (("references", 6), ("up", 4)))
+    weights = np.random.default_rng(0).standard_normal((256, 48)).astype(np.float32)
+    Transform(weights).save(tmp_path / "W.safetensors")
+    for i in range(15):
+        shutil.copy(references / "p0001.jpg", references / f"copy{i:02d}.jpg")
+    given = {"queries": str(uploads), "encoder": "pdq", "transform": f"{tmp_path}/W.safetensors", "top_k": 5}
+    found = []
+    for size in ("4096", "7"):
+        monkeypatch.setenv("ID2_PART_SIZE", size)
+        out = tmp_path / f"parts-{size}"
+        found.append(rows_of(out, scan(reference=str(references), out=str(out), **given)["run_id"]))
+    growing, out = tmp_path / "growing", tmp_path / "nights"
+    growing.mkdir()
+    for night in range(3):
+        for path in sorted(references.iterdir(), key=lambda path: path.name[::-1])[night::3]:
+            shutil.copy(path, growing)
+        run_id = scan(reference=str(growing), out=str(out), **given)["run_id"]
+    nights = [(q, rank, r.replace("growing", "references"), s) for q, rank, r, s in rows_of(out, run_id)]
+    assert found[0] == found[1] == nights

@@ -65,6 +65,48 @@ def test_ties_do_not_depend_on_how_the_references_were_cut(cuts: list[int], k: i
     assert shards.merge(parts[::-1], k).equals(whole.combine_chunks())
 
 
+def with_copies(rows: int, size: int, seed: int) -> NDArray[np.float32]:
+    """Rows of length 1 of which most stand there many times."""
+    rng = np.random.default_rng(seed)
+    return unit(rows, size, seed)[rng.integers(0, max(rows // 8, 1), rows)]
+
+
+def best_by_integers(
+    queries: NDArray[np.float32], references: NDArray[np.float32], ids: pa.Table, k: int
+) -> list[tuple[int, str, np.float32]]:
+    """The matches by arithmetic that cannot round, ties by id."""
+    q, r = (np.rint(x.astype(np.float64) * 2**26).astype(np.int64) for x in (queries, references))
+    scores, id_of = ((q @ r.T) / 2.0**52).astype(np.float32), ids["image_id"].to_pylist()
+    best = [sorted(range(len(r)), key=lambda i: (-row[i], id_of[i]))[:k] for row in scores]
+    return [(i, id_of[j], scores[i, j]) for i, rows in enumerate(best) for j in rows]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    cuts=st.lists(st.integers(1, 149), max_size=6),
+    blocks=st.lists(st.integers(1, 36), max_size=3),
+    k=st.integers(1, 60),
+    size=st.sampled_from([3, 31, 512]),
+    seed=st.integers(0, 2**16),
+)
+def test_scores_and_ties_are_the_same_however_both_sides_are_cut_and_ordered(
+    cuts: list[int], blocks: list[int], k: int, size: int, seed: int
+) -> None:
+    references, ids = with_copies(150, size, seed), names(150)
+    queries = np.concatenate([references[:20], unit(17, size, seed + 1)])
+    expected = best_by_integers(queries, references, ids, k)
+    order = np.random.default_rng(seed).permutation(150)
+    shuffled, shuffled_ids = references[order], ids.take(pa.array(order))
+    shard_edges, block_edges = [0, *sorted(set(cuts)), 150], [0, *sorted(set(blocks)), 37]
+    parts = [shards.build(shuffled[a:b], shuffled_ids.slice(a, b - a)) for a, b in pairwise(shard_edges)]
+    found = []
+    for a, b in pairwise(block_edges):
+        block = shards.merge([part.search(queries[a:b], k) for part in parts[::-1]], k)
+        columns = (block[name].to_numpy() for name in ("query_row", "reference_id", "score"))
+        found += [(a + row, *more) for row, *more in zip(*columns, strict=True)]
+    assert found == expected
+
+
 def test_a_shard_is_one_file_of_a_data_set_and_its_name_says_by_what_it_is_searched(tmp_path: Path) -> None:
     vectors = unit(20, 8, 0)
     references = write_embeddings(tmp_path / "r", vectors, 2, "r")

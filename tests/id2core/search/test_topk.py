@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from id2core.search import exact
-from id2core.search.topk import TopK, search_until_decided
+from id2core.search import exact, scoring
+from id2core.search.topk import TopK, best_references
+from tests.descriptor_sets import unit
 
 
 def by_sorting(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -37,23 +40,43 @@ def test_the_best_are_those_of_a_stable_sort(
     assert (rows.dtype, top.dtype) == (np.int64, np.float32)
 
 
+def whole_numbers(rows: int, values: int, seed: int) -> NDArray[np.float32]:
+    """Few different rows, whose products are exact in float32."""
+    return np.random.default_rng(seed).integers(0, values, (rows, 3)).astype(np.float32)
+
+
 @settings(deadline=None, max_examples=40)
 @given(values=st.integers(1, 4), k=st.integers(1, 30), seed=st.integers(0, 2**16))
-def test_an_index_that_breaks_ties_at_random_is_asked_until_it_does_not_matter(
-    values: int, k: int, seed: int
-) -> None:
+def test_an_index_that_breaks_ties_at_random_does_not_decide_them(values: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    scores = rng.integers(0, values, (3, 30)).astype(np.float32)
-    places = rng.permutation(30)
+    queries, references = whole_numbers(3, values, seed), whole_numbers(30, values, seed + 1)
+    scores, places = queries @ references.T, rng.permutation(30)
 
     def search(depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         rows = np.lexsort((rng.random(scores.shape), -scores))[:, :depth]
         return np.take_along_axis(scores, rows, 1), rows
 
-    top, rows = search_until_decided(search, places, k)
+    top, rows = best_references(search, queries, references, places, k)
     expected = np.lexsort((np.broadcast_to(places, scores.shape), -scores))[:, :k]
     assert np.array_equal(rows, expected)
     assert np.array_equal(top, np.take_along_axis(scores, expected, 1))
+
+
+def test_copies_without_number_cost_one_pass_and_a_block_of_scores() -> None:
+    references = np.repeat(scoring.on_grid(unit(1, 64, 0)), 20_000, axis=0)
+    places = np.arange(20_000)[::-1].copy()
+    depths: list[int] = []
+
+    def search(depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        depths.append(depth)
+        return np.ones((100, depth), np.float32), np.tile(np.arange(depth), (100, 1))
+
+    tracemalloc.start()
+    top, rows = best_references(search, references[:100], references, places, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (rows == np.arange(19_999, 19_989, -1)).all() and np.unique(top).size == 1
+    assert max(depths) <= 20 and peak < 60e6
 
 
 def test_nearest_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from id2core.errors import TransformError
 from id2core.transforms import files
@@ -102,3 +104,29 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         with pytest.raises(TransformError):
             load_transform(str(tmp_path / name))
     assert not Path("/tmp/id2-was-here").exists()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    start=st.integers(0, 99), count=st.integers(1, 40), large=st.floats(1e-4, 1e4), seed=st.integers(0, 99)
+)
+def test_a_descriptor_depends_on_its_latent_alone(start: int, count: int, large: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    latents = (large * rng.standard_normal((140, 96))).astype(np.float16)
+    for transform in (Transform(), Transform(rng.standard_normal((96, 33)).astype(np.float32))):
+        alone = transform.apply(latents[start : start + count])
+        assert np.array_equal(alone, transform.apply(latents)[start : start + count])
+
+
+def test_another_order_of_the_sums_gives_the_same_bits() -> None:
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((9, 4096)).astype(np.float16)
+    transform = Transform(rng.standard_normal((4096, 40)).astype(np.float32))
+
+    def backwards(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.add.reduce(x[:, ::-1, None] * weights[None, ::-1], axis=1)
+
+    assert np.array_equal(transform.apply(latents, backwards), transform.apply(latents))
+    exact = latents.astype(np.float64) @ transform.weights.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    np.testing.assert_allclose(transform.apply(latents), exact, atol=2e-6)

@@ -1,0 +1,64 @@
+"""Scores of pairs that depend on the two descriptors alone: not on shapes, threads, libraries or machines.
+
+A product of matrices adds its terms in an order that follows from the shapes, and so do the last bits of a
+score. Two copies of one picture then score differently in two shards, and rounding decides a tie that ids
+should decide. Here no sum is rounded: components are whole multiples of 2⁻²⁶, so a product of two is a
+multiple of 2⁻⁵², and by Cauchy and Schwarz no partial sum of two rows of length 1 exceeds 1. Float64 holds
+such numbers exactly, in whatever order they are added.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Steps of a component from 0 to 1. The rounding moves a score by 1e-8 at most.
+STEPS: Final = np.float32(2**26)
+# Queries whose candidates are widened to float64 at once: they stay in the cache.
+_QUERY_ROWS = 16
+
+
+def on_grid(descriptors: NDArray[Any]) -> NDArray[np.float32]:
+    """Return descriptors [B,m], rows of length 1, rounded to multiples of 2⁻²⁶: float32[B,m].
+
+    Float32 holds these multiples exactly, as it has 24 bits below 1/4 and coarser steps above.
+    """
+    scaled = np.asarray(descriptors, np.float32) * STEPS
+    return np.asarray(np.rint(scaled, out=scaled) / STEPS)
+
+
+def all_pairs(queries: NDArray[np.float32], references: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the score of every query with every reference, float32[Q,N]; both are on the grid."""
+    return (queries.astype(np.float64) @ references.astype(np.float64).T).astype(np.float32)
+
+
+def pairs(
+    queries: NDArray[np.float32], references: NDArray[np.float32], rows: NDArray[np.integer[Any]]
+) -> NDArray[np.float32]:
+    """Return the scores of each query with some references; -inf where a row is below 0.
+
+    Args:
+        queries, references: float32[Q,m] and float32[N,m], on the grid.
+        rows: int[Q,K], references of each query.
+
+    Returns:
+        float32[Q,K].
+    """
+    scores = np.empty(rows.shape, np.float32)
+    for start in range(0, len(rows), _QUERY_ROWS):
+        block = slice(start, start + _QUERY_ROWS)
+        vectors = references[rows[block]].astype(np.float64)
+        scores[block] = (vectors @ queries[block].astype(np.float64)[:, :, None])[:, :, 0]
+    scores[rows < 0] = -np.inf
+    return scores
+
+
+def tolerance(queries: NDArray[np.float32], references: NDArray[np.float32]) -> float:
+    """Return how far a score that was summed in float32, in any order, can be from the true one."""
+    if not len(queries) or not len(references):
+        return 0.0
+    longest = [np.sqrt(np.einsum("ij,ij->i", x, x).max()) for x in (queries, references)]
+    # m roundings of the sum, one of the result, and room for the lengths' own rounding.
+    return float((queries.shape[1] + 4) * 2.0**-24 * longest[0] * longest[1])
