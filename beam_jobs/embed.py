@@ -10,7 +10,7 @@ from apache_beam.utils.shared import Shared
 from beam_jobs import parts
 from id2core.encoders import embedding
 from id2core.encoders.embed_job import EmbedJob, EmbedResult, finished, plan_embed, row_ids
-from id2core.encoders.records import Record
+from id2core.encoders.records import EncoderIds
 from id2core.errors import EncoderError
 from id2core.runs.execution import Execution
 from id2core.runs.parts import OnBatch, PartRecord
@@ -28,7 +28,8 @@ class _Models:
 
     @property
     def ids(self) -> dict[str, str]:
-        return row_ids(Record(self.encoder.encoder_id, self.encoder.preprocess).ids, self.transform)
+        encoder = self.encoder
+        return row_ids(EncoderIds(encoder.encoder_id, encoder.preprocess.preprocess_id), self.transform)
 
 
 # One per process, for any number of DoFn instances and pipelines.

@@ -37,8 +37,9 @@ An option has one definition and three spellings. `--top-k` on the command line 
 SETTINGS = """\
 ## Environment variables
 
-Set a default once, as an environment variable or in a file `.env` in the working directory. A flag, a flow
-parameter, or a Python argument overrides it. `id2 doctor` prints the values in force.
+Set a default once, as an environment variable or in a file of them that `ID2_ENV_FILE` names. A `.env` in the
+working directory is not read unless it is named there. A flag, a flow parameter, or an argument in Python
+overrides a default. `id2 doctor` prints the values in force.
 """
 
 

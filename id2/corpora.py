@@ -212,14 +212,7 @@ class CorpusPair:
 
 
 def _ids_to_make(settings: Settings) -> dict[str, str]:
-    encoder = identify(settings.encoder)
-    transform = load_transform(settings.transform, encoder.encoder_id)
-    transform.check_encoder(encoder.encoder_id)
-    return {
-        "encoder_id": encoder.encoder_id,
-        "transform_id": transform.transform_id,
-        "preprocess_id": encoder.preprocess_id,
-    }
+    return EmbedJob(".", ".", settings.encoder, settings.transform).identify()
 
 
 def _ids_of(dataset: Dataset, spec: str) -> dict[str, str]:

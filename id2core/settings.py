@@ -1,20 +1,57 @@
-"""Settings: options that an operator sets once, as environment variables `ID2_…` or in a `.env` file."""
+"""Settings: options that an operator sets once, as environment variables `ID2_…` or in a file of them.
+
+The file is the one that `ID2_ENV_FILE` names, and no other: a `.env` that lies in the working directory, as
+in a folder that somebody sent, must not choose weights or servers.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import os
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from id2core import defaults
 from id2core.errors import OptionError
 
+# Names the file of further variables.
+ENV_FILE: Final = "ID2_ENV_FILE"
 
-class Settings(BaseSettings):
+
+class EnvironmentSettings(BaseSettings):
+    """Settings from environment variables, and from the file that `ID2_ENV_FILE` names."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the strongest first.
+
+        Raises:
+            OptionError: the file that is named is none.
+        """
+        file = os.environ.get(ENV_FILE)
+        if file and not Path(file).is_file():
+            raise OptionError(f"{ENV_FILE} is {file!r}: no such file")
+        return init_settings, env_settings, DotEnvSettingsSource(settings_cls, env_file=file or None)
+
+
+class Settings(EnvironmentSettings):
     """Options that have an environment variable. A flag, parameter or argument overrides it."""
 
-    model_config = SettingsConfigDict(env_prefix="ID2_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ID2_", extra="ignore")
 
     encoder: str = Field(
         defaults.ENCODER,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def encoder_of_autoencoder(
 ) -> Encoder:
     """Load the autoencoder at a place as an encoder; its decoder is dropped."""
     model = load_autoencoder(place.source, place.subfolder, place.revision)
+    if dtype == torch.float16 and model.force_upcast:
+        dtype = torch.float32
     digest = hash_tensors({k: v for k, v in model.state_dict().items() if not k.startswith(_DECODER_PARTS)})
     model.decoder = None
     # Module.to itself: diffusers' own `to` warns about every cast.
@@ -38,7 +41,8 @@ def encoder_of_autoencoder(
     def network(x: torch.Tensor) -> torch.Tensor:
         return _mode(model.encode(x.unsqueeze(2) if one_frame else x))
 
-    return Encoder(place.name, digest, network, device, dtype, Preprocess(), batch_size, layout)
+    again = functools.partial(encoder_of_autoencoder, place, device, torch.float32, batch_size)
+    return Encoder(place.name, digest, network, device, dtype, Preprocess(), batch_size, layout, again)
 
 
 def load_autoencoder(source: str, subfolder: str | None = None, revision: str | None = None) -> Any:
@@ -50,8 +54,10 @@ def load_autoencoder(source: str, subfolder: str | None = None, revision: str | 
     errors = []
     for folder in [subfolder] if subfolder else [None, "vae"]:
         try:
-            kind = _autoencoder_class(source, folder, revision)
+            kind, config = _autoencoder_class(source, folder, revision)
             model = kind.from_pretrained(source, torch_dtype=torch.float32, **narrowed(folder, revision))
+            # As the file says: diffusers takes it for true wherever a file says nothing.
+            model.force_upcast = bool(config.get("force_upcast", False))
             return model.eval().requires_grad_(False)
         except (OSError, ValueError, TypeError) as error:
             errors.append(str(error).splitlines()[0])
@@ -61,17 +67,21 @@ def load_autoencoder(source: str, subfolder: str | None = None, revision: str | 
     raise EncoderError(f"cannot load an autoencoder from {source}: {' / '.join(errors)}{hint}")
 
 
-def _autoencoder_class(source: str, subfolder: str | None, revision: str | None) -> Any:
+def _autoencoder_class(
+    source: str, subfolder: str | None, revision: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the class of an autoencoder and its configuration as it stands in the file."""
     import diffusers
 
     config = diffusers.AutoencoderKL.load_config(
         source, **narrowed(subfolder, revision)
     )  # reads the configuration of any class
-    name = dict(config).get("_class_name", "")
+    config = dict(config)
+    name = config.get("_class_name", "")
     kind = getattr(diffusers, name, None)
     if not hasattr(kind, "encode"):
         raise ValueError(f"{source} holds a {name or 'nameless model'}, not an autoencoder with an encoder")
-    return kind
+    return kind, config
 
 
 def _mode(output: Any) -> torch.Tensor:

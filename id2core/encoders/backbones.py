@@ -18,7 +18,9 @@ Loaded are safetensors, or a `.bin` as plain tensors (`weights_only`); code from
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -242,16 +244,22 @@ def encoder_of_backbone(
     dtype: torch.dtype,
     batch_size: int | None = None,
     maps: bool = False,
+    in_float32: Callable[[], Encoder] | None = None,
 ) -> Encoder:
-    """An encoder around a backbone, which moves to the device; its latents are flattened `maps` if asked."""
+    """An encoder around a backbone, which moves to the device; its latents are flattened `maps` if asked.
+
+    `in_float32`: see `Encoder`.
+    """
     digest = hash_tensors(backbone.requires_grad_(False).state_dict())
     backbone.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = backbone.maps if maps else backbone
-    return Encoder(name, digest, network, device, dtype, backbone.preprocess, batch_size)
+    given = (name, digest, network, device, dtype, backbone.preprocess, batch_size)
+    return Encoder(*given, in_float32=in_float32)
 
 
 def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Encoder:
     """Load a short name, a directory or a hub id of transformers as an encoder."""
     place = locate(spec)
     backbone = load(place.source, place.subfolder, place.revision)
-    return encoder_of_backbone(backbone, place.name, device, dtype, batch_size)
+    again = functools.partial(load_encoder, spec, device, torch.float32, batch_size)
+    return encoder_of_backbone(backbone, place.name, device, dtype, batch_size, in_float32=again)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from id2core.encoders.preprocess import Preprocess
+from id2core.errors import EncoderError
 
 
 class Encoder:
@@ -36,7 +37,19 @@ class Encoder:
         preprocess: Preprocess,
         batch_size: int | None = None,
         memory_format: torch.memory_format = torch.channels_last,
+        in_float32: Callable[[], Encoder] | None = None,
     ) -> None:
+        """Put an encoder around a network.
+
+        Args:
+            name, weights_hash: make the encoder_id.
+            network: float[B,3,size,size] → float[B,…].
+            device, dtype: that the network runs on and in.
+            preprocess: what the pixels must look like.
+            batch_size: pictures in one call; by default 64 on a GPU, 16 on a CPU.
+            memory_format: of the input.
+            in_float32: makes the same encoder in float32, for pictures that overflow `dtype`.
+        """
         self.encoder_id = f"{name}-{weights_hash[:12]}"
         self.preprocess = preprocess
         self.device, self.dtype = device, dtype
@@ -44,14 +57,33 @@ class Encoder:
         self._network = network
         self._memory_format = memory_format
         self._lock = threading.Lock()
+        self._in_float32 = in_float32
         self._mean = torch.tensor(preprocess.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(preprocess.std, device=device).view(1, 3, 1, 1) * 255
 
     @functools.cached_property
     def latent_size(self) -> int:
-        """Number of values in a latent, n."""
+        """Number of values in a latent, n. The first call encodes two plain pictures.
+
+        Raises:
+            EncoderError: the network cannot encode them: it fails, or its output is no finite latent each.
+        """
         size = self.preprocess.size
-        return int(self.encode(np.zeros((1, size, size, 3), np.uint8)).shape[1])
+        pixels = np.zeros((2, size, size, 3), np.uint8)
+        pixels[1] = np.linspace(0, 255, size).astype(np.uint8)[:, None]
+        try:
+            latents = self.encode(pixels)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise EncoderError(f"{self.encoder_id} cannot encode a plain picture: {reason}") from error
+        if not np.isfinite(latents).all():
+            raise EncoderError(
+                f"{self.encoder_id} in {self.dtype} gives no finite latents, even of plain pictures: its "
+                "weights are damaged, or need ID2_DTYPE=float32"
+            )
+        return int(latents.shape[1])
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Latents of pictures: the mode of the posterior, no scaling factor, flattened.
@@ -59,15 +91,31 @@ class Encoder:
         Args:
             pixels: uint8[B,size,size,3] RGB.
 
+        A picture that overflows the network's dtype is encoded again in float32, where the encoder can be.
+
         Returns:
-            float16[B,n]; a row that overflows holds infinities or NaN.
+            float16[B,n]; a row that overflows all the same holds infinities or NaN.
+
+        Raises:
+            EncoderError: the network's output is not one row of numbers for each picture.
         """
         side = self.preprocess.size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
             raise ValueError(f"pixels must be uint8[B,{side},{side},3], not {pixels.dtype}{pixels.shape}")
         step = self.batch_size
         parts = [self._encode_batch(pixels[i : i + step]) for i in range(0, len(pixels), step)]
-        return np.concatenate(parts) if parts else np.empty((0, self.latent_size), np.float16)
+        if not parts:
+            return np.empty((0, self.latent_size), np.float16)
+        latents = np.concatenate(parts)
+        overflown = ~np.isfinite(latents).all(axis=1)
+        if overflown.any() and self._twin is not None:
+            latents[overflown] = self._twin.encode(pixels[overflown])
+        return latents
+
+    @functools.cached_property
+    def _twin(self) -> Encoder | None:
+        """This encoder in float32; None where it runs in float32, or no other can be made."""
+        return self._in_float32() if self._in_float32 and self.dtype != torch.float32 else None
 
     def _encode_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         count = len(pixels)
@@ -75,8 +123,20 @@ class Encoder:
             filler = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
             pixels = np.concatenate([pixels, filler])
         with self._lock, torch.inference_mode():
-            latents = self._network(self._to_input(pixels)).flatten(1)
+            latents = self._checked(self._network(self._to_input(pixels))).flatten(1)
             return latents[:count].to(torch.float16).cpu().numpy()
+
+    def _checked(self, output: object) -> torch.Tensor:
+        """Return the output of the network. One of other rows would give pictures the latents of others."""
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            kind = str(output.dtype) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise EncoderError(f"{self.encoder_id} gives {kind} instead of a tensor of floats")
+        if output.ndim < 2 or len(output) != self.batch_size or not output.numel():
+            raise EncoderError(
+                f"{self.encoder_id} gives {list(output.shape)} for {self.batch_size} pictures; a latent must "
+                "be one row for each"
+            )
+        return output
 
     def _to_input(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
         """uint8 NHWC → scaled NCHW in the network's dtype and memory layout."""

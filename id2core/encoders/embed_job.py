@@ -12,14 +12,15 @@ from id2core.encoders import embedding
 from id2core.encoders.hub import MINI
 from id2core.encoders.images import Limits
 from id2core.encoders.records import EncoderIds
-from id2core.encoders.registry import identify, load_encoder
-from id2core.errors import OptionError
+from id2core.encoders.registry import load_encoder, recorded
+from id2core.errors import EncoderError, OptionError
 from id2core.runs import planning
 from id2core.runs.execution import Execution
 from id2core.runs.planning import Plan
 from id2core.settings import Settings
-from id2core.store import storage
+from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
+from id2core.store.rejects import Reason
 from id2core.transforms.files import load_transform, local_file, source_of
 from id2core.transforms.linear import AUTO, Transform
 
@@ -89,10 +90,11 @@ class EmbedJob:
 
     def identify(self) -> dict[str, str]:
         """Return the ids of encoder and transform; loads no weights where the encoder is recorded."""
-        encoder = identify(self.encoder)
-        chosen = load_transform(self.transform, encoder.encoder_id)
-        chosen.check_encoder(encoder.encoder_id)
-        return row_ids(encoder, chosen)
+        record = recorded(self.encoder)
+        chosen = load_transform(self.transform, record.encoder_id)
+        chosen.check_encoder(record.encoder_id)
+        chosen.output_size(record.latent_size)
+        return row_ids(record.ids, chosen)
 
     @property
     def model_tag(self) -> str:
@@ -128,8 +130,19 @@ class EmbedResult:
 
     @staticmethod
     def of(job: EmbedJob, plan: Plan, embeddings: Dataset, rejects: Dataset) -> EmbedResult:
-        """Return the result of a plan whose data sets are committed."""
+        """Return the result of a plan whose data sets are committed.
+
+        Raises:
+            EncoderError: every picture was lost to an overflow, so that nothing could ever be found.
+        """
         ids = plan.lineage.ids
+        if not embeddings.rows and rejects.rows > 1:
+            reasons = set(rejects.read(schemas.REJECTS, ["reason"])["reason"].to_pylist())
+            if reasons == {Reason.NOT_ENCODABLE}:
+                raise EncoderError(
+                    f"{ids['encoder_id']} gives no finite latent of any of the {rejects.rows} pictures of "
+                    f"{job.images}: set ID2_DTYPE=float32, or take another encoder"
+                )
         return EmbedResult(
             embeddings=embeddings,
             rejects=rejects,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from id2core.encoders import images
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, read_picture
-from id2core.errors import EncoderError
 from id2core.runs import parts
 from id2core.runs.parts import Lineage, OnBatch, PartRecord, Product
 from id2core.store import schemas
@@ -59,15 +58,11 @@ class _Projection:
 def _encode(
     pictures: list[Picture], encoder: Encoder
 ) -> tuple[list[Picture], NDArray[np.float16], list[tuple[Object, Reject]]]:
-    """Latents of a batch; a picture whose latent overflows is a reject, a batch of them an error."""
+    """Latents of a batch; a picture whose latent overflows is a reject."""
     latents = encoder.encode(np.stack([p.decoded.pixels for p in pictures]))
     finite = np.asarray(np.isfinite(latents).all(axis=1))
     if finite.all():
         return pictures, latents, []
-    if not finite.any() and len(pictures) > 1:
-        raise EncoderError(
-            f"{encoder.encoder_id} in {encoder.dtype} gives no finite latents; set ID2_DTYPE=float32"
-        )
     reject = Reject(Reason.NOT_ENCODABLE, f"the latent is not finite in {encoder.dtype}")
     bad = [(p.obj, reject) for p, ok in zip(pictures, finite, strict=True) if not ok]
     return [p for p, ok in zip(pictures, finite, strict=True) if ok], latents[finite], bad

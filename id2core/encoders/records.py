@@ -25,7 +25,7 @@ from id2core.transforms.files import BUNDLED_FOLDER
 
 BUNDLED_RECORD = BUNDLED_FOLDER / "encoder.json"
 # Changes with what a hash is made of, so that old records are not found.
-_VERSION = 1
+_VERSION = 2
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -39,7 +39,7 @@ class EncoderIds:
 
 @dataclass(frozen=True)
 class Record:
-    """The ids of an encoder, and what its second id is made of.
+    """The ids of an encoder, what its second id is made of, and the size of its latents.
 
     `preprocess_id` also names how files are decoded, which this program decides and not the encoder: it is
     computed anew.
@@ -47,6 +47,7 @@ class Record:
 
     encoder_id: str
     preprocess: Preprocess
+    latent_size: int
 
     @property
     def ids(self) -> EncoderIds:
@@ -55,7 +56,8 @@ class Record:
 
     def to_json(self) -> bytes:
         """Return the content of a record's file."""
-        raw = {"encoder_id": self.encoder_id, **asdict(self.preprocess)}
+        facts = {"encoder_id": self.encoder_id, "latent_size": self.latent_size}
+        raw = facts | asdict(self.preprocess)
         return json.dumps(raw | {"checksum": digest_of(raw)}, indent=1).encode()
 
     @staticmethod
@@ -66,7 +68,8 @@ class Record:
             raise ValueError("its content does not fit its checksum")
         (r, g, b), (sr, sg, sb) = raw["mean"], raw["std"]
         scaling = ((float(r), float(g), float(b)), (float(sr), float(sg), float(sb)))
-        return Record(str(raw["encoder_id"]), Preprocess(int(raw["size"]), *scaling))
+        preprocess = Preprocess(int(raw["size"]), *scaling)
+        return Record(str(raw["encoder_id"]), preprocess, int(raw["latent_size"]))
 
 
 def find(spec: str) -> Record | None:

@@ -93,21 +93,29 @@ def load_encoder(
         batch_size: pictures in one call of the network; by default 64 on a GPU, 16 on a CPU.
 
     Raises:
-        EncoderError: nothing of that name can be loaded.
+        EncoderError: nothing of that name can be loaded, or it gives no finite latents.
     """
     encoder = kind_of(spec).load(spec, device, dtype, batch_size)
-    records.write(spec, Record(encoder.encoder_id, encoder.preprocess))
+    if records.find(spec) is None:
+        records.write(spec, record_of(encoder))
     return encoder
 
 
-def identify(spec: str = MINI) -> EncoderIds:
-    """Return the ids of an encoder, from its record where there is one, else by loading it on the CPU.
+def record_of(encoder: Encoder) -> Record:
+    """Return the record of a loaded encoder; its latents' size is tried out on plain pictures."""
+    return Record(encoder.encoder_id, encoder.preprocess, encoder.latent_size)
+
+
+def recorded(spec: str = MINI) -> Record:
+    """Return the record of an encoder, which is loaded on the CPU where there is none.
 
     Raises:
-        EncoderError: nothing of that name can be loaded.
+        EncoderError: nothing of that name can be loaded, or it gives no finite latents.
     """
     record = records.find(spec)
-    if record is None:
-        encoder = load_encoder(spec, device="cpu", dtype="float32")
-        record = Record(encoder.encoder_id, encoder.preprocess)
-    return record.ids
+    return record or record_of(load_encoder(spec, device="cpu", dtype="float32"))
+
+
+def identify(spec: str = MINI) -> EncoderIds:
+    """Return the ids of an encoder; see `recorded`."""
+    return recorded(spec).ids

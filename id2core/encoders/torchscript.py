@@ -24,7 +24,7 @@ def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size
     path = Path(spec)
     try:
         module = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise EncoderError(
             f"{path} is neither a TorchScript file nor a diffusers directory: {error}"
         ) from error
@@ -47,5 +47,5 @@ def sidecar(path: Path) -> Preprocess:
         r, g, b = raw.get("mean", default.mean)
         sr, sg, sb = raw.get("std", default.std)
         return Preprocess(int(raw.get("size", default.size)), (r, g, b), (sr, sg, sb))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise EncoderError(f"{settings_file}: expected size, mean and std: {error}") from error

@@ -178,7 +178,8 @@ def query_blocks(plan: SearchPlan) -> list[QueryBlock]:
 def search(plan: SearchPlan, block: QueryBlock, shard: shards.Shard) -> pa.Table:
     """Find the best references of a block of queries in one shard: a `shards.CANDIDATES` table."""
     queries = plan.queries.row_group(block.file, block.row_group, ["descriptor"])
-    return shard.search(schemas.column_to_vectors(queries["descriptor"]), plan.top_k)
+    descriptors = schemas.column_to_vectors(queries["descriptor"])
+    return shard.search(shards.checked(descriptors, block.file.name, plan.queries), plan.top_k)
 
 
 def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> FileRecord:

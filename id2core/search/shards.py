@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from id2core.errors import DatasetError
 from id2core.search import indexes, scoring
 from id2core.search.flat import load_faiss
 from id2core.search.indexes import FLAT, Index
@@ -33,6 +34,8 @@ _ORDER = [
     ("reference_id", "ascending"),
     ("reference_uri", "ascending"),
 ]
+# Squared length of a descriptor, with room for one that was stored in float16.
+_LONGEST = 1.01
 
 
 def require() -> None:
@@ -109,10 +112,28 @@ def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) ->
 
 
 def load(references: Dataset, record: FileRecord, index: str = FLAT) -> Shard:
-    """Build the shard of one file of an embeddings data set; see `build`."""
+    """Build the shard of one file of an embeddings data set; see `build`.
+
+    Raises:
+        DatasetError: a descriptor is not finite, or longer than 1.
+    """
     table = references.read_file(record, ["image_id", "uri", "descriptor"])
     ids = table.select(["image_id", "uri"])
-    return build(schemas.column_to_vectors(table["descriptor"]), ids, index)
+    return build(checked(schemas.column_to_vectors(table["descriptor"]), record.name, references), ids, index)
+
+
+def checked(descriptors: NDArray[Any], name: str, dataset: Dataset) -> NDArray[np.float32]:
+    """Return the descriptors of a data set's file as float32.
+
+    Raises:
+        DatasetError: one is not finite, or longer than 1: it would outweigh every other score.
+    """
+    vectors = np.asarray(descriptors, np.float32)
+    if len(vectors) and not np.einsum("ij,ij->i", vectors, vectors).max() <= _LONGEST:  # NaN fails, too
+        raise DatasetError(
+            f"{dataset.uri}/{name} holds descriptors that are not finite, or longer than 1: embed it again"
+        )
+    return vectors
 
 
 def merge(partial: list[pa.Table], k: int) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def load_transform(spec: str | None, encoder_id: str | None = None) -> Transform
         encoder_id: of the latents; what `auto` needs to know.
 
     Raises:
-        TransformError: the file is missing or is neither of the two.
+        TransformError: the file is missing, is neither of the two, or holds numbers that are no weights.
     """
     if spec is None or spec == NONE:
         return Transform()
@@ -47,7 +48,8 @@ def load_transform(spec: str | None, encoder_id: str | None = None) -> Transform
         raise TransformError(
             f"{spec}: no such transform file (or `auto` for the encoder's own, `none` for raw latents)"
         ) from error
-    return _from_safetensors(data, spec) if spec.endswith(".safetensors") else _from_published(data, spec)
+    read = _from_safetensors if spec.endswith(".safetensors") else _from_published
+    return replace(read(data, spec), source=spec)
 
 
 def bundled_transform(encoder_id: str | None, folder: Path | None = None) -> Transform:
@@ -114,10 +116,17 @@ def _from_safetensors(data: bytes, spec: str) -> Transform:
             from id2core.transforms import heads  # torch, which W itself does not need
 
             return heads.from_file(tensors, header, spec)
-        weights, metadata = tensors[TENSOR], strict_json.parse_object(header.get(METADATA, "{}"))
-    except (SafetensorError, ValueError, LookupError) as error:
+        metadata = strict_json.parse_object(header.get(METADATA, "{}"))
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise TransformError(f"{spec} is not a transform: {error}") from error
-    return Transform(_checked(weights, spec), metadata)
+    if set(tensors) != {TENSOR}:
+        names = ", ".join(sorted(tensors)[:5]) or "none"
+        raise TransformError(
+            f"{spec} is not a transform: it must hold one tensor, {TENSOR}; it holds {names}"
+        )
+    if not isinstance(metadata.get("encoder_id", ""), str):
+        raise TransformError(f"{spec} is not a transform: its metadata are no facts about a W")
+    return Transform(_checked(tensors[TENSOR], spec), metadata)
 
 
 def _from_published(data: bytes, spec: str) -> Transform:
@@ -132,10 +141,23 @@ def _from_published(data: bytes, spec: str) -> Transform:
         ) from error
     if not isinstance(tensor, torch.Tensor):
         raise TransformError(f"{spec} holds a {type(tensor).__name__}, not one tensor of shape (m, n)")
-    return Transform(_checked(tensor.float().numpy().T, spec), {"imported_from": Path(spec).name})
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise TransformError(
+            f"{spec} holds a {tensor.dtype} tensor ({tensor.layout}): W is a matrix of floats"
+        )
+    return Transform(_checked(tensor.detach().float().numpy().T, spec), {"imported_from": Path(spec).name})
 
 
 def _checked(weights: NDArray[Any], spec: str) -> NDArray[np.float32]:
-    if weights.ndim != 2 or not np.isfinite(weights).all():
-        raise TransformError(f"{spec}: W must be a finite matrix, this is {weights.dtype}{weights.shape}")
-    return np.ascontiguousarray(weights, np.float32)
+    """Return W as float32[n,m]; raise TransformError for numbers that are no weights."""
+    if weights.ndim != 2 or 0 in weights.shape or weights.dtype.kind != "f":
+        raise TransformError(f"{spec}: W must be a matrix of floats, this is {weights.dtype}{weights.shape}")
+    with np.errstate(over="ignore"):
+        w = np.ascontiguousarray(weights, np.float32)
+    # NaN and infinities fail this too. A latent of the largest float16 numbers must not overflow float32.
+    sums = np.abs(w).sum(axis=0, dtype=np.float64)
+    if not (sums * np.finfo(np.float16).max < np.finfo(np.float32).max).all():
+        raise TransformError(f"{spec}: W must be a finite matrix whose products fit into float32")
+    if not sums.any():  # some columns may be: a closed form of few origins leaves them
+        raise TransformError(f"{spec}: W is zero, so all pictures would be the same")
+    return w

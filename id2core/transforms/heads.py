@@ -187,7 +187,7 @@ class Head(Transform):
         """m for latents of n = `latent_size`; raises TransformError when it does not take such latents."""
         if self.architecture.n != latent_size:
             raise TransformError(
-                f"this transform takes latents of {self.architecture.n} numbers, the encoder gives "
+                f"{self.source} takes latents of {self.architecture.n} numbers, the encoder gives "
                 f"{latent_size}: it belongs to another encoder"
             )
         return self.architecture.m
@@ -235,10 +235,14 @@ def from_file(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, str], sp
         shape = facts["latent_shape"]
         architecture = Architecture(**facts | {"latent_shape": shape and tuple(shape)})
         metadata = strict_json.parse_object(header.get(METADATA, "{}"))
-    except (ValueError, TypeError, LookupError) as error:
+        with torch.device("meta"):  # takes no memory, whatever sizes the file names
+            expected = {k: tuple(v.shape) for k, v in build(**asdict(architecture)).state_dict().items()}
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, StopIteration) as error:
         raise TransformError(f"{spec} is not a head: {error}") from error
-    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-        raise TransformError(f"{spec}: a head's weights must be finite")
+    if {k: v.shape for k, v in tensors.items()} != expected:
+        raise TransformError(f"{spec}: these weights are no {architecture.kind} of the sizes in its header")
+    if not all(v.dtype.kind == "f" and np.isfinite(v.astype(np.float32)).all() for v in tensors.values()):
+        raise TransformError(f"{spec}: a head's weights must be finite float32 numbers")
     head = Head(None, metadata, architecture=architecture, tensors=dict(tensors))
     head._module  # noqa: B018 (fails here rather than at the first use)
     return head

@@ -50,10 +50,12 @@ class Transform:
     Attributes:
         weights: float32[n,m], or None for the identity (raw latents are compared).
         metadata: JSON-able facts kept with the weights: `encoder_id` they were trained for, recipe, data.
+        source: names it in errors: its file, where it has one.
     """
 
     weights: NDArray[np.float32] | None = None
     metadata: dict[str, JsonValue] = field(default_factory=dict)
+    source: str = field(default="this transform", compare=False)
 
     @functools.cached_property
     def transform_id(self) -> str:
@@ -75,7 +77,7 @@ class Transform:
             return latent_size
         if self.weights.shape[0] != latent_size:
             raise TransformError(
-                f"this transform takes latents of {self.weights.shape[0]} numbers, the encoder gives "
+                f"{self.source} takes latents of {self.weights.shape[0]} numbers, the encoder gives "
                 f"{latent_size}: it belongs to another encoder"
             )
         return int(self.weights.shape[1])
@@ -90,7 +92,7 @@ class Transform:
         """
         name = self.trained_for
         if name is not None and name != encoder_id and not _is_of(name, encoder_id):
-            raise TransformError(f"this transform was trained for {name}, not for {encoder_id}")
+            raise TransformError(f"{self.source} was trained for {name}, not for {encoder_id}")
 
     def apply(self, latents: NDArray[Any], multiply: Multiply = np.matmul) -> NDArray[np.float32]:
         """Compute the descriptors of latents.

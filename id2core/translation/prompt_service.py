@@ -23,10 +23,11 @@ import httpx
 import tenacity
 from PIL import Image
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from id2core.errors import PromptError
 from id2core.runs.planning import PROMPTS
+from id2core.settings import EnvironmentSettings
 from id2core.store import datasets, storage, strict_json
 from id2core.store.rejects import Reason, Reject
 from id2core.translation import prompt_dialogue
@@ -49,12 +50,11 @@ HINTS: Final = {
 }
 
 
-class PromptSettings(BaseSettings):
-    """The endpoint, from environment variables `ID2_PROMPT_…` or a `.env` file."""
+class PromptSettings(EnvironmentSettings):
+    """The endpoint, from environment variables `ID2_PROMPT_…`."""
 
     model_config = SettingsConfigDict(
         env_prefix="ID2_PROMPT_",
-        env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
         hide_input_in_errors=True,

@@ -179,7 +179,7 @@ def load(uri: str) -> Calibration:
         version, stated = raw["version"], raw.pop("calibration_id")
     except FileNotFoundError as error:
         raise CalibrationError(f"{uri}: no such calibration; make one with calibrate") from error
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CalibrationError(f"{uri} is not a calibration") from error
     if version != VERSION:
         raise CalibrationError(f"{uri} has version {version}, this program reads {VERSION}: calibrate anew")

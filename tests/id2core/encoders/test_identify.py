@@ -76,7 +76,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 
 
 def test_a_hub_id_is_known_by_its_commit_and_not_by_a_branch(cache: Path) -> None:
-    record = Record("some-vae-0123456789ab", records.Preprocess(128))
+    record = Record("some-vae-0123456789ab", records.Preprocess(128), 1024)
     records.write(f"someone/some-vae@{'a' * 40}", record)
     assert records.find(f"someone/some-vae@{'a' * 40}") == record
     assert records.find(f"someone/some-vae@{'b' * 40}") is None

@@ -13,7 +13,7 @@ from PIL import Image
 from id2core.encoders import images
 from id2core.encoders.autoencoders import _mode
 from id2core.encoders.preprocess import Preprocess
-from id2core.encoders.registry import load_encoder
+from id2core.encoders.registry import identify, load_encoder
 from id2core.environment import best_memory_format
 from id2core.errors import EncoderError
 from id2core.transforms.linear import Transform
@@ -187,3 +187,75 @@ def test_scaled_decoding_of_large_jpegs_keeps_the_descriptor() -> None:
             plain.append(np.asarray(image.resize((256, 256), Image.Resampling.BILINEAR)))
     ours, theirs = (Transform().apply(encoder.encode(np.stack(p))) for p in (pixels, plain))
     assert (ours * theirs).sum(axis=1).min() > 0.999
+
+
+class _OneRow(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:1]
+
+
+class _Transposed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3)).T
+
+
+class _NotFinite(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3)) / 0
+
+
+class _NoNumbers(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :0]
+
+
+class _WholeNumbers(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).long()
+
+
+class _Pair(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+class _Fails(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(-1, 7)
+
+
+@pytest.mark.parametrize(
+    "network", [_OneRow, _Transposed, _NotFinite, _NoNumbers, _WholeNumbers, _Pair, _Fails]
+)
+def test_an_encoder_whose_output_is_no_latent_of_each_picture_is_refused_by_name(
+    network: type[torch.nn.Module], tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.pt"
+    torch.jit.script(network()).save(str(path))
+    with pytest.raises(EncoderError, match=r"^odd-"):
+        identify(str(path))
+
+
+def overflowing_vae(folder: Path, source: str, upcast: bool | None) -> str:
+    """An autoencoder whose first layer gives more than float16 holds; the next one normalizes it."""
+    vae = diffusers.AutoencoderKL.from_pretrained(source)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.mul_(1e6)
+    vae.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("force_upcast")
+    config |= {} if upcast is None else {"force_upcast": upcast}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize("upcast", [True, False, None])
+def test_pictures_that_overflow_float16_are_encoded_in_float32(
+    upcast: bool | None, tiny_vae: str, tmp_path: Path
+) -> None:
+    folder = overflowing_vae(tmp_path / "loud", tiny_vae, upcast)
+    half = load_encoder(folder, "cpu", "float16", batch_size=2)
+    assert half.dtype == (torch.float32 if upcast else torch.float16)
+    whole = load_encoder(folder, "cpu", "float32", batch_size=2)
+    assert np.isfinite(whole.encode(noise(2))).all()
+    assert np.array_equal(half.encode(noise(2)), whole.encode(noise(2)))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,3 +132,60 @@ def test_another_order_of_the_sums_gives_the_same_bits() -> None:
     exact = latents.astype(np.float64) @ transform.weights.astype(np.float64)
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)
     np.testing.assert_allclose(transform.apply(latents), exact, atol=2e-6)
+
+
+def safetensors_bytes(**tensors: np.ndarray) -> bytes:
+    return safetensors.numpy.save(tensors)
+
+
+HOSTILE_W = {
+    "nan": safetensors_bytes(W=np.where(np.arange(80).reshape(16, 5) == 7, np.nan, W)),
+    "infinite": safetensors_bytes(W=np.where(np.arange(80).reshape(16, 5) == 7, np.inf, W)),
+    "huge": safetensors_bytes(W=np.full((16, 5), 3e38, np.float32)),
+    "huge_in_float64": safetensors_bytes(W=W.astype(np.float64) * 1e200),
+    "no_columns": safetensors_bytes(W=W[:, :0]),
+    "no_rows": safetensors_bytes(W=W[:0]),
+    "zeros": safetensors_bytes(W=np.zeros_like(W)),
+    "a_vector": safetensors_bytes(W=W[0]),
+    "whole_numbers": safetensors_bytes(W=np.ones((16, 5), np.int64)),
+    "no_tensor": safetensors_bytes(),
+    "other_tensor": safetensors_bytes(V=W),
+    "more_tensors": safetensors_bytes(W=W, V=W),
+    "header_beyond_the_file": (2**40).to_bytes(8, "little") + b"{}",
+    "deep_header": (80_002).to_bytes(8, "little") + b'{"W":' + b"[" * 79_997,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_W)
+def test_numbers_that_are_no_weights_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{kind}.safetensors"
+    path.write_bytes(HOSTILE_W[kind])
+    with pytest.raises(TransformError, match=re.escape(str(path))):
+        load_transform(str(path))
+
+
+@pytest.mark.parametrize("metadata", ["[]", "[" * 50_000, '{"encoder_id": 5}', "no JSON"])
+def test_metadata_that_are_no_facts_are_refused(metadata: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({"W": W}, path, metadata={"id2": metadata})
+    with pytest.raises(TransformError, match=r"w\.safetensors"):
+        load_transform(str(path))
+
+
+@pytest.mark.parametrize("changed", [W.astype(np.float16), W.astype(np.float64), 1e-30 * W, 1e20 * W])
+def test_any_floats_that_fit_are_weights(changed: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    changed[:, 0] = 0  # a closed form of few origins leaves such columns
+    safetensors.numpy.save_file({"W": changed}, path)
+    descriptors = load_transform(str(path)).apply(RNG.standard_normal((3, 16)).astype(np.float16))
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-6)
+    with pytest.raises(TransformError, match=r"w\.safetensors takes latents of 16 numbers"):
+        load_transform(str(path)).output_size(17)
+
+
+def test_published_tensors_are_matrices_of_floats(tmp_path: Path) -> None:
+    for tensor in (torch.ones(5, 16, dtype=torch.int64), torch.ones(5, 16).to_sparse(), torch.ones(2, 2, 2)):
+        torch.save(tensor, tmp_path / "w.pth")
+        with pytest.raises(TransformError, match=r"w\.pth"):
+            load_transform(str(tmp_path / "w.pth"))
