@@ -127,6 +127,7 @@ class CalibrateReport(Result):
     transform_id: str
     preprocess_id: str
     normalization: Normalization | None
+    content: float | None
     tuned: TunedNormalization | None
     out: str
 

@@ -48,6 +48,12 @@ def summary_lines(summary: ScanSummary) -> Iterator[str]:
         yield f"transform: {used.id} ({used.origin})" if used.origin != "none" else "transform: none"
     if summary.calibration:
         yield _verdict_line(summary.verdicts, summary.calibration)
+    if empty := summary.verdict_reasons.get("no_content"):
+        yield f"{empty} uploads have no verdict by their score: they, or what is most like them, show nothing"
+    lost = {side: reasons.get("not_encodable", 0) for side, reasons in summary.rejects.items()}
+    if any(lost.values()):
+        counted = ", ".join(f"{count} of {side}" for side, count in lost.items() if count)
+        yield f"pictures lost because their latents are not finite: {counted}"
     if summary.accuracy is not None and summary.measures:
         measures = (("mAP", summary.measures.mean_ap.value), ("µAP", summary.measures.micro_ap.value))
         shown = [f"Acc {summary.accuracy:.1%} of {summary.accuracy_of} uploads with an origin"]

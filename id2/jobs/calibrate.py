@@ -22,7 +22,7 @@ from id2core.store.datasets import Dataset
 from id2core.training.pairs import held_out
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
-from id2core.verdicts import calibration, judging, normalization
+from id2core.verdicts import calibration, content, judging, normalization
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import Normalization, Tuning, normalize_matches
 
@@ -109,8 +109,19 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
         ids={name: ids[name] for name in schemas.ROW_IDS} | {"transform_id": w.transform_id},
         normalization=chosen,
         tuned_on=TUNING_SHARE if tuning else 0.0,
+        content=_content(corpora),
     )
     return made, tuning
+
+
+def _content(corpora: _Corpora) -> float | None:
+    """The least information of a picture with content: by the background, else by the references."""
+    for honest in filter(None, (corpora.background, corpora.references)):
+        column = honest.read(schemas.embeddings_schema(1, 1), ["information"])["information"]
+        least = content.threshold(honest.ids["encoder_id"], column.to_numpy())
+        if least is not None:
+            return least
+    return None
 
 
 def _normalization(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from id2core.encoders import information
 from id2core.encoders.preprocess import Preprocess
 from id2core.errors import EncoderError
 
@@ -116,6 +117,10 @@ class Encoder:
     def _twin(self) -> Encoder | None:
         """This encoder in float32; None where it runs in float32, or no other can be made."""
         return self._in_float32() if self._in_float32 and self.dtype != torch.float32 else None
+
+    def information(self, pixels: NDArray[np.uint8]) -> float:
+        """Return how much a picture uint8[size,size,3] shows, from 0 to 1; see `information`."""
+        return information.measure(pixels)
 
     def _encode_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         count = len(pixels)

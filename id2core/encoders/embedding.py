@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +80,7 @@ def _facts(picture: Picture) -> dict[str, Any]:
         "width": decoded.width,
         "height": decoded.height,
         "format": decoded.format,
+        "information": picture.information,
     }
 
 
@@ -152,7 +154,10 @@ def embed_objects(
     project = _Projection(transform, encoder)
 
     def fetch(obj: Object) -> Picture | Reject:
-        return read_picture(obj, encoder.preprocess.size, limits)
+        picture = read_picture(obj, encoder.preprocess.size, limits)
+        if isinstance(picture, Reject):
+            return picture
+        return replace(picture, information=encoder.information(picture.decoded.pixels))
 
     for pictures, bad in parts.batches(parts.read_ahead(objects, fetch, 4 * step), step):
         good: list[Picture] = []

@@ -64,6 +64,18 @@ def pdq(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(coefficients > median[:, None])
 
 
+def quality(pixels: NDArray[np.uint8]) -> int:
+    """Return PDQ's quality of a picture, uint8[H,W,3] RGB: 0 to 100; below 50 a hash is not to be matched.
+
+    The sum of the differences between neighbors of the 64×64 picked pixels, each in whole percent, over 90.
+    """
+    height, width = pixels.shape[:2]
+    gray = pixels.astype(np.float32) @ np.array(_LUMINANCE, np.float32)
+    picked = _picked(height) @ gray @ _picked(width).T
+    steps = sum(np.trunc(np.abs(np.diff(picked, axis=axis)) * (100 / 255)).sum() for axis in (0, 1))
+    return min(int(steps / 90), 100)
+
+
 def signs(bits: NDArray[np.bool_]) -> NDArray[np.float16]:
     """Bits as −1 and 1, float16[B,256]: the cosine of two is 1 − 2·(bits that differ)/256."""
     return np.where(bits, np.float16(1), np.float16(-1))
@@ -77,11 +89,17 @@ def hexadecimal(bits: NDArray[np.bool_]) -> str:
 @functools.cache
 def _map(length: int) -> NDArray[np.float32]:
     """Filter, pick and transform along one side of that many pixels: float32[16,length]."""
-    blur = np.linalg.matrix_power(_box(length), _PASSES)
-    picked = ((np.arange(_GRID) + 0.5) * length / _GRID).astype(int)
     frequency = np.arange(1, _KEPT + 1)[:, None]
     cosines = np.cos(np.pi / 2 / _GRID * frequency * (2 * np.arange(_GRID) + 1)) * np.sqrt(2 / _GRID)
-    return np.ascontiguousarray(cosines @ blur[picked], np.float32)
+    return np.ascontiguousarray(cosines @ _picked(length), np.float32)
+
+
+@functools.cache
+def _picked(length: int) -> NDArray[np.float64]:
+    """Filter and pick along one side of that many pixels: float64[64,length]."""
+    blur = np.linalg.matrix_power(_box(length), _PASSES)
+    picked: NDArray[np.float64] = blur[((np.arange(_GRID) + 0.5) * length / _GRID).astype(int)]
+    return picked
 
 
 @functools.cache
@@ -112,6 +130,10 @@ class PdqEncoder(Encoder):
         preprocess = Preprocess(SIDE)
         no_network = torch.nn.Identity()
         super().__init__(PDQ, digest, no_network, torch.device("cpu"), torch.float32, preprocess, batch_size)
+
+    def information(self, pixels: NDArray[np.uint8]) -> float:
+        """Return PDQ's quality of a picture, from 0 to 1."""
+        return quality(pixels) / 100
 
     def _encode_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         return signs(pdq(pixels))

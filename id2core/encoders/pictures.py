@@ -17,11 +17,16 @@ from id2core.store.storage import Object
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a listed object, read and decoded."""
+    """A picture of a listed object, read and decoded.
+
+    Attributes:
+        information: how much it shows, where that was measured.
+    """
 
     obj: Object
     image_id: str
     decoded: Decoded
+    information: float | None = None
 
 
 # Whole files that this process holds at once, in bytes; photos are far below, whatever the number of threads.

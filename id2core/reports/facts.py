@@ -140,6 +140,7 @@ class ScanSummary(ScanFacts):
         counts: pictures, files and pairs.
         rejects: side → reason → how many.
         verdicts: verdict → queries; empty where nothing was judged.
+        verdict_reasons: reason of a verdict → queries, where it is not the score.
         scores_are: the column that scores are from.
         encoder_id, transform_id, preprocess_id, index_id: of the rows compared.
         top_k: references kept per query.
@@ -177,6 +178,7 @@ class ScanSummary(ScanFacts):
     origin_scores: Quantiles | None = None
     no_origin_scores: Quantiles | None = None
     verdicts_of: dict[str, Verdicts] = {}
+    verdict_reasons: dict[str, int] = {}
     report_sha256: str = ""
     checksum: str = ""
 

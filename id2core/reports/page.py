@@ -102,6 +102,7 @@ class _Match(NamedTuple):
     normalized_score: float | None
     verdict: str | None
     false_positive_rate: float | None
+    verdict_reason: str | None
 
 
 class _Picture(NamedTuple):

@@ -43,6 +43,7 @@ def summarize(inputs: ReportInputs) -> ScanSummary:
         ),
         rejects=rejects,
         verdicts=best.verdicts_of(*SERIES),
+        verdict_reasons=dict(best.reasons),
         scores_are=best.column,
         **{key: reference.ids.get(key) for key in schemas.ROW_IDS},
         index_id=best.index_id,
@@ -61,6 +62,7 @@ class _Rank1Stats:
         scores: float32[q], rank-1 scores.
         series: int8[q], an index into SERIES for each.
         column: of the matches, that the scores are from.
+        reasons: reason of a verdict that is not the score → queries.
         verdicts: (name of a series, or of a group preceded by `group:`; verdict) → queries.
     """
 
@@ -68,12 +70,14 @@ class _Rank1Stats:
         self.scores, self.series = np.empty(0, np.float32), np.empty(0, np.int8)
         self.column = "score"
         self.verdicts: Counter[tuple[str, str]] = Counter()
+        self.reasons: Counter[str] = Counter()
         self._groups = inputs.groups or {}
         self.rows, self.last_rank = 0, None
         self.index_id, self.scanned_at = None, None
         self._with = list(inputs.origins)
         self._without = list(set(inputs.truth or {}) - set(inputs.origins))
         columns = ["query_uri", "score", "normalized_score", "verdict", "rank", "index_id", "scanned_at"]
+        columns += ["verdict_reason"]
         scored = [self._read(t) for t in match_tables(inputs, columns) if t.num_rows]
         if scored:
             self.scores, self.series = (np.concatenate(parts) for parts in zip(*scored, strict=True))
@@ -89,6 +93,7 @@ class _Rank1Stats:
         with_origin, without = (among(first["query_uri"], uris) for uris in (self._with, self._without))
         series = np.select([with_origin.to_numpy(), without.to_numpy()], [0, 1], 2)
         if first["verdict"].null_count < first.num_rows:
+            self.reasons.update(first["verdict_reason"].drop_null().to_pylist())
             self._count(first["query_uri"].to_pylist(), first["verdict"].to_pylist(), series)
         return first[self.column].to_numpy(), series.astype(np.int8)
 

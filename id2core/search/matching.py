@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from id2core.errors import LostRowsError, OptionError
@@ -44,7 +46,9 @@ class Judge(Protocol):
         """Raise where scores of these ids cannot be judged."""
         ...
 
-    def judge(self, matches: pa.Table, block: str, references: int) -> pa.Table:
+    def judge(
+        self, matches: pa.Table, block: str, references: int, information: NDArray[np.floating] | None = None
+    ) -> pa.Table:
         """Return the matches of one block with their verdicts, rows in their order."""
         ...
 
@@ -184,7 +188,7 @@ def search(plan: SearchPlan, block: QueryBlock, shard: shards.Shard) -> pa.Table
 
 def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> FileRecord:
     """Judge the merged candidates of a block and write them as one file of `matches/`; return its record."""
-    queries = plan.queries.row_group(block.file, block.row_group, ["image_id", "uri"])
+    queries = plan.queries.row_group(block.file, block.row_group, list(shards.COLUMNS))
     constants = MatchConstants(
         encoder_id=plan.ids["encoder_id"],
         transform_id=plan.ids["transform_id"],
@@ -194,10 +198,17 @@ def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> Fi
     )
     table = to_matches(queries, candidates, constants)
     if plan.judge:
-        table = plan.judge.judge(table, block.name, plan.corpus)
+        table = plan.judge.judge(table, block.name, plan.corpus, _information(queries, candidates))
     return datasets.write_file(
         plan.out, f"{plan.partition}/{plan.plan_id}-{block.name}", [table], schemas.MATCHES
     )
+
+
+def _information(queries: pa.Table, candidates: pa.Table) -> NDArray[np.float32]:
+    """float32[n]: of each candidate, the information of the picture that shows less; NaN is not known."""
+    asked = queries["information"].take(candidates["query_row"])
+    both = (column.to_numpy() for column in (asked, candidates["reference_information"]))
+    return np.asarray(np.fmin(*both), np.float32)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,11 @@ CANDIDATES = pa.schema(
         ("score", pa.float32()),
         ("reference_id", pa.string()),
         ("reference_uri", pa.string()),
+        ("reference_information", pa.float32()),
     ]
 )
+# Columns of a reference that a candidate carries.
+COLUMNS = ("image_id", "uri", "information")
 # Equal scores are ordered by id, then URI, so that a merge does not depend on which shard came first.
 _ORDER = [
     ("query_row", "ascending"),
@@ -50,7 +53,7 @@ class Shard:
     Attributes:
         descriptors: float32[N,m], on the grid of `scoring`.
         index: over the descriptors.
-        ids: image_id and uri of each row, as Arrow columns.
+        ids: image_id and uri of each row, as Arrow columns, and its information where that is known.
     """
 
     descriptors: NDArray[np.float32]
@@ -91,6 +94,9 @@ class Shard:
                 pa.array(scores.reshape(-1)[known]),
                 hits["image_id"],
                 hits["uri"],
+                hits["information"]
+                if "information" in hits.column_names
+                else pa.nulls(hits.num_rows, pa.float32()),
             ],
             schema=CANDIDATES,
         )
@@ -101,7 +107,7 @@ def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) ->
 
     Args:
         descriptors: float32[N,m], rows of length 1.
-        ids: their `image_id` and `uri` columns.
+        ids: their `image_id` and `uri` columns, and `information` where it is known.
         index: a name of `indexes.INDEXES`.
 
     Raises:
@@ -117,8 +123,8 @@ def load(references: Dataset, record: FileRecord, index: str = FLAT) -> Shard:
     Raises:
         DatasetError: a descriptor is not finite, or longer than 1.
     """
-    table = references.read_file(record, ["image_id", "uri", "descriptor"])
-    ids = table.select(["image_id", "uri"])
+    table = references.read_file(record, [*COLUMNS, "descriptor"])
+    ids = table.select(list(COLUMNS))
     return build(checked(schemas.column_to_vectors(table["descriptor"]), record.name, references), ids, index)
 
 

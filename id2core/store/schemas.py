@@ -55,7 +55,7 @@ def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
     """Schema of `embeddings/`: latents of n = `latent_size`, descriptors of m = `descriptor_size` numbers."""
     return table_schema(
         EMBEDDINGS,
-        1,
+        2,
         [
             ("image_id", pa.string()),
             ("uri", pa.string()),
@@ -69,6 +69,7 @@ def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
             *((name, pa.string()) for name in ROW_IDS),
             ("run_id", pa.string()),
             ("embedded_at", _TIME),
+            ("information", pa.float32()),
         ],
     )
 
@@ -119,7 +120,7 @@ TRANSLATIONS = table_schema(
 
 MATCHES = table_schema(
     "matches",
-    1,
+    2,
     [
         ("query_id", pa.string()),
         ("query_uri", pa.string()),
@@ -137,6 +138,7 @@ MATCHES = table_schema(
         ("calibration_id", pa.string()),
         ("run_id", pa.string()),
         ("scanned_at", _TIME),
+        ("verdict_reason", pa.string()),
     ],
 )
 

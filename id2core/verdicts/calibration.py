@@ -43,7 +43,7 @@ from scipy.special import betainccinv, betaincinv  # type: ignore[import-untyped
 from id2core.errors import CalibrationError
 from id2core.evaluation.truth_files import Truth
 from id2core.store import datasets, storage, strict_json
-from id2core.verdicts import normalization
+from id2core.verdicts import content, normalization
 from id2core.verdicts.normalization import Normalization, normalize
 
 VERSION: Final = "1"
@@ -92,6 +92,8 @@ class Calibration(BaseModel):
         confidence: of the intervals.
         encoder_id, transform_id, preprocess_id: what the scores were made with.
         normalization: None where raw scores were calibrated.
+        content: the least information of a picture with content; None in a calibration that has no such
+            threshold.
         version: of this file format.
     """
 
@@ -107,6 +109,7 @@ class Calibration(BaseModel):
     transform_id: str = Field(min_length=1)
     preprocess_id: str = Field(min_length=1)
     normalization: Normalization | None = None
+    content: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Calibration:
@@ -117,7 +120,12 @@ class Calibration(BaseModel):
     @property
     def calibration_id(self) -> str:
         """First 16 hex of a SHA-256 over all of it."""
-        return datasets.digest_of(self.model_dump(mode="json"))
+        return datasets.digest_of(self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """All of it, JSON-able, without a `content` that is not known: so it was before there was one."""
+        facts = self.model_dump(mode="json")
+        return facts if self.content is not None else {k: v for k, v in facts.items() if k != "content"}
 
     @property
     def score(self) -> Literal["score", "normalized_score"]:
@@ -164,7 +172,7 @@ class Calibration(BaseModel):
 
     def save(self, uri: str) -> None:
         """Write JSON to a local path or gs:// URI."""
-        whole = {"calibration_id": self.calibration_id} | self.model_dump(mode="json")
+        whole = {"calibration_id": self.calibration_id} | self._facts()
         storage.write_bytes(storage.normalize(uri), json.dumps(whole, indent=1).encode())
 
 
@@ -239,6 +247,7 @@ def calibrate(
     ids: Mapping[str, str],
     normalization: Normalization | None = None,
     tuned_on: float = 0.0,
+    content: float | None = None,
 ) -> Calibration:
     """Thresholds for two target rates.
 
@@ -250,6 +259,7 @@ def calibrate(
         normalization: of the scores; None where they are raw.
         tuned_on: share of the queries that was tuned on and is not among the scores, as it will be of
             queries that are added.
+        content: see `Calibration`; `content.threshold` makes it.
 
     Raises:
         CalibrationError: there are too few queries for a target (its `missing` says how many), or a score
@@ -271,6 +281,7 @@ def calibrate(
         transform_id=ids["transform_id"],
         preprocess_id=ids["preprocess_id"],
         normalization=normalization,
+        content=content,
     )
 
 
@@ -330,13 +341,19 @@ def verdicts(scores: NDArray[np.floating], calibration: Calibration) -> NDArray[
     return np.select(reached, [Verdict.MATCH.value, Verdict.REVIEW.value], Verdict.NONE.value)
 
 
-def judge(matches: pa.Table, calibration: Calibration, references: int) -> pa.Table:
-    """Matches with `verdict`, `false_positive_rate` and `calibration_id` filled in.
+def judge(
+    matches: pa.Table,
+    calibration: Calibration,
+    references: int,
+    information: NDArray[np.floating] | None = None,
+) -> pa.Table:
+    """Matches with `verdict`, `verdict_reason`, `false_positive_rate` and `calibration_id` filled in.
 
     Args:
         matches: a `schemas.MATCHES` table: a whole run or some blocks of it.
         calibration: for the encoder, transform and normalization of these scores.
         references: size of the corpus that was scanned.
+        information: float[n], of each match, of the picture that shows less; NaN where it is not known.
 
     Returns:
         A `schemas.MATCHES` table with the rows in their order. The rate is null beside `none`.
@@ -349,11 +366,17 @@ def judge(matches: pa.Table, calibration: Calibration, references: int) -> pa.Ta
             calibration.check_ids({name: value})
     _check_normalization(matches, calibration.normalization)
     given = verdicts(matches[calibration.score].to_numpy(), calibration)
+    known = np.full(matches.num_rows, np.nan) if information is None else information
+    empty = content.without(known, calibration.content)
+    given = np.where(empty, Verdict.NONE.value, given)
     rates = {v.value: calibration.false_positive_rate(v, references) for v in Verdict}
     columns: dict[str, Any] = {
         "verdict": pa.array(given.tolist(), pa.string()),
         "false_positive_rate": pa.array([rates[v] for v in given.tolist()], pa.float32()),
         "calibration_id": pa.repeat(pa.scalar(calibration.calibration_id), matches.num_rows),
+        "verdict_reason": pa.array(
+            [content.NO_CONTENT if none else None for none in empty.tolist()], pa.string()
+        ),
     }
     return normalization.with_columns(matches, columns)
 

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from id2core.errors import CalibrationError, DatasetError
@@ -156,13 +158,16 @@ class Judge:
         """Raise CalibrationError when the calibration is for scores of other ids."""
         self.calibration.check_ids(ids)
 
-    def judge(self, matches: pa.Table, block: str, references: int) -> pa.Table:
+    def judge(
+        self, matches: pa.Table, block: str, references: int, information: NDArray[np.floating] | None = None
+    ) -> pa.Table:
         """Return matches with their verdicts, rows in their order.
 
         Args:
             matches: every match of one block of queries.
             block: its name, for its background.
             references: size of the corpus that was searched.
+            information: float[n], of each match, of the picture that shows less; NaN where it is not known.
 
         Raises:
             CalibrationError: the calibration is for other scores.
@@ -174,7 +179,7 @@ class Judge:
         if self.calibration.normalization:
             background = self._background_of(block)
             matches = normalize_matches(matches, background, self.calibration.normalization)
-        return calibration.judge(matches, self.calibration, references)
+        return calibration.judge(matches, self.calibration, references, information)
 
     def _background_of(self, block: str) -> pa.Table:
         record = self._files.get(block)

@@ -367,6 +367,35 @@ def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
         )
 
 
+def draw_without_content(folder: Path, tones: list[int]) -> Path:
+    folder.mkdir()
+    for tone in tones:
+        Image.new("RGB", (90, 90), (tone, 20, 20)).save(folder / f"blank{tone}.png")
+    return folder
+
+
+@pytest.mark.parametrize("least", [None, 0.5])
+def test_pictures_without_content_match_none(least: float | None, tmp_path: Path) -> None:
+    references = draw_without_content(tmp_path / "references", [20, 200])
+    uploads = draw_without_content(tmp_path / "uploads", [24, 90])
+    for folder in (references, uploads):
+        draw_photos(folder, 1)
+    encoder = load_encoder("pdq")
+    ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
+    chosen = calibrated(ids | {"transform_id": "identity"}, 0.9).model_copy(update={"content": least})
+    chosen.save(str(tmp_path / "calibration.json"))
+    given = {"reference": str(references), "queries": str(uploads), "encoder": "pdq", "transform": "none"}
+    summary = scan(**given, calibration=f"{tmp_path}/calibration.json", out=str(tmp_path / "out"))
+    assert summary["verdicts"] == {"match": 1 if least else 3, "review": 0, "none": 2 if least else 0}
+    assert summary["verdict_reasons"] == ({"no_content": 2} if least else {})
+    found = matching.read_run(Dataset.open(str(tmp_path / "out" / "matches")))
+    reasons = set(zip(found["verdict"].to_pylist(), found["verdict_reason"].to_pylist(), strict=True))
+    assert reasons == (
+        {("match", None), ("none", "no_content")} if least else {("match", None), ("none", None)}
+    )
+    assert ("shows nothing" in (tmp_path / "out" / "report.html").read_text()) == bool(least)
+
+
 def rows_of(out: Path, run_id: str) -> list[tuple[str, int, str, float]]:
     found = matching.read_run(Dataset.open(str(out / "matches")), run_id)
     columns = (found[name].to_pylist() for name in ("query_uri", "rank", "reference_uri", "score"))
