@@ -112,6 +112,7 @@ class CalibrateReport(Result):
     Attributes:
         run_id: the run that made it.
         tuned: how its normalization was tuned, where it was.
+        truth_not_found: uploads that the truth file names and that are not there.
         out: the file.
     """
 
@@ -129,6 +130,7 @@ class CalibrateReport(Result):
     normalization: Normalization | None
     content: float | None
     tuned: TunedNormalization | None
+    truth_not_found: int = 0
     out: str
 
 

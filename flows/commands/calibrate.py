@@ -50,6 +50,7 @@ def report_lines(report: CalibrateReport) -> Iterator[str]:
             f"Scores less {normalization.factor:g} × the mean of the {normalization.k} best scores in the "
             f"background {normalization.background_id}."
         )
+    yield from console.truth_lines(report.truth_not_found, 0)
     if report.tuned:
         yield (
             f"µAP of the queries tuned on: {report.tuned.raw_micro_ap:.1%} raw, {report.tuned.micro_ap:.1%} "

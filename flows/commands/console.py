@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import typer
@@ -91,6 +91,14 @@ def echo_lines(lines: Iterable[str]) -> None:
     """Print lines on stderr as they are, however wide the terminal."""
     for line in lines:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def truth_lines(queries: int | None, origins: int | None) -> Iterator[str]:
+    """Yield a warning for each kind of name in a truth file that no corpus holds."""
+    if queries:
+        yield f"warning: the truth file names {queries} uploads that are not there; no figure counts them"
+    if origins:
+        yield f"warning: the origins of {origins} uploads are not among the references: they count as misses"
 
 
 def print_json(value: BaseModel) -> None:

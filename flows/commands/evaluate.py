@@ -32,4 +32,5 @@ def show(report: EvaluateReport, request: EvaluateRequest) -> None:
     if report.resumed:
         console.echo_lines(["nothing new to do"])
     console.echo_lines([evaluate.table(request.out)])
+    console.echo_lines(console.truth_lines(report.queries_not_found, report.origins_not_in_reference))
     typer.echo(f"{request.out.rstrip('/')}/metrics.md")

@@ -58,6 +58,7 @@ def summary_lines(summary: ScanSummary) -> Iterator[str]:
         measures = (("mAP", summary.measures.mean_ap.value), ("µAP", summary.measures.micro_ap.value))
         shown = [f"Acc {summary.accuracy:.1%} of {summary.accuracy_of} uploads with an origin"]
         yield ", ".join(shown + [f"{name} {value:.3f}" for name, value in measures if value is not None])
+        yield from console.truth_lines(summary.truth_not_scanned, summary.truth_origins_not_held)
 
 
 def _verdict_line(verdicts: dict[str, int], calibration: CalibrationFacts) -> str:

@@ -34,12 +34,17 @@ TUNING_SHARE = 0.3
 
 @dataclass(frozen=True)
 class _Corpora:
-    """Embedded corpora and the truth of the queries; no truth: no query has an origin."""
+    """Embedded corpora and the truth of the queries; no truth: no query has an origin.
+
+    Attributes:
+        not_found: queries of the truth that are not there.
+    """
 
     references: Dataset
     queries: Dataset
     background: Dataset | None
     truth: Truth | None
+    not_found: int = 0
 
 
 def run(request: CalibrateRequest) -> CalibrateReport:
@@ -54,8 +59,6 @@ def run(request: CalibrateRequest) -> CalibrateReport:
     _check_origins(request, truth)
     with recorded(folder, "calibrate", request.model_dump()) as recorder:
         corpora = _embed(request, pair, truth, recorder)
-        if truth is not None:
-            comparison.check_truth(truth, corpora.queries)
         with recorder.stage("calibrate"):
             chosen, tuning = stage("calibrate", lambda: _calibrate(request, corpora))
         chosen.save(request.out)
@@ -66,6 +69,7 @@ def run(request: CalibrateRequest) -> CalibrateReport:
         tuned=TunedNormalization(micro_ap=tuning.micro_ap, raw_micro_ap=tuning.raw_micro_ap)
         if tuning
         else None,
+        truth_not_found=corpora.not_found,
         out=storage.normalize(request.out),
         **{name: getattr(chosen, name) for name in Calibration.model_fields},
     )
@@ -75,7 +79,12 @@ def _embed(request: CalibrateRequest, pair: CorpusPair, truth: Truth | None, rec
     settings = request.settings()
     references, queries = pair.embed_latents(settings, recorder)
     background = pair.embed_background(settings, settings.transform, recorder)
-    return _Corpora(references.embeddings, queries.embeddings, background, truth)
+    not_found = 0
+    if truth is not None:
+        truth, not_found = comparison.spelled_truth(
+            truth, queries.embeddings, queries.rejects, references.embeddings
+        )
+    return _Corpora(references.embeddings, queries.embeddings, background, truth, not_found)
 
 
 def _check_origins(request: CalibrateRequest, truth: Truth | None) -> None:

@@ -34,6 +34,7 @@ class _Measurement:
     Attributes:
         references, queries: embeddings.
         truth: which query has which origin.
+        not_found: how many of these queries are not there.
         transforms: by their specs.
         k: references per query.
         calibration: whose rates are measured.
@@ -44,6 +45,7 @@ class _Measurement:
     references: Dataset
     queries: Dataset
     truth: Truth
+    not_found: int
     transforms: dict[str, Transform]
     k: int
     calibration: Calibration | None
@@ -86,14 +88,15 @@ def _embed(
     recorder: Recorder,
 ) -> _Measurement:
     settings = request.settings()
-    references, queries = (corpus.embeddings for corpus in pair.embed_latents(settings, recorder))
-    comparison.check_truth(truth, queries)
+    reference, query = pair.embed_latents(settings, recorder)
+    references, queries = reference.embeddings, query.embeddings
+    truth, not_found = comparison.spelled_truth(truth, queries, query.rejects, references)
     specs = dict.fromkeys(request.transform or [settings.transform])
     transforms = {spec: load_transform(spec, references.ids["encoder_id"]) for spec in specs}
     judged = _judged(calibration, transforms) if calibration else ""
     background = pair.embed_background(settings, judged, recorder) if calibration else None
     return _Measurement(
-        references, queries, truth, transforms, settings.top_k, calibration, judged, background
+        references, queries, truth, not_found, transforms, settings.top_k, calibration, judged, background
     )
 
 
@@ -139,6 +142,7 @@ def _measure(
         encoder_id=m.references.ids["encoder_id"],
         # Their queries cannot be answered.
         origins_not_in_reference=sum(1 for o in m.truth.values() if o and o not in held),
+        queries_not_found=m.not_found,
         verdicts=rates,
     )
     return stage("write metrics", lambda: comparison.write(comparison.measure(systems), pair.out, facts))

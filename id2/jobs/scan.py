@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from id2.corpora import CorpusPair, EmbeddedCorpus
 from id2.requests import ReportRequest, ScanRequest
 from id2.stages import stage
 from id2core import defaults, environment
 from id2core.errors import CalibrationError, DatasetError
+from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
 from id2core.reports import page
 from id2core.reports.facts import ScanConfig, ScanFacts, ScanSummary, TransformFacts
@@ -158,6 +159,7 @@ class _Scan:
     def _inputs(
         self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge | None, recorder: Recorder
     ) -> ReportInputs:
+        self._spell_truth(corpora)
         settings, transform_id = self._settings, self._ids["transform_id"]
         origin = source_of(settings.transform, transform_id, self._ids["encoder_id"])
         background = corpora.background.embeddings.uri if corpora.background else None
@@ -182,6 +184,16 @@ class _Scan:
             self._truth,
             self._groups,
         )
+
+    def _spell_truth(self, corpora: _EmbeddedCorpora) -> None:
+        """Name the objects of the truth as the data sets do, whatever the Unicode form of the file."""
+        queries, references = (
+            list(filter(None, (corpus.embeddings, corpus.rejects)))
+            for corpus in (corpora.queries, corpora.references)
+        )
+        if self._truth:
+            self._truth = truth_files.spelled(self._truth, queries, references)
+            self._groups = truth_files.spelled_groups(self._groups, queries)
 
     def _plan_id(self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge | None) -> str:
         """Return an id of the scan's content: what was used, not how it was asked for."""
@@ -245,5 +257,16 @@ def rewrite_report(request: ReportRequest) -> ScanSummary:
     pair = CorpusPair.open(config.reference, config.queries, None, out, [])
     truth = pair.truth(config.truth) if config.truth else None
     groups = pair.groups(config.truth) if config.truth else {}
-    inputs = ReportInputs.open(summary.inputs, run=summary.facts, truth=truth, groups=groups)
+    inputs = ReportInputs.open(summary.inputs, run=summary.facts)
+    queries, references = (
+        list(filter(None, side))
+        for side in (
+            (inputs.query_embeddings, inputs.query_rejects),
+            (inputs.reference_embeddings, inputs.reference_rejects),
+        )
+    )
+    if truth:
+        truth = truth_files.spelled(truth, queries, references)
+        groups = truth_files.spelled_groups(groups, queries)
+    inputs = replace(inputs, truth=truth, groups=groups)
     return page.save_report(inputs, summarize(inputs), out, request.max_pairs)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from id2core.errors import TruthError
-from id2core.evaluation import metrics
+from id2core.evaluation import metrics, truth_files
 from id2core.evaluation.metrics import Answers, Comparison, Evaluation, Measure
 from id2core.evaluation.truth_files import Truth
 from id2core.store import schemas, storage
@@ -75,6 +75,7 @@ class EvaluationFacts(BaseModel):
         versions: package → version.
         references: size of the corpus.
         encoder_id: of the latents.
+        queries_not_found: queries of the truth that are neither embedded nor rejected: no figure counts them.
         origins_not_in_reference: queries whose origin the corpus does not hold: they cannot be answered.
         verdicts: `match` and `review` → rates of a calibration, where one was measured.
     """
@@ -89,6 +90,7 @@ class EvaluationFacts(BaseModel):
     references: int
     encoder_id: str
     origins_not_in_reference: int
+    queries_not_found: int = 0
     verdicts: dict[str, VerdictRate] | None = None
 
 
@@ -180,18 +182,23 @@ def measures(evaluation: Evaluation) -> dict[str, Measure]:
     }
 
 
-def check_truth(truth: Truth, queries: Dataset) -> None:
-    """Raise TruthError when a truth names none of the queries of an embeddings data set."""
-    asked = pa.array(list(truth), pa.string())
-    example = ""
-    for table in queries.tables(["uri"]):
-        if pc.any(pc.is_in(table["uri"], value_set=asked)).as_py():
-            return
-        example = example or str(table["uri"][0])
-    raise TruthError(
-        f"the truth names {len(truth)} queries ({next(iter(truth), 'none')} …), and none of them is in "
-        f"{queries.uri} ({example or 'empty'} …): give the URIs of that data set, or relative ones"
-    )
+def spelled_truth(
+    truth: Truth, queries: Dataset, query_rejects: Dataset | None, references: Dataset
+) -> tuple[Truth, int]:
+    """Return a truth with URIs as the data sets spell them, and how many of its queries are in none of them.
+
+    Raises:
+        TruthError: none of the queries is embedded, or two spellings of one have different origins.
+    """
+    both = list(filter(None, (queries, query_rejects)))
+    truth = truth_files.spelled(truth, both, [references])
+    if not truth_files.spellings(truth, [queries]):
+        example = next((str(table["uri"][0]) for table in queries.tables(["uri"])), "empty")
+        raise TruthError(
+            f"the truth names {len(truth)} queries ({next(iter(truth), 'none')} …), and none of them is in "
+            f"{queries.uri} ({example} …): give the URIs of that data set, or relative ones"
+        )
+    return truth, len(truth) - len(truth_files.spellings(truth, both))
 
 
 def origin_ids(references: Dataset, truth: Truth) -> dict[str, str]:

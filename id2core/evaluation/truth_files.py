@@ -1,20 +1,26 @@
 """Truth files: which upload comes from which original, as CSV or Parquet `query_uri,reference_uri`.
 
-A third column `group` may name a kind of upload (an edit, a model); other columns are ignored.
+A third column `group` may name a kind of upload (an edit, a model); other columns are ignored. A name with
+accents has several spellings in Unicode (NFC, NFD), and file systems and spreadsheets change one for another:
+`spellings` finds the object that a name means.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import unicodedata
+from collections.abc import Iterable
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from id2core.errors import TruthError
 from id2core.store import storage
+from id2core.store.datasets import Dataset
 
 Truth = dict[str, str | None]
 _COLUMNS = ("query_uri", "reference_uri", "group")
@@ -105,6 +111,66 @@ def read_groups(uri: str, queries: str) -> dict[str, str]:
     return groups
 
 
+def spelled(truth: Truth, queries: Iterable[Dataset], references: Iterable[Dataset]) -> Truth:
+    """Return a truth with every URI spelled as the data sets spell it; one that is in none stays as it is.
+
+    Args:
+        truth: what `read` returned.
+        queries, references: embeddings and rejects of both sides.
+
+    Raises:
+        TruthError: two spellings of one query have different origins.
+    """
+    query_uris = spellings(truth, queries)
+    origin_uris = spellings(filter(None, truth.values()), references)
+    result: Truth = {}
+    for query, origin in truth.items():
+        key = query_uris.get(query, query)
+        value = origin_uris.get(origin, origin) if origin else None
+        if result.setdefault(key, value) != value:
+            raise TruthError(f"the truth file names two origins for {key}, in two spellings of its name")
+    return result
+
+
+def spelled_groups(groups: dict[str, str], queries: Iterable[Dataset]) -> dict[str, str]:
+    """Return the groups of `read_groups` with every URI spelled as the data sets spell it."""
+    uris = spellings(groups, queries)
+    return {uris.get(query, query): group for query, group in groups.items()}
+
+
+def spellings(uris: Iterable[str], datasets: Iterable[Dataset]) -> dict[str, str]:
+    """Map URIs to the objects of data sets that they name, but for Unicode normalization.
+
+    A URI that is there as it is names that object. Else it names the only one that is the same in NFC; where
+    there are two, none.
+
+    Returns:
+        URI → URI in a data set; one that is in none is missing.
+    """
+    wanted = set(uris)
+    normal = {uri: unicodedata.normalize("NFC", uri) for uri in wanted}
+    forms, value_set = set(normal.values()), pa.array(sorted(wanted), pa.string())
+    held: dict[str, set[str]] = {}
+    for dataset in datasets if wanted else ():
+        for table in dataset.tables(["uri"]):
+            # Other names than ASCII have other forms. Arrow's own utf8_normalize mixes the forms up.
+            chosen = pc.or_(
+                pc.is_in(table["uri"], value_set=value_set), pc.invert(pc.string_is_ascii(table["uri"]))
+            )
+            for uri in table["uri"].filter(chosen).to_pylist():
+                form = unicodedata.normalize("NFC", uri)
+                if form in forms:
+                    held.setdefault(form, set()).add(uri)
+    named: dict[str, str] = {}
+    for uri in wanted:
+        same = held.get(normal[uri], set())
+        if uri in same:
+            named[uri] = uri
+        elif len(same) == 1:
+            named[uri] = next(iter(same))
+    return named
+
+
 def _table(uri: str) -> pa.Table:
     try:
         data = storage.read_bytes(uri)
@@ -134,5 +200,7 @@ def absolute(uri: str, folder: str) -> str:
     """Return an absolute URI as it is, a relative one below `folder`, with or without the folder's name."""
     if storage.is_absolute(uri):
         return storage.normalize(uri)
+    first, slash, rest = uri.partition("/")
     name = folder.rstrip("/").rsplit("/", 1)[-1]
-    return storage.join(folder, uri.removeprefix(f"{name}/"))
+    named = slash and unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", name)
+    return storage.join(folder, rest if named else uri)

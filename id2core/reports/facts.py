@@ -151,6 +151,8 @@ class ScanSummary(ScanFacts):
         measures: with a truth, all measures with their intervals.
         groups: with a truth, those of each group of queries.
         truth_not_scanned: queries of the truth that this scan never saw.
+        truth_origins_not_held: with a truth, scanned queries whose origin is not among the references: it
+            cannot be found.
         origin_scores, no_origin_scores: with a truth, best scores of queries with and without an origin.
         verdicts_of: with a truth, the verdicts of queries with and without an origin.
         report_sha256: of `report.html`.
@@ -175,6 +177,7 @@ class ScanSummary(ScanFacts):
     measures: Evaluation | None = None
     groups: dict[str, GroupFacts] = {}
     truth_not_scanned: int | None = None
+    truth_origins_not_held: int | None = None
     origin_scores: Quantiles | None = None
     no_origin_scores: Quantiles | None = None
     verdicts_of: dict[str, Verdicts] = {}

@@ -138,6 +138,7 @@ def _measures(inputs: ReportInputs, best: _Rank1Stats) -> dict[str, Any]:
             for name, group in groups.items()
         },
         "truth_not_scanned": len(inputs.truth or {}) - len(seen),
+        "truth_origins_not_held": sum(1 for origin in asked.values() if origin and origin not in ids),
         "origin_scores": _quantiles(best.of("origin")),
         "no_origin_scores": _quantiles(best.of("no_origin")),
         "verdicts_of": {name: best.verdicts_of(name) for name in SERIES[:2]},

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 import id2
 from beam_jobs import embed
+from flows.commands.scan import summary_lines
 from id2.requests import ScanRequest
 from id2core.encoders.embed_job import EmbedJob
 from id2core.encoders.registry import load_encoder
@@ -424,3 +426,36 @@ def test_parts_and_nights_do_not_change_which_of_equal_references_are_kept(
         run_id = scan(reference=str(growing), out=str(out), **given)["run_id"]
     nights = [(q, rank, r.replace("growing", "references"), s) for q, rank, r, s in rows_of(out, run_id)]
     assert found[0] == found[1] == nights
+
+
+def test_a_truth_in_another_unicode_form_is_matched_and_what_it_names_in_vain_is_counted(
+    tmp_path: Path,
+) -> None:
+    references, uploads = (draw_photos(tmp_path / name, 3) for name in ("references", "uploads"))
+    nfc, nfd = (unicodedata.normalize(form, "café.jpg") for form in ("NFC", "NFD"))
+    (uploads / "p0000.jpg").rename(uploads / nfd)
+    (references / "p0001.jpg").rename(references / nfc)
+    rows = ["query_uri,reference_uri,group", f"{nfc},p0000.jpg,g", f"p0001.jpg,{nfd},g"]
+    rows += ["p0002.jpg,gone.jpg,g", "gone.jpg,p0002.jpg,g"]
+    (tmp_path / "truth.csv").write_text("\n".join(rows) + "\n")
+    given = {"reference": str(references), "queries": str(uploads), "encoder": "pdq", "transform": "none"}
+    summary = id2.scan(**given, out=str(tmp_path / "out"), truth=str(tmp_path / "truth.csv"))
+    assert (summary.accuracy, summary.accuracy_of) == (pytest.approx(2 / 3), 3)
+    assert (summary.truth_not_scanned, summary.truth_origins_not_held) == (1, 1)
+    assert summary.groups["g"].model_dump()["verdicts"] == {}
+    lines = [line for line in summary_lines(summary) if line.startswith("warning")]
+    assert len(lines) == 2 and "1 uploads that are not there" in lines[0]
+    again = report(tmp_path / "out")
+    assert again["accuracy"] == summary.accuracy and again["truth_not_scanned"] == 1
+    absolute = [
+        ",".join(
+            f"{folder}/{name}" for folder, name in zip((uploads, references), row.split(","), strict=False)
+        )
+        for row in rows[1:]
+    ]
+    (tmp_path / "absolute.csv").write_text("\n".join(["query_uri,reference_uri", *absolute]) + "\n")
+    data = {side: f"{tmp_path}/out/{side}/embeddings" for side in ("reference", "queries")}
+    evaluated = id2.evaluate(
+        **data, transform=["none"], truth=str(tmp_path / "absolute.csv"), out=str(tmp_path / "evaluated")
+    )
+    assert (evaluated.queries_not_found, evaluated.origins_not_in_reference) == (1, 1)
