@@ -6,6 +6,7 @@ ID2Error
 ├── MissingExtraError      a package that an optional part needs is not installed
 ├── PrefectServerError     PREFECT_API_URL names a server that does not answer
 ├── StorageError           a folder, bucket or object that cannot be listed, read or written
+│   └── StoreUnavailableError  a store that does not answer for a while (worth another try)
 ├── DatasetError           a data set that is missing, damaged, or made with something else
 ├── LostRowsError          a run that lost or doubled rows; nothing was committed (worth another try)
 ├── EncoderError           an encoder that cannot be loaded or run
@@ -73,6 +74,12 @@ class PrefectServerError(ID2Error):
 
 class StorageError(ID2Error):
     """A folder, bucket or object that cannot be listed, read or written."""
+
+
+class StoreUnavailableError(StorageError):
+    """A store that did not answer, or not whole, in all attempts."""
+
+    transient = True
 
 
 class DatasetError(ID2Error):

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,7 +22,7 @@ PAPER = (
     "I am doing image-to-image translation. Could you think of creative prompts to translate this image to "
     "different ones? Keep them creative, and only return 20 different prompts."
 )
-GARBAGE, CLOSED, SILENT = "garbage", "closed", "silent"
+GARBAGE, CLOSED, SILENT, DRIPPING = "garbage", "closed", "silent", "dripping"
 
 
 class Server:
@@ -72,14 +73,20 @@ class Server:
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(data)
+        if reply != DRIPPING:
+            handler.wfile.write(data)
+            return
+        with suppress(OSError):  # whoever asked has left
+            for byte in data:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.05)
 
     def _response(self, path: str, reply: Any) -> tuple[int, dict[str, str], bytes]:
         if not path.endswith("/v1/chat/completions"):
             return 404, {}, b"no such page"
         if isinstance(reply, tuple):
             status, headers, body = reply
-            return status, headers, json.dumps(body).encode()
+            return status, headers, body if isinstance(body, bytes) else json.dumps(body).encode()
         if isinstance(reply, str) and reply in (GARBAGE, SILENT):
             return 200, {}, b'{"choices": [{"mess'
         with self._lock:

@@ -77,6 +77,8 @@ class Store(ABC):
 
     # What the store's client raises where the store, and not this program, is at fault.
     errors: tuple[type[Exception], ...] = (OSError,)
+    # Those of them that may be gone at the next try.
+    transient: tuple[type[Exception], ...] = ()
 
     @abstractmethod
     def normalize(self, uri: str) -> str:

@@ -15,6 +15,10 @@ from id2core.store.base import Entry, Noted, Object, Remark, Store
 from id2core.store.rejects import Reason, Reject
 
 SCHEME = "gs://"
+# A store that says nothing for so long is asked again.
+SILENCE_SECONDS = 60.0
+# So long a call is tried again, with pauses that grow and vary.
+ATTEMPTS_SECONDS = 120.0
 
 
 class GcsStore(Store):
@@ -24,11 +28,21 @@ class GcsStore(Store):
     def errors(self) -> tuple[type[Exception], ...]:  # type: ignore[override]
         """What the client raises, and OSError of files that are uploaded."""
         try:
-            from google.api_core.exceptions import ClientError
+            from google.api_core.exceptions import GoogleAPIError
             from google.auth.exceptions import GoogleAuthError
         except ImportError:
             return (OSError,)
-        return OSError, ClientError, GoogleAuthError
+        return OSError, GoogleAPIError, GoogleAuthError, *_broken_bodies()
+
+    @property
+    def transient(self) -> tuple[type[Exception], ...]:  # type: ignore[override]
+        """What passes: the client has tried again for `ATTEMPTS_SECONDS` before it raises these."""
+        try:
+            from google.api_core.exceptions import RetryError, ServerError, TooManyRequests
+            from requests.exceptions import ConnectionError, Timeout
+        except ImportError:
+            return ()
+        return RetryError, ServerError, TooManyRequests, ConnectionError, Timeout, *_broken_bodies()
 
     def normalize(self, uri: str) -> str:
         """Return the URI without a trailing slash."""
@@ -45,11 +59,11 @@ class GcsStore(Store):
         """
         bucket, name = _split(uri)
         empty = True
-        for blob in _client().list_blobs(bucket, prefix=f"{name}/" if name else ""):
+        for blob in _client().list_blobs(bucket, prefix=f"{name}/" if name else "", **_patient()):
             empty = False
             marker = blob.name.endswith("/") and not blob.size
             yield Noted(f"{SCHEME}{bucket}/{blob.name}", Remark.FOLDER_MARKER) if marker else _object(blob)
-        namesake = _client().bucket(bucket).get_blob(name) if name else None
+        namesake = _client().bucket(bucket).get_blob(name, **_patient()) if name else None
         if namesake:
             yield _object(namesake) if empty else Noted(uri, Remark.NAMESAKE)
         elif empty:
@@ -59,14 +73,15 @@ class GcsStore(Store):
         """Yield the objects below a prefix with the times when they were updated."""
         bucket, name = _split(uri)
         folder = f"{name}/" if name else ""
-        for blob in _client().list_blobs(bucket, prefix=folder, delimiter=None if below else "/"):
+        delimiter = None if below else "/"
+        for blob in _client().list_blobs(bucket, prefix=folder, delimiter=delimiter, **_patient()):
             yield Entry(f"{SCHEME}{bucket}/{blob.name}", blob.updated.timestamp())
 
     def read(self, obj: Object) -> bytes | Reject:
         """Return the bytes of the generation that was listed."""
         try:
             with _not_found(obj.uri):
-                return bytes(_blob(obj.uri, obj.generation).download_as_bytes(timeout=60))
+                return _download(_blob(obj.uri, obj.generation))
         except FileNotFoundError:
             if self.exists(obj.uri):
                 return Reject(Reason.CHANGED, f"no longer generation {obj.generation}")
@@ -76,7 +91,7 @@ class GcsStore(Store):
         """Return an object and its generation."""
         with _not_found(uri):
             blob = _blob(uri)
-            data = bytes(blob.download_as_bytes(timeout=60))
+            data = _download(blob)
             return data, str(blob.generation)
 
     @contextmanager
@@ -87,34 +102,76 @@ class GcsStore(Store):
 
     def exists(self, uri: str) -> bool:
         """Return whether there is such an object."""
-        return bool(_blob(uri).exists())
+        return bool(_blob(uri).exists(**_patient()))
 
     def size(self, uri: str) -> int | None:
         """Return the size of an object."""
         bucket, name = _split(uri)
-        blob = _client().bucket(bucket).get_blob(name)
+        blob = _client().bucket(bucket).get_blob(name, **_patient())
         return int(blob.size) if blob else None
 
     def publish(self, path: Path, uri: str) -> None:
         """Upload a file."""
         # A browser shows a report only when the bucket says that it is HTML.
         kind = mimetypes.guess_type(uri)[0] or "application/octet-stream"
-        _blob(uri).upload_from_filename(str(path), content_type=kind)
+        _blob(uri).upload_from_filename(str(path), content_type=kind, **_patient())
 
     def write_if(self, uri: str, data: bytes, mark: str) -> bool:
         """Upload an object if its generation is still the same."""
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         try:
-            _blob(uri).upload_from_string(data, if_generation_match=int(mark or 0))
+            _blob(uri).upload_from_string(data, if_generation_match=int(mark or 0), **_patient())
         except (NotFound, PreconditionFailed):
-            return False
+            return self._holds(uri, data)
         return True
+
+    def _holds(self, uri: str, data: bytes) -> bool:
+        """Whether an object has these bytes: the answer to a write that succeeded may have been lost."""
+        try:
+            return self.read_marked(uri)[0] == data
+        except FileNotFoundError:
+            return False
 
     def delete(self, uri: str) -> None:
         """Remove an object."""
         with _not_found(uri):
-            _blob(uri).delete()
+            _blob(uri).delete(**_patient())
+
+
+def _retry() -> Any:
+    """Try again, with jitter, what may pass: 408, 429, 5xx, broken connections and broken bodies."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    passes = DEFAULT_RETRY._predicate
+    return DEFAULT_RETRY.with_predicate(
+        lambda error: passes(error) or isinstance(error, _broken_bodies())
+    ).with_timeout(ATTEMPTS_SECONDS)
+
+
+def _patient() -> dict[str, Any]:
+    """Arguments of every call: how long it waits, and what it tries again."""
+    return {"timeout": SILENCE_SECONDS, "retry": _retry()}
+
+
+def _broken_bodies() -> tuple[type[Exception], ...]:
+    """What the client raises where a body is not the one that the store's checksum is of."""
+    try:
+        from google.cloud.storage.exceptions import DataCorruption
+    except ImportError:
+        return ()
+    return (DataCorruption,)
+
+
+def _download(blob: Any) -> bytes:
+    """Return an object, whole: its length and its checksum are the store's."""
+    download = functools.partial(blob.download_as_bytes, timeout=SILENCE_SECONDS, retry=None)
+    data = bytes(_retry()(download)())
+    if blob.size is not None and blob.content_encoding is None and len(data) != blob.size:
+        from google.cloud.storage.exceptions import DataCorruption
+
+        raise DataCorruption(None, f"{len(data)} bytes of {blob.size} arrived")
+    return data
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from id2core.errors import StorageError
+from id2core.errors import StorageError, StoreUnavailableError
 from id2core.store.base import UNSEEN as UNSEEN
 from id2core.store.base import Entry, Store
 from id2core.store.base import Object as Object
@@ -88,7 +88,8 @@ def _control_path(uri: str) -> Iterator[Store]:
     except NotADirectoryError as error:
         raise FileNotFoundError(uri) from error
     except store.errors as error:
-        raise StorageError(f"{uri}: {type(error).__name__}: {error}") from error
+        kind = StoreUnavailableError if isinstance(error, store.transient) else StorageError
+        raise kind(f"{uri}: {type(error).__name__}: {error}"[:1000]) from error
 
 
 @dataclass(frozen=True)

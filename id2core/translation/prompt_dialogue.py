@@ -102,7 +102,7 @@ def parse(answer: str) -> list[str]:
     Returns:
         Prompts of one line each, not empty, no two equal but for case. Never raises.
     """
-    text = _FENCE.sub("", _THOUGHT.sub("", answer))
+    text = _FENCE.sub("", _without_thoughts(answer))
     prompts = _from_json(text) or _from_lines(text)
     return [prompt for prompt in unique(map(_clean, prompts)) if not _REFUSAL.match(prompt)]
 
@@ -116,11 +116,13 @@ def unique(prompts: Iterable[str]) -> list[str]:
     return list(kept.values())
 
 
-# Models that reason aloud, and the fences around what they then answer.
-_THOUGHT: Final = re.compile(r"<think>.*?</think>", re.DOTALL)
+# What a server answers is read in one pass each: no pattern below may look for its end from many starts.
+_THOUGHT, _THOUGHT_END = "<think>", "</think>"
+# The fences around an answer.
 _FENCE: Final = re.compile(r"^[ \t]*```\w*[ \t]*$", re.MULTILINE)
 # Opens and closes at the edge of a line, or a bracket within a sentence would pass for JSON.
-_JSON: Final = re.compile(r"^[ \t]*([\[{].*[\]}])[ \t]*$", re.DOTALL | re.MULTILINE)
+_JSON_START: Final = re.compile(r"^[ \t]*([\[{])", re.MULTILINE)
+_JSON_END: Final = re.compile(r"([\]}])[ \t]*$", re.MULTILINE)
 _FIELD: Final = re.compile(r"prompt|text|description", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"(prompt\s*)?[#(]?\d{1,3}([.):]\s+|[.)](?=[^\W\d]|[\"'“]|$))", re.IGNORECASE)
 _BULLET: Final = re.compile(r"[-*+•–—▪◦·]\s+")
@@ -129,7 +131,8 @@ _SUBJECT = r"\b(prompts?|ideas?|translations?|suggestions?|variations?|options?|
 _OPENER = r"(sure|certainly|of course|absolutely|okay|ok|great|yes|here|below|these|the following)\b"
 _PREFACE: Final = re.compile(rf".*:$|{_OPENER}.*{_SUBJECT}|{_OPENER}(\s\w+)?[!.,]$", re.IGNORECASE)
 # A preface and the only prompt in one line.
-_LED: Final = re.compile(rf"{_OPENER}[^:]*{_SUBJECT}[^:]*:\s*(?=\S)", re.IGNORECASE)
+_LED: Final = re.compile(rf"({_OPENER}[^:]*):\s*(?=\S)", re.IGNORECASE)
+_ABOUT_PROMPTS: Final = re.compile(_SUBJECT, re.IGNORECASE)
 _FAREWELL: Final = re.compile(
     r"(please )?(let me know|feel free|i hope|hope (this|these)|enjoy\b|would you like)"
     r"|if you(['’]d| would)\b",
@@ -145,9 +148,12 @@ _AFTER_ALL: Final = re.compile(r"\bhere(['’]s| is| are)\b", re.IGNORECASE)
 
 
 def _from_json(text: str) -> list[str]:
-    match = _JSON.search(text)
+    start = _JSON_START.search(text)
+    end = max((match.end(1) for match in _JSON_END.finditer(text)), default=0)
+    if start is None or end <= start.start(1):
+        return []
     try:
-        return [_NUMBER.sub("", s, count=1) for s in _strings(json.loads(match[1]))] if match else []
+        return [_NUMBER.sub("", s, count=1) for s in _strings(json.loads(text[start.start(1) : end]))]
     except (ValueError, RecursionError):
         return []
 
@@ -160,6 +166,18 @@ def _strings(value: Any) -> list[str]:
         named = [v for k, v in value.items() if _FIELD.search(k)]
         return _strings(named or list(value.values()))
     return [s for v in value for s in _strings(v)] if isinstance(value, list) else []
+
+
+def _without_thoughts(answer: str) -> str:
+    """Return an answer without what a model that reasons aloud thought before."""
+    kept, place = [], 0
+    while (start := answer.find(_THOUGHT, place)) >= 0:
+        end = answer.find(_THOUGHT_END, start)
+        if end < 0:
+            break
+        kept.append(answer[place:start])
+        place = end + len(_THOUGHT_END)
+    return "".join([*kept, answer[place:]])
 
 
 def _from_lines(text: str) -> list[str]:
@@ -183,17 +201,17 @@ def _marked(lines: list[str], marker: re.Pattern[str]) -> list[str]:
         return []
     # Numbers set flush right differ by one column; a list within an item is set in further.
     deepest = _indent(lines[first]) + 1
-    items: list[str] = []
+    items: list[list[str]] = []
     going_on = False
     for line in lines[first:]:
         bare = _bare(line)
         item = marker.match(bare)
         if item and _indent(line) <= deepest:
-            items.append(bare[item.end() :])
+            items.append([bare[item.end() :]])
         elif _continues(line, going_on):
-            items[-1] += " " + _BULLET.sub("", bare, count=1)
+            items[-1].append(_BULLET.sub("", bare, count=1))
         going_on = bool(bare) and not line.startswith("#")
-    return items
+    return [" ".join(parts) for parts in items]
 
 
 def _indent(line: str) -> int:
@@ -210,11 +228,18 @@ def _unmarked(lines: list[str]) -> list[str]:
     """Return plain lines, one prompt each."""
     if lines and _REFUSAL.match(lines[0]):
         return []
-    while lines and _FAREWELL.match(lines[-1]):
-        lines = lines[:-1]
-    while len(lines) > 1 and _PREFACE.match(lines[0]) and not _LED.match(lines[0]):
-        lines = lines[1:]
-    return [_LED.sub("", line) for line in lines if not line.endswith(":")]
+    first, last = 0, len(lines)
+    while last and _FAREWELL.match(lines[last - 1]):
+        last -= 1
+    while last - first > 1 and _PREFACE.match(lines[first]) and not _preface_end(lines[first]):
+        first += 1
+    return [line[_preface_end(line) :] for line in lines[first:last] if not line.endswith(":")]
+
+
+def _preface_end(line: str) -> int:
+    """Return where the prompt begins in a line that leads to it, 0 in any other."""
+    match = _LED.match(line)
+    return match.end() if match and _ABOUT_PROMPTS.search(match[1]) else 0
 
 
 def _clean(item: str) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import functools
 import re
 import threading
+import time
+import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +36,13 @@ from id2core.translation import prompt_dialogue
 
 FOLDER: Final = PROMPTS
 LONGEST_BACKOFF: Final = 60.0
+# Of a body, packed and unpacked; a hundred prompts are 20 kB.
+MOST_BYTES: Final = 1 << 22
+# Of the text in it.
+MOST_CHARACTERS: Final = 1 << 18
+# A whole answer may take so many times as long as a server may be silent.
+PATIENCE: Final = 5.0
+_ANY_HEADER: Final = 47  # of zlib: gzip or deflate, as the data say
 # A server that asks for a longer pause than this is asked again sooner.
 LONGEST_PAUSE: Final = 600.0
 RETRIED: Final = frozenset({408, 409, 429})
@@ -72,7 +81,9 @@ class PromptSettings(EnvironmentSettings):
     )
     count: int = Field(default=20, ge=1, description="Prompts per request, at least.")
     timeout_seconds: float = Field(
-        default=120.0, gt=0, description="Longest silence of the server, in seconds."
+        default=120.0,
+        gt=0,
+        description="Longest silence of the server, in seconds. A whole answer may take 5 times it.",
     )
     attempts: int = Field(default=6, ge=1, description="Requests for an image before it is rejected.")
     concurrency: int = Field(default=8, ge=1, description="Simultaneous requests of one process.")
@@ -297,15 +308,43 @@ class _Endpoint:
     def __init__(self, base_url: str, timeout: float, concurrency: int) -> None:
         # No limit on the wait for a free connection: it is what holds the number of requests down.
         self._http = httpx.Client(
-            timeout=httpx.Timeout(timeout, pool=None), limits=httpx.Limits(max_connections=concurrency)
+            timeout=httpx.Timeout(timeout, pool=None),
+            limits=httpx.Limits(max_connections=concurrency),
+            headers={"Accept-Encoding": "identity"},
         )
+        self._patience = PATIENCE * timeout
         self._url = f"{base_url}/chat/completions"
         self.reached = False
 
     def post(self, body: Mapping[str, object], auth: httpx.Auth) -> httpx.Response:
-        response = self._http.post(self._url, json=body, auth=auth)
-        self.reached = True
-        return response
+        deadline = time.monotonic() + self._patience
+        with self._http.stream("POST", self._url, json=body, auth=auth) as response:
+            self.reached = True
+            data = bytearray()
+            for chunk in response.iter_raw():
+                data += chunk
+                if len(data) > MOST_BYTES:
+                    raise _UnansweredError(f"an answer of more than {MOST_BYTES:,} bytes")
+                if time.monotonic() > deadline:
+                    raise _UnansweredError(f"no whole answer in {self._patience:g} s")
+            content = _unpacked(bytes(data), response.headers.get("Content-Encoding", ""))
+            kept = {k: v for k, v in response.headers.items() if k in ("content-type", "retry-after")}
+            return httpx.Response(response.status_code, headers=kept, content=content)
+
+
+def _unpacked(data: bytes, encoding: str) -> bytes:
+    """Return a body without its compression, which was not asked for, up to `MOST_BYTES`."""
+    if encoding.lower() in ("", "identity"):
+        return data
+    if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
+        raise _UnansweredError(f"an answer compressed by {encoding[:40]!r}, which was not asked for")
+    try:
+        content = zlib.decompressobj(_ANY_HEADER).decompress(data, MOST_BYTES + 1)
+    except zlib.error as error:
+        raise _UnansweredError(f"an answer whose compression is damaged: {error}") from None
+    if len(content) > MOST_BYTES:
+        raise _UnansweredError(f"an answer of more than {MOST_BYTES:,} bytes, unpacked")
+    return content
 
 
 @functools.cache
@@ -346,10 +385,12 @@ def _answer(response: httpx.Response) -> _Answer:
         text = (
             content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _UnansweredError("HTTP 200, but not a chat completion") from None
     if not text.strip():
         raise _UnansweredError("an empty answer")
+    if len(text) > MOST_CHARACTERS:
+        raise _UnansweredError(f"an answer of {len(text):,} characters; {MOST_CHARACTERS:,} are read at most")
     prompts = prompt_dialogue.parse(text)
     # The last prompt of an answer that ran out of tokens ends in mid-sentence.
     return _Answer(text, prompts[:-1] or prompts if choice.get("finish_reason") == "length" else prompts)
@@ -360,7 +401,7 @@ def _error(response: httpx.Response) -> tuple[str, str]:
     try:
         error = response.json()["error"]
         return f"{error.get('code')} {error.get('type')}", str(error["message"])
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return "", response.text or response.reason_phrase
 
 
@@ -371,7 +412,7 @@ def _retry_after(response: httpx.Response) -> float:
         return float(value)
     try:
         return (parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)).total_seconds()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 
 import pytest
@@ -106,3 +107,29 @@ def test_no_answer_breaks_the_reader(answer: str) -> None:
     prompts = parse(answer)
     assert len({p.casefold() for p in prompts}) == len(prompts)
     assert all(p and p == " ".join(p.split()) for p in prompts)
+
+
+SIZE = 1 << 18
+SLOW = {
+    "thoughts": "<think>" * (SIZE // 7),
+    "brackets": "[\n" * (SIZE // 2),
+    "bracket_lines": "[x\n" * (SIZE // 3) + "]x",
+    "ends": "]" * SIZE,
+    "spaces": "[" + " " * SIZE + "x",
+    "continued": "1. a\n" + " b\n" * (SIZE // 3),
+    "farewells": "a\n" + "enjoy\n" * (SIZE // 6),
+    "prefaces": "here are ideas\n" * (SIZE // 15),
+    "no_colon": "sure " + "prompt " * (SIZE // 7),
+    "colons": "sure " + "prompt: " * (SIZE // 8),
+    "numbers": "1" * SIZE,
+    "fences": "```" * (SIZE // 3),
+    "quotes": "“" * SIZE,
+    "sorry": "i am very " * (SIZE // 10),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_the_longest_answer_is_read_in_one_pass(kind: str) -> None:
+    started = time.process_time()
+    parse(SLOW[kind])
+    assert time.process_time() - started < 5  # a pass over pairs of characters takes minutes

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import pickle
 import random
 import socket
 import traceback
+import tracemalloc
 from collections import Counter
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -21,6 +24,7 @@ from id2core.translation.prompts import PromptSource
 from tests.drawing import scene
 from tests.vision_server import (
     CLOSED,
+    DRIPPING,
     GARBAGE,
     KEY,
     MODEL,
@@ -318,3 +322,51 @@ def test_a_pasted_address_and_a_key_with_a_line_end_are_understood(
     monkeypatch.setenv("ID2_PROMPT_API_KEY", f"{KEY}\n")
     assert isinstance(one(prompts.load("endpoint", "/images", str(tmp_path))), list)
     assert vision_server.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+def completion(text: str) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+
+
+HOSTILE = {
+    "600_million_bytes": (200, {}, b" " * (8 << 20)),
+    "gzip_bomb": (200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(1 << 28), 9)),
+    "gzip_of_nothing": (200, {"Content-Encoding": "gzip"}, b"no gzip"),
+    "unknown_packing": (200, {"Content-Encoding": "br"}, b"x"),
+    "a_book": (200, {}, completion("1. word " * 100_000)),
+    "deep": (200, {}, b"[" * 1_000_000),
+    "error_bomb": (500, {"Content-Encoding": "gzip"}, gzip.compress(bytes(1 << 28), 9)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_answer_beyond_the_limits_is_dropped_and_asked_for_again(
+    kind: str, source: PromptSource, vision_server: Server
+) -> None:
+    vision_server.script = [HOSTILE[kind]]
+    tracemalloc.start()
+    assert len(source.prompts_for("image", "/images/x.jpg", jpeg(0), 3)) == 3
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(vision_server.requests) == 2 and peak < 64 << 20
+
+
+def test_an_answer_may_be_packed_within_the_limits(source: PromptSource, vision_server: Server) -> None:
+    vision_server.script = [(200, {"Content-Encoding": "gzip"}, gzip.compress(completion(numbered_words())))]
+    assert source.prompts_for("image", "/images/x.jpg", jpeg(0), 2) == ["Word 1", "Word 2"]
+    assert len(vision_server.requests) == 1
+
+
+def numbered_words() -> str:
+    return "\n".join(f"{i}. Word {i}" for i in range(1, 21))
+
+
+def test_a_server_that_drips_costs_a_deadline_and_one_picture(
+    vision_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ID2_PROMPT_TIMEOUT_SECONDS", "0.2")
+    monkeypatch.setenv("ID2_PROMPT_ATTEMPTS", "1")
+    vision_server.script = [DRIPPING]
+    asked = prompts.load("endpoint", "/images", str(tmp_path / "out"))
+    reject = asked.prompts_for("image", "/images/x.jpg", jpeg(0), 3)
+    assert isinstance(reject, Reject) and "no whole answer in 1 s" in reject.detail
