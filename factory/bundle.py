@@ -40,22 +40,30 @@ def background(data: EvaluationSet, w: Transform, out: Path) -> tuple[str, NDArr
     latents, ids = data.read(TRAIN)
     rows = np.linspace(0, len(ids) - 1, COUNT).astype(int)
     descriptors = w.apply(latents[rows]).astype(np.float16).astype(np.float32)
-    schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
+    names = data.ids | {"transform_id": w.transform_id}
+    return write_background(out, [ids[i] for i in rows], descriptors, latents.shape[1], names), descriptors
+
+
+def write_background(
+    out: Path, image_ids: list[str], descriptors: NDArray[np.float32], latent_size: int, names: dict[str, str]
+) -> str:
+    """Write a background of float32[B,m] in place of the one in a folder; return its index_id."""
+    schema = schemas.embeddings_schema(latent_size, descriptors.shape[1])
     columns = {
-        "image_id": [ids[i] for i in rows],
-        "uri": [f"background/{ids[i]}" for i in rows],
+        "image_id": image_ids,
+        "uri": [f"background/{image_id}" for image_id in image_ids],
         "descriptor": schemas.vectors_to_array(descriptors, descriptors.shape[1]),
     }
-    names = data.ids | {"transform_id": w.transform_id}
-    columns |= {name: [value] * COUNT for name, value in names.items()}
-    rows = {field.name: columns.get(field.name, pa.nulls(COUNT, field.type)) for field in schema}
+    count = len(image_ids)
+    columns |= {name: [value] * count for name, value in names.items()}
+    rows = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in schema}
     shutil.rmtree(out / BACKGROUND, ignore_errors=True)
     record = datasets.write_file(
         str(out / BACKGROUND), BACKGROUND, [pa.Table.from_pydict(rows, schema)], schema
     )
     commit = Commit("embeddings", BACKGROUND, names, (record,), source=BACKGROUND)
     datasets.write_commit(str(out / BACKGROUND), commit)
-    return shards.index_id(Dataset.open(str(out / BACKGROUND))), descriptors
+    return shards.index_id(Dataset.open(str(out / BACKGROUND)))
 
 
 def uploads(data: EvaluationSet, role: str) -> list[Queries]:

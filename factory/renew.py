@@ -1,0 +1,60 @@
+"""State what ships beside an encoder for a new `preprocess_id`, where no latent that it was made of moves.
+
+Run `python -m factory.renew --folder id2core/data/mini`. It is right only where the pictures that W, the
+background and the calibration were made of decode to the same pixels as before: a new recipe that obeys color
+profiles leaves files without one alone. Where a pixel moves, make them again (`factory.bundle`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from factory.bundle import FACTS, write_background
+from id2core.encoders.records import BUNDLED_RECORD, Record
+from id2core.store import schemas
+from id2core.store.datasets import Dataset
+from id2core.transforms.files import WEIGHTS, load_transform, save_half
+from id2core.verdicts import calibration
+from id2core.verdicts.judging import BACKGROUND, FILE
+
+
+def renew(folder: Path, preprocess_id: str) -> None:
+    """Write W's facts, the background and the calibration of a folder anew; weights and thresholds stay."""
+    old = load_transform(str(folder / WEIGHTS))
+    w = save_half(replace(old, metadata=old.metadata | {"preprocess_id": preprocess_id}), folder / WEIGHTS)
+    assert w.weights is not None  # the identity is saved nowhere
+    facts = json.loads((folder / FACTS).read_text())
+    (folder / FACTS).write_text(json.dumps(facts | {"trained": w.metadata}, indent=1))
+    found = calibration.load(str(folder / FILE))
+    if found.normalization is None:
+        raise SystemExit(f"{folder / FILE} has no background")
+    name = _renewed_background(folder, len(w.weights), preprocess_id)
+    normalization = found.normalization.model_copy(update={"background_id": name})
+    update = {"preprocess_id": preprocess_id, "normalization": normalization}
+    found.model_copy(update=update).save(str(folder / FILE))
+
+
+def _renewed_background(folder: Path, latent_size: int, preprocess_id: str) -> str:
+    data = Dataset.open(str(folder / BACKGROUND))
+    (table,) = data.tables(["image_id", "descriptor"])
+    vectors = schemas.column_to_vectors(table["descriptor"]).astype(np.float32)
+    names = data.ids | {"preprocess_id": preprocess_id}
+    return write_background(folder, table["image_id"].to_pylist(), vectors, latent_size, names)
+
+
+def main() -> None:
+    """Renew a bundled encoder's folder, from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="the encoder's folder")
+    folder = parser.parse_args().folder
+    record = Record.from_json((folder / BUNDLED_RECORD.name).read_bytes())
+    renew(folder, record.ids.preprocess_id)
+
+
+if __name__ == "__main__":
+    main()

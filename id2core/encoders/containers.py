@@ -1,0 +1,120 @@
+"""Reads what PNG and ISO media files (AVIF, HEIF) say beside their pixels: chunks and boxes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+_PNG_START: Final = 8
+
+
+class Chunk(NamedTuple):
+    """A PNG chunk: its name, where its body lies, and where the next chunk begins."""
+
+    name: bytes
+    body: int
+    length: int
+    end: int
+
+
+def png_chunks(data: bytes) -> Iterator[Chunk]:
+    """Yields the whole chunks of a PNG in order, up to IEND or the first that is cut off."""
+    at = _PNG_START
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        name, end = data[at + 4 : at + 8], at + 12 + length
+        if end > len(data):
+            return
+        yield Chunk(name, at + 8, length, end)
+        if name == b"IEND":
+            return
+        at = end
+
+
+# Everything else in a PNG is for other readers: text of any size, previews, the frames of an
+# animation. Colors are read from the file as it is.
+_NEEDED: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"))
+
+
+def without_extras(data: bytes) -> bytes:
+    """Drops from a PNG all chunks that its still picture does not need; the rest stays as it is."""
+    view, kept, start, last = memoryview(data), [], 0, _PNG_START
+    for chunk in png_chunks(data):
+        if chunk.name not in _NEEDED:
+            kept.append(view[start:last])
+            start = chunk.end
+        last = chunk.end
+    if not kept:
+        return data
+    # What follows the last whole chunk tells the decoder that a file was cut off.
+    return b"".join((*kept, view[start:]))
+
+
+class Box(NamedTuple):
+    """A box of an ISO media file: its name and where its body begins and ends."""
+
+    name: bytes
+    body: int
+    end: int
+
+
+def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Box]:
+    """Yields the boxes that lie side by side in `data[start:end]`."""
+    end = len(data) if end is None else end
+    while start + 8 <= end:
+        length, name = struct.unpack_from(">I4s", data, start)
+        body = start + 8
+        if length == 1 and body + 8 <= end:  # the length follows the name, in 64 bits
+            length, body = int.from_bytes(data[body : body + 8], "big"), body + 8
+        stop = end if length == 0 else start + length
+        if not body <= stop <= end:
+            return
+        yield Box(name, body, stop)
+        start = stop
+
+
+def _child(data: bytes, parent: Box, name: bytes, skipped: int = 0) -> Box:
+    """The first box of that name; StopIteration where there is none."""
+    return next(box for box in boxes(data, parent.body + skipped, parent.end) if box.name == name)
+
+
+def nclx(data: bytes) -> tuple[int, int] | None:
+    """Reads the primaries and the transfer function (ITU-T H.273) of an AVIF's or HEIF's main picture."""
+    try:
+        return _nclx(data)
+    except (StopIteration, struct.error, IndexError):
+        return None
+
+
+def _nclx(data: bytes) -> tuple[int, int] | None:
+    meta = next(box for box in boxes(data) if box.name == b"meta")
+    primary = _child(data, meta, b"pitm", 4)
+    wide = data[primary.body] > 0
+    main = int.from_bytes(data[primary.body + 4 : primary.body + (8 if wide else 6)], "big")
+    properties = _child(data, meta, b"iprp", 4)
+    shared = list(boxes(data, *_child(data, properties, b"ipco")[1:]))
+    for index in _properties_of(main, data, _child(data, properties, b"ipma")):
+        box = shared[index - 1] if 0 < index <= len(shared) else None
+        if box and box.name == b"colr" and data[box.body : box.body + 4] == b"nclx":
+            primaries, transfer = struct.unpack_from(">HH", data, box.body + 4)
+            return primaries, transfer
+    return None
+
+
+def _properties_of(item: int, data: bytes, links: Box) -> list[int]:
+    """The numbers, from 1, of an item's properties."""
+    version, wide = data[links.body], data[links.body + 3] & 1
+    name = ">I" if version else ">H"
+    count = int.from_bytes(data[links.body + 4 : links.body + 8], "big")
+    at = links.body + 8
+    for _ in range(count):
+        if at >= links.end:
+            break
+        (found,) = struct.unpack_from(name, data, at)
+        at += struct.calcsize(name)
+        numbers = struct.unpack_from(f">{data[at]}{'H' if wide else 'B'}", data, at + 1)
+        at += 1 + len(numbers) * (2 if wide else 1)
+        if found == item:
+            return [number & (0x7FFF if wide else 0x7F) for number in numbers]
+    return []
