@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from id2core.encoders import bitmaps
 from id2core.encoders.containers import nclx, png_chunks
 
 # Profiles of presses are 0.5 to 3 MB. Whatever is larger counts as no profile.
@@ -63,7 +64,8 @@ def color_space(image: Image.Image, kind: str, data: bytes) -> ColorSpace:
     """
     if kind == "png":
         return _of_png(image.mode, data)
-    space = from_profile(image.info.get("icc_profile"), image.mode)
+    profile = bitmaps.profile(data) if kind == "bmp" else image.info.get("icc_profile")
+    space = from_profile(profile, image.mode)
     # An ICC profile goes before nclx, as in Chromium: it says more than a number.
     if space is None and kind in ("avif", "heif"):
         codes = nclx(data)

@@ -6,7 +6,21 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from PIL import Image
+
 _PNG_START: Final = 8
+
+
+class UnsupportedError(ValueError):
+    """A picture may be whole, but nothing here can read its kind."""
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises DecompressionBombError above `max_pixels`, and ValueError where there is no pixel."""
+    if width < 1 or height < 1:
+        raise ValueError(f"{width}x{height} pixels")
+    if width * height > max_pixels:
+        raise Image.DecompressionBombError(f"{width}x{height}, limit {max_pixels} pixels")
 
 
 class Chunk(NamedTuple):
@@ -87,11 +101,32 @@ def nclx(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-def _nclx(data: bytes) -> tuple[int, int] | None:
+def codec(data: bytes) -> str:
+    """Reads what an AVIF's or HEIF's main picture is coded with, `hvc1` for example; empty where unclear."""
+    try:
+        meta, main = _main_item(data)
+        items = _child(data, meta, b"iinf", 4)
+        for box in boxes(data, items.body + (8 if data[items.body] else 6), items.end):
+            wide = data[box.body] > 2
+            form = ">IxxI" if wide else ">HxxI"
+            number, kind = struct.unpack_from(form, data, box.body + 4)
+            if number == main:
+                return kind.to_bytes(4, "big").decode("latin-1")
+    except (StopIteration, struct.error, IndexError):
+        pass
+    return ""
+
+
+def _main_item(data: bytes) -> tuple[Box, int]:
+    """The box that describes the items, and the number of the main one."""
     meta = next(box for box in boxes(data) if box.name == b"meta")
     primary = _child(data, meta, b"pitm", 4)
     wide = data[primary.body] > 0
-    main = int.from_bytes(data[primary.body + 4 : primary.body + (8 if wide else 6)], "big")
+    return meta, int.from_bytes(data[primary.body + 4 : primary.body + (8 if wide else 6)], "big")
+
+
+def _nclx(data: bytes) -> tuple[int, int] | None:
+    meta, main = _main_item(data)
     properties = _child(data, meta, b"iprp", 4)
     shared = list(boxes(data, *_child(data, properties, b"ipco")[1:]))
     for index in _properties_of(main, data, _child(data, properties, b"ipma")):

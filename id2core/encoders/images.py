@@ -13,11 +13,11 @@ import pillow_heif
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from id2core.encoders import budget
+from id2core.encoders import bitmaps, budget, tiffs
 from id2core.encoders.budget import DEFAULT_LIMITS as DEFAULT_LIMITS
 from id2core.encoders.budget import Limits as Limits
 from id2core.encoders.colors import ColorSpace, color_space, from_signal
-from id2core.encoders.containers import without_extras
+from id2core.encoders.containers import UnsupportedError, check_size, codec, without_extras
 from id2core.store.rejects import Reason, Reject
 
 # Part of preprocess_id: change it whenever a change here can alter a decoded pixel.
@@ -117,6 +117,7 @@ _UNSUPPORTED: Final = {
     "JPEG XL": re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"),
     "PostScript": re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"),
     "PNM": re.compile(rb"P[1-7]\s"),
+    "low-overhead AVIF or HEIF": re.compile(rb".{4}ftypmif3", re.DOTALL),
     "camera raw": re.compile(rb"FUJIFILMCCD-RAW|II(RO|RS|U\0)|.{4}ftypcrx ", re.DOTALL),
     "MP4 or QuickTime video": re.compile(rb".{4}(ftyp|moov)", re.DOTALL),
     "AVI video": re.compile(rb"RIFF.{4}AVI ", re.DOTALL),
@@ -148,15 +149,9 @@ def _silence_pillow() -> None:
 
 
 def _decode(data: bytes, kind: str, size: int, limits: Limits) -> Decoded | Reject:
-    if kind == "webp":  # unpacked where others only read the header
-        budget.admit(budget.webp_pixels(data))
-    whole = without_extras(data) if kind == "png" else data
-    with Image.open(io.BytesIO(whole), formats=[kind.upper()]) as image:
+    with _opened(data, kind, limits.max_pixels) as image:
         width, height = image.size
-        if width * height > limits.max_pixels:
-            return Reject(Reason.TOO_MANY_PIXELS, f"{width}x{height}, limit {limits.max_pixels} pixels")
-        if width < 1 or height < 1:
-            return Reject(Reason.CORRUPT, f"{width}x{height} pixels")
+        check_size(width, height, limits.max_pixels)
         space = color_space(image, kind, data)
         if _is_deep_heif(image):
             budget.admit(width * height)
@@ -173,8 +168,48 @@ def _decode(data: bytes, kind: str, size: int, limits: Limits) -> Decoded | Reje
     return Decoded(np.array(square, dtype=np.uint8), width, height, kind)
 
 
-def _load(image: ImageFile.ImageFile, kind: str, size: int) -> tuple[float, float, float, float]:
+def _opened(data: bytes, kind: str, max_pixels: int) -> Image.Image:
+    """Opens a picture. What Pillow would refuse or show wrong comes decoded already."""
+    if kind == "bmp" and (bitmap := bitmaps.read(data, max_pixels)):
+        return bitmap
+    if kind == "tiff":
+        return _opened_tiff(data, max_pixels)
+    if kind == "gif":
+        return _opened_gif(data, max_pixels)
+    if kind == "webp":  # unpacked where others only read the header
+        budget.admit(budget.webp_pixels(data))
+    whole = without_extras(data) if kind == "png" else data
+    return Image.open(io.BytesIO(whole), formats=[kind.upper()])
+
+
+def _opened_tiff(data: bytes, max_pixels: int) -> Image.Image:
+    tiff = tiffs.directory(data)
+    if tiff is None or not tiffs.needs_care(tiff):
+        try:
+            return Image.open(io.BytesIO(data), formats=["TIFF"])
+        except UnidentifiedImageError:
+            if tiff is None:
+                raise
+    return tiffs.read(data, tiff, max_pixels)
+
+
+def _opened_gif(data: bytes, max_pixels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=["GIF"])
+    frame = image.tile[0].extents if image.tile else None
+    if frame is None or frame == (0, 0, *image.size) or "transparency" in image.info:
+        return image
+    # The canvas around a small frame is clear, as browsers have it; Pillow gives it the first color.
+    check_size(*image.size, max_pixels)
+    budget.admit(image.width * image.height)
+    whole = Image.new("RGBA", image.size)
+    whole.paste(image.convert("RGB").crop(frame), frame[:2])
+    return whole
+
+
+def _load(image: Image.Image, kind: str, size: int) -> tuple[float, float, float, float]:
     """Decodes the pixels; returns the part of the loaded picture that holds the whole original."""
+    if not isinstance(image, ImageFile.ImageFile):  # decoded already
+        return (0, 0, *image.size)
     _mend_colour_key(image)
     # Only for JPEG: on HEIF a draft picks the embedded thumbnail, which may show something else.
     stored = image.width * image.height
@@ -274,26 +309,41 @@ def _deep_grey(image: Image.Image) -> Image.Image:
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     white = 1.0 if image.mode == "F" else 65535.0
-    values = np.asarray(image, dtype=np.float64)
-    values = np.where(np.isfinite(values), values, 0.0)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= white:
-        low, high = 0.0, white
-    span = (high - low) or 1.0
-    return Image.fromarray(np.rint((values - low) * (255 / span)).astype(np.uint8))
+    return Image.fromarray(tiffs.stretched(np.asarray(image), white))
 
 
 def _explain(error: Exception, data: bytes, kind: str) -> Reject:
     if isinstance(error, Image.DecompressionBombError):
         return Reject(Reason.TOO_MANY_PIXELS, f"{kind}: {error}")
+    if isinstance(error, UnsupportedError):
+        return Reject(Reason.UNSUPPORTED, str(error))
+    # Pillow keeps to itself why no opener took a file.
+    told = _refusal(data, kind) if isinstance(error, UnidentifiedImageError) else str(error)
     # Decoders behind Pillow say so in words.
-    if isinstance(error, MemoryError) or "memory" in str(error).lower():
+    if isinstance(error, MemoryError) or "memory" in told.lower():
         return Reject(Reason.OVER_BUDGET, f"{kind}: more memory than decoding it may take")
-    # The message of UnidentifiedImageError holds a memory address, different in every run.
-    unread = isinstance(error, UnidentifiedImageError)
-    detail = "unreadable header" if unread else " ".join(str(error).split()) or type(error).__name__
-    early = "truncated" in detail.lower() or not _is_whole(data, kind)
-    return Reject(Reason.TRUNCATED if early else Reason.CORRUPT, f"{kind}: {detail[:200]}")
+    detail = f"{kind}: {' '.join(told.split())[:200] or type(error).__name__}"
+    if "truncated" in detail.lower() or not _is_whole(data, kind):
+        return Reject(Reason.TRUNCATED, detail)
+    if kind in ("avif", "heif") and (coded := codec(data)) and coded not in _CODECS:
+        return Reject(Reason.UNSUPPORTED, f"{coded!r} in {kind}")
+    return Reject(Reason.UNSUPPORTED if _NOT_READ.search(detail) else Reason.CORRUPT, detail)
+
+
+# Item types that libheif and libavif were built to read: AV1, HEVC, and what is derived from them.
+_CODECS: Final = frozenset(("av01", "hvc1", "hev1", "grid", "iden", "iovl", "tmap", "sato"))
+
+
+# What decoders say of files that may be whole: 12-bit or lossless JPEG, codecs that were not built in.
+_NOT_READ: Final = re.compile(r"(?i)unsupported|not supported|cannot handle|unknown compression")
+
+
+def _refusal(data: bytes, kind: str) -> str:
+    try:
+        Image.OPEN[kind.upper()][0](io.BytesIO(data), "")
+    except Exception as error:
+        return str(error) or "unreadable header"
+    return "unreadable header"
 
 
 def _is_whole(data: bytes, kind: str) -> bool:
@@ -309,7 +359,8 @@ def _is_whole(data: bytes, kind: str) -> bool:
     if kind == "bmp":
         return len(data) >= int.from_bytes(data[2:6], "little")
     if kind == "tiff":  # the directory, often the last thing in the file
-        return len(data) > int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
+        place = slice(8, 16) if 43 in data[2:4] else slice(4, 8)
+        return len(data) > int.from_bytes(data[place], "little" if data[:1] == b"I" else "big")
     return _boxes_end(data) <= len(data)
 
 
