@@ -108,10 +108,10 @@ def codec(data: bytes) -> str:
         items = _child(data, meta, b"iinf", 4)
         for box in boxes(data, items.body + (8 if data[items.body] else 6), items.end):
             wide = data[box.body] > 2
-            form = ">IxxI" if wide else ">HxxI"
+            form = ">Ixx4s" if wide else ">Hxx4s"
             number, kind = struct.unpack_from(form, data, box.body + 4)
             if number == main:
-                return kind.to_bytes(4, "big").decode("latin-1")
+                return str(kind, "latin-1")
     except (StopIteration, struct.error, IndexError):
         pass
     return ""
