@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 from dataclasses import dataclass
@@ -166,3 +167,17 @@ def chromaticities(space: Space) -> bytes:
     """The body of cHRM."""
     points = (space.white, *space.primaries)
     return struct.pack(">8I", *(round(value * 100_000) for point in points for value in point))
+
+
+# `picture(24, 24)` in PQ as an AVIF of 10 bit, which Pillow cannot write; by libavif, 4:4:4, quality 95.
+AVIF_OF_10_BIT = base64.b64decode(
+    "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAA"
+    "AAAAAAAOcGl0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEAAAETAAABjQAAAChpaW5mAAAAAAABAAAAGmluZmUCAAAAAAEA"
+    "AGF2MDFDb2xvcgAAAABqaXBycAAAAEtpcGNvAAAAFGlzcGUAAAAAAAAAGAAAABgAAAAQcGl4aQAAAAADCgoKAAAADGF2MUOBIEAA"
+    "AAAAE2NvbHJuY2x4AAkAEAAJgAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAABlW1kYXQSAAoIOBEvdvCRAJky/gIRAiNSgAggjyAA"
+    "H8CR80NipPx97QfTqU8Y0NZGtkuR8UZtug4r1F1Q1Pn7/6J9ErU5n3khsC0inHogNrb0hMiXvaTeQzIcvlh/QdYFY1Up8sEm3JnU"
+    "EGQu/ip/v2tT//I0VHn8tb8vHSyDPeY/sSmBgv581FDn0h7spZwCyjSlyX87knAei2kkRKt4rXE4uCdrsL268P3pI5xfyICSa65J"
+    "ysoeeSTnEYhGULZHDa5my7GmOws8pVd90HM0oLykjzQfStsPdSPI9m5YEiGLe9kRYvcmHuy78XgTjRVfkjNGRR+aFEAJb0YYCzwl"
+    "7YPcC9B8TyeOXA0lJS3YD+El837r2CSxR1ll1dNGw5qOxKnAQ293cEY/AlvZvnh/QbvVDgmUFgqCCKexYLCqH8bCAQY6JTSXXeup"
+    "9zmE3eRyRiuwZc6nskYK+6kAjFa+OKwtRD6vBpbCNAfTNgTVv70z+obZf89EwyI4NXjjukUdlMHqQBqjQ24/etPzVs/MHtdQ"
+)

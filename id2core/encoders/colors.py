@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from id2core.encoders import bitmaps
-from id2core.encoders.containers import nclx, png_chunks
+from id2core.encoders.containers import coding, png_chunks
 
 # Profiles of presses are 0.5 to 3 MB. Whatever is larger counts as no profile.
 MAX_PROFILE_BYTES: Final = 4 << 20
@@ -68,8 +68,12 @@ def color_space(image: Image.Image, kind: str, data: bytes) -> ColorSpace:
     space = from_profile(profile, image.mode)
     # An ICC profile goes before nclx, as in Chromium: it says more than a number.
     if space is None and kind in ("avif", "heif"):
-        codes = nclx(data)
-        space = from_codes(*codes, unspecified=SRGB_CODES) if codes else None
+        coded = coding(data)
+        if coded.primaries is not None and coded.transfer is not None:
+            space = from_codes(coded.primaries, coded.transfer, unspecified=SRGB_CODES)
+        colored = image.mode in ("RGB", "RGBA")
+        if kind == "avif" and colored and isinstance(space, Curved) and coded.bits in (10, 12):
+            space = replace(space, cut=coded.bits - 8)
     return space or SRGB
 
 
@@ -263,6 +267,10 @@ SRGB_CODES: Final = (1, 13)
 _UNSPECIFIED: Final = 2
 
 
+# What one step of Y, Cb and Cr together adds to red, green and blue by the matrix of BT.2020.
+_TINT: Final = np.array((1 + 1.4746, 1 - 0.1646 - 0.5714, 1 + 1.8814))
+
+
 @dataclass(frozen=True, eq=False)
 class Curved:
     """A space of one curve for all channels and three primaries.
@@ -271,17 +279,33 @@ class Curved:
         light: from a signal of 0–1 to linear light, 1 being white.
         matrix: (3, 3), from linear light of this space to that of sRGB.
         hdr: light may go far beyond white.
+        cut: how many bits of Y, Cb and Cr the decoder dropped.
     """
 
     light: Callable[[Floats], Floats]
     matrix: Floats
     hdr: bool = False
+    cut: int = 0
     mode: str = "RGB"
 
     def to_srgb(self, image: Image.Image) -> Image.Image:
         """Converts the pixels; alpha stays as it is."""
-        table = self.light(np.linspace(0, 1, 256, dtype=np.float32)).astype(np.float32)
-        return _with_alpha_of(image, self._shown(table[np.asarray(image.convert("RGB"))]))
+        pixels = np.asarray(image.convert("RGB"))
+        table = self.light(self._signals()).astype(np.float32)
+        light = np.stack([table[:, channel][pixels[..., channel]] for channel in range(3)], axis=-1)
+        return _with_alpha_of(image, self._shown(light))
+
+    def _signals(self) -> Floats:
+        """The signal that each of 256 values of red, green and blue stands for, (256, 3)."""
+        values = np.repeat(np.arange(256, dtype=np.float64)[:, None], 3, axis=1)
+        if not self.cut:
+            return values / 255
+        steps = 1 << self.cut
+        # What a cut sample stands for is half a step higher, in all of Y, Cb and Cr: a tint that the eye
+        # misses, but not PQ's steep curve.
+        missing = (steps - 1) / (2 * steps)
+        shifted = (values + missing * _TINT) * (steps / (256 * steps - 1))
+        return np.clip(shifted, 0, 1)
 
     def from_signal(self, signal: Floats) -> Image.Image:
         """Converts a picture of more than 8 bit; (height, width, 3), 0–1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from PIL import Image
@@ -93,12 +94,33 @@ def _child(data: bytes, parent: Box, name: bytes, skipped: int = 0) -> Box:
     return next(box for box in boxes(data, parent.body + skipped, parent.end) if box.name == name)
 
 
-def nclx(data: bytes) -> tuple[int, int] | None:
-    """Reads the primaries and the transfer function (ITU-T H.273) of an AVIF's or HEIF's main picture."""
+@dataclass(frozen=True)
+class Coding:
+    """How the main picture of an AVIF or HEIF is coded.
+
+    Attributes:
+        primaries, transfer: code points of ITU-T H.273; None where the file has no nclx box.
+        bits: of a sample.
+    """
+
+    primaries: int | None = None
+    transfer: int | None = None
+    bits: int = 8
+
+
+def coding(data: bytes) -> Coding:
+    """Reads how the main picture of an AVIF or HEIF is coded; the defaults stand for what is unclear."""
+    found = Coding()
     try:
-        return _nclx(data)
+        for name, body in _properties(data):
+            if name == b"colr" and body[:4] == b"nclx" and found.primaries is None:
+                primaries, transfer = struct.unpack_from(">HH", body, 4)
+                found = replace(found, primaries=primaries, transfer=transfer)
+            elif name == b"pixi":
+                found = replace(found, bits=body[5])
     except (StopIteration, struct.error, IndexError):
-        return None
+        pass
+    return found
 
 
 def codec(data: bytes) -> str:
@@ -125,16 +147,15 @@ def _main_item(data: bytes) -> tuple[Box, int]:
     return meta, int.from_bytes(data[primary.body + 4 : primary.body + (8 if wide else 6)], "big")
 
 
-def _nclx(data: bytes) -> tuple[int, int] | None:
+def _properties(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yields the properties of the main picture: their names, and their first bytes."""
     meta, main = _main_item(data)
     properties = _child(data, meta, b"iprp", 4)
     shared = list(boxes(data, *_child(data, properties, b"ipco")[1:]))
     for index in _properties_of(main, data, _child(data, properties, b"ipma")):
-        box = shared[index - 1] if 0 < index <= len(shared) else None
-        if box and box.name == b"colr" and data[box.body : box.body + 4] == b"nclx":
-            primaries, transfer = struct.unpack_from(">HH", data, box.body + 4)
-            return primaries, transfer
-    return None
+        if 0 < index <= len(shared):
+            box = shared[index - 1]
+            yield box.name, data[box.body : min(box.end, box.body + 16)]
 
 
 def _properties_of(item: int, data: bytes, links: Box) -> list[int]:
