@@ -54,9 +54,7 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
 
     * 16-bit color keeps its high byte. HEIF of 10 or 12 bit is rounded after the conversion to sRGB.
     * 16-bit greys (`I;16`, `I;16B`): 0–65535 becomes 0–255.
-    * 32-bit integers (`I`) and floats (`F`): 0–65535 and 0–1 become 0–255. A picture with values
-      outside that range is stretched from its own minimum and maximum instead. NaN and infinity
-      count as 0.
+    * Other depths of TIFF: see `tiffs.to_bytes`.
 
     Thread-safe, and the same bytes always give the same answer. Memory and time are not limited here:
     `decoder_pool.decode` is this function for files of strangers.
@@ -281,7 +279,8 @@ def _to_square(
         square = stretch(_with_alpha(image))
     else:
         square = stretch(image if image.mode in ("L", "RGB", space.mode) else image.convert("RGB"))
-    # After the resize, when it costs 1 to 5 ms whatever the size of the picture.
+    # After the resize, when it costs a few milliseconds whatever the size of the picture. Before it, pixels
+    # would differ by 0.3 to 0.8 of 255 on average (photos in RGB spaces), and by 1.4 in PQ of 8 bit.
     square = space.to_srgb(square)
     return _over_white(square) if square.mode == "RGBA" else square.convert("RGB")
 

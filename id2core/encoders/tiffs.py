@@ -173,10 +173,15 @@ class _Layout:
     tiled: bool
 
 
+# Pixels. A small picture may claim a huge tile, which the decoder holds whole.
+_MOST_OF_A_TILE: Final = 1 << 24
+
+
 def _layout(tiff: Directory) -> _Layout:
     width, height = tiff.value(WIDTH), tiff.value(HEIGHT)
     if tiff.values(TILE_WIDTH):
-        across = -(-width // max(1, tiff.value(TILE_WIDTH)))
+        check_size(tiff.value(TILE_WIDTH), tiff.value(TILE_HEIGHT), _MOST_OF_A_TILE)
+        across = -(-width // tiff.value(TILE_WIDTH))
         return _Layout(tiff.value(TILE_WIDTH), tiff.value(TILE_HEIGHT), across, True)
     rows = tiff.values(ROWS)
     return _Layout(width, min(rows[0] or height, height) if rows else height, 1, False)
