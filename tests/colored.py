@@ -91,7 +91,7 @@ def profile(
     return packed_profile(tags, version=4 if cicp else 2)
 
 
-def grey_profile(gamma: float) -> bytes:
+def gray_profile(gamma: float) -> bytes:
     return packed_profile({b"wtpt": b"XYZ \0\0\0\0" + _fixed(xyz(D50)), b"kTRC": curve(gamma)}, b"GRAY")
 
 

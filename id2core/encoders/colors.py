@@ -96,9 +96,9 @@ class Profiled:
 
     def to_srgb(self, image: Image.Image) -> Image.Image:
         """Converts the pixels; alpha stays as it is."""
-        # A grey picture with alpha has three equal channels by now.
-        grey = self.mode == "L" and image.mode != "L"
-        colors = image.getchannel(0) if grey else image.convert(self.mode)
+        # A gray picture with alpha has three equal channels by now.
+        gray = self.mode == "L" and image.mode != "L"
+        colors = image.getchannel(0) if gray else image.convert(self.mode)
         shown = ImageCms.applyTransform(colors, self.transform)
         assert shown is not None  # None is for conversions in place
         return _with_alpha_of(image, shown)

@@ -50,10 +50,10 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
     names (see `colors`). CMYK without a profile is converted by Pillow's plain formula. Large JPEGs are
     decoded at a reduced scale, never below 2 × `size`, which moves a pixel by less than 0.5 on average.
 
-    Depths above 8 bit are scaled thus, greys after the resize:
+    Depths above 8 bit are scaled thus, grays after the resize:
 
     * 16-bit color keeps its high byte. HEIF of 10 or 12 bit is rounded after the conversion to sRGB.
-    * 16-bit greys (`I;16`, `I;16B`): 0–65535 becomes 0–255.
+    * 16-bit grays (`I;16`, `I;16B`): 0–65535 becomes 0–255.
     * Other depths of TIFF: see `tiffs.to_bytes`.
 
     Thread-safe, and the same bytes always give the same answer. Memory and time are not limited here:
@@ -208,7 +208,7 @@ def _load(image: Image.Image, kind: str, size: int) -> tuple[float, float, float
     """Decodes the pixels; returns the part of the loaded picture that holds the whole original."""
     if not isinstance(image, ImageFile.ImageFile):  # decoded already
         return (0, 0, *image.size)
-    _mend_colour_key(image)
+    _mend_color_key(image)
     # Only for JPEG: on HEIF a draft picks the embedded thumbnail, which may show something else.
     stored = image.width * image.height
     draft = image.draft(image.mode, (2 * size, 2 * size)) if kind == "jpeg" else None
@@ -235,7 +235,7 @@ def _deep_signal(data: bytes, size: int) -> NDArray[np.float32]:
     return np.asarray(np.stack(small, axis=-1) / 65535, dtype=np.float32)
 
 
-def _mend_colour_key(image: ImageFile.ImageFile) -> None:
+def _mend_color_key(image: ImageFile.ImageFile) -> None:
     """Brings a PNG's transparent color to 8 bit, as its pixels are; Pillow keeps it as stored."""
     key = image.info.get("transparency")
     stored = image.tile[0].args if image.tile else None
@@ -274,7 +274,7 @@ def _to_square(
         return picture.resize((size, size), Image.Resampling.BILINEAR, box)
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        square = _from_deep_grey(stretch(_deep_grey(image)))
+        square = _from_deep_gray(stretch(_deep_gray(image)))
     elif image.has_transparency_data:
         square = stretch(_with_alpha(image))
     else:
@@ -296,7 +296,7 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _deep_grey(image: Image.Image) -> Image.Image:
+def _deep_gray(image: Image.Image) -> Image.Image:
     # Pillow resizes big-endian I;16B as if it were little-endian; mode I is safe.
     deep = image.convert("I") if image.mode.startswith("I;16") else image
     key = image.info.get("transparency")
@@ -306,7 +306,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     return deep
 
 
-def _from_deep_grey(image: Image.Image) -> Image.Image:
+def _from_deep_gray(image: Image.Image) -> Image.Image:
     white = 1.0 if image.mode == "F" else 65535.0
     return Image.fromarray(tiffs.stretched(np.asarray(image), white))
 

@@ -1,6 +1,6 @@
 """TIFF files that Pillow refuses or shows wrong: deep samples, separate planes, WebP inside.
 
-A strip or tile of any lossless compression is opened by Pillow as if it held grey bytes. What the bytes
+A strip or tile of any lossless compression is opened by Pillow as if it held gray bytes. What the bytes
 mean, their order, predictor, depth and planes, is worked out here.
 """
 
@@ -126,13 +126,13 @@ def needs_care(tiff: Directory) -> bool:
         return True
     if compression not in _PILLOWS:
         raise UnsupportedError(f"{_NAMES.get(compression, f'compression {compression}')} in TIFF")
-    grey, apart = tiff.value(PHOTOMETRIC) in (_WHITE_IS_ZERO, _BLACK_IS_ZERO), tiff.value(PLANAR) != 1
+    gray, apart = tiff.value(PHOTOMETRIC) in (_WHITE_IS_ZERO, _BLACK_IS_ZERO), tiff.value(PLANAR) != 1
     one = tiff.value(SAMPLES) == 1
     if bits <= 8:
-        return grey and apart and not one
+        return gray and apart and not one
     if bits != 16 or tiff.value(FORMAT) != 1:
         return True
-    return not (one and tiff.value(PHOTOMETRIC) == _BLACK_IS_ZERO) if grey else apart
+    return not (one and tiff.value(PHOTOMETRIC) == _BLACK_IS_ZERO) if gray else apart
 
 
 def describe(tiff: Directory) -> str:
@@ -298,9 +298,9 @@ def _plane(
 ) -> NDArray[Any]:
     """The samples of one plane, (height, width, channels), in the machine's byte order."""
     row = layout.width * channels * dtype.itemsize
-    file = _as_grey(data, tiff, layout, blocks, row)
-    with Image.open(io.BytesIO(file), formats=["TIFF"]) as grey:
-        raw = np.asarray(grey).reshape(tiff.value(HEIGHT), layout.across, row)
+    file = _as_gray(data, tiff, layout, blocks, row)
+    with Image.open(io.BytesIO(file), formats=["TIFF"]) as gray:
+        raw = np.asarray(gray).reshape(tiff.value(HEIGHT), layout.across, row)
     columns = layout.across * layout.width
     samples = _unpredicted(raw, tiff.value(PREDICTOR), channels, dtype)
     return samples.reshape(tiff.value(HEIGHT), columns, channels)[:, : tiff.value(WIDTH)]
@@ -322,8 +322,8 @@ def _unpredicted(raw: NDArray[np.uint8], predictor: int, channels: int, dtype: n
     return summed.reshape(native.shape).view(native.dtype)
 
 
-def _as_grey(data: bytes, tiff: Directory, layout: _Layout, blocks: list[tuple[int, int]], row: int) -> bytes:
-    """The same file with another directory: the blocks as a grey picture of 8 bit, `row` bytes a block."""
+def _as_gray(data: bytes, tiff: Directory, layout: _Layout, blocks: list[tuple[int, int]], row: int) -> bytes:
+    """The same file with another directory: the blocks as a gray picture of 8 bit, `row` bytes a block."""
     starts, lengths = zip(*blocks, strict=True)
     tags: dict[int, tuple[int, ...]] = {
         WIDTH: (layout.across * row,),

@@ -73,12 +73,12 @@ def test_alpha_and_palettes_keep_their_meaning_under_a_profile(scene):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
-def test_a_grey_profile_is_obeyed(scene, format):
-    grey = scene.convert("L")
-    linear = np.rint(colored.light(grey)[..., 0] * 255).astype(np.uint8)
-    data = encode(Image.fromarray(linear), format, icc_profile=colored.grey_profile(1.0))
+def test_a_gray_profile_is_obeyed(scene, format):
+    gray = scene.convert("L")
+    linear = np.rint(colored.light(gray)[..., 0] * 255).astype(np.uint8)
+    data = encode(Image.fromarray(linear), format, icc_profile=colored.gray_profile(1.0))
     # Linear light of 8 bit is coarse where it is dark.
-    assert difference(data, grey) < 3
+    assert difference(data, gray) < 3
 
 
 def test_a_press_profile_is_obeyed(scene):
@@ -104,19 +104,19 @@ def test_what_is_no_usable_profile_counts_as_none(scene):
         "cut off": good[:200],
         "no tags": good[:128] + bytes(4),
         "tags outside": good[:132] + good[132:].replace(b"XYZ\0", b"XYZ\xff"),
-        "of grey": colored.grey_profile(1.8),
+        "of gray": colored.gray_profile(1.8),
         "of a press": colored.press_profile(),
         "too large": good + bytes(colors.MAX_PROFILE_BYTES),
     }
     for name, profile in bad.items():
         assert difference(encode(scene, "PNG", icc_profile=profile), scene) == 0, name
-    grey = scene.convert("L")
-    assert difference(encode(grey, "TIFF", icc_profile=colored.press_profile()), grey) == 0
+    gray = scene.convert("L")
+    assert difference(encode(gray, "TIFF", icc_profile=colored.press_profile()), gray) == 0
 
 
 def test_damaged_profiles_never_spoil_a_picture(scene):
     rng = np.random.default_rng(0)
-    for profile in (colored.profile(PROPHOTO), colored.press_profile(), colored.grey_profile(1.8)):
+    for profile in (colored.profile(PROPHOTO), colored.press_profile(), colored.gray_profile(1.8)):
         for _ in range(8):
             damaged = np.frombuffer(profile, np.uint8).copy()
             damaged[rng.integers(0, len(damaged), 4)] = rng.integers(0, 256, 4)

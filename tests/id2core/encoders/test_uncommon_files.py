@@ -127,10 +127,10 @@ def test_predictors_are_undone(dtype, predictor, planar, tile):
 
 
 def test_other_colors_alpha_and_orientation_of_deep_tiffs():
-    grey = SCENE.convert("L")
-    shades = np.asarray(grey)[..., None].astype("<u2") * 257
-    assert difference(tiff(shades, photometric=1, packed=True), grey) < 1
-    assert difference(tiff(65535 - shades, photometric=0), grey) < 1
+    gray = SCENE.convert("L")
+    shades = np.asarray(gray)[..., None].astype("<u2") * 257
+    assert difference(tiff(shades, photometric=1, packed=True), gray) < 1
+    assert difference(tiff(65535 - shades, photometric=0), gray) < 1
     inks = 65535 - np.dstack([deep("<u2"), np.full((HEIGHT, WIDTH), 65535, "<u2")])
     assert difference(tiff(inks, photometric=5, planar=True), SCENE) < 1
     for extra in (1, 2):
@@ -168,9 +168,9 @@ def test_the_canvas_around_a_small_gif_frame_is_clear(corner, colors):
     shown = Image.new("RGB", (WIDTH, HEIGHT), "white")
     shown.paste(frame.convert("RGB"), corner)
     assert difference(small_frame_gif(frame, (WIDTH, HEIGHT), corner), shown) < 0.1
-    grey = picture(100, 50).convert("L")
-    shown.paste(grey, corner)
-    assert difference(small_frame_gif(grey, (WIDTH, HEIGHT), corner), shown) < 0.1
+    gray = picture(100, 50).convert("L")
+    shown.paste(gray, corner)
+    assert difference(small_frame_gif(gray, (WIDTH, HEIGHT), corner), shown) < 0.1
 
 
 def test_long_texts_in_a_png_are_no_reason_to_refuse_it():
