@@ -65,7 +65,7 @@ class FeatureBlock:
         return [o.uri.rsplit("/", 1)[-1].rsplit(".", 1)[0] for o in self.objects]
 
     def to_batch(self, transform: Transform | None, lineage: Lineage) -> pa.RecordBatch:
-        """Return the rows as `schemas.embeddings_schema`; width and height of the unknown picture are null.
+        """Return the rows as `schemas.embeddings_schema`; what only the picture could tell is null.
 
         Without a transform a descriptor is one zero: pyarrow reads no column of null vectors.
         """
@@ -85,6 +85,7 @@ class FeatureBlock:
             **{name: [value] * rows for name, value in lineage.ids.items()},
             "run_id": [lineage.run_id] * rows,
             "embedded_at": [lineage.started] * rows,
+            "information": [None] * rows,
         }
         return pa.RecordBatch.from_pydict(columns, schema=schemas.embeddings_schema(n, m))
 

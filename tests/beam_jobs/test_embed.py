@@ -64,7 +64,7 @@ def test_rows_say_where_they_come_from_and_how_they_were_made(
     spec = job(photos, tmp_path / "out", tiny_vae, transform=str(tmp_path / "w.safetensors"))
     summary = embed.run(spec, Execution.begin())
     table = rows(spec.out, "embeddings")
-    assert table.schema.metadata[b"id2.schema_version"] == b"1"
+    assert int(table.schema.metadata[b"id2.schema_version"]) == schemas.version_of("embeddings")
     descriptors = schemas.column_to_vectors(table["descriptor"])
     latents = schemas.column_to_vectors(table["latent"]).astype(np.float32)
     assert descriptors.shape == (12, 7) and latents.shape == (12, 1024)

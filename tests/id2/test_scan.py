@@ -454,7 +454,7 @@ def test_a_truth_in_another_unicode_form_is_matched_and_what_it_names_in_vain_is
         for row in rows[1:]
     ]
     (tmp_path / "absolute.csv").write_text("\n".join(["query_uri,reference_uri", *absolute]) + "\n")
-    data = {side: f"{tmp_path}/out/{side}/embeddings" for side in ("reference", "queries")}
+    data = {side: f"dataset:{tmp_path}/out/{side}" for side in ("reference", "queries")}
     evaluated = id2.evaluate(
         **data, transform=["none"], truth=str(tmp_path / "absolute.csv"), out=str(tmp_path / "evaluated")
     )

@@ -17,6 +17,9 @@ from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset
 from tests.descriptor_sets import unit, write_embeddings
 
+NOW = schemas.version_of("matches")
+NEXT = NOW + 1
+
 
 def a_match(run_id: str, schema: pa.Schema) -> pa.Table:
     row = {"query_uri": "/q", "rank": 1, "score": 0.5, "run_id": run_id}
@@ -37,7 +40,7 @@ def add(uri: str, run_id: str) -> None:
 @pytest.fixture
 def next_version(monkeypatch: pytest.MonkeyPatch) -> pa.Schema:
     """`matches` as a later program has it."""
-    schema = with_column(schemas.MATCHES, 2)
+    schema = with_column(schemas.MATCHES, NEXT)
     monkeypatch.setattr(schemas, "MATCHES", schema)
     monkeypatch.setitem(schemas.TABLES, "matches", schema)
     return schema
@@ -49,7 +52,7 @@ def test_a_data_set_of_the_version_before_is_read_and_added_to(
     uri = str(tmp_path)
     add(uri, "run-old")
     with monkeypatch.context() as later:
-        schema = with_column(schemas.MATCHES, 2)
+        schema = with_column(schemas.MATCHES, NEXT)
         later.setattr(schemas, "MATCHES", schema)
         later.setitem(schemas.TABLES, "matches", schema)
         old = Dataset.open(uri).read(schemas.MATCHES)
@@ -57,21 +60,21 @@ def test_a_data_set_of_the_version_before_is_read_and_added_to(
         assert Dataset.open(uri).read(schemas.MATCHES, ["channel"]).num_rows == 1
         add(uri, "run-new")
         both = Dataset.open(uri)
-        assert both.rows == 2 and both.commit.schema_version == "2"
+        assert both.rows == 2 and both.commit.schema_version == str(NEXT)
         assert both.read(schemas.MATCHES, ["score", "channel"])["channel"].null_count == 2
         assert [t.num_rows for _, t in both.row_groups(["channel"])] == [1, 1]
-    with pytest.raises(DatasetError, match=r"schema version 2 of matches.*up to 1: upgrade id2"):
+    with pytest.raises(DatasetError, match=rf"schema version {NEXT} of matches.*up to {NOW}: upgrade id2"):
         Dataset.open(uri)
 
 
 def test_a_file_of_a_later_version_is_refused_also_where_the_commit_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schema = with_column(schemas.MATCHES, 2)
+    schema = with_column(schemas.MATCHES, NEXT)
     uri = str(tmp_path)
     record = datasets.write_file(uri, "run-x", [a_match("run-x", schema)], schema)
     datasets.write_commit(uri, Commit("matches", "run-x", {}, (record,)))
-    with pytest.raises(DatasetError, match=r"\.parquet has schema version 2 of matches"):
+    with pytest.raises(DatasetError, match=rf"\.parquet has schema version {NEXT} of matches"):
         list(Dataset.open(uri).tables(["score"]))
 
 
@@ -80,7 +83,7 @@ def test_a_column_more_in_matches_leaves_embeddings_and_its_producer_fills_it(
 ) -> None:
     embedded = write_embeddings(tmp_path / "e", unit(4, 8, 0), 1, "r")
     [table] = embedded.tables()
-    assert embedded.commit.schema_version == "1"
+    assert embedded.commit.schema_version == str(schemas.version_of("embeddings"))
     assert table.schema.equals(schemas.embeddings_schema(1, 8), check_metadata=True)
     matches = shards.load(embedded, embedded.files[0]).search(np.ones((1, 8), np.float32), 2)
 
@@ -95,6 +98,6 @@ def test_a_column_more_in_matches_leaves_embeddings_and_its_producer_fills_it(
 
 def test_every_table_has_a_version_of_its_own() -> None:
     assert {name: schemas.version_of(name) for name in schemas.TABLES}.keys() >= {"matches", "runs"}
-    assert schemas.version_of("embeddings") == 1
+    assert schemas.version_of("embeddings") == 2 and schemas.version_of("rejects") == 1
     for schema in schemas.TABLES.values():
         assert all(field.nullable for field in schema)
