@@ -493,12 +493,13 @@ def commit(plan: Plan) -> Held | None:
         DatasetError: a file that is needed is damaged.
         StorageError: other runs keep committing.
     """
+    if plan.committed:
+        return None
     try:
         listed = _read_listing(plan)
     except DatasetError as error:
-        if isinstance(
-            error.__cause__, FileNotFoundError
-        ):  # the work is committed, and what was staged is gone
+        # The work is committed, and what was staged is gone.
+        if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
     held = plan.held
