@@ -50,7 +50,12 @@ def require_corpus(uri: str | None, name: str, out: str) -> None:
         Corpus.open(name, uri)
     else:
         require_images(uri, name, out)
-        require_images(uri, name, storage.join(out, name))
+        results = storage.join(out, name)
+        if inside(storage.normalize(results), storage.normalize(uri)):
+            raise OptionError(
+                f"the embeddings of --{name} go to {results}, inside --{name} {uri}: "
+                "they would be taken for images; choose another --out"
+            )
 
 
 def require_dataset(uri: str, name: str, kind: str) -> None:

@@ -286,8 +286,8 @@ def _list(images: str, outputs: _Outputs, excluded: frozenset[str]) -> list[Obje
     uris = {obj.uri for obj in objects}
     if marker := next((m for m in _MARKERS if storage.join(images, m) in uris), None):
         _log.warning(
-            "%s has a file %s and is taken for images all the same: what lies in a folder does not make it a "
-            "data set. If it is one of yours, write dataset:%s",
+            "%s has a file %s, but is read as a folder of images. If id2 embed wrote this folder, "
+            "write dataset:%s. Otherwise nothing needs to be done: the file is one row in rejects/",
             *(printable(text) for text in (images, marker, images)),
         )
     return objects
@@ -326,7 +326,8 @@ def _check_mounted(images: str, out: str, objects: list[Object], held: Held, *, 
     visible = any("/." not in f"/{obj.uri[below:]}" for obj in objects)
     if not objects or (not visible and not allow_shrink):
         raise StorageError(
-            f"{images} is empty, but {out} holds rows of it: is it mounted? Nothing was changed"
+            f"{images} is empty or has only hidden files, but {out} holds rows of it: is it mounted? Nothing "
+            "was changed. If the pictures are really gone, write to another --out"
         )
 
 

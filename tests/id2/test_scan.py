@@ -281,7 +281,7 @@ def test_what_can_be_refused_is_refused_before_any_work(
         ({"out": str(tmp_path / "file/out")}, StorageError, "is a file"),
         ({"out": str(pictures / "uploads/out")}, OptionError, "is inside --queries"),
         ({"out": str(pictures)}, None, ""),
-        ({"queries": f"{tmp_path}/up/queries", "out": f"{tmp_path}/up"}, OptionError, "is inside --queries"),
+        ({"queries": f"{tmp_path}/up/queries", "out": f"{tmp_path}/up"}, OptionError, "inside --queries"),
         ({"reference": f"dataset:{pictures}/references"}, DatasetError, "holds no embeddings data set"),
         ({"reference": f"dataset:{tmp_path}/nowhere"}, StorageError, "no such folder"),
         ({"truth": str(tmp_path / "wrong.csv")}, TruthError, r"has columns \['upload', 'original'\]"),
@@ -395,7 +395,7 @@ def test_pictures_without_content_match_none(least: float | None, tmp_path: Path
     assert reasons == (
         {("match", None), ("none", "no_content")} if least else {("match", None), ("none", None)}
     )
-    assert ("shows nothing" in (tmp_path / "out" / "report.html").read_text()) == bool(least)
+    assert ("marked “no content”" in (tmp_path / "out" / "report.html").read_text()) == bool(least)
 
 
 def rows_of(out: Path, run_id: str) -> list[tuple[str, int, str, float]]:
@@ -444,7 +444,8 @@ def test_a_truth_in_another_unicode_form_is_matched_and_what_it_names_in_vain_is
     assert (summary.truth_not_scanned, summary.truth_origins_not_held) == (1, 1)
     assert summary.groups["g"].model_dump()["verdicts"] == {}
     lines = [line for line in summary_lines(summary) if line.startswith("warning")]
-    assert len(lines) == 2 and "1 uploads that are not there" in lines[0]
+    assert len(lines) == 2 and "names 1 upload that is not among" in lines[0]
+    assert "1 upload an origin" in lines[1]
     again = report(tmp_path / "out")
     assert again["accuracy"] == summary.accuracy and again["truth_not_scanned"] == 1
     absolute = [
