@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import typer
@@ -31,7 +33,7 @@ def run(work: Callable[[], T]) -> T:
     shows the traceback.
     """
     try:
-        with progress.shown(stderr):
+        with progress.shown(stderr), _warnings_shown():
             return work()
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("ID2_DEBUG"):
@@ -43,6 +45,29 @@ def run(work: Callable[[], T]) -> T:
         text = str(error) if known else f"{type(error).__name__}: {error} (ID2_DEBUG=1 shows the traceback)"
         stderr.print(Text("error: ", style="bold red") + Text(printable(text)), soft_wrap=True)
         raise typer.Exit(BAD_USAGE if isinstance(error, OptionError) else 1) from error
+
+
+class _WarningLines(logging.Handler):
+    """Prints each warning as one line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr.print(
+            Text("warning: ", style="bold yellow") + Text(printable(record.getMessage())), soft_wrap=True
+        )
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Within, warnings of the work look alike, whether or not Beam has set up logging by then."""
+    log, handler = logging.getLogger("id2"), _WarningLines(logging.WARNING)
+    before = log.propagate
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -96,9 +121,19 @@ def echo_lines(lines: Iterable[str]) -> None:
 def truth_lines(queries: int | None, origins: int | None) -> Iterator[str]:
     """Yield a warning for each kind of name in a truth file that no corpus holds."""
     if queries:
-        yield f"warning: the truth file names {queries} uploads that are not there; no figure counts them"
+        names, counted = (
+            ("1 upload that is", "it") if queries == 1 else (f"{queries} uploads that are", "them")
+        )
+        yield (
+            f"warning: the truth file names {names} not among the uploads. "
+            f"No figure counts {counted}. Check the column query_uri"
+        )
     if origins:
-        yield f"warning: the origins of {origins} uploads are not among the references: they count as misses"
+        uploads = "1 upload" if origins == 1 else f"{origins} uploads"
+        yield (
+            f"warning: the truth file gives {uploads} an origin that is not among the references. "
+            "Such a row counts as a miss. Check the column reference_uri"
+        )
 
 
 def print_json(value: BaseModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -39,26 +40,50 @@ def announce(summary: ScanSummary, out: str) -> None:
 
 def summary_lines(summary: ScanSummary) -> Iterator[str]:
     """Yield what a scan counted, judged and measured, a line each."""
-    counts = summary.counts
-    yield (
-        f"{counts.queries} uploads compared with {counts.references} originals; "
-        f"{counts.query_rejects + counts.reference_rejects} files rejected"
-    )
+    yield from _count_lines(summary)
     if used := summary.transform:
         yield f"transform: {used.id} ({used.origin})" if used.origin != "none" else "transform: none"
     if summary.calibration:
         yield _verdict_line(summary.verdicts, summary.calibration)
+    else:
+        yield "calibration: none, so there are scores and no verdicts"
     if empty := summary.verdict_reasons.get("no_content"):
-        yield f"{empty} uploads have no verdict by their score: they, or what is most like them, show nothing"
+        yield f"none includes {empty} with no_content: the upload, or its best reference, shows nothing"
     lost = {side: reasons.get("not_encodable", 0) for side, reasons in summary.rejects.items()}
     if any(lost.values()):
         counted = ", ".join(f"{count} of {side}" for side, count in lost.items() if count)
         yield f"pictures lost because their latents are not finite: {counted}"
+    yield from _measure_lines(summary)
+
+
+def _count_lines(summary: ScanSummary) -> Iterator[str]:
+    counts = summary.counts
+    yield (
+        f"{counts.queries} uploads compared with {counts.references} originals; "
+        f"{counts.query_rejects + counts.reference_rejects} files rejected{_reasons(summary.rejects)}"
+    )
+    if not counts.references:
+        yield "warning: no reference could be read, so nothing was compared. Check --reference"
+    if not counts.queries:
+        yield "warning: no upload could be read, so nothing was compared. Check --queries"
+
+
+def _measure_lines(summary: ScanSummary) -> Iterator[str]:
     if summary.accuracy is not None and summary.measures:
         measures = (("mAP", summary.measures.mean_ap.value), ("µAP", summary.measures.micro_ap.value))
         shown = [f"Acc {summary.accuracy:.1%} of {summary.accuracy_of} uploads with an origin"]
         yield ", ".join(shown + [f"{name} {value:.3f}" for name, value in measures if value is not None])
-        yield from console.truth_lines(summary.truth_not_scanned, summary.truth_origins_not_held)
+    elif summary.truth_not_scanned is not None:
+        yield "no Acc: the truth file names no upload of this scan that has an origin"
+    yield from console.truth_lines(summary.truth_not_scanned, summary.truth_origins_not_held)
+
+
+def _reasons(rejects: dict[str, dict[str, int]]) -> str:
+    """Return how often each reason occurs in both corpora, the most frequent first; empty without rejects."""
+    total: Counter[str] = Counter()
+    for reasons in rejects.values():
+        total.update(reasons)
+    return f" ({', '.join(f'{count} {reason}' for reason, count in total.most_common())})" if total else ""
 
 
 def _verdict_line(verdicts: dict[str, int], calibration: CalibrationFacts) -> str:

@@ -214,3 +214,25 @@ def test_what_is_missing_is_refused_before_torch_or_beam_is_loaded(photos: Path,
     code = REFUSED.format(cases=cases)
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr[-2000:]
+
+
+def test_a_scan_without_readable_references_warns_and_says_what_to_write(
+    photos: Path, tmp_path: Path
+) -> None:
+    references = tmp_path / "made"
+    (references / "embeddings").mkdir(parents=True)
+    (references / "embeddings/_SUCCESS").write_text("{}")
+    (tmp_path / "truth.csv").write_text("query_uri,reference_uri\nnot-there.jpg,\n")
+    given = ("--reference", references, "--queries", photos, "--truth", tmp_path / "truth.csv")
+    options = ("--encoder", "pdq", "--transform", "none", "--out", tmp_path / "out")
+    for _ in range(2):  # the second time, Beam has set up logging
+        child = call("scan", *given, *options)
+        assert child.returncode == 0, child.stderr
+        assert child.stderr.count("has a file embeddings/_SUCCESS") == 1
+        assert f"warning: {references} has a file" in child.stderr
+        assert f"write dataset:{references}. Otherwise" in child.stderr
+        assert "1 files rejected (1 not_an_image)" in child.stderr
+        assert "warning: no reference could be read" in child.stderr
+        assert "calibration: none" in child.stderr
+        assert "no Acc: the truth file names no upload of this scan" in child.stderr
+        assert "names 1 upload that is not among the uploads" in child.stderr
