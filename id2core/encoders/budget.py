@@ -31,6 +31,10 @@ MOST_SECONDS: Final = 60.0
 # and the copies of a conversion. Honest pictures stay far below.
 BASE_MEMORY: Final = 128 * MIB
 MEMORY_PER_PIXEL: Final = 32
+# A decoder holds the whole file, and at times a second one that it opens in its place.
+COPIES_OF_FILE: Final = 2
+# Memory beside the file until its header is read. With it, files of up to 32 MiB fit into `BASE_MEMORY`.
+OPENING_MEMORY: Final = 64 * MIB
 # Coefficients that a progressive JPEG keeps for the whole picture, also where it is decoded at a lower scale.
 MEMORY_PER_COEFFICIENT: Final = 8
 

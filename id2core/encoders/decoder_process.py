@@ -81,14 +81,15 @@ class _Server:
         limits = Limits(**request["limits"])
         allowed = budget.allowance(request["bytes"], limits)
 
+        held = request["bytes"] * budget.COPIES_OF_FILE
         granted = min(budget.BASE_MEMORY, allowed.memory)
         expected = 0
 
         def admit(memory: int) -> None:
             """Ask for memory that not all processes of a pool may take at once."""
             nonlocal granted, expected
-            expected = max(expected, memory)
-            wanted = min(memory, allowed.memory)
+            expected = max(expected, memory + held)
+            wanted = min(memory + held, allowed.memory)
             if wanted > granted:
                 self._answer(need=wanted)
                 self._next_line()
@@ -98,6 +99,7 @@ class _Server:
         self._limit_memory(granted)
         signal.setitimer(signal.ITIMER_PROF, allowed.seconds)
         try:
+            admit(budget.OPENING_MEMORY)
             answer = self._decode(request["bytes"], request["size"], limits, admit)
             # Some decoders call it damage that they got no memory.
             if answer.get("reason") == Reason.CORRUPT and expected > allowed.memory:

@@ -164,6 +164,16 @@ def test_large_and_talkative_pictures_of_honest_people_decode(pool: DecoderPool)
         assert isinstance(pool.decode(data), Decoded), name
 
 
+def test_a_file_larger_than_a_decoder_needs_at_rest_decodes(pool: DecoderPool) -> None:
+    large = Image.new("RGB", (8000, 6000), "teal")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "makes the decoder hold a second file without it")
+    for data in (encode(large, "BMP"), encode(large, "PNG", compress_level=0, pnginfo=text)):
+        assert len(data) > 128 * MIB
+        answer = pool.decode(data, 64)
+        assert isinstance(answer, Decoded), answer
+
+
 def test_a_decoder_that_is_killed_costs_no_row(pool: DecoderPool) -> None:
     pool.decode(GOOD["png_rgb.png"])
     for process in decoders():
