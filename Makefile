@@ -12,7 +12,7 @@ demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
 
 test: setup browser lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Fuller forms of some tests, minutes long.
 slow: setup
