@@ -340,7 +340,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2_com
 
 
 @pytest.mark.parametrize(
-    "kill_at", ["reference/embeddings/part-*", "background/matches/*/*.parquet", "matches/*/*.parquet"]
+    "kill_at",
+    [
+        "reference/embeddings/part-*",
+        pytest.param("background/matches/*/*.parquet", marks=pytest.mark.slow),
+        pytest.param("matches/*/*.parquet", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
     kill_at: str, undisturbed: Path, tiny_vae: str, id2_command: str
