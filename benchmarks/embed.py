@@ -30,7 +30,7 @@ from id2core.encoders.hub import MINI
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
 
-BAR = Bar(0.85)
+BAR = Bar(0.90)
 # The loop needs its pictures in memory (196 kB each); its speed does not depend on how many there are.
 MOST_IN_MEMORY = 2000
 
