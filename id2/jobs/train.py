@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from pydantic import ValidationError
 
 from id2.corpora import open_inside
 from id2.requests import TrainRequest
@@ -223,7 +222,4 @@ class _Training:
 
 def read_report(out: str) -> TrainReport | None:
     """Read report.json of a finished training; None where there is none, or a damaged one."""
-    try:
-        return TrainReport.model_validate_json(storage.read_marked(storage.join(out, REPORT))[0])
-    except (FileNotFoundError, ValidationError):
-        return None
+    return strict_json.read_derived(storage.join(out, REPORT), TrainReport)

@@ -8,13 +8,13 @@ from itertools import combinations
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from id2core.errors import TruthError
 from id2core.evaluation import metrics, truth_files
 from id2core.evaluation.metrics import Answers, Comparison, Evaluation, Measure
 from id2core.evaluation.truth_files import Truth
-from id2core.store import schemas, storage
+from id2core.store import schemas, storage, strict_json
 from id2core.store.datasets import Dataset
 
 JSON, PARQUET, MARKDOWN = "metrics.json", "metrics.parquet", "metrics.md"
@@ -320,7 +320,4 @@ def write(results: Results, out: str, facts: EvaluationFacts) -> EvaluateReport:
 
 def read_report(out: str) -> EvaluateReport | None:
     """Read `metrics.json`; None where there is none, one that an older program wrote, or a damaged one."""
-    try:
-        return EvaluateReport.model_validate_json(storage.read_marked(storage.join(out, JSON))[0])
-    except (FileNotFoundError, ValidationError):
-        return None
+    return strict_json.read_derived(storage.join(out, JSON), EvaluateReport)

@@ -17,13 +17,12 @@ import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
-from pydantic import ValidationError
 
 from id2core.encoders import decoder_pool
 from id2core.encoders.budget import Limits
 from id2core.reports.facts import ScanSummary
 from id2core.reports.inputs import ReportInputs, among, match_tables, read_rejects, rows_of
-from id2core.store import schemas, storage
+from id2core.store import schemas, storage, strict_json
 from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
@@ -49,11 +48,8 @@ def save_report(inputs: ReportInputs, summary: ScanSummary, out: str, max_pairs:
 
 def read_summary(out: str) -> ScanSummary | None:
     """Read the summary of a finished scan; None where there is none, a damaged one, or an older program's."""
-    try:
-        summary = ScanSummary.model_validate_json(storage.read_marked(storage.join(out, SUMMARY))[0])
-    except (FileNotFoundError, ValidationError):
-        return None
-    return summary if summary.is_whole else None
+    summary = strict_json.read_derived(storage.join(out, SUMMARY), ScanSummary)
+    return summary if summary and summary.is_whole else None
 
 
 def is_written(summary: ScanSummary, out: str) -> bool:

@@ -99,6 +99,19 @@ def read_model(uri: str, model: type[M], error: type[ID2Error], mend: str) -> M 
         raise error(f"{uri} is damaged ({what}): {mend}") from None
 
 
+def read_derived(uri: str, model: type[M]) -> M | None:
+    """Return what a file says that can be made again; None where there is none, or none of this model.
+
+    Args:
+        uri: the file.
+        model: of its content.
+    """
+    try:
+        return model.model_validate_json(storage.read_marked(uri)[0])
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
