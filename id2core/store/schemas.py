@@ -120,7 +120,7 @@ TRANSLATIONS = table_schema(
 
 MATCHES = table_schema(
     "matches",
-    2,
+    3,
     [
         ("query_id", pa.string()),
         ("query_uri", pa.string()),
@@ -139,6 +139,82 @@ MATCHES = table_schema(
         ("run_id", pa.string()),
         ("scanned_at", _TIME),
         ("verdict_reason", pa.string()),
+        ("query_generation", pa.string()),
+        ("view", pa.string()),
+        ("channel", pa.string()),
+        ("floor", pa.float32()),
+    ],
+)
+
+# Later verdicts of pairs that `matches/` holds; the newest `judged_at` of a pair counts.
+VERDICTS = table_schema(
+    "verdicts",
+    1,
+    [
+        ("query_uri", pa.string()),
+        ("query_generation", pa.string()),
+        ("reference_id", pa.string()),
+        ("encoder_id", pa.string()),
+        ("transform_id", pa.string()),
+        ("channel", pa.string()),
+        ("verdict", pa.string()),
+        ("verdict_reason", pa.string()),
+        ("false_positive_rate", pa.float32()),
+        ("calibration_id", pa.string()),
+        ("judged_at", _TIME),
+        ("run_id", pa.string()),
+    ],
+)
+
+# What each upload scores in the background, so that a new calibration needs no search.
+BACKGROUNDS = table_schema(
+    "backgrounds",
+    1,
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("generation", pa.string()),
+        ("background", pa.float32()),
+        ("background_id", pa.string()),
+        ("encoder_id", pa.string()),
+        ("transform_id", pa.string()),
+        ("run_id", pa.string()),
+    ],
+)
+
+# A row per search: which segments met, by their numbers, both ends included.
+LEDGER = table_schema(
+    "ledger",
+    1,
+    [
+        ("run_id", pa.string()),
+        ("searched_at", _TIME),
+        ("encoder_id", pa.string()),
+        ("transform_id", pa.string()),
+        ("preprocess_id", pa.string()),
+        ("query_from", pa.int32()),
+        ("query_to", pa.int32()),
+        ("reference_from", pa.int32()),
+        ("reference_to", pa.int32()),
+        ("query_version", pa.int64()),
+        ("reference_version", pa.int64()),
+        ("pairs", pa.int64()),
+        ("index_id", pa.string()),
+        ("top_k", pa.int32()),
+        ("floor", pa.float32()),
+    ],
+)
+
+# A row per segment of a corpus: what one run added. `segment` is the run's run_id.
+SEGMENTS = table_schema(
+    "segments",
+    1,
+    [
+        ("corpus", pa.string()),
+        ("segment", pa.string()),
+        ("number", pa.int32()),
+        ("added_at", _TIME),
+        ("rows", pa.int64()),
     ],
 )
 
@@ -170,6 +246,10 @@ TABLES: dict[str, pa.Schema] = {
     "rejects": REJECTS,
     "translations": TRANSLATIONS,
     "matches": MATCHES,
+    "verdicts": VERDICTS,
+    "backgrounds": BACKGROUNDS,
+    "ledger": LEDGER,
+    "segments": SEGMENTS,
     "runs": RUNS,
 }
 

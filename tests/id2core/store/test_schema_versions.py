@@ -29,7 +29,7 @@ def a_match(run_id: str, schema: pa.Schema) -> pa.Table:
 def with_column(schema: pa.Schema, version: int) -> pa.Schema:
     """The table's next version: one more nullable column at its end."""
     metadata = schema.metadata | {b"id2.schema_version": str(version).encode()}
-    return schema.append(pa.field("channel", pa.string())).with_metadata(metadata)
+    return schema.append(pa.field("origin", pa.string())).with_metadata(metadata)
 
 
 def add(uri: str, run_id: str) -> None:
@@ -56,13 +56,13 @@ def test_a_data_set_of_the_version_before_is_read_and_added_to(
         later.setattr(schemas, "MATCHES", schema)
         later.setitem(schemas.TABLES, "matches", schema)
         old = Dataset.open(uri).read(schemas.MATCHES)
-        assert old.schema.equals(schema, check_metadata=True) and old["channel"].null_count == 1
-        assert Dataset.open(uri).read(schemas.MATCHES, ["channel"]).num_rows == 1
+        assert old.schema.equals(schema, check_metadata=True) and old["origin"].null_count == 1
+        assert Dataset.open(uri).read(schemas.MATCHES, ["origin"]).num_rows == 1
         add(uri, "run-new")
         both = Dataset.open(uri)
         assert both.rows == 2 and both.commit.schema_version == str(NEXT)
-        assert both.read(schemas.MATCHES, ["score", "channel"])["channel"].null_count == 2
-        assert [t.num_rows for _, t in both.row_groups(["channel"])] == [1, 1]
+        assert both.read(schemas.MATCHES, ["score", "origin"])["origin"].null_count == 2
+        assert [t.num_rows for _, t in both.row_groups(["origin"])] == [1, 1]
     with pytest.raises(DatasetError, match=rf"schema version {NEXT} of matches.*up to {NOW}: upgrade id2"):
         Dataset.open(uri)
 
@@ -88,12 +88,12 @@ def test_a_column_more_in_matches_leaves_embeddings_and_its_producer_fills_it(
     matches = shards.load(embedded, embedded.files[0]).search(np.ones((1, 8), np.float32), 2)
 
     @dataclass(frozen=True)
-    class WithChannel(MatchConstants):
-        channel: str
+    class WithOrigin(MatchConstants):
+        origin: str
 
-    constants = WithChannel("encoder", "transform", "index", "r", datetime.now(UTC), channel="w")
+    constants = WithOrigin("encoder", "transform", "index", "r", datetime.now(UTC), origin="w")
     made = matching.to_matches(table.slice(0, 1), matches, constants)
-    assert made.schema.equals(next_version) and made["channel"].to_pylist() == ["w", "w"]
+    assert made.schema.equals(next_version) and made["origin"].to_pylist() == ["w", "w"]
 
 
 def test_every_table_has_a_version_of_its_own() -> None:
