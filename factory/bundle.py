@@ -22,7 +22,7 @@ from id2core.experiments import open_sets
 from id2core.experiments.evaluation_sets import CALIBRATION, FRESH, TRAIN, EvaluationSet, Queries
 from id2core.search import exact, shards
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, Dataset
+from id2core.store.datasets import Commit, Dataset, SourceRecord
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, normalization
@@ -61,7 +61,7 @@ def write_background(
     record = datasets.write_file(
         str(out / BACKGROUND), BACKGROUND, [pa.Table.from_pydict(rows, schema)], schema
     )
-    commit = Commit("embeddings", BACKGROUND, names, (record,), source=BACKGROUND)
+    commit = Commit("embeddings", BACKGROUND, names, (record,), sources={BACKGROUND: SourceRecord()})
     datasets.write_commit(str(out / BACKGROUND), commit)
     return shards.index_id(Dataset.open(str(out / BACKGROUND)))
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit
+from id2core.store.datasets import Commit, SourceRecord
 from id2core.transforms.linear import Transform
 
 N = 64
@@ -54,7 +54,7 @@ def write_embeddings(
             }
             parts.append(_table(schema, columns, len(part)))
         records.append(datasets.write_file(str(uri), f"part-{prefix}{i}", parts, schema))
-    commit = Commit("embeddings", "r", IDS | ids, tuple(records), source=f"/{prefix}")
+    commit = Commit("embeddings", "r", IDS | ids, tuple(records), sources={f"/{prefix}": SourceRecord()})
     datasets.write_commit(str(uri), commit)
     return str(uri)
 
@@ -70,7 +70,9 @@ def write_descriptors(uri: Path, latents: NDArray[Any], prefix: str, w: Transfor
     }
     record = datasets.write_file(str(uri), "part-0", [_table(schema, columns, len(latents))], schema)
     ids = IDS | {"transform_id": w.transform_id}
-    datasets.write_commit(str(uri), Commit("embeddings", "r", ids, (record,), source=f"/{prefix}"))
+    datasets.write_commit(
+        str(uri), Commit("embeddings", "r", ids, (record,), sources={f"/{prefix}": SourceRecord()})
+    )
     return str(uri)
 
 

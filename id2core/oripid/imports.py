@@ -28,7 +28,7 @@ from id2core.runs.parts import REJECTS
 from id2core.runs.planning import Plan
 from id2core.runs.progress import OnStage, silent
 from id2core.store import datasets, schemas, storage
-from id2core.store.datasets import Commit, Dataset
+from id2core.store.datasets import Commit, Dataset, SourceRecord
 from id2core.transforms.linear import Transform
 from id2core.translation.rows import TRANSLATIONS
 
@@ -317,7 +317,7 @@ def _write(
     """Write the one file of a data set of pairs, and its commit."""
     record = datasets.write_file(uri, f"part-{plan_id}", rows, schemas.TRANSLATIONS)
     runs = {run_id: counts.model_dump() | {"plan_id": plan_id}}
-    commit = Commit(TRANSLATIONS, run_id, {}, (record,), runs, source)
+    commit = Commit(TRANSLATIONS, run_id, {}, (record,), runs, {source: SourceRecord()})
     datasets.update_commit(uri, lambda _: commit, last)
 
 

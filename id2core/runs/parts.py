@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import chain, islice
 from typing import TypeVar
@@ -57,11 +57,13 @@ class Lineage:
         ids: what must agree within a data set, by column name.
         run_id: the execution that writes the row.
         started: when it began.
+        source: URI of the source that the objects are of.
     """
 
     ids: dict[str, str]
     run_id: str
     started: datetime
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,12 @@ def write(out: str, product: Product, objects: list[Object], lineage: Lineage, s
         table = pa.Table.from_pylist(rejected, schemas.REJECTS)
         schemas.check_reasons(table)
         rejects = datasets.write_file(storage.join(out, REJECTS), name, [table], schemas.REJECTS)
+    uris = [obj.uri for obj in objects]
+    bounds = min(uris), max(uris)
+    rows, rejects = (
+        file and replace(file, segments=(lineage.run_id,), source=lineage.source, bounds=bounds)
+        for file in (rows, rejects)
+    )
     record = PartRecord(key, lineage.run_id, lineage.ids, len(objects), product.dataset, rows, rejects)
     storage.write_bytes(record_uri(out, key), record.to_json())
     return record

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +25,7 @@ from id2core.runs.execution import Execution
 from id2core.runs.parts import PARTS, READ_THREADS, REJECTS, STAGING, Lineage, PartRecord, Product
 from id2core.store import datasets, schemas, storage
 from id2core.store.ahead import in_order
-from id2core.store.datasets import Commit, Dataset, FileRecord
+from id2core.store.datasets import Commit, Dataset, FileRecord, Segment, SourceRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
 from id2core.store.storage import UNSEEN, Object, Remark
 
@@ -123,6 +124,7 @@ class Plan:
         committed: True when this very work was committed before, with nothing to retry. `lineage` then has
             the run_id that committed it.
         allow_shrink: whether a corpus may lose more than a tenth of its rows.
+        adopted: run_ids of killed runs whose finished parts are counted among what is made.
     """
 
     product: Product
@@ -138,6 +140,7 @@ class Plan:
     listing: FileRecord | None
     committed: bool
     allow_shrink: bool = False
+    adopted: tuple[str, ...] = ()
 
     def uri_of(self, dataset: str) -> str:
         """Return the URI of the product's data set or of the rejects."""
@@ -184,8 +187,10 @@ def make(
     plan_id = datasets.digest_of(images, ids, config, [_key(o) for o in objects])
     run_id = held.committed_by(plan_id)
     pending: list[Object] = []
+    records: list[PartRecord] = []
     if run_id is None:
-        pending, possible = _pending(out, product, held, ids, objects)
+        records = _adoptable(out, ids, datasets.segments_of(held.rows) if held.rows else ())
+        pending, possible = _pending(out, product, held, records, objects)
         _check_shrink(images, out, held.objects(product), possible, allow_shrink=allow_shrink)
     staged_as = f"{STAGING}/{{}}-{plan_id}-{execution.run_id}"
     return Plan(
@@ -194,7 +199,7 @@ def make(
         held=held,
         source=images,
         plan_id=plan_id,
-        lineage=Lineage(ids, run_id or execution.run_id, execution.started),
+        lineage=Lineage(ids, run_id or execution.run_id, execution.started, images),
         listed=len(objects),
         objects=len(pending),
         parts=-(-len(pending) // part_size),
@@ -202,6 +207,7 @@ def make(
         listing=None if run_id else _stage(out, staged_as.format("listing"), objects, schemas.ROW_GROUP),
         committed=run_id is not None,
         allow_shrink=allow_shrink,
+        adopted=tuple(sorted({record.run_id for record in records})),
     )
 
 
@@ -351,13 +357,12 @@ def _key_columns(dataset: str, product: Product) -> list[str]:
 
 
 def _pending(
-    out: str, product: Product, held: Held, ids: dict[str, str], objects: list[Object]
+    out: str, product: Product, held: Held, records: list[PartRecord], objects: list[Object]
 ) -> tuple[list[Object], int]:
     """Return the objects that have no row yet, and how many may have one at the end.
 
     A row may be in a committed file or in a finished part.
     """
-    records = _adoptable(out, ids)
     finished: dict[str, set[Key]] = {}
     for name, dataset in ((product.dataset, held.rows), (REJECTS, held.rejects)):
         columns = _key_columns(name, product) + (["reason"] if name == REJECTS else [])
@@ -408,9 +413,12 @@ def staged_by_uri(out: str, known: Collection[str] = ()) -> dict[str, PartRecord
     return records
 
 
-def _adoptable(out: str, ids: dict[str, str]) -> list[PartRecord]:
-    """Return the staged records whose files are whole, and delete the others: their parts are made again."""
-    records = staged(out, ids)
+def _adoptable(out: str, ids: dict[str, str], segments: Collection[str]) -> list[PartRecord]:
+    """Return the staged records whose files are whole, and delete the others: their parts are made again.
+
+    Those of runs whose segment is committed are left: a segment is added once, and no more.
+    """
+    records = {uri: r for uri, r in staged(out, ids).items() if r.run_id not in segments}
 
     def is_whole(record: PartRecord) -> bool:
         try:
@@ -521,7 +529,11 @@ def commit(plan: Plan) -> Held | None:
 
 def _write_commits(plan: Plan, held: Held, listed: set[Key], records: list[PartRecord]) -> Held | None:
     """Commit rejects, then rows, beside what is held; return None where that is out of date."""
+    segments = datasets.segments_of(held.rows) if held.rows else {}
+    runs = {plan.lineage.run_id, *plan.adopted} - segments.keys()
+    records = [record for record in records if record.run_id in runs]
     rows, rejects = _account(plan, held, listed, records)
+    segments = _extended(segments, {record.run_id for record in records})
     left = sum(f.rows for f in rows) // plan.product.rows_each
     before = held.objects(plan.product)
     _check_shrink(plan.source, plan.out, before, left, allow_shrink=plan.allow_shrink)
@@ -530,6 +542,8 @@ def _write_commits(plan: Plan, held: Held, listed: set[Key], records: list[PartR
     written = []
     for name, files, last in ((REJECTS, rejects, held.rejects), (plan.product.dataset, rows, held.rows)):
         commit = _next_commit(plan, name, files, last, counts)
+        if name == plan.product.dataset:
+            commit = replace(commit, segments=segments)
         dataset = datasets.replace_commit(plan.uri_of(name), commit, last)
         if dataset is None:
             return None
@@ -541,9 +555,19 @@ def _next_commit(
     plan: Plan, name: str, files: list[FileRecord], last: Dataset | None, counts: _Counts
 ) -> Commit:
     run_id = plan.lineage.run_id
-    base = last.commit if last else Commit(name, run_id, plan.lineage.ids, source=plan.source)
+    base = (
+        last.commit if last else Commit(name, run_id, plan.lineage.ids, sources={plan.source: SourceRecord()})
+    )
     runs = base.runs | {run_id: {**dict(counts), "rows": sum(f.rows for f in files)}}
     return replace(base, files=tuple(files), run_id=run_id, runs=runs)
+
+
+def _extended(segments: Mapping[str, Segment], run_ids: Collection[str]) -> dict[str, Segment]:
+    """Return segments with those of more runs, numbered in order of run_id: adopted ones come first."""
+    number = max((segment.number for segment in segments.values()), default=0)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    added = {run_id: Segment(number + i, now) for i, run_id in enumerate(sorted(run_ids), 1)}
+    return {**segments, **added}
 
 
 def _account(
@@ -607,7 +631,10 @@ def _keep_listed(
 
 def _rewrite(uri: str, record: FileRecord, mask: list[bool]) -> FileRecord:
     table = datasets.read_file(uri, record).filter(pa.array(mask))
-    return datasets.write_file(uri, f"part-{datasets.digest_of(record.key, mask)}", [table], table.schema)
+    name = f"part-{datasets.digest_of(record.key, mask)}"
+    written = datasets.write_file(uri, name, [table], table.schema)
+    run_ids = tuple(sorted(set(table["run_id"].to_pylist())))
+    return replace(written, segments=run_ids, source=record.source, bounds=record.bounds)
 
 
 def _check_accounted(listed: set[Key], rows: Counter[Key], rows_each: int = 1) -> None:

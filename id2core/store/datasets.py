@@ -26,6 +26,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
@@ -38,8 +39,9 @@ from id2core.store import schemas, storage, strict_json
 from id2core.store.ahead import in_order
 
 Counts = TypeVar("Counts", bound=BaseModel)
+Value = TypeVar("Value")
 SUCCESS = "_SUCCESS"
-_TEXTS = ("dataset", "run_id", "source", "schema_version", "committed_at")
+_TEXTS = ("dataset", "run_id", "schema_version", "committed_at")
 # What this program calls files; above all no `..`, no leading slash, no scheme, no backslash.
 _PLAIN_NAME = re.compile(r"(?:[\w=%+][\w=%+.,-]{0,250}/){0,8}[\w=%+][\w=%+.,-]{0,250}", re.ASCII)
 # Tables in memory while data sets are read ahead. A store that answers slowly is asked for many at once;
@@ -69,6 +71,9 @@ class FileRecord:
         bytes: its size.
         sha256: of all its bytes.
         footer: first 16 hex of the SHA-256 of its footer; empty in records of earlier versions.
+        segments: run_ids whose rows it has; empty in records of earlier versions, see `segments_in`.
+        source: URI of the source that its rows are of; empty where there is none.
+        bounds: the least and the greatest URI of an object that it has rows of; empty where not known.
     """
 
     name: str
@@ -77,6 +82,9 @@ class FileRecord:
     bytes: int
     sha256: str
     footer: str = ""
+    segments: tuple[str, ...] = ()
+    source: str = ""
+    bounds: tuple[str, ...] = ()
 
     @staticmethod
     def of_json(raw: Any) -> FileRecord:
@@ -85,15 +93,16 @@ class FileRecord:
         Raises:
             DatasetError: it is none, or its name leads out of the data set.
         """
-        # Older commits have no footer.
-        if not isinstance(raw, dict) or raw.keys() | {"footer"} != {f.name for f in fields(FileRecord)}:
+        known = {f.name for f in fields(FileRecord)}
+        if not isinstance(raw, dict) or not known - _ADDED <= raw.keys() <= known:
             raise DatasetError(f"its record of a file is {str(raw)[:80]!r}")
-        record = FileRecord(**raw)
+        texts = {name: _texts(raw.get(name, [])) for name in ("segments", "bounds")}
+        record = FileRecord(**raw | texts)
         if not isinstance(record.name, str) or not _PLAIN_NAME.fullmatch(record.name):
             raise DatasetError(f"it lists a file {str(record.name)[:80]!r}: names are plain and below it")
         counts = (record.rows, record.row_groups, record.bytes)
         whole = all(type(count) is int and count >= 0 for count in counts)
-        if not whole or not isinstance(record.sha256, str) or not isinstance(record.footer, str):
+        if not whole or not all(isinstance(t, str) for t in (record.sha256, record.footer, record.source)):
             raise DatasetError(f"its record of {record.name} has {counts} rows, row groups and bytes")
         return record
 
@@ -106,6 +115,77 @@ class FileRecord:
         """Return whether the file was written for the work `plan_id`, in whatever partition."""
         return self.name.rsplit("/", 1)[-1].startswith(f"{plan_id}-")
 
+    def may_hold(self, least: str, greatest: str) -> bool:
+        """Return whether it may have rows of an object whose URI is within bounds."""
+        return not self.bounds or (self.bounds[0] <= greatest and least <= self.bounds[1])
+
+
+# Fields that records of earlier versions lack.
+_ADDED = {"footer", "segments", "source", "bounds"}
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    """Return a list of JSON as a tuple of texts. Raises DatasetError where it is none."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise DatasetError(f"{str(values)[:80]!r} is no list of texts")
+    return tuple(values)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one run added to a corpus: the rows that have its run_id.
+
+    Attributes:
+        number: 1, 2, … in order of commit; never given twice.
+        added_at: time of the commit that added it, ISO 8601.
+    """
+
+    number: int
+    added_at: str
+
+    @staticmethod
+    def of_json(raw: Any) -> Segment:
+        """Return the segment that a value of JSON is.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        segment = Segment(**raw)
+        if type(segment.number) is not int or segment.number < 1:
+            raise ValueError(f"a segment has the number {segment.number!r}")
+        _check_time(segment.added_at)
+        return segment
+
+
+class Mode(StrEnum):
+    """Whether rows follow the listing of a source."""
+
+    MIRROR = "mirror"  # an object that is no longer listed loses its rows
+    APPEND = "append"  # rows stay when the listing forgets their object
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What a commit says of one of the sources that feed it.
+
+    Attributes:
+        mode: whether rows follow its listing.
+    """
+
+    mode: Mode = Mode.MIRROR
+
+    @staticmethod
+    def of_json(raw: Any) -> SourceRecord:
+        """Return the record that a value of JSON is. Raises TypeError or ValueError where it is none."""
+        record = SourceRecord(**raw)
+        return replace(record, mode=Mode(record.mode))
+
+
+def _check_time(text: str) -> None:
+    """Raise ValueError unless a text is a time with a time zone, ISO 8601."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -117,11 +197,16 @@ class Commit:
         ids: what must agree before rows are added or compared (`encoder_id`, `transform_id`, …).
         files: the files that make up the data set, sorted by name.
         runs: for every run that committed here, its counts, and the `plan_id` of its work, see `counts_of`.
-        source: URI of the images that the rows were made from, where they were.
+        sources: URIs of the sources that the rows were made from → what is to be known of each.
         schema_version: the latest version of the table that a file is of; files may be of earlier ones.
         committed_at: ISO 8601.
         superseded: names of files that earlier commits listed and this one does not → when that began, ISO
             8601. Readers of an earlier commit may still need them.
+        version: counts the commits of the data set, from 1; 0 where an earlier version of this program wrote
+            the last one.
+        segments: run_id → what it added, also where no row of it is left; of a corpus. Empty where an earlier
+            version wrote the commit, see `segments_of`.
+        removals: files of the log of removed rows, in `removals/` beside the data set, sorted by name.
     """
 
     dataset: str
@@ -129,10 +214,18 @@ class Commit:
     ids: dict[str, str]
     files: tuple[FileRecord, ...] = ()
     runs: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
-    source: str = ""
+    sources: dict[str, SourceRecord] = field(default_factory=dict)
     schema_version: str = ""
     committed_at: str = ""
     superseded: dict[str, str] = field(default_factory=dict)
+    version: int = 0
+    segments: dict[str, Segment] = field(default_factory=dict)
+    removals: tuple[FileRecord, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """URIs of the sources of its rows, as one text: most data sets have one."""
+        return ", ".join(self.sources)
 
     @property
     def rows(self) -> int:
@@ -166,6 +259,37 @@ class Commit:
         A file of embeddings has the objects in its key that it was made from.
         """
         return digest_of(sorted((f.key, f.rows) for f in self.files), sorted(self.ids.items()))
+
+
+def segments_of(dataset: Dataset) -> dict[str, Segment]:
+    """Return the segments of a corpus by run_id; of a commit without them, from what its files hold.
+
+    These are numbered in order of run_id, and begin when their run began.
+
+    Raises:
+        DatasetError: a file is gone or damaged.
+    """
+    commit = dataset.commit
+    if commit.segments:
+        return commit.segments
+    run_ids = sorted({run_id for file in commit.files for run_id in segments_in(dataset.uri, file)})
+    return {r: Segment(number, _begun(r, commit)) for number, r in enumerate(run_ids, 1)}
+
+
+def segments_in(uri: str, record: FileRecord) -> tuple[str, ...]:
+    """Return the run_ids whose rows a file has; the column is read where its record does not say."""
+    if record.segments or not record.rows:
+        return record.segments
+    return tuple(sorted(set(read_file(uri, record, ["run_id"])["run_id"].to_pylist())))
+
+
+def _begun(run_id: str, commit: Commit) -> str:
+    """Return when a run of an earlier version began, as its name says; else when it was committed."""
+    try:
+        begun = datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return commit.committed_at
+    return begun.isoformat(timespec="seconds")
 
 
 def digest_of(*parts: object) -> str:
@@ -243,7 +367,7 @@ class Dataset:
 
     @property
     def source(self) -> str:
-        """URI of the images that the rows were made from."""
+        """URIs of the sources that the rows were made from, as one text."""
         return self.commit.source
 
     @property
@@ -369,23 +493,48 @@ def _commit_of(raw: dict[str, Any]) -> Commit:
     Raises DatasetError, ValueError, LookupError or TypeError where it is none.
     """
     raw.pop("rows", None)
-    listed = raw.pop("files")
+    files, removals = _files_of(raw.pop("files")), _files_of(raw.pop("removals", []))
+    segments = _objects_of(raw.pop("segments", {}), Segment.of_json)
+    if len({segment.number for segment in segments.values()}) != len(segments):
+        raise ValueError("two segments have one number")
+    if "source" in raw and "sources" not in raw:  # of an earlier version: all rows are of one source
+        source = raw.pop("source")
+        files = tuple(replace(f, source=source) for f in files)
+        raw["sources"] = {source: {}} if source else {}
+    sources = _objects_of(raw.pop("sources", {}), SourceRecord.of_json)
+    commit = Commit(files=files, removals=removals, segments=segments, sources=sources, **raw)
+    if type(commit.version) is not int or commit.version < 0:
+        raise ValueError(f"its version is {commit.version!r}")
+    if not isinstance(commit.ids, dict):
+        raise TypeError("ids is no object")
+    texts = [getattr(commit, name) for name in _TEXTS]
+    if not all(isinstance(text, str) for text in (*texts, *commit.ids.values(), *sources)):
+        raise TypeError(f"{', '.join(_TEXTS)} or its ids are no text")
+    if not isinstance(commit.runs, dict) or not all(isinstance(run, dict) for run in commit.runs.values()):
+        raise TypeError("runs is no object of objects")
+    for since in dict(commit.superseded).values():
+        _check_time(since)
+    return commit
+
+
+def _objects_of(raw: Any, of_json: Callable[[Any], Value]) -> dict[str, Value]:
+    """Return an object of JSON with its values read. Raises TypeError where it is none."""
+    if not isinstance(raw, dict):
+        raise TypeError(f"{str(raw)[:80]!r} is no object")
+    return {name: of_json(value) for name, value in raw.items()}
+
+
+def _files_of(listed: Any) -> tuple[FileRecord, ...]:
+    """Return the records of files that a list of JSON is.
+
+    Raises DatasetError or TypeError where it is none.
+    """
     if not isinstance(listed, list):
         raise TypeError("files is no list")
     files = tuple(map(FileRecord.of_json, listed))
     if len({f.name for f in files}) != len(files):
         raise DatasetError("it lists a file twice")
-    commit = Commit(files=files, **raw)
-    if not isinstance(commit.ids, dict):
-        raise TypeError("ids is no object")
-    texts = [getattr(commit, name) for name in _TEXTS]
-    if not all(isinstance(text, str) for text in (*texts, *commit.ids.values())):
-        raise TypeError(f"{', '.join(_TEXTS)} or its ids are no text")
-    if not isinstance(commit.runs, dict) or not all(isinstance(run, dict) for run in commit.runs.values()):
-        raise TypeError("runs is no object of objects")
-    if any(datetime.fromisoformat(since).tzinfo is None for since in dict(commit.superseded).values()):
-        raise ValueError("superseded has a time without a time zone")
-    return commit
+    return files
 
 
 def _checksum(raw: Mapping[str, object]) -> str:
@@ -395,7 +544,7 @@ def _checksum(raw: Mapping[str, object]) -> str:
 def _stamp(commit: Commit, before: Commit | None) -> Commit:
     """Return the commit as it is written after another one.
 
-    Files are sorted by name, and the table's version, the time, and what is superseded are filled in.
+    Files are sorted by name. Versions, the time, and what is superseded are filled in.
     """
     now = datetime.now(UTC)
     time = now.isoformat(timespec="seconds")
@@ -411,6 +560,8 @@ def _stamp(commit: Commit, before: Commit | None) -> Commit:
     return replace(
         commit,
         files=tuple(sorted(commit.files, key=lambda f: f.name)),
+        removals=tuple(sorted(commit.removals, key=lambda f: f.name)),
+        version=before.version + 1 if before else 1,
         schema_version=str(schemas.version_of(commit.dataset)),
         committed_at=time,
         superseded=superseded,

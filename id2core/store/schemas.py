@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,6 +88,21 @@ REJECTS = table_schema(
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("run_id", pa.string()),
+    ],
+)
+
+REMOVALS = table_schema(
+    "removals",
+    1,
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("generation", pa.string()),
+        ("segment", pa.string()),
+        ("reason", pa.string()),
+        ("removed_in", pa.int64()),
+        ("run_id", pa.string()),
+        ("removed_at", _TIME),
     ],
 )
 
@@ -244,6 +260,7 @@ RUNS = table_schema(
 
 TABLES: dict[str, pa.Schema] = {
     "rejects": REJECTS,
+    "removals": REMOVALS,
     "translations": TRANSLATIONS,
     "matches": MATCHES,
     "verdicts": VERDICTS,
@@ -305,11 +322,20 @@ def completed(table: pa.Table, schema: pa.Schema, columns: list[str] | None, row
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
 
 
-def check_reasons(table: pa.Table) -> None:
-    """Raise ValueError when a rejects table holds a reason outside the closed list."""
-    unknown = set(table["reason"].unique().to_pylist()) - set(Reason)
+class Removal(StrEnum):
+    """Why a row was removed from a data set, in `removals/`."""
+
+    UNLISTED = "unlisted"  # its source no longer lists its object
+    REPLACED = "replaced"  # its source lists another generation of its object
+    EXPIRED = "expired"  # its source keeps rows for so long and no longer
+    TAKEN_DOWN = "taken_down"  # somebody had the picture removed
+
+
+def check_reasons(table: pa.Table, known: type[StrEnum] = Reason) -> None:
+    """Raise ValueError when a table holds a reason outside the closed list, by default of rejects."""
+    unknown = set(table["reason"].unique().to_pylist()) - set(known)
     if unknown:
-        raise ValueError(f"unknown reject reasons {sorted(unknown)}")
+        raise ValueError(f"unknown reasons {sorted(unknown)}: they are none of {known.__name__}")
 
 
 def vectors_to_array(values: NDArray[Any], size: int) -> pa.FixedSizeListArray:

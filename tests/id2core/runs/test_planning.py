@@ -134,6 +134,9 @@ def test_a_run_adopts_the_parts_of_a_killed_one(source: Path) -> None:
     assert (resumed.objects, resumed.parts) == (3, 1)
     make(resumed)
     planning.commit(resumed)
+    commit = Dataset.open(resumed.uri_of("copies")).commit
+    assert {run_id: s.number for run_id, s in commit.segments.items()} == {"run-1": 1, "run-2": 2}
+    assert sorted(f.segments for f in commit.files) == [("run-1",), ("run-1",), ("run-2",)]
     assert written(resumed) == dict.fromkeys("abf", FIRST.run_id) | dict.fromkeys("cde", SECOND.run_id)
     assert [reject["run_id"] for reject in rejects(resumed)] == [FIRST.run_id]
     assert plan(source, THIRD).lineage.run_id == SECOND.run_id
@@ -217,8 +220,8 @@ def test_a_commit_that_another_run_overtook_is_added_to_it(source: Path) -> None
     make(early)
     planning.commit(early)  # adopts the part of `late`, and removes what is staged
     make(late, [1, 2])
-    planning.commit(late)
-    assert written(late) == dict.fromkeys("abcdef", FIRST.run_id)
+    planning.commit(late)  # its segment is committed, and nothing is added to it
+    assert written(late) == dict.fromkeys("ab", FIRST.run_id) | dict.fromkeys("cdef", SECOND.run_id)
     assert set(Dataset.open(late.uri_of("copies")).runs) == {FIRST.run_id, SECOND.run_id}
 
 

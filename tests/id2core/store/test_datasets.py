@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,19 @@ def test_names_in_a_commit_are_plain_and_below_it(name: Any, tmp_path: Path) -> 
         {"runs": []},
         {"runs": {"r": 1}},
         {"source": 1},
+        {"sources": []},
+        {"sources": {"/in": {"mode": "other"}}},
+        {"version": "1"},
+        {"version": -1},
+        {"segments": []},
+        {"segments": {"r": 1}},
+        {"segments": {"r": {"number": 0, "added_at": "2026-01-01T00:00:00+00:00"}}},
+        {"segments": {"r": {"number": 1, "added_at": "2026-01-01T00:00:00"}}},
+        {"segments": {r: {"number": 1, "added_at": "2026-01-01T00:00:00+00:00"} for r in "ab"}},
+        {"removals": [FILE, FILE]},
+        {"files": [FILE | {"segments": "r"}]},
+        {"files": [FILE | {"bounds": [1, 2]}]},
+        {"files": [FILE | {"source": 1}]},
         {"schema_version": []},
         {"more": 1},
     ],
@@ -155,6 +168,40 @@ def test_a_commit_that_is_no_json_is_one_named_error(data: bytes, tmp_path: Path
     commit_file(str(tmp_path), data)
     with pytest.raises(DatasetError, match="/_SUCCESS is damaged"):
         Dataset.find(str(tmp_path))
+
+
+def test_what_older_commits_lack_is_filled_when_they_are_read(tmp_path: Path) -> None:
+    table = pa.table({"uri": ["a", "b", "c"], "run_id": ["20260102T030405-bbbbbb", "run-a", "run-a"]})
+    record = asdict(datasets.write_file(str(tmp_path), "part-a", [table], table.schema))
+    old = {name: record[name] for name in FILE}
+    commit = {"dataset": "x", "source": "/in", "files": [old], "committed_at": "2026-01-03T00:00:00+00:00"}
+    commit_file(str(tmp_path), json.dumps(COMMIT | commit).encode())
+    dataset = Dataset.open(str(tmp_path))
+    assert (dataset.commit.version, dataset.commit.removals) == (0, ())
+    assert (dataset.source, [f.source for f in dataset.files]) == ("/in", ["/in"])
+    assert dataset.files[0].may_hold("x", "y")
+    assert datasets.segments_of(dataset) == {
+        "20260102T030405-bbbbbb": datasets.Segment(1, "2026-01-02T03:04:05+00:00"),
+        "run-a": datasets.Segment(2, "2026-01-03T00:00:00+00:00"),
+    }
+
+
+def test_a_commit_is_read_as_it_was_written_and_counted(tmp_path: Path) -> None:
+    record = FileRecord(**FILE, segments=("r",), source="/in", bounds=("/in/a", "/in/b"))
+    commit = datasets.Commit(
+        "rejects",
+        "r",
+        {},
+        (record,),
+        sources={"/in": datasets.SourceRecord(datasets.Mode.APPEND)},
+        segments={"r": datasets.Segment(1, "2026-01-01T00:00:00+00:00")},
+        removals=(record,),
+    )
+    for version in (1, 2):
+        dataset = datasets.replace_commit(str(tmp_path), commit, Dataset.find(str(tmp_path)))
+        assert dataset and dataset == Dataset.open(str(tmp_path)) and dataset.commit.version == version
+    assert datasets.segments_of(dataset) == commit.segments
+    assert record.may_hold("/in/aa", "/in/c") and not record.may_hold("/in/c", "/in/d")
 
 
 def test_a_commit_is_refused_by_its_size(tmp_path: Path) -> None:
