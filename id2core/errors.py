@@ -6,7 +6,9 @@ ID2Error
 ├── MissingExtraError      a package that an optional part needs is not installed
 ├── PrefectServerError     PREFECT_API_URL names a server that does not answer
 ├── StorageError           a folder, bucket or object that cannot be listed, read or written
-│   └── StoreUnavailableError  a store that does not answer for a while (worth another try)
+│   ├── StoreUnavailableError  a store that does not answer for a while (worth another try)
+│   ├── ChangedObjectError     an object that was replaced while it was read (worth another try)
+│   └── EmptyPlaceError        a folder or prefix that does not exist or holds nothing
 ├── DatasetError           a data set that is missing, damaged, or made with something else
 ├── LostRowsError          a run that lost or doubled rows; nothing was committed (worth another try)
 ├── EncoderError           an encoder that cannot be loaded or run
@@ -80,6 +82,16 @@ class StoreUnavailableError(StorageError):
     """A store that did not answer, or not whole, in all attempts."""
 
     transient = True
+
+
+class ChangedObjectError(StorageError):
+    """An object is another version than the one that was listed."""
+
+    transient = True
+
+
+class EmptyPlaceError(StorageError):
+    """A folder or prefix that does not exist, or holds no object."""
 
 
 class DatasetError(ID2Error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from id2core.encoders import decoder_pool
@@ -50,4 +50,5 @@ def decode_picture(obj: Object, data: bytes, size: int, limits: Limits) -> Pictu
     decoded = decoder_pool.decode(data, size, limits)
     if isinstance(decoded, Reject):
         return decoded
-    return Picture(obj, hashlib.sha256(data).hexdigest(), decoded)
+    # The listing knows the mean size of Parquet rows alone.
+    return Picture(replace(obj, bytes=len(data)), hashlib.sha256(data).hexdigest(), decoded)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
-from id2core.errors import StorageError
+from id2core.errors import ChangedObjectError, StorageError
 from id2core.store.rejects import Reject
 
 # Attempts at an update that other writers were faster with.
@@ -26,8 +27,9 @@ class Object:
     Attributes:
         uri: where it is.
         generation: which version; the bucket's own, or of a local file its time of modification and size;
-            `UNSEEN` where that cannot be known.
-        bytes: its size.
+            `UNSEEN` where that cannot be known. A store's own generations hold no `#`: what has one is a
+            member of a container, see `members`.
+        bytes: its size; of a row of a Parquet file the mean of its row group, until it is read.
     """
 
     uri: str
@@ -107,6 +109,34 @@ class Store(ABC):
     @abstractmethod
     def exists(self, uri: str) -> bool:
         """Return whether an object of exactly this name exists."""
+
+    def find(self, uri: str) -> Object:
+        """Return the object of exactly this name; raise FileNotFoundError where there is none."""
+        for item in self.list(uri):
+            if isinstance(item, Object) and item.uri == uri:
+                return item
+        raise FileNotFoundError(uri)
+
+    @contextmanager
+    def open_version(self, obj: Object) -> Iterator[IO[bytes]]:
+        """Open exactly the version that was listed as a seekable file.
+
+        A store that can read ranges overrides this: here the object is read whole.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            ChangedObjectError: it is another version by now.
+        """
+        data = self.read(obj)
+        if isinstance(data, Reject):
+            raise ChangedObjectError(f"{obj.uri}: {data.detail}")
+        yield io.BytesIO(data)
+
+    def read_range(self, obj: Object, start: int, size: int) -> bytes:
+        """Return bytes of the version that was listed, fewer where it ends before; see `open_version`."""
+        with self.open_version(obj) as file:
+            file.seek(start)
+            return file.read(size)
 
     def entries(self, uri: str, below: bool = True) -> Iterator[Entry]:
         """Yield every file in a folder, hidden ones too; nothing where there is no such folder.

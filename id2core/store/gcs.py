@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from id2core.errors import StorageError
+from id2core.errors import ChangedObjectError, EmptyPlaceError, StorageError
 from id2core.store.base import Entry, Noted, Object, Remark, Store
 from id2core.store.rejects import Reason, Reject
 
@@ -19,6 +19,8 @@ SCHEME = "gs://"
 SILENCE_SECONDS = 60.0
 # So long a call is tried again, with pauses that grow and vary.
 ATTEMPTS_SECONDS = 120.0
+# Fetched at once where headers are read here and there.
+CHUNK_BYTES = 1 << 20
 
 
 class GcsStore(Store):
@@ -67,7 +69,7 @@ class GcsStore(Store):
         if namesake:
             yield _object(namesake) if empty else Noted(uri, Remark.NAMESAKE)
         elif empty:
-            raise StorageError(f"{uri}: nothing there")
+            raise EmptyPlaceError(f"{uri}: nothing there")
 
     def entries(self, uri: str, below: bool = True) -> Iterator[Entry]:
         """Yield the objects below a prefix with the times when they were updated."""
@@ -80,12 +82,10 @@ class GcsStore(Store):
     def read(self, obj: Object) -> bytes | Reject:
         """Return the bytes of the generation that was listed."""
         try:
-            with _not_found(obj.uri):
+            with self._version(obj):
                 return _download(_blob(obj.uri, obj.generation))
-        except FileNotFoundError:
-            if self.exists(obj.uri):
-                return Reject(Reason.CHANGED, f"no longer generation {obj.generation}")
-            raise
+        except ChangedObjectError:
+            return Reject(Reason.CHANGED, f"no longer generation {obj.generation}")
 
     def read_marked(self, uri: str) -> tuple[bytes, str]:
         """Return an object and its generation."""
@@ -99,6 +99,39 @@ class GcsStore(Store):
         """Open an object, of which only the ranges that are read are fetched."""
         with _not_found(uri), _blob(uri).open("rb") as file:
             yield file
+
+    def find(self, uri: str) -> Object:
+        """Return an object as it would be listed."""
+        bucket, name = _split(uri)
+        blob = _client().bucket(bucket).get_blob(name, **_patient()) if name else None
+        if blob is None:
+            raise FileNotFoundError(uri)
+        return _object(blob)
+
+    @contextmanager
+    def open_version(self, obj: Object) -> Iterator[IO[bytes]]:
+        """Open a generation, of which the ranges that are read are fetched, `CHUNK_BYTES` at least."""
+        with self._version(obj), _blob(obj.uri, obj.generation).open("rb", chunk_size=CHUNK_BYTES) as file:
+            yield file
+
+    def read_range(self, obj: Object, start: int, size: int) -> bytes:
+        """Return bytes of a generation by one request."""
+        if size == 0:
+            return b""
+        with self._version(obj):
+            blob = _blob(obj.uri, obj.generation)
+            return _download(blob, start=start, end=start + size - 1)
+
+    @contextmanager
+    def _version(self, obj: Object) -> Iterator[None]:
+        """Tell an object that was replaced from one that is gone."""
+        try:
+            with _not_found(obj.uri):
+                yield
+        except FileNotFoundError:
+            if self.exists(obj.uri):
+                raise ChangedObjectError(f"{obj.uri}: no longer generation {obj.generation}") from None
+            raise
 
     def exists(self, uri: str) -> bool:
         """Return whether there is such an object."""
@@ -163,10 +196,13 @@ def _broken_bodies() -> tuple[type[Exception], ...]:
     return (DataCorruption,)
 
 
-def _download(blob: Any) -> bytes:
-    """Return an object, whole: its length and its checksum are the store's."""
-    download = functools.partial(blob.download_as_bytes, timeout=SILENCE_SECONDS, retry=None)
+def _download(blob: Any, start: int | None = None, end: int | None = None) -> bytes:
+    """Return an object, whole: its length and its checksum are the store's. Or a range, end included."""
+    part: dict[str, Any] = {} if end is None else {"start": start, "end": end, "checksum": None}
+    download = functools.partial(blob.download_as_bytes, timeout=SILENCE_SECONDS, retry=None, **part)
     data = bytes(_retry()(download)())
+    if part:
+        return data
     if blob.size is not None and blob.content_encoding is None and len(data) != blob.size:
         from google.cloud.storage.exceptions import DataCorruption
 

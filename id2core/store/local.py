@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from id2core.errors import StorageError
+from id2core.errors import ChangedObjectError, EmptyPlaceError, StorageError
 from id2core.store import names
 from id2core.store.base import UNSEEN, Entry, Noted, Object, Remark, Store
 from id2core.store.rejects import Reason, Reject
@@ -42,7 +42,7 @@ class LocalStore(Store):
         try:
             info = root.stat()
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise StorageError(f"{uri}: no such folder") from error
+            raise EmptyPlaceError(f"{uri}: no such folder") from error
         if stat.S_ISREG(info.st_mode):
             return iter([_object(root, info)])
         if not stat.S_ISDIR(info.st_mode):
@@ -87,6 +87,22 @@ class LocalStore(Store):
         """Open a file."""
         with _open_regular(uri) as file:
             yield file
+
+    def find(self, uri: str) -> Object:
+        """Return a regular file as it would be listed."""
+        with _missing_if_no_folder(uri):
+            info = path_of(uri).stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise FileNotFoundError(uri)
+        return _object(path_of(uri), info)
+
+    @contextmanager
+    def open_version(self, obj: Object) -> Iterator[IO[bytes]]:
+        """Open a file, which must not change until the block ends."""
+        with _open_regular(obj.uri) as file:
+            _check_generation(file, obj)
+            yield file
+            _check_generation(file, obj)
 
     def exists(self, uri: str) -> bool:
         """Return whether there is such a file."""
@@ -214,6 +230,23 @@ def _open_regular(uri: str) -> IO[bytes]:
         return os.fdopen(handle, "rb")
     os.close(handle)
     raise IsADirectoryError(uri) if stat.S_ISDIR(mode) else OSError("not a regular file")
+
+
+@contextmanager
+def _missing_if_no_folder(uri: str) -> Iterator[None]:
+    """Say "not found" also of what lies below a file, or has a name that no file can have."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise FileNotFoundError(uri) from error
+        raise
+
+
+def _check_generation(file: IO[bytes], obj: Object) -> None:
+    now = _generation(os.fstat(file.fileno()))
+    if now != obj.generation:
+        raise ChangedObjectError(f"{obj.uri}: generation {now} when read, {obj.generation} when listed")
 
 
 def _identity(info: os.stat_result) -> tuple[int, int]:

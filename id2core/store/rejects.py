@@ -24,6 +24,9 @@ class Reason(StrEnum):
     VANISHED = "vanished"
     CHANGED = "changed"
     UNREADABLE = "unreadable_object"
+    UNSAFE_MEMBER = "unsafe_member"
+    DUPLICATE = "duplicate"
+    NOT_ALLOWED = "not_allowed"
 
 
 # Faults of the store or of a service, not of the file: the next run tries these objects again.

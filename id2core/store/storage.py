@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from id2core.errors import StorageError, StoreUnavailableError
+from id2core.errors import ChangedObjectError, StorageError, StoreUnavailableError
+from id2core.store import members
 from id2core.store.base import UNSEEN as UNSEEN
-from id2core.store.base import Entry, Store
+from id2core.store.base import Entry, Noted, Store
 from id2core.store.base import Object as Object
 from id2core.store.base import Remark as Remark
 from id2core.store.gcs import GcsStore
@@ -117,13 +118,24 @@ def survey(uri: str) -> Listing:
     """
     remarks: Counter[Remark] = Counter()
     objects = []
-    with _control_path(uri) as store:
-        for item in store.list(uri):
-            if isinstance(item, Object):
-                objects.append(item)
-            else:
-                remarks[item.remark] += 1
+    for item in walk(uri):
+        if isinstance(item, Object):
+            objects.append(item)
+        else:
+            remarks[item.remark] += 1
     return Listing(sorted(objects), remarks)
+
+
+def walk(uri: str) -> Iterator[Object | Noted]:
+    """Yield what `survey` lists one by one, in the order of the store, which is always the same."""
+    with _control_path(uri) as store:
+        yield from store.list(uri)
+
+
+def find(uri: str) -> Object:
+    """Return the object of exactly this name. Raises FileNotFoundError, or StorageError."""
+    with _control_path(uri) as store:
+        return store.find(uri)
 
 
 def list_objects(uri: str) -> list[Object]:
@@ -175,13 +187,21 @@ def require(uri: str) -> None:
 
 
 def read_object(obj: Object, max_bytes: int) -> bytes | Reject:
-    """Return the bytes of exactly the version listed, or why they cannot be had. Never raises."""
+    """Return the bytes of exactly the version listed, or why they cannot be had. Never raises.
+
+    Args:
+        obj: an object, or a member of one, see `members`.
+        max_bytes: larger ones are rejected.
+    """
     if obj.bytes > max_bytes:
         return Reject(Reason.TOO_LARGE_FILE, f"{obj.bytes} bytes; the limit is {max_bytes}")
     try:
-        return _store(obj.uri).read(obj)
+        member = members.parse(obj)
+        return members.read(_store(obj.uri), member, max_bytes) if member else _store(obj.uri).read(obj)
     except FileNotFoundError:
         return Reject(Reason.VANISHED, "listed, but gone when it was read")
+    except ChangedObjectError as error:
+        return Reject(Reason.CHANGED, str(error)[:500])
     except Exception as error:  # whatever a file system or client throws, the object keeps its row
         return Reject(Reason.UNREADABLE, f"{type(error).__name__}: {error}"[:500])
 
@@ -221,6 +241,16 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
     Raises FileNotFoundError when there is none, StorageError when it cannot be read.
     """
     with _control_path(uri) as store, store.open(uri) as file:
+        yield file
+
+
+@contextmanager
+def open_version(obj: Object) -> Iterator[IO[bytes]]:
+    """Open exactly the version that was listed as a seekable binary file.
+
+    Raises FileNotFoundError when it is gone, ChangedObjectError when it was replaced, and StorageError.
+    """
+    with _control_path(obj.uri) as store, store.open_version(obj) as file:
         yield file
 
 
