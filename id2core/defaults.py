@@ -15,6 +15,9 @@ TOP_K: Final = 10
 PART_SIZE: Final = 4096
 # Hours until a later run removes what a killed one left.
 LEFTOVER_HOURS: Final = 24.0
+# Days before a night whose dated places are read again, and where a night begins.
+LATE_DAYS: Final = 2
+TIME_ZONE: Final = "UTC"
 # Bytes of the largest file that is read, and pixels of the largest picture that is decoded: above a photo of
 # 100 megapixels, also where it is stored as it is.
 MAX_BYTES: Final = 512 * 2**20

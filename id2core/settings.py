@@ -121,6 +121,23 @@ class Settings(EnvironmentSettings):
         description="Processor time that decoding a file of up to 1 MiB may take, in seconds. Each further "
         "MiB of the file adds 1, up to 60. Pictures that need more are rejected.",
     )
+    late_days: int = Field(
+        defaults.LATE_DAYS,
+        ge=0,
+        le=366,
+        description="Days before a night whose dated sources are read again: objects come late.",
+    )
+    time_zone: str = Field(
+        defaults.TIME_ZONE,
+        description="Time zone of the dates in dated sources.",
+        examples=["Europe/Berlin"],
+    )
+    allowed_places: list[str] = Field(
+        [],
+        description="Folders and gs:// prefixes that a list of URIs may name beside its own bucket or folder. "
+        "As an environment variable, a JSON list.",
+        examples=[["gs://uploads/public"]],
+    )
     leftover_hours: float = Field(
         defaults.LEFTOVER_HOURS,
         ge=0,

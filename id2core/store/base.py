@@ -58,6 +58,7 @@ class Remark(StrEnum):
     FOLDER_ABOVE = "links to a folder above the listed one were not followed"
     FOLDER_MARKER = "empty objects whose name ends in / are folder markers and were left out"
     NAMESAKE = "objects that bear the name of the listed prefix are not below it and were left out"
+    NO_SHARD = "files beside shards have another suffix and were left out"
     OUTPUT = "files below --out are results and were left out"
 
 

@@ -134,6 +134,21 @@ TRANSLATIONS = table_schema(
     ],
 )
 
+POSTS = table_schema(
+    "posts",
+    1,
+    [
+        ("uri", pa.string()),
+        ("generation", pa.string()),
+        ("post_id", pa.string()),
+        ("uploader", pa.string()),
+        ("posted_at", _TIME),
+        ("extra", pa.string()),
+        ("source", pa.string()),
+        ("run_id", pa.string()),
+    ],
+)
+
 MATCHES = table_schema(
     "matches",
     3,
@@ -267,6 +282,7 @@ TABLES: dict[str, pa.Schema] = {
     "backgrounds": BACKGROUNDS,
     "ledger": LEDGER,
     "segments": SEGMENTS,
+    "posts": POSTS,
     "runs": RUNS,
 }
 

@@ -1,0 +1,55 @@
+"""Dated places: `{date}` in a URI stands for a night."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from id2core.errors import OptionError
+from id2core.store import storage
+
+_DATE = re.compile(r"\{date(?::((?:%[Ymdj]|[^%{}])+))?\}")
+
+
+def is_dated(uri: str) -> bool:
+    """Return whether a URI has a date to fill in."""
+    return bool(_DATE.search(uri))
+
+
+def filled(uri: str, night: date) -> str:
+    """Return the URI of a night: `{date}` is its ISO date, `{date:%Y/%m/%d}` another spelling.
+
+    Example:
+        >>> filled("gs://inbox/{date:%Y/%m}/{date}", date(2026, 11, 25))
+        'gs://inbox/2026/11/2026-11-25'
+    """
+    return _DATE.sub(lambda match: night.strftime(match[1]) if match[1] else night.isoformat(), uri)
+
+
+def nights(night: date, late_days: int) -> Iterator[date]:
+    """Yield the nights whose places are read for a night, the earliest first: objects come late."""
+    for days in range(late_days, -1, -1):
+        yield night - timedelta(days=days)
+
+
+def today(time_zone: str, now: datetime | None = None) -> date:
+    """Return the date of a moment in a time zone; by default that of now.
+
+    Raises:
+        OptionError: there is no such time zone.
+    """
+    try:
+        zone = ZoneInfo(time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise OptionError(f"time_zone is {time_zone!r}: give a name such as UTC or Europe/Berlin") from error
+    return (now or datetime.now(UTC)).astimezone(zone).date()
+
+
+def require_parent(place: str) -> None:
+    """Raise StorageError where not even the folder or bucket exists that a night's place would be in."""
+    parent = place.rpartition("/")[0]
+    while not storage.is_remote(place) and parent and not storage.local_path(parent).exists():
+        parent = parent.rpartition("/")[0]
+    storage.require(parent if parent.rstrip("/") != "gs:" else place)
