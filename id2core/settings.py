@@ -134,9 +134,9 @@ class Settings(EnvironmentSettings):
     )
     allowed_places: list[str] = Field(
         [],
-        description="Folders and gs:// prefixes that a list of URIs may name beside its own bucket or folder. "
+        description="Folders and gs:// prefixes that a list of URIs may name beside its own. "
         "As an environment variable, a JSON list.",
-        examples=[["gs://uploads/public"]],
+        examples=['["gs://uploads/public"]'],
     )
     leftover_hours: float = Field(
         defaults.LEFTOVER_HOURS,

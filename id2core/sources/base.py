@@ -49,7 +49,8 @@ class Source(ABC):
         place: what stands behind the prefix, normalized.
         mode: whether rows follow the listing, or stay when it forgets.
         allowed: places that a list may name beside its own, normalized.
-        may_be_empty: True for a place of one night, where nothing may have come yet.
+        within: for a place of one night, where nothing may have come yet, what must be there nonetheless;
+            empty for a place that must exist.
     """
 
     PREFIX: ClassVar[str] = ""
@@ -57,7 +58,7 @@ class Source(ABC):
     place: str
     mode: Mode = Mode.MIRROR
     allowed: tuple[str, ...] = ()
-    may_be_empty: bool = False
+    within: str = ""
 
     @property
     def uri(self) -> str:
@@ -82,9 +83,9 @@ class Source(ABC):
         try:
             yield from self._items()
         except EmptyPlaceError:
-            if not self.may_be_empty:
+            if not self.within:
                 raise
-            dates.require_parent(self.place)
+            dates.require(self.within)
 
     @final
     def list(self) -> Iterator[Object | Noted]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from id2core.errors import OptionError
+from id2core.errors import EmptyPlaceError, OptionError
 from id2core.store import storage
 
 _DATE = re.compile(r"\{date(?::((?:%[Ymdj]|[^%{}])+))?\}")
@@ -47,9 +48,17 @@ def today(time_zone: str, now: datetime | None = None) -> date:
     return (now or datetime.now(UTC)).astimezone(zone).date()
 
 
-def require_parent(place: str) -> None:
-    """Raise StorageError where not even the folder or bucket exists that a night's place would be in."""
-    parent = place.rpartition("/")[0]
-    while not storage.is_remote(place) and parent and not storage.local_path(parent).exists():
-        parent = parent.rpartition("/")[0]
-    storage.require(parent if parent.rstrip("/") != "gs:" else place)
+def fixed_part(uri: str) -> str:
+    """Return the folder or bucket of a dated URI that is the same every night."""
+    dated = _DATE.search(uri)
+    return uri[: dated.start() if dated else len(uri)].rpartition("/")[0] or "/"
+
+
+def require(place: str) -> None:
+    """Raise StorageError unless a folder exists, or the bucket of a prefix: a disk may not be mounted."""
+    if storage.is_remote(place):
+        bucket = "/".join(place.split("/", 3)[:3])
+        with suppress(EmptyPlaceError):
+            next(storage.walk(bucket), None)
+    else:
+        storage.require(place)

@@ -1,4 +1,4 @@
-"""What a platform sends along with its images, as the data set `posts/`, which joins by URI and generation."""
+"""What a platform sends along with its images: the data set `posts/`, joined by URI and generation."""
 
 from __future__ import annotations
 

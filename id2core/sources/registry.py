@@ -50,5 +50,6 @@ def expand(source: Source, night: date, late_days: int) -> Iterator[Source]:
     if not source.is_dated:
         yield source
         return
+    within = dates.fixed_part(source.place)
     for day in dates.nights(night, late_days):
-        yield replace(source, place=dates.filled(source.place, day), may_be_empty=True)
+        yield replace(source, place=dates.filled(source.place, day), within=within)

@@ -42,6 +42,14 @@ class Member:
     kind: str
     place: str
 
+    @property
+    def refusal(self) -> Reject | None:
+        """Why the listing refused it; None for what can be read."""
+        if self.kind != REFUSED:
+            return None
+        reason, _, detail = self.place.partition(":")
+        return Reject(Reason(reason), detail)
+
 
 def spell(name: bytes) -> str:
     """Return a member's name for a URI: control characters, `#` and what is not UTF-8 as `\\xNN`."""
@@ -124,15 +132,9 @@ def _read_parquet(store: Store, item: Member) -> bytes | Reject:
     return parquet_images.read_row(store, item.shard, int(group), int(row))
 
 
-def _read_refused(store: Store, item: Member) -> Reject:
-    reason, _, detail = item.place.partition(":")
-    return Reject(Reason(reason), detail)
-
-
 # Kind → how it is read. A new kind of container is a function here, beside its source in `sources/`.
 READERS: Final[dict[str, Callable[[Store, Member], bytes | Reject]]] = {
     TAR: _read_tar,
     TGZ: _read_tgz,
     PARQUET: _read_parquet,
-    REFUSED: _read_refused,
 }

@@ -37,6 +37,8 @@ STORES: Final[dict[str, Callable[[], Store]]] = {LOCAL: LocalStore, "gs": GcsSto
 
 
 def _scheme(uri: str) -> str:
+    if uri.startswith("/"):  # the name of a member of a container may look like a URI
+        return LOCAL
     scheme, separator, _ = uri.partition("://")
     return scheme if separator else LOCAL
 
@@ -197,7 +199,9 @@ def read_object(obj: Object, max_bytes: int) -> bytes | Reject:
         return Reject(Reason.TOO_LARGE_FILE, f"{obj.bytes} bytes; the limit is {max_bytes}")
     try:
         member = members.parse(obj)
-        return members.read(_store(obj.uri), member, max_bytes) if member else _store(obj.uri).read(obj)
+        if member is None:
+            return _store(obj.uri).read(obj)
+        return member.refusal or members.read(_store(member.shard.uri), member, max_bytes)
     except FileNotFoundError:
         return Reject(Reason.VANISHED, "listed, but gone when it was read")
     except ChangedObjectError as error:

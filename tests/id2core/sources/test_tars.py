@@ -247,13 +247,13 @@ def test_a_nested_tar_is_a_file_like_any_other(tmp_path: Path) -> None:
 
 def test_many_members_take_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "many.tar"
-    block = [header(f"{i:06d}.jpg", b"%011o\0" % 0) for i in range(50_000)]
+    block = [header(f"{i:06d}.jpg", b"%011o\0" % 0) for i in range(20_000)]
     path.write_bytes(b"".join(block) + bytes(1024))
     tracemalloc.start()
     count = sum(1 for _ in registry.parse(f"tar:{path}").list())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert count == 50_000 and peak < 4 << 20
+    assert count == 20_000 and peak < 4 << 20
 
 
 def test_what_is_no_tar_is_one_row(tmp_path: Path) -> None:
