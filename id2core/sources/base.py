@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from id2core.store.rejects import Reason, Reject
 MAX_MEMBERS: Final = 1 << 24
 # Longer names and URIs have no use but to fill memory.
 NAME_BYTES: Final = 4096
+_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 class Mode(StrEnum):
@@ -190,7 +192,7 @@ def name_fault(name: bytes, *, is_path: bool) -> str | None:
         return "it has no name"
     if len(name) > NAME_BYTES:
         return f"a name of {len(name)} bytes"
-    if any(byte < 32 or byte == 127 for byte in name):
+    if _CONTROL.search(name):
         return "its name has control characters"
     if is_path and name.startswith(b"/"):
         return "its name is an absolute path"
