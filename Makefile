@@ -24,9 +24,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The pages that are generated from the code: docs/options.md and docs/schemas/.
+# What is generated from the code: docs/options.md, docs/schemas/, and the SQL of infra/sql/.
 docs: setup
 	$(BIN)/python -m factory.option_tables
+	$(BIN)/python -m factory.sql_views
 
 bench: setup
 	$(BIN)/python -m benchmarks.run $(if $(PHOTOS),--photos $(PHOTOS))

@@ -1,0 +1,534 @@
+-- Written by `make docs` from id2core/store/schemas.py and infra/sql/views/. Do not edit it by hand.
+-- For a data set `id2` in the default project. Replace PLACE with the --out, for example gs://my-bucket/id2/nightly.
+-- infra/terraform makes the same tables and views.
+
+CREATE OR REPLACE EXTERNAL TABLE id2.matches (
+  query_id STRING,
+  query_uri STRING,
+  rank INT64,
+  reference_id STRING,
+  reference_uri STRING,
+  score FLOAT64,
+  background FLOAT64,
+  normalized_score FLOAT64,
+  verdict STRING,
+  false_positive_rate FLOAT64,
+  encoder_id STRING,
+  transform_id STRING,
+  index_id STRING,
+  calibration_id STRING,
+  run_id STRING,
+  scanned_at TIMESTAMP,
+  verdict_reason STRING,
+  query_generation STRING,
+  view STRING,
+  channel STRING,
+  floor FLOAT64
+)
+WITH PARTITION COLUMNS (scan_date DATE)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/matches/*.parquet'],
+  hive_partition_uri_prefix = 'PLACE/matches'
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.verdicts (
+  query_uri STRING,
+  query_generation STRING,
+  reference_id STRING,
+  encoder_id STRING,
+  transform_id STRING,
+  channel STRING,
+  verdict STRING,
+  verdict_reason STRING,
+  false_positive_rate FLOAT64,
+  calibration_id STRING,
+  judged_at TIMESTAMP,
+  run_id STRING
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/verdicts/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.query_embeddings (
+  image_id STRING,
+  uri STRING,
+  generation STRING,
+  bytes INT64,
+  width INT64,
+  height INT64,
+  format STRING,
+  encoder_id STRING,
+  transform_id STRING,
+  preprocess_id STRING,
+  run_id STRING,
+  embedded_at TIMESTAMP,
+  information FLOAT64
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/queries/embeddings/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.query_rejects (
+  uri STRING,
+  generation STRING,
+  reason STRING,
+  detail STRING,
+  run_id STRING
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/queries/rejects/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.query_removals (
+  image_id STRING,
+  uri STRING,
+  generation STRING,
+  segment STRING,
+  reason STRING,
+  removed_in INT64,
+  run_id STRING,
+  removed_at TIMESTAMP
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/queries/removals/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.query_backgrounds (
+  image_id STRING,
+  uri STRING,
+  generation STRING,
+  background FLOAT64,
+  background_id STRING,
+  encoder_id STRING,
+  transform_id STRING,
+  run_id STRING
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/queries/backgrounds/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.reference_embeddings (
+  image_id STRING,
+  uri STRING,
+  generation STRING,
+  bytes INT64,
+  width INT64,
+  height INT64,
+  format STRING,
+  encoder_id STRING,
+  transform_id STRING,
+  preprocess_id STRING,
+  run_id STRING,
+  embedded_at TIMESTAMP,
+  information FLOAT64
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/reference/embeddings/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.reference_rejects (
+  uri STRING,
+  generation STRING,
+  reason STRING,
+  detail STRING,
+  run_id STRING
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/reference/rejects/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.reference_removals (
+  image_id STRING,
+  uri STRING,
+  generation STRING,
+  segment STRING,
+  reason STRING,
+  removed_in INT64,
+  run_id STRING,
+  removed_at TIMESTAMP
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/reference/removals/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.ledger (
+  run_id STRING,
+  searched_at TIMESTAMP,
+  encoder_id STRING,
+  transform_id STRING,
+  preprocess_id STRING,
+  query_from INT64,
+  query_to INT64,
+  reference_from INT64,
+  reference_to INT64,
+  query_version INT64,
+  reference_version INT64,
+  pairs INT64,
+  index_id STRING,
+  top_k INT64,
+  floor FLOAT64
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/ledger/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.segments (
+  corpus STRING,
+  segment STRING,
+  number INT64,
+  added_at TIMESTAMP,
+  `rows` INT64
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/segments/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.runs (
+  run_id STRING,
+  flow STRING,
+  config STRING,
+  listed INT64,
+  embedded INT64,
+  rejected INT64,
+  matches INT64,
+  translated INT64,
+  seconds STRING,
+  versions STRING,
+  status STRING,
+  started TIMESTAMP,
+  ended TIMESTAMP,
+  error STRING,
+  `references` INT64,
+  queries INT64
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/runs/*.parquet']
+);
+
+CREATE OR REPLACE VIEW id2.judged AS
+-- Every stored pair with the verdict that holds today: the newest of verdicts/, else the one in matches/.
+-- judged_score is the score that verdicts are for. rank is the rank in the search that stored the pair.
+WITH newest AS (
+  SELECT
+    *,
+    ROW_NUMBER() OVER (
+      PARTITION BY query_uri, query_generation, reference_id, encoder_id, transform_id, channel
+      ORDER BY judged_at DESC, run_id DESC
+    ) AS age
+  FROM id2.verdicts
+)
+SELECT
+  m.scan_date,
+  m.query_id,
+  m.query_uri,
+  m.query_generation,
+  m.rank,
+  m.reference_id,
+  m.reference_uri,
+  m.score,
+  m.background,
+  m.normalized_score,
+  COALESCE(m.normalized_score, m.score) AS judged_score,
+  CASE WHEN v.judged_at IS NULL THEN m.verdict ELSE v.verdict END AS verdict,
+  CASE WHEN v.judged_at IS NULL THEN m.verdict_reason ELSE v.verdict_reason END AS verdict_reason,
+  CASE WHEN v.judged_at IS NULL THEN m.false_positive_rate ELSE v.false_positive_rate END
+    AS false_positive_rate,
+  CASE WHEN v.judged_at IS NULL THEN m.calibration_id ELSE v.calibration_id END AS calibration_id,
+  v.judged_at,
+  m.encoder_id,
+  m.transform_id,
+  m.index_id,
+  m.view,
+  m.channel,
+  m.floor,
+  m.run_id,
+  m.scanned_at
+FROM id2.matches AS m
+LEFT JOIN newest AS v
+  ON v.age = 1
+  AND v.query_uri = m.query_uri
+  AND v.reference_id = m.reference_id
+  AND v.encoder_id = m.encoder_id
+  AND v.transform_id = m.transform_id
+  AND COALESCE(v.query_generation, '') = COALESCE(m.query_generation, '')
+  AND COALESCE(v.channel, 'latent') = COALESCE(m.channel, 'latent');
+
+CREATE OR REPLACE VIEW id2.best_matches AS
+-- Every stored pair, ranked among all pairs of its upload, whichever night stored them.
+SELECT
+  j.scan_date,
+  j.query_id,
+  j.query_uri,
+  j.query_generation,
+  ROW_NUMBER() OVER (
+    PARTITION BY j.query_uri, j.query_generation, j.encoder_id, j.transform_id, j.channel
+    ORDER BY j.judged_score DESC, j.score DESC, j.reference_id
+  ) AS rank,
+  j.reference_id,
+  j.reference_uri,
+  j.score,
+  j.background,
+  j.normalized_score,
+  j.judged_score,
+  j.verdict,
+  j.verdict_reason,
+  j.false_positive_rate,
+  j.calibration_id,
+  j.judged_at,
+  j.encoder_id,
+  j.transform_id,
+  j.index_id,
+  j.view,
+  j.channel,
+  j.floor,
+  j.run_id,
+  j.scanned_at
+FROM id2.judged AS j;
+
+CREATE OR REPLACE VIEW id2.current AS
+-- The pairs of which both pictures stand in the corpora today, ranked among them.
+-- reference_uri is the first of the picture's present places.
+WITH uploads AS (
+  SELECT DISTINCT uri, generation, image_id, encoder_id, transform_id
+  FROM id2.query_embeddings
+),
+originals AS (
+  SELECT image_id, encoder_id, transform_id, MIN(uri) AS uri
+  FROM id2.reference_embeddings
+  GROUP BY image_id, encoder_id, transform_id
+)
+SELECT
+  j.scan_date,
+  j.query_id,
+  j.query_uri,
+  j.query_generation,
+  ROW_NUMBER() OVER (
+    PARTITION BY j.query_uri, j.query_generation, j.encoder_id, j.transform_id, j.channel
+    ORDER BY j.judged_score DESC, j.score DESC, j.reference_id
+  ) AS rank,
+  j.reference_id,
+  o.uri AS reference_uri,
+  j.score,
+  j.background,
+  j.normalized_score,
+  j.judged_score,
+  j.verdict,
+  j.verdict_reason,
+  j.false_positive_rate,
+  j.calibration_id,
+  j.judged_at,
+  j.encoder_id,
+  j.transform_id,
+  j.index_id,
+  j.view,
+  j.channel,
+  j.floor,
+  j.run_id,
+  j.scanned_at
+FROM id2.judged AS j
+JOIN uploads AS u
+  ON u.uri = j.query_uri
+  AND u.image_id = j.query_id
+  AND u.encoder_id = j.encoder_id
+  AND u.transform_id = j.transform_id
+  AND COALESCE(u.generation, '') = COALESCE(j.query_generation, u.generation, '')
+JOIN originals AS o
+  ON o.image_id = j.reference_id
+  AND o.encoder_id = j.encoder_id
+  AND o.transform_id = j.transform_id;
+
+CREATE OR REPLACE VIEW id2.daily_counts AS
+-- A row per UTC date: uploads taken in, and the pairs that were stored.
+-- Uploads come from the corpus and its removal log, because an upload without a pair is not in matches/.
+-- Pairs whose verdict changed later are looked up by key, so that a day's counts read few columns.
+WITH rejudged AS (
+  SELECT
+    *,
+    ROW_NUMBER() OVER (
+      PARTITION BY query_uri, query_generation, reference_id, encoder_id, transform_id, channel
+      ORDER BY judged_at DESC, run_id DESC
+    ) AS age
+  FROM id2.verdicts
+),
+flagged AS (
+  SELECT m.scan_date, m.query_uri, m.query_generation, m.verdict
+  FROM (SELECT * FROM id2.matches WHERE verdict IN ('match', 'review')) AS m
+  LEFT JOIN rejudged AS v
+    ON v.age = 1
+    AND v.query_uri = m.query_uri
+    AND v.reference_id = m.reference_id
+    AND v.encoder_id = m.encoder_id
+    AND v.transform_id = m.transform_id
+    AND COALESCE(v.query_generation, '') = COALESCE(m.query_generation, '')
+    AND COALESCE(v.channel, 'latent') = COALESCE(m.channel, 'latent')
+  WHERE v.judged_at IS NULL
+  UNION ALL
+  SELECT m.scan_date, m.query_uri, m.query_generation, v.verdict
+  FROM rejudged AS v
+  JOIN id2.matches AS m
+    ON v.query_uri = m.query_uri
+    AND v.reference_id = m.reference_id
+    AND v.encoder_id = m.encoder_id
+    AND v.transform_id = m.transform_id
+    AND COALESCE(v.query_generation, '') = COALESCE(m.query_generation, '')
+    AND COALESCE(v.channel, 'latent') = COALESCE(m.channel, 'latent')
+  WHERE v.age = 1 AND v.verdict IN ('match', 'review')
+),
+flagged_uploads AS (
+  SELECT
+    scan_date,
+    SUM(CASE WHEN verdict = 'match' THEN 1 ELSE 0 END) AS matches,
+    SUM(CASE WHEN verdict = 'review' THEN 1 ELSE 0 END) AS reviews
+  FROM flagged
+  GROUP BY scan_date, query_uri, query_generation
+),
+-- One row per kind of count and date; the last step adds them up.
+counts AS (
+  SELECT scan_date, 0 AS uploads, 0 AS rejects, 0 AS uploads_with_pairs, COUNT(*) AS pairs,
+    0 AS matches, 0 AS reviews, 0 AS uploads_matched, 0 AS uploads_in_review
+  FROM id2.matches
+  GROUP BY scan_date
+  UNION ALL
+  SELECT scan_date, 0, 0, COUNT(*), 0, 0, 0, 0, 0
+  FROM (SELECT DISTINCT scan_date, query_uri, query_generation FROM id2.matches) AS q
+  GROUP BY scan_date
+  UNION ALL
+  SELECT scan_date, 0, 0, 0, 0, SUM(matches), SUM(reviews),
+    SUM(CASE WHEN matches > 0 THEN 1 ELSE 0 END),
+    SUM(CASE WHEN matches = 0 THEN 1 ELSE 0 END)
+  FROM flagged_uploads
+  GROUP BY scan_date
+  UNION ALL
+  SELECT
+    CAST(CONCAT(SUBSTR(run_id, 1, 4), '-', SUBSTR(run_id, 5, 2), '-', SUBSTR(run_id, 7, 2)) AS DATE),
+    SUM(uploads), SUM(rejects), 0, 0, 0, 0, 0, 0
+  FROM (
+    SELECT run_id, COUNT(*) AS uploads, 0 AS rejects FROM id2.query_embeddings GROUP BY run_id
+    UNION ALL
+    SELECT segment, COUNT(*), 0 FROM id2.query_removals GROUP BY segment
+    UNION ALL
+    SELECT run_id, 0, COUNT(*) FROM id2.query_rejects GROUP BY run_id
+  ) AS taken
+  GROUP BY run_id
+)
+SELECT
+  scan_date,
+  CAST(SUM(uploads) AS BIGINT) AS uploads,
+  CAST(SUM(rejects) AS BIGINT) AS rejects,
+  CAST(SUM(uploads_with_pairs) AS BIGINT) AS uploads_with_pairs,
+  CAST(SUM(pairs) AS BIGINT) AS pairs,
+  CAST(SUM(matches) AS BIGINT) AS matches,
+  CAST(SUM(reviews) AS BIGINT) AS reviews,
+  CAST(SUM(uploads_matched) AS BIGINT) AS uploads_matched,
+  CAST(SUM(uploads_in_review) AS BIGINT) AS uploads_in_review
+FROM counts
+GROUP BY scan_date;
+
+CREATE OR REPLACE VIEW id2.by_reference AS
+-- A row per reference picture that any stored pair names.
+-- first_seen and last_seen are of its matches; both are null for a picture without one.
+WITH uploads AS (
+  SELECT
+    reference_id,
+    MIN(reference_uri) AS reference_uri,
+    COUNT(*) AS pairs,
+    SUM(CASE WHEN verdict = 'match' THEN 1 ELSE 0 END) AS matches,
+    SUM(CASE WHEN verdict = 'review' THEN 1 ELSE 0 END) AS reviews,
+    MIN(CASE WHEN verdict = 'match' THEN scanned_at END) AS first_seen,
+    MAX(CASE WHEN verdict = 'match' THEN scanned_at END) AS last_seen
+  FROM id2.judged
+  GROUP BY reference_id, query_uri, query_generation
+)
+SELECT
+  reference_id,
+  MIN(reference_uri) AS reference_uri,
+  CAST(SUM(pairs) AS BIGINT) AS pairs,
+  COUNT(*) AS uploads,
+  CAST(SUM(CASE WHEN matches > 0 THEN 1 ELSE 0 END) AS BIGINT) AS uploads_matched,
+  CAST(SUM(CASE WHEN matches = 0 AND reviews > 0 THEN 1 ELSE 0 END) AS BIGINT) AS uploads_in_review,
+  MIN(first_seen) AS first_seen,
+  MAX(last_seen) AS last_seen
+FROM uploads
+GROUP BY reference_id;
+
+CREATE OR REPLACE VIEW id2.backscan AS
+-- A row per reference segment and transform: how far it was searched in the uploads that were there first.
+-- hours is null until every such segment of uploads that still has rows was searched.
+WITH ids AS (
+  SELECT DISTINCT encoder_id, transform_id FROM id2.reference_embeddings
+),
+uploads AS (
+  SELECT s.number, s.added_at
+  FROM id2.segments AS s
+  JOIN (SELECT DISTINCT run_id FROM id2.query_embeddings) AS e ON e.run_id = s.segment
+  WHERE s.corpus = 'queries'
+),
+meetings AS (
+  SELECT
+    r.segment,
+    r.number,
+    r.added_at,
+    r.rows AS reference_rows,
+    ids.encoder_id,
+    ids.transform_id,
+    u.number AS upload_number,
+    MIN(l.searched_at) AS searched_at
+  FROM id2.segments AS r
+  CROSS JOIN ids
+  LEFT JOIN uploads AS u ON u.added_at <= r.added_at
+  LEFT JOIN id2.ledger AS l
+    ON l.encoder_id = ids.encoder_id
+    AND l.transform_id = ids.transform_id
+    AND r.number BETWEEN l.reference_from AND l.reference_to
+    AND u.number BETWEEN l.query_from AND l.query_to
+  WHERE r.corpus = 'reference'
+  GROUP BY r.segment, r.number, r.added_at, r.rows, ids.encoder_id, ids.transform_id, u.number
+)
+SELECT
+  segment,
+  number,
+  added_at,
+  reference_rows,
+  encoder_id,
+  transform_id,
+  COUNT(upload_number) AS upload_segments,
+  COUNT(searched_at) AS upload_segments_searched,
+  MAX(searched_at) AS last_searched_at,
+  CASE
+    WHEN COUNT(upload_number) = 0 THEN 0.0
+    WHEN COUNT(upload_number) = COUNT(searched_at)
+      THEN GREATEST(0.0, (UNIX_SECONDS(MAX(searched_at)) - UNIX_SECONDS(added_at)) / 3600)
+  END AS hours
+FROM meetings
+GROUP BY segment, number, added_at, reference_rows, encoder_id, transform_id;
+
+CREATE OR REPLACE VIEW id2.rejects_by_reason AS
+-- Listed objects of which nothing was made, by corpus, UTC date, and reason.
+SELECT
+  corpus,
+  CAST(CONCAT(SUBSTR(run_id, 1, 4), '-', SUBSTR(run_id, 5, 2), '-', SUBSTR(run_id, 7, 2)) AS DATE)
+    AS scan_date,
+  reason,
+  CAST(SUM(objects) AS BIGINT) AS objects
+FROM (
+  SELECT 'reference' AS corpus, run_id, reason, COUNT(*) AS objects
+  FROM id2.reference_rejects
+  GROUP BY run_id, reason
+  UNION ALL
+  SELECT 'queries' AS corpus, run_id, reason, COUNT(*) AS objects
+  FROM id2.query_rejects
+  GROUP BY run_id, reason
+) AS rejects
+GROUP BY corpus, scan_date, reason;
