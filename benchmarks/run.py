@@ -31,6 +31,7 @@ NAMES = (
     "memory",
     "startup",
     "fuzz",
+    "dashboard",
 )
 VERSIONS = (
     "python",
@@ -54,6 +55,7 @@ QUICK = {
     "memory": ["--sizes", "100", "400"],
     "startup": ["--rounds", "1"],
     "fuzz": ["--count", "100"],
+    "dashboard": ["--uploads", "2000", "--days", "2", "--rounds", "1"],
 }
 
 
@@ -71,6 +73,7 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
         ["memory", *photos],
         ["startup", *photos],
         ["fuzz"],
+        ["dashboard"],
     ]
     if options.long:
         chosen.append(["memory", *photos, "--encoder", "mini"])

@@ -32,6 +32,13 @@ ROW_IDS = ("encoder_id", "transform_id", "preprocess_id")
 LATENT_IDS = ("encoder_id", "preprocess_id")
 # Columns of vectors: nearly all bytes of an embeddings table.
 VECTORS = frozenset({"latent", "descriptor"})
+# How a large file of `matches/` is laid out, so that 100 million rows can be filtered by verdict, by upload, or
+# by id: sorted by these columns, in row groups of this size. benchmarks/dashboard.py measures it.
+MATCHES_ORDER = (("verdict", "ascending"), ("query_uri", "ascending"), ("rank", "ascending"))
+MATCHES_ROW_GROUP = 2**18
+# Text of these tables comes again and again within a row group, ids too: the dictionary holds all of it.
+_DICTIONARY_TABLES = frozenset({b"matches", b"verdicts"})
+_DICTIONARY_BYTES = 32 * 2**20
 # Slow-changing text of an embeddings table; everything else in it is close to random.
 _DICTIONARY_COLUMNS = (
     "format",
@@ -373,11 +380,15 @@ def column_to_vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
 def parquet_writer(where: Path | IO[bytes], schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A Parquet writer with the project's settings: zstd, byte-stream-split vectors, checksummed pages."""
     vectors = [f.name for f in schema if pa.types.is_fixed_size_list(f.type)]
+    texts = [f.name for f in schema if pa.types.is_string(f.type)]
+    if (schema.metadata or {}).get(_TABLE) not in _DICTIONARY_TABLES:
+        texts = [name for name in texts if name in _DICTIONARY_COLUMNS]
     with pq.ParquetWriter(
         where,
         schema,
         compression="zstd",
-        use_dictionary=[n for n in schema.names if n in _DICTIONARY_COLUMNS],
+        use_dictionary=texts,
+        dictionary_pagesize_limit=_DICTIONARY_BYTES,
         use_byte_stream_split=[f"{name}.list.element" for name in vectors],
         write_statistics=[n for n in schema.names if n not in vectors],
         write_page_checksum=True,
