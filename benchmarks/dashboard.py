@@ -1,8 +1,8 @@
 """Time what a dashboard asks of `matches/`: counts per day, and the pairs of one upload.
 
 Run `python -m benchmarks.dashboard [--uploads N] [--pairs K] [--days D]`. It draws N uploads with K pairs
-each, over D scan dates, in the layout that `store/schemas.py` names, and asks DuckDB by plain globs. A ratio is
-the bar's seconds over the seconds that were taken.
+each, over D scan dates, in the layout that `store/schemas.py` names, and asks DuckDB by plain globs. A ratio
+is the bar's seconds over the seconds that were taken.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ ROW_IDS = ("encoder_id", "transform_id", "preprocess_id")
 LATENT_IDS = ("encoder_id", "preprocess_id")
 # Columns of vectors: nearly all bytes of an embeddings table.
 VECTORS = frozenset({"latent", "descriptor"})
-# How a large file of `matches/` is laid out, so that 100 million rows can be filtered by verdict, by upload, or
-# by id: sorted by these columns, in row groups of this size. benchmarks/dashboard.py measures it.
+# How a large file of `matches/` is laid out, so that 100 million rows can be filtered by verdict, by upload,
+# or by id: sorted by these columns, in row groups of this size. benchmarks/dashboard.py measures it.
 MATCHES_ORDER = (("verdict", "ascending"), ("query_uri", "ascending"), ("rank", "ascending"))
 MATCHES_ROW_GROUP = 2**18
 # Text of these tables comes again and again within a row group, ids too: the dictionary holds all of it.
