@@ -4,12 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
 PHOTOS ?=
+# Not empty where Docker Compose and its daemon answer.
+WITH_DOCKER := $(if $(filter up,$(MAKECMDGOALS)),$(shell docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 && echo yes))
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo test slow lint docs bench experiments setup browser clean
+.PHONY: demo up test slow lint docs bench experiments setup browser clean
 
 demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
+
+# A local nightly scan in Prefect's UI: in containers where Docker Compose works, else as processes. Ctrl-C ends it.
+up: $(if $(WITH_DOCKER),infra/.env,setup)
+ifdef WITH_DOCKER
+	docker compose --file infra/compose.yaml up --build
+else
+	@echo "Docker Compose does not work here: server and worker start as processes, on SQLite and without an emulator."
+	$(BIN)/python infra/up.py --out $(OUT)/up --home $(OUT)/prefect
+endif
+
+infra/.env:
+	umask 077 && $(PYTHON) -c "import secrets; print('ID2_POSTGRES_PASSWORD=' + secrets.token_hex(24))" > $@
 
 test: setup browser lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
