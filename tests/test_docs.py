@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "id2core/data/**/*.md")
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "infra/**/*.md", "id2core/data/**/*.md")
     for path in ROOT.glob(pattern)
 )
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
