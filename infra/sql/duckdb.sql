@@ -491,7 +491,8 @@ SELECT
 FROM id2.judged AS j;
 
 CREATE OR REPLACE VIEW id2.current AS
--- The pairs of which both pictures stand in the corpora today, ranked among them.
+-- The pairs of which both pictures stand in the corpora today.
+-- A rank would have to sort all pairs for every query, so there is none: order by judged_score.
 -- reference_uri is the first of the picture's present places.
 WITH uploads AS (
   SELECT DISTINCT uri, generation, image_id, encoder_id, transform_id
@@ -507,10 +508,6 @@ SELECT
   j.query_id,
   j.query_uri,
   j.query_generation,
-  ROW_NUMBER() OVER (
-    PARTITION BY j.query_uri, j.query_generation, j.encoder_id, j.transform_id, j.channel
-    ORDER BY j.judged_score DESC, j.score DESC, j.reference_id
-  ) AS rank,
   j.reference_id,
   o.uri AS reference_uri,
   j.score,
@@ -663,9 +660,10 @@ WITH ids AS (
   SELECT DISTINCT encoder_id, transform_id FROM id2.reference_embeddings
 ),
 uploads AS (
-  SELECT s.number, s.added_at
+  SELECT s.number, s.added_at, e.encoder_id, e.transform_id
   FROM id2.segments AS s
-  JOIN (SELECT DISTINCT run_id FROM id2.query_embeddings) AS e ON e.run_id = s.segment
+  JOIN (SELECT DISTINCT run_id, encoder_id, transform_id FROM id2.query_embeddings) AS e
+    ON e.run_id = s.segment
   WHERE s.corpus = 'queries'
 ),
 meetings AS (
@@ -680,7 +678,10 @@ meetings AS (
     MIN(l.searched_at) AS searched_at
   FROM id2.segments AS r
   CROSS JOIN ids
-  LEFT JOIN uploads AS u ON u.added_at <= r.added_at
+  LEFT JOIN uploads AS u
+    ON u.encoder_id = ids.encoder_id
+    AND u.transform_id = ids.transform_id
+    AND u.added_at <= r.added_at
   LEFT JOIN id2.ledger AS l
     ON l.encoder_id = ids.encoder_id
     AND l.transform_id = ids.transform_id

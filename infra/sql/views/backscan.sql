@@ -4,9 +4,10 @@ WITH ids AS (
   SELECT DISTINCT encoder_id, transform_id FROM id2.reference_embeddings
 ),
 uploads AS (
-  SELECT s.number, s.added_at
+  SELECT s.number, s.added_at, e.encoder_id, e.transform_id
   FROM id2.segments AS s
-  JOIN (SELECT DISTINCT run_id FROM id2.query_embeddings) AS e ON e.run_id = s.segment
+  JOIN (SELECT DISTINCT run_id, encoder_id, transform_id FROM id2.query_embeddings) AS e
+    ON e.run_id = s.segment
   WHERE s.corpus = 'queries'
 ),
 meetings AS (
@@ -21,7 +22,10 @@ meetings AS (
     MIN(l.searched_at) AS searched_at
   FROM id2.segments AS r
   CROSS JOIN ids
-  LEFT JOIN uploads AS u ON u.added_at <= r.added_at
+  LEFT JOIN uploads AS u
+    ON u.encoder_id = ids.encoder_id
+    AND u.transform_id = ids.transform_id
+    AND u.added_at <= r.added_at
   LEFT JOIN id2.ledger AS l
     ON l.encoder_id = ids.encoder_id
     AND l.transform_id = ids.transform_id

@@ -1,4 +1,5 @@
--- The pairs of which both pictures stand in the corpora today, ranked among them.
+-- The pairs of which both pictures stand in the corpora today.
+-- A rank would have to sort all pairs for every query, so there is none: order by judged_score.
 -- reference_uri is the first of the picture's present places.
 WITH uploads AS (
   SELECT DISTINCT uri, generation, image_id, encoder_id, transform_id
@@ -14,10 +15,6 @@ SELECT
   j.query_id,
   j.query_uri,
   j.query_generation,
-  ROW_NUMBER() OVER (
-    PARTITION BY j.query_uri, j.query_generation, j.encoder_id, j.transform_id, j.channel
-    ORDER BY j.judged_score DESC, j.score DESC, j.reference_id
-  ) AS rank,
   j.reference_id,
   o.uri AS reference_uri,
   j.score,
