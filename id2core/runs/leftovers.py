@@ -34,7 +34,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from id2core.runs import planning
+from id2core.runs import listing, planning
 from id2core.runs.execution import Execution
 from id2core.runs.parts import PARTS, STAGING
 from id2core.store import datasets, schemas, storage
@@ -83,7 +83,7 @@ def _sweep_corpus(place: str, before: float) -> None:
         return  # no run has ended well here, or the folders are somebody else's
     _remove_quiet(_without_kept(staged, place), before)
     protected = {file for record in planning.staged_by_uri(place).values() for file in record.files}
-    for folder in (place, storage.join(place, planning.PROMPTS)):
+    for folder in (place, storage.join(place, listing.PROMPTS)):
         _remove_quiet(_entries(folder, re.compile(_PARTIAL), below=False), before)
     for name in old.keys() & held.keys():
         _sweep_dataset(
@@ -116,7 +116,7 @@ def _sweep_pictures(
     times = map(datetime.fromisoformat, translations.commit.superseded.values())
     if any(time.timestamp() >= before for time in times):
         return
-    folder = storage.join(place, planning.PICTURES)
+    folder = storage.join(place, listing.PICTURES)
     entries = _entries(folder, _PICTURE)
     if not any(entry.modified < before for entry in entries):
         return

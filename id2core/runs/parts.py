@@ -93,6 +93,11 @@ class PartRecord:
         return self.objects - rejected, rejected
 
     @property
+    def source(self) -> str:
+        """URI of the source of its objects."""
+        return self.files[0][1].source if self.files else ""
+
+    @property
     def files(self) -> list[tuple[str, FileRecord]]:
         """The part's files, each after the name of its data set."""
         named = [(self.dataset, self.rows), (REJECTS, self.rejects)]
@@ -191,6 +196,16 @@ def part_key(objects: list[Object], ids: dict[str, str]) -> str:
 def record_uri(out: str, key: str) -> str:
     """Return where the record of a finished part is staged."""
     return storage.join(out, STAGING, PARTS, f"{key}.json")
+
+
+def is_whole(out: str, record: PartRecord) -> bool:
+    """Return whether the files of a part are those that it left; they are read whole."""
+    try:
+        for name, file in record.files:
+            datasets.verify(storage.join(out, name), file)
+    except DatasetError:
+        return False
+    return True
 
 
 def write(out: str, product: Product, objects: list[Object], lineage: Lineage, stream: Stream) -> PartRecord:

@@ -5,46 +5,45 @@ The same for every product of `parts`: embeddings and translations.
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
-import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+import random
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from id2core import defaults
-from id2core.errors import DatasetError, LostRowsError, StorageError, printable
+from id2core.errors import DatasetError, LostRowsError, StorageError
+from id2core.runs import accounting, parts
+from id2core.runs import listing as listings
+from id2core.runs.accounting import Account, Fate, Kind, Numbered, Outcome, Scope
 from id2core.runs.execution import Execution
+from id2core.runs.keys import Keys
+from id2core.runs.listing import REMOVALS, Folder, Listing, Outputs, Source
 from id2core.runs.parts import PARTS, READ_THREADS, REJECTS, STAGING, Lineage, PartRecord, Product
 from id2core.store import datasets, schemas, storage
 from id2core.store.ahead import in_order
-from id2core.store.datasets import Commit, Dataset, FileRecord, Segment, SourceRecord
+from id2core.store.datasets import Commit, Dataset, FileRecord, Mode, Segment, SourceRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
-from id2core.store.storage import UNSEEN, Object, Remark
+from id2core.store.schemas import Removal
+from id2core.store.storage import UNSEEN, Object
 
-# How often a commit is tried while other runs commit to the same data sets.
-_ATTEMPTS = 5
+# How often a commit is tried while other runs commit to the same data sets, and the pauses between.
+_ATTEMPTS, _PAUSE_SECONDS = 20, 0.2
 # What the name of a file in `_staging/` begins with that keeps a manifest and a listing, see `keep_staged`.
 KEEP = "keep"
-# Folder of the pictures that a run makes, where it makes some.
-PICTURES = "pictures"
 _RETRIED = pa.array(sorted(TRANSIENT | BY_SETTINGS), pa.string())
-# Folder of answers of a prompt server.
-PROMPTS = "_prompts"
+_NOT_EXPIRED = pa.array(sorted(set(Removal) - {Removal.EXPIRED}), pa.string())
 # A data set of this many objects must not shrink by more than this share unawares.
 SHRINK_FROM, SHRINK_SHARE = 100, 0.1
-# What a listing of images has where somebody planted the sign of a data set, or forgot `dataset:`.
-_MARKERS = (datasets.SUCCESS, f"embeddings/{datasets.SUCCESS}")
-_log = logging.getLogger("id2")
-
-Key = tuple[str, str]
 
 
 class _Counts(BaseModel):
@@ -52,11 +51,13 @@ class _Counts(BaseModel):
 
     Attributes:
         plan_id: names its work.
+        source: URI of its source.
         listed: objects of the source.
         transient: objects that the next run tries again.
     """
 
     plan_id: str = ""
+    source: str = ""
     listed: int = 0
     transient: int = 0
 
@@ -89,19 +90,38 @@ class Held:
         """Return the data sets that exist."""
         return [dataset for dataset in (self.rows, self.rejects) if dataset]
 
-    def objects(self, product: Product) -> int:
-        """Return how many objects have rows."""
-        return self.rows.rows // product.rows_each if self.rows else 0
+    def objects(self, product: Product, scope: Scope) -> int:
+        """Return how many objects of a source have rows."""
+        files = self.rows.files if self.rows else ()
+        return sum(f.rows for f in files if scope.owns(f, self.rows)) // product.rows_each
 
-    def committed_by(self, plan_id: str) -> str | None:
-        """Return the run that committed this work last, with nothing to retry; None where there is work."""
-        if self.rows is None or self.rejects is None or self.rows.run_id != self.rejects.run_id:
+    def committed_by(self, plan_id: str, scope: Scope) -> str | None:
+        """Return the run that committed this work, the last of its source, with nothing to retry.
+
+        None where there is work, also where rows of the source have expired since.
+        """
+        if self.rows is None or self.rejects is None:
+            return None
+        last = {_last_of(dataset, scope.source) for dataset in self.datasets}
+        run_id = last.pop()
+        if run_id is None or last:
             return None
         for dataset in self.datasets:
-            counts = dataset.commit.counts_of(dataset.run_id, _Counts)
+            counts = dataset.commit.counts_of(run_id, _Counts)
             if counts.plan_id != plan_id or counts.transient:
                 return None
-        return self.rows.run_id
+        expired = scope.expired(datasets.segments_of(self.rows))
+        own = (f for f in self.rows.files if scope.owns(f, self.rows))
+        return None if any(not expired.isdisjoint(f.segments) for f in own) else run_id
+
+
+def _last_of(dataset: Dataset, source: str) -> str | None:
+    """Return the run that committed rows of a source last; runs of earlier versions do not say which."""
+    for run_id in reversed(dataset.runs):
+        counts = dataset.commit.counts_of(run_id, _Counts)
+        if counts.plan_id and counts.source in ("", source):
+            return run_id
+    return None
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,7 @@ class Plan:
         product: what it makes.
         out: parent of the data sets.
         held: the data sets as they were when the run was planned.
-        source: the images.
+        source: URI of the source of the images.
         plan_id: names the work by its content: images, ids, configuration and listing. Two executions with
             the same work share it, and so do their staged files.
         lineage: ids, run_id and time of the rows that this run writes.
@@ -123,7 +143,8 @@ class Plan:
             and every listed object. Only this run has them. None where there is nothing to do.
         committed: True when this very work was committed before, with nothing to retry. `lineage` then has
             the run_id that committed it.
-        allow_shrink: whether a corpus may lose more than a tenth of its rows.
+        scope: which rows may go.
+        allow_shrink: whether a mirror may lose more than a tenth of its rows.
         adopted: run_ids of killed runs whose finished parts are counted among what is made.
     """
 
@@ -139,6 +160,7 @@ class Plan:
     manifest: FileRecord | None
     listing: FileRecord | None
     committed: bool
+    scope: Scope
     allow_shrink: bool = False
     adopted: tuple[str, ...] = ()
 
@@ -149,7 +171,7 @@ class Plan:
 
 def make(
     product: Product,
-    images: str,
+    images: str | Source,
     out: str,
     ids: dict[str, str],
     config: Mapping[str, object],
@@ -158,12 +180,16 @@ def make(
     results: str | None = None,
     excluded: frozenset[str] = frozenset(),
     allow_shrink: bool = False,
+    retention_days: float | None = None,
 ) -> Plan:
     """List `images`, subtract what `out` holds already, and stage a manifest of the rest.
 
+    Rows of other sources are left as they are, and their files are read only where they may hold rows of
+    listed objects. What is listed is never in memory as a whole.
+
     Args:
         product: what is to be made of each image.
-        images: folder or bucket prefix.
+        images: a source, or the folder or bucket prefix that is one.
         out: parent of the product's data set and of `rejects/`.
         ids: what must agree within the data set, by column name.
         config: everything else that decides the rows, JSON-able; part of `plan_id`.
@@ -171,151 +197,117 @@ def make(
         part_size: objects in one part.
         results: a folder of results; if it lies within `images` it is not listed. By default `out`.
         excluded: URIs that are no images and are not listed, for example a file of prompts.
-        allow_shrink: do not fail where a corpus of 100 objects or more loses over a tenth of its rows.
+        allow_shrink: do not fail where a mirror of 100 objects or more loses over a tenth of its rows.
+        retention_days: days for which rows of a source that is appended stay; None for ever.
 
     Raises:
-        DatasetError: `out` holds rows of other images, or rows made with other ids.
-        StorageError: no such folder or bucket; or nothing in it, while `out` holds rows of it; or far less
-            than there was.
+        DatasetError: `out` holds rows made with other ids.
+        StorageError: no such folder or bucket; or nothing in a mirror, while `out` holds rows of it; or far
+            less than there was.
     """
+    source = Folder(images) if isinstance(images, str) else images
+    scope = Scope(source.uri, Mode(source.mode), tuple(source.places), retention_days)
     held = Held.find(product, out)
     for dataset in held.datasets:
-        _check_addable(dataset, ids, images)
-    outputs = _Outputs(product, images, results or out, out)
-    objects = _keep_unseen(_list(images, outputs, excluded), product, held)
-    _check_mounted(images, out, objects, held, allow_shrink=allow_shrink)
-    plan_id = datasets.digest_of(images, ids, config, [_key(o) for o in objects])
-    run_id = held.committed_by(plan_id)
-    pending: list[Object] = []
-    records: list[PartRecord] = []
-    if run_id is None:
-        records = _adoptable(out, ids, datasets.segments_of(held.rows) if held.rows else ())
-        pending, possible = _pending(out, product, held, records, objects)
-        _check_shrink(images, out, held.objects(product), possible, allow_shrink=allow_shrink)
-    staged_as = f"{STAGING}/{{}}-{plan_id}-{execution.run_id}"
-    return Plan(
-        product=product,
-        out=out,
-        held=held,
-        source=images,
-        plan_id=plan_id,
-        lineage=Lineage(ids, run_id or execution.run_id, execution.started, images),
-        listed=len(objects),
-        objects=len(pending),
-        parts=-(-len(pending) // part_size),
-        manifest=None if run_id else _stage(out, staged_as.format("manifest"), pending, part_size),
-        listing=None if run_id else _stage(out, staged_as.format("listing"), objects, schemas.ROW_GROUP),
-        committed=run_id is not None,
-        allow_shrink=allow_shrink,
+        dataset.check_ids(ids)
+    outputs = Outputs(product, source.uri, results or out, out)
+    with Keys() as keys, TemporaryDirectory(prefix="id2-listing-") as folder:
+        listing = listings.take(
+            source,
+            lambda obj: obj.uri not in excluded and obj.uri not in outputs,
+            lambda uris: _seen_before(uris, product, held, scope),
+            keys,
+            Path(folder, "listing.parquet"),
+        )
+        _check_mounted(out, listing, held, scope, allow_shrink=allow_shrink)
+        plan_id = datasets.digest_of(source.uri, ids, config, listing.digest)
+        segments = datasets.segments_of(held.rows) if held.rows else {}
+        run_id = held.committed_by(plan_id, scope)
+        plan = Plan(
+            product=product,
+            out=out,
+            held=held,
+            source=source.uri,
+            plan_id=plan_id,
+            lineage=Lineage(ids, run_id or execution.run_id, execution.started, source.uri),
+            listed=listing.rows,
+            objects=0,
+            parts=0,
+            manifest=None,
+            listing=None,
+            committed=run_id is not None,
+            allow_shrink=allow_shrink,
+            scope=scope,
+        )
+        return plan if plan.committed else _staged_plan(plan, listing, keys, segments, part_size)
+
+
+def _staged_plan(
+    plan: Plan, listing: Listing, keys: Keys, segments: Mapping[str, Segment], part_size: int
+) -> Plan:
+    """Return a plan with the objects that have no row yet, and stage these and the listing."""
+    records = _adoptable(plan, segments)
+    account = _account(plan, plan.held, keys, listing.rows, listing.bounds, records, segments, _RETRIED)
+    pending, lost = account.pending()
+    objects, visible = 0, 0
+    for table in _masked(listing.tables(), pending):
+        objects += len(table)
+        visible += pc.sum(pc.not_equal(table["generation"], UNSEEN)).as_py() or 0
+    each = plan.product.rows_each
+    before = plan.held.objects(plan.product, plan.scope)
+    made = sum(record.rows.rows for record in records if record.rows) // each
+    _check_shrink(plan, before, before - lost // each + made + visible)
+    key = f"{STAGING}/{{}}-{plan.plan_id}-{plan.lineage.run_id}"
+    parts_of = _in_parts(_masked(listing.tables(), pending), part_size)
+    manifest = datasets.write_file(plan.out, key.format("manifest"), parts_of, schemas.MANIFEST, part_size)
+    staged = datasets.write_file(
+        plan.out, key.format("listing"), listing.tables(), schemas.MANIFEST, listings.ROW_GROUP
+    )
+    return replace(
+        plan,
+        objects=objects,
+        parts=-(-objects // part_size),
+        manifest=manifest,
+        listing=replace(staged, bounds=listing.bounds),
         adopted=tuple(sorted({record.run_id for record in records})),
     )
 
 
-def _key(obj: Object) -> Key:
-    return obj.uri, obj.generation
+def _masked(tables: Iterable[pa.Table], mask: NDArray[np.bool_]) -> Iterator[pa.Table]:
+    start = 0
+    for table in tables:
+        yield table.filter(pa.array(mask[start : start + len(table)]))
+        start += len(table)
 
 
-def _check_addable(dataset: Dataset, ids: dict[str, str], images: str) -> None:
-    dataset.check_ids(ids)
-    if dataset.source != images:
-        raise DatasetError(
-            f"{dataset.uri} was made from {dataset.source}; adding {images} to it would drop those rows: "
-            "write to another --out"
-        )
+def _in_parts(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Cut tables into others of `size` rows; the last one may be smaller."""
+    rest = schemas.MANIFEST.empty_table()
+    for table in tables:
+        rest = pa.concat_tables([rest, table])
+        whole = len(rest) - len(rest) % size
+        for start in range(0, whole, size):
+            yield rest.slice(start, size)
+        rest = rest.slice(whole).combine_chunks()
+    if len(rest):
+        yield rest
 
 
-def _inside(uri: str, folder: str) -> bool:
-    return uri.startswith(folder.rstrip("/") + "/")
-
-
-def _parent(uri: str) -> str:
-    return uri.rpartition("/")[0]
-
-
-@functools.lru_cache(maxsize=4096)
-def _real(folder: str) -> str:
-    """Return a local folder without links: it has many files, and resolving a path is slow."""
-    return folder if storage.is_remote(folder) else os.path.realpath(storage.local_path(folder))
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """Which files below the images are a run's results: where `out` is decides, never what a name looks like.
-
-    Results that lie below the images are everything below their folder, also where a link leads there. Where
-    images and `out` are one folder, they are the run's own folders and the names that files have in them.
-    Elsewhere nothing is a result.
-    """
-
-    product: Product
-    images: str
-    results: str
-    out: str
-
-    def __contains__(self, uri: str) -> bool:
-        folder = f"{_real(_parent(uri))}/"
-        if any(_inside(folder, place) for place in self._apart):
-            return True
-        below = uri[len(self.images.rstrip("/")) + 1 :]
-        return self._own_name is not None and bool(self._own_name.fullmatch(below))
-
-    @functools.cached_property
-    def _apart(self) -> set[str]:
-        """Folders of results that do not hold the images."""
-        images = f"{_real(self.images)}/"
-        return {place for place in (_real(self.results), _real(self.out)) if not _inside(images, place)}
-
-    @functools.cached_property
-    def _own_name(self) -> re.Pattern[str] | None:
-        """What files are called that a run writes among the images; None where it writes elsewhere."""
-        if _real(self.images) != _real(self.out):
-            return None
-        digits = "[0-9a-f]"
-        rows = rf"(part-|){digits}{{16}}-{digits}{{8}}\.parquet|{datasets.SUCCESS}|\.lock|\.partial-[^/]*"
-        picture = rf"{digits}{{2}}/{digits}{{64}}-\d+-{digits}{{8}}\.[a-z]+"
-        return re.compile(
-            rf"({self.product.dataset}|{REJECTS})/({rows})|{STAGING}/.*|truth\.csv"
-            rf"|runs/({Execution.PATTERN}-{digits}{{8}}\.parquet|{datasets.SUCCESS}|\.lock|\.partial-[^/]*)"
-            rf"|{PROMPTS}/{digits}{{16}}\.json|{PICTURES}/{picture}"
-        )
-
-
-def _list(images: str, outputs: _Outputs, excluded: frozenset[str]) -> list[Object]:
-    """Return the objects of which rows are to be made; what is left out by rule is said aloud."""
-    listing = storage.survey(images)
-    wanted = [obj for obj in listing.objects if obj.uri not in excluded]
-    objects = [obj for obj in wanted if obj.uri not in outputs]
-    remarks = listing.remarks + Counter({Remark.OUTPUT: len(wanted) - len(objects)})
-    if remarks:
-        counts = "; ".join(f"{count} {remark}" for remark, count in sorted(remarks.items()))
-        _log.warning("%s: %s", printable(images), counts)
-    uris = {obj.uri for obj in objects}
-    if marker := next((m for m in _MARKERS if storage.join(images, m) in uris), None):
-        _log.warning(
-            "%s has a file %s, but is read as a folder of images. If id2 embed wrote this folder, "
-            "write dataset:%s. Otherwise nothing needs to be done: the file is one row in rejects/",
-            *(printable(text) for text in (images, marker, images)),
-        )
-    return objects
-
-
-def _keep_unseen(objects: list[Object], product: Product, held: Held) -> list[Object]:
+def _seen_before(unseen: set[str], product: Product, held: Held, scope: Scope) -> list[Object]:
     """Give what cannot be looked at the versions that earlier runs saw of it, and of what lay below it.
 
     A link whose disk is not mounted says nothing of the picture: its row stays as long as the link does.
     """
-    unseen = {obj.uri for obj in objects if obj.generation == UNSEEN}
-    if not unseen:
-        return objects
     versions: dict[str, str] = {}
     for name, dataset in ((product.dataset, held.rows), (REJECTS, held.rejects)):
-        for table in dataset.tables(_key_columns(name, product)) if dataset else ():
-            for uri, generation in _keys(table):
+        columns = list(product.key if name == product.dataset else Product(name).key)
+        files = [f for f in dataset.files if scope.owns(f, dataset)] if dataset else []
+        for table in accounting.read_keys(dataset.uri, files, columns) if dataset else ():
+            for uri, generation in zip(table[0].to_pylist(), table[1].to_pylist(), strict=True):
                 if generation != UNSEEN and not unseen.isdisjoint(_places(uri)):
                     versions.setdefault(uri, generation)
-    kept = [Object(uri, generation, 0) for uri, generation in versions.items()]
-    others = [obj for obj in objects if obj.generation != UNSEEN or obj.uri not in versions]
-    return sorted(others + kept)
+    never = (Object(uri, UNSEEN, 0) for uri in unseen - versions.keys())
+    return sorted([*never, *(Object(uri, generation, 0) for uri, generation in versions.items())])
 
 
 def _places(uri: str) -> list[str]:
@@ -324,67 +316,77 @@ def _places(uri: str) -> list[str]:
     return [uri, *(uri[:cut] for cut in cuts)]
 
 
-def _check_mounted(images: str, out: str, objects: list[Object], held: Held, *, allow_shrink: bool) -> None:
+def _check_mounted(out: str, listing: Listing, held: Held, scope: Scope, *, allow_shrink: bool) -> None:
     """Fail where nothing is left of images that have rows; a disk that is not mounted looks like that."""
-    if not any(dataset.rows for dataset in held.datasets):
+    if scope.mode is Mode.APPEND or not any(
+        file.rows for dataset in held.datasets for file in dataset.files if scope.owns(file, dataset)
+    ):
         return
-    below = len(images.rstrip("/")) + 1
-    visible = any("/." not in f"/{obj.uri[below:]}" for obj in objects)
-    if not objects or (not visible and not allow_shrink):
+    if not listing.rows or (not listing.visible and not allow_shrink):
         raise StorageError(
-            f"{images} is empty or has only hidden files, but {out} holds rows of it: is it mounted? Nothing "
-            "was changed. If the pictures are really gone, write to another --out"
+            f"{scope.source} is empty or has only hidden files, but {out} holds rows of it: is it mounted? "
+            "Nothing was changed. If the pictures are really gone, write to another --out"
         )
 
 
-def _check_shrink(images: str, out: str, before: int, after: int, *, allow_shrink: bool) -> None:
-    """Fail where a corpus would lose so many rows that a fault is likelier than a change.
+def _check_shrink(plan: Plan, before: int, after: int) -> None:
+    """Fail where a mirror would lose so many rows that a fault is likelier than a change.
 
     Raises:
         StorageError: how many.
     """
-    if before >= SHRINK_FROM and after < before * (1 - SHRINK_SHARE) and not allow_shrink:
+    if plan.allow_shrink or plan.scope.mode is Mode.APPEND:
+        return
+    if before >= SHRINK_FROM and after < before * (1 - SHRINK_SHARE):
         raise StorageError(
-            f"{images}: {before} pictures have rows in {out}, and {after} at most would be left. Nothing was "
-            "changed. Is a part of it not mounted, or not readable? If the others are to go, give "
-            "--allow-shrink"
+            f"{plan.source}: {before} pictures have rows in {plan.out}, and {after} at most would be left. "
+            "Nothing was changed. Is a part of it not mounted, or not readable? If the others are to go, "
+            "give --allow-shrink"
         )
 
 
-def _key_columns(dataset: str, product: Product) -> list[str]:
-    """Return the columns that name the object of a row."""
-    return list(product.key if dataset == product.dataset else Product(dataset).key)
+def _account(
+    plan: Plan,
+    held: Held,
+    keys: Keys,
+    listed: int,
+    bounds: tuple[str, ...],
+    records: Iterable[PartRecord],
+    segments: Mapping[str, Segment],
+    without: pa.Array | None = None,
+) -> Account:
+    """Return the rows that bear on a listing, in committed files and in those of finished parts.
 
-
-def _pending(
-    out: str, product: Product, held: Held, records: list[PartRecord], objects: list[Object]
-) -> tuple[list[Object], int]:
-    """Return the objects that have no row yet, and how many may have one at the end.
-
-    A row may be in a committed file or in a finished part.
+    Args:
+        plan: whose listing it is.
+        held: what is committed.
+        keys: has the keys of the listing.
+        listed: how many these are.
+        bounds: the least and the greatest URI among them.
+        records: the finished parts.
+        segments: of the corpus.
+        without: reasons of rejects that do not count.
     """
-    finished: dict[str, set[Key]] = {}
-    for name, dataset in ((product.dataset, held.rows), (REJECTS, held.rejects)):
-        columns = _key_columns(name, product) + (["reason"] if name == REJECTS else [])
-        uri = storage.join(out, name)
-        tables = datasets.read_each(uri, _files(dataset, name, records), columns)
-        finished[name] = {key for table in tables for key in _keys(_final(table))}
-    made, rejected = finished[product.dataset], finished[REJECTS]
-    pending = [o for o in objects if _key(o) not in made and _key(o) not in rejected]
-    possible = sum(_key(o) in made for o in objects) + sum(o.generation != UNSEEN for o in pending)
-    return pending, possible
-
-
-def _final(table: pa.Table) -> pa.Table:
-    """Return the rows that no later run makes again."""
-    if "reason" not in table.column_names:
-        return table
-    return table.filter(pc.invert(pc.is_in(table["reason"], _RETRIED)))
-
-
-def _keys(table: pa.Table) -> list[Key]:
-    """Return the first two columns, row by row: URI and generation of the object."""
-    return list(zip(table[0].to_pylist(), table[1].to_pylist(), strict=True))
+    expired = plan.scope.expired(segments)
+    account = Account(keys, listed, plan.product, plan.scope, expired)
+    removals = [f for f in held.rows.commit.removals if bounds and f.may_hold(*bounds)] if held.rows else []
+    account.add(
+        Kind.EXPIRED, plan.uri_of(REMOVALS), removals, own=False, committed=True, without=_NOT_EXPIRED
+    )
+    for kind, name, dataset in (
+        (Kind.ROW, plan.product.dataset, held.rows),
+        (Kind.REJECT, REJECTS, held.rejects),
+    ):
+        uri, left = plan.uri_of(name), without if kind is Kind.REJECT else None
+        files = dataset.files if dataset else ()
+        for own in (False, True):  # rows of other sources stand for an object first
+            mine = [f for f in files if plan.scope.owns(f, dataset) is own]
+            read = [f for f in mine if plan.scope.bears_on(f, bounds, expired, own=own)]
+            account.add(kind, uri, read, own=own, committed=True, without=left)
+        names = {file.name for file in files}
+        new = {f.name: f for r in records for data, f in r.files if data == name and f.name not in names}
+        account.add(kind, uri, list(new.values()), own=True, committed=False, without=left)
+    return account
 
 
 def staged(out: str, ids: dict[str, str]) -> dict[str, PartRecord]:
@@ -413,20 +415,19 @@ def staged_by_uri(out: str, known: Collection[str] = ()) -> dict[str, PartRecord
     return records
 
 
-def _adoptable(out: str, ids: dict[str, str], segments: Collection[str]) -> list[PartRecord]:
-    """Return the staged records whose files are whole, and delete the others: their parts are made again.
+def _adoptable(plan: Plan, segments: Collection[str]) -> list[PartRecord]:
+    """Return staged records of the source whose files are whole, and delete those whose files are not.
 
     Those of runs whose segment is committed are left: a segment is added once, and no more.
     """
-    records = {uri: r for uri, r in staged(out, ids).items() if r.run_id not in segments}
+    records = {
+        uri: record
+        for uri, record in staged(plan.out, plan.lineage.ids).items()
+        if record.source == plan.source and record.run_id not in segments
+    }
 
     def is_whole(record: PartRecord) -> bool:
-        try:
-            for name, file in record.files:
-                datasets.verify(storage.join(out, name), file)
-        except DatasetError:
-            return False
-        return True
+        return parts.is_whole(plan.out, record)
 
     whole = []
     for (uri, record), good in zip(
@@ -437,19 +438,6 @@ def _adoptable(out: str, ids: dict[str, str], segments: Collection[str]) -> list
         else:
             storage.delete(uri)
     return whole
-
-
-def _files(held: Dataset | None, name: str, records: Iterable[PartRecord]) -> list[FileRecord]:
-    """Return the files of the last commit, then of parts finished since; each once."""
-    new = [file for record in records for dataset, file in record.files if dataset == name]
-    return list({f.name: f for f in [*(held.files if held else ()), *new]}.values())
-
-
-def _stage(out: str, key: str, objects: list[Object], rows: int) -> FileRecord:
-    """Write objects as a manifest with `rows` objects in a row group."""
-    chunks = (objects[start : start + rows] for start in range(0, len(objects), rows))
-    tables = (pa.Table.from_pylist([vars(o) for o in chunk], schemas.MANIFEST) for chunk in chunks)
-    return datasets.write_file(out, key, tables, schemas.MANIFEST, rows)
 
 
 def keep_staged(plan: Plan) -> None:
@@ -483,16 +471,12 @@ def read_part(plan: Plan, index: int) -> list[Object]:
     return [Object(**row) for row in _read_staged(plan, plan.manifest, index).to_pylist()]
 
 
-def _read_listing(plan: Plan) -> set[Key]:
-    return set(_keys(_read_staged(plan, plan.listing)))
-
-
 def commit(plan: Plan) -> Held | None:
     """Write `_SUCCESS` of both data sets, if and only if every listed object has its rows, or one reject.
 
-    Rows of objects that are no longer listed, and rejects that a later part superseded, are dropped: the
-    files that hold them are rewritten without them. Safe to repeat. Where another run has committed since
-    the plan was made, its commit is read and the work is added to it.
+    Rows that the source no longer keeps go to the log of removals, and rejects that a later part superseded
+    are dropped: the files that hold them are rewritten without them. Safe to repeat. Where another run has
+    committed since the plan was made, its commit is read and the work is added to it.
 
     Returns:
         The data sets as they are now; None where the work was committed before.
@@ -505,45 +489,79 @@ def commit(plan: Plan) -> Held | None:
     if plan.committed:
         return None
     try:
-        listed = _read_listing(plan)
+        _check_listing(plan)
     except DatasetError as error:
         # The work is committed, and what was staged is gone.
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
     held = plan.held
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         try:
-            records = staged(plan.out, plan.lineage.ids)
-            done = bool(held.committed_by(plan.plan_id))
-            committed = held if done else _write_commits(plan, held, listed, list(records.values()))
+            records = _records(plan)
+            done = bool(held.committed_by(plan.plan_id, plan.scope))
+            committed = held if done else _write_commits(plan, held, list(records.values()))
             if committed:
                 _delete_staged(plan, committed, records)
                 return committed
         except LostRowsError:  # unless another run has committed what it adopted of this one
             if Held.read(plan.product, plan.out) == held:
                 raise
+        time.sleep(random.random() * min(attempt, 10) * _PAUSE_SECONDS)
         held = Held.read(plan.product, plan.out)
     raise StorageError(f"{plan.out}: other runs keep committing to it; run again when they have ended")
 
 
-def _write_commits(plan: Plan, held: Held, listed: set[Key], records: list[PartRecord]) -> Held | None:
+def _records(plan: Plan) -> dict[str, PartRecord]:
+    """Return the staged records of the source."""
+    records = staged(plan.out, plan.lineage.ids)
+    return {uri: record for uri, record in records.items() if record.source == plan.source}
+
+
+def _check_listing(plan: Plan) -> None:
+    """Read the listing once. Raises DatasetError where it is gone or damaged."""
+    for _ in _listing_tables(plan):
+        pass
+
+
+def _listing_tables(plan: Plan) -> Iterator[pa.Table]:
+    groups = plan.listing.row_groups if plan.listing else 1
+    return (_read_staged(plan, plan.listing, group) for group in range(groups))
+
+
+def _write_commits(plan: Plan, held: Held, records: list[PartRecord]) -> Held | None:
     """Commit rejects, then rows, beside what is held; return None where that is out of date."""
     segments = datasets.segments_of(held.rows) if held.rows else {}
     runs = {plan.lineage.run_id, *plan.adopted} - segments.keys()
     records = [record for record in records if record.run_id in runs]
-    rows, rejects = _account(plan, held, listed, records)
-    segments = _extended(segments, {record.run_id for record in records})
-    left = sum(f.rows for f in rows) // plan.product.rows_each
-    before = held.objects(plan.product)
-    _check_shrink(plan.source, plan.out, before, left, allow_shrink=plan.allow_shrink)
-    transient = _count_transient(plan.uri_of(REJECTS), rejects)
-    counts = _Counts(plan_id=plan.plan_id, listed=len(listed), transient=transient)
+    with Keys() as keys:
+        listed = 0
+        for table in _listing_tables(plan):
+            for batch in table.to_batches(listings.BATCH):
+                hashes = keys.hash(batch["uri"].to_pylist(), batch["generation"].to_pylist())
+                keys.add(hashes, listed)
+                listed += len(batch)
+        bounds = plan.listing.bounds if plan.listing else ()
+        account = _account(plan, held, keys, listed, bounds, records, segments)
+        outcome = account.settle()
+    _check_accounted(plan, outcome)
+    rewritten = Rewritten.of(plan, held, account, outcome)
+    each = plan.product.rows_each
+    before = held.objects(plan.product, plan.scope)
+    _check_shrink(plan, before, rewritten.own_rows // each)
+    counts = _Counts(
+        plan_id=plan.plan_id, source=plan.source, listed=outcome.listed, transient=outcome.transient
+    )
     written = []
-    for name, files, last in ((REJECTS, rejects, held.rejects), (plan.product.dataset, rows, held.rows)):
+    segments = _extended(segments, {record.run_id for record in records})
+    for name, files, last in (
+        (REJECTS, rewritten.rejects, held.rejects),
+        (plan.product.dataset, rewritten.rows, held.rows),
+    ):
         commit = _next_commit(plan, name, files, last, counts)
         if name == plan.product.dataset:
-            commit = replace(commit, segments=segments)
+            removals = (*commit.removals, *rewritten.removals)
+            commit = replace(commit, segments=segments, removals=removals)
         dataset = datasets.replace_commit(plan.uri_of(name), commit, last)
         if dataset is None:
             return None
@@ -555,11 +573,11 @@ def _next_commit(
     plan: Plan, name: str, files: list[FileRecord], last: Dataset | None, counts: _Counts
 ) -> Commit:
     run_id = plan.lineage.run_id
-    base = (
-        last.commit if last else Commit(name, run_id, plan.lineage.ids, sources={plan.source: SourceRecord()})
-    )
-    runs = base.runs | {run_id: {**dict(counts), "rows": sum(f.rows for f in files)}}
-    return replace(base, files=tuple(files), run_id=run_id, runs=runs)
+    base = last.commit if last else Commit(name, run_id, plan.lineage.ids)
+    sources = base.sources | {plan.source: SourceRecord(plan.scope.mode)}
+    others = {r: c for r, c in base.runs.items() if r != run_id}  # the last one is the latest
+    runs = others | {run_id: {**dict(counts), "rows": sum(f.rows for f in files)}}
+    return replace(base, files=tuple(files), run_id=run_id, runs=runs, sources=sources)
 
 
 def _extended(segments: Mapping[str, Segment], run_ids: Collection[str]) -> dict[str, Segment]:
@@ -570,29 +588,140 @@ def _extended(segments: Mapping[str, Segment], run_ids: Collection[str]) -> dict
     return {**segments, **added}
 
 
-def _account(
-    plan: Plan, held: Held, listed: set[Key], records: list[PartRecord]
-) -> tuple[list[FileRecord], list[FileRecord]]:
-    """Return the files of rows and of rejects in which every listed object is once."""
-    product = plan.product
-    counts: Counter[Key] = Counter()
-    kept = []
-    for name, last in ((product.dataset, held.rows), (REJECTS, held.rejects)):
-        # Rows count before an older reject of the same object.
-        files = _files(last, name, records)
-        kept.append(_keep_listed(plan.uri_of(name), files, _key_columns(name, product), listed, counts))
-        if name == product.dataset:
-            _check_accounted(set(counts), counts, product.rows_each)
-            counts = Counter(set(counts))
-    _check_accounted(listed, counts)
-    return kept[0], kept[1]
+@dataclass
+class Rewritten:
+    """The files of a commit after rows have gone from some.
+
+    Attributes:
+        rows, rejects: files of the two data sets.
+        own_rows: rows of the source.
+        removals: new files of the log of removals.
+    """
+
+    rows: list[FileRecord]
+    rejects: list[FileRecord]
+    own_rows: int
+    removals: list[FileRecord]
+
+    @staticmethod
+    def of(plan: Plan, held: Held, account: Account, outcome: Outcome) -> Rewritten:
+        """Write what must be written of files that lose rows, and the log of these."""
+        removed = _removed_files(plan, held, account, outcome)
+        lists: dict[Kind, list[FileRecord]] = {}
+        own_rows = 0
+        for kind, dataset in ((Kind.ROW, held.rows), (Kind.REJECT, held.rejects)):
+            numbered = [file for file in account.files if file.kind is kind]
+            read = {file.record.name for file in numbered}
+            files = [f for f in dataset.files if f.name not in read] if dataset else []
+            uri = plan.uri_of(plan.product.dataset if kind is Kind.ROW else REJECTS)
+            for file in numbered:
+                mask = outcome.fates[file.start : file.start + file.record.rows] == Fate.KEPT
+                if mask.all():
+                    files.append(file.record)
+                elif mask.any():
+                    files.append(_rewrite(uri, file.record, mask))
+            lists[kind] = files
+            if kind is Kind.ROW:
+                own_rows = sum(f.rows for f in files if plan.scope.owns(f, dataset))
+        return Rewritten(lists[Kind.ROW], lists[Kind.REJECT], own_rows, removed)
 
 
-def _count_transient(uri: str, rejects: list[FileRecord]) -> int:
-    """Return how many objects the next run will try again."""
-    reasons = pa.array(sorted(TRANSIENT), pa.string())
-    tables = datasets.read_each(uri, rejects, ["reason"])
-    return sum(pc.sum(pc.is_in(t["reason"], reasons)).as_py() or 0 for t in tables)
+def _removed_files(plan: Plan, held: Held, account: Account, outcome: Outcome) -> list[FileRecord]:
+    """Write the log of the committed rows that go, and return its file; none where all stay."""
+    gone = [
+        (file, fates)
+        for file in account.files
+        if file.kind is Kind.ROW and file.committed
+        for fates in [outcome.fates[file.start : file.start + file.record.rows]]
+        if np.isin(fates, (Fate.UNLISTED, Fate.EXPIRED)).any()
+    ]
+    if not gone or held.rows is None:
+        return []
+    replaced = _Replaced(plan, held.rows.uri, gone)
+    version = held.rows.commit.version + 1
+    now = datetime.now(UTC).replace(microsecond=0)
+    segments: set[str] = set()
+    bounds: list[str] = []
+
+    def tables() -> Iterator[pa.Table]:
+        for file, fates in gone:
+            rows = _removed_rows(plan, replaced, file, fates)
+            segments.update(rows["segment"].to_pylist())
+            extremes = pc.min_max(rows["uri"]).as_py()
+            bounds.extend((extremes["min"], extremes["max"]))
+            for name, value in (
+                ("removed_in", version),
+                ("run_id", plan.lineage.run_id),
+                ("removed_at", now),
+            ):
+                field = schemas.REMOVALS.field(name)
+                rows = rows.append_column(field, pa.repeat(pa.scalar(value, field.type), len(rows)))
+            yield rows.select(schemas.REMOVALS.names).cast(schemas.REMOVALS)
+
+    name = f"part-{datasets.digest_of(plan.plan_id, version, [f.record.name for f, _ in gone])}"
+    written = datasets.write_file(plan.uri_of(REMOVALS), name, tables(), schemas.REMOVALS)
+    return [
+        replace(
+            written,
+            segments=tuple(sorted(segments)),
+            source=plan.source,
+            bounds=(min(bounds), max(bounds)),
+        )
+    ]
+
+
+def _removed_rows(plan: Plan, replaced: _Replaced, file: Numbered, fates: NDArray[np.uint8]) -> pa.Table:
+    """Return what the log says of the rows of one file that go: picture, object, segment and reason."""
+    mask = np.isin(fates, (Fate.UNLISTED, Fate.EXPIRED))
+    uri, generation = plan.product.key
+    table = datasets.read_file(plan.uri_of(plan.product.dataset), file.record)
+    held = [name for name in ("image_id", uri, generation, "run_id") if name in table.column_names]
+    table = table.select(held).filter(pa.array(mask))
+    reasons = np.full(len(table), str(Removal.UNLISTED), object)
+    reasons[replaced.among(table[uri])] = str(Removal.REPLACED)
+    reasons[fates[mask] == Fate.EXPIRED] = str(Removal.EXPIRED)
+    nothing = pa.nulls(len(table), pa.string())
+    return pa.table(
+        {
+            "image_id": table["image_id"] if "image_id" in held else nothing,
+            "uri": table[uri],
+            "generation": table[generation],
+            "segment": table["run_id"],
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )
+
+
+class _Replaced:
+    """Tells URIs that are listed, with another generation, from those that are not."""
+
+    def __init__(self, plan: Plan, uri: str, gone: list[tuple[Numbered, NDArray[np.uint8]]]) -> None:
+        files = [file.record for file, _ in gone]
+        starts = np.cumsum([0, *(file.rows for file in files)])
+        self._listed = np.zeros(starts[-1], bool)
+        self._next = 0
+        masks = [np.isin(fates, (Fate.UNLISTED, Fate.EXPIRED)) for _, fates in gone]
+        with Keys() as keys:
+            count = 0
+            for table in accounting.read_keys(uri, files, [plan.product.key[0]]):
+                for batch in table.to_batches(listings.BATCH):
+                    keys.add(keys.hash(batch[0].to_pylist()), count)
+                    count += len(batch)
+            for table in _listing_tables(plan):
+                for batch in table.to_batches(listings.BATCH):
+                    keys.add(keys.hash(batch["uri"].to_pylist()), count)
+                    count += len(batch)
+            for groups in keys.groups():
+                listed = (groups.last >= starts[-1])[groups.of_row]
+                rows = groups.rows[listed]
+                self._listed[rows[rows < starts[-1]]] = True
+        self._listed = self._listed[np.concatenate(masks)]
+
+    def among(self, uris: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """bool[n]: which of the next n URIs are listed; files and rows come in order."""
+        mask = self._listed[self._next : self._next + len(uris)]
+        self._next += len(uris)
+        return mask
 
 
 def _delete_staged(plan: Plan, committed: Held, records: dict[str, PartRecord]) -> None:
@@ -612,36 +741,25 @@ def _delete_staged(plan: Plan, committed: Held, records: dict[str, PartRecord]) 
         storage.delete(uri)
 
 
-def _keep_listed(
-    uri: str, files: list[FileRecord], columns: list[str], listed: set[Key], rows: Counter[Key]
-) -> list[FileRecord]:
-    """Reduce files to rows of listed objects that newer files do not have; add them to the counts `rows`."""
-    newest_first = files[::-1]
-    kept = []
-    for record, table in zip(newest_first, datasets.read_each(uri, newest_first, columns), strict=True):
-        keys = _keys(table)
-        mask = [key in listed and not rows[key] for key in keys]
-        rows.update(key for key, keep in zip(keys, mask, strict=True) if keep)
-        if all(mask):
-            kept.append(record)
-        elif any(mask):
-            kept.append(_rewrite(uri, record, mask))
-    return kept
-
-
-def _rewrite(uri: str, record: FileRecord, mask: list[bool]) -> FileRecord:
+def _rewrite(uri: str, record: FileRecord, mask: NDArray[np.bool_]) -> FileRecord:
     table = datasets.read_file(uri, record).filter(pa.array(mask))
-    name = f"part-{datasets.digest_of(record.key, mask)}"
+    name = f"part-{datasets.digest_of(record.key, mask.tolist())}"
     written = datasets.write_file(uri, name, [table], table.schema)
     run_ids = tuple(sorted(set(table["run_id"].to_pylist())))
     return replace(written, segments=run_ids, source=record.source, bounds=record.bounds)
 
 
-def _check_accounted(listed: set[Key], rows: Counter[Key], rows_each: int = 1) -> None:
-    missing = sorted(key for key in listed if rows[key] < rows_each)
-    surplus = sorted(key for key, n in rows.items() if n > rows_each)
-    if missing or surplus:
-        raise LostRowsError(
-            f"{len(missing)} listed objects have too few rows and {len(surplus)} too many (for example "
-            f"{(missing + surplus)[:3]}); nothing was committed. Run again to complete it."
-        )
+def _check_accounted(plan: Plan, outcome: Outcome) -> None:
+    """Raise LostRowsError where an object has too few rows, or too many."""
+    missing, examples = outcome.missing
+    if not missing and not outcome.surplus:
+        return
+    names = []
+    for number in examples:
+        group, place = divmod(number, listings.ROW_GROUP)
+        table = _read_staged(plan, plan.listing, group)
+        names.append(table["uri"][place].as_py())
+    raise LostRowsError(
+        f"{missing} listed objects have too few rows and {outcome.surplus} too many (for example "
+        f"{names}); nothing was committed. Run again to complete it."
+    )

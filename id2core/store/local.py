@@ -9,7 +9,10 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from id2core.errors import ChangedObjectError, EmptyPlaceError, StorageError
 from id2core.store import names
@@ -23,6 +26,8 @@ def _umask() -> int:
     return mask
 
 
+# Names of a folder that are in memory as Python's text.
+_CHUNK = 50_000
 # Read once: asking for it means setting it, for all threads.
 _UMASK = _umask()
 
@@ -155,6 +160,14 @@ class LocalStore(Store):
             partial.unlink(missing_ok=True)
 
 
+class _Entry(NamedTuple):
+    """What a folder has."""
+
+    path: str
+    is_link: bool
+    is_folder: bool
+
+
 class _Walk:
     """One listing of a folder.
 
@@ -194,27 +207,29 @@ class _Walk:
             yield from self._below(link, linked=True)
 
     def _below(self, top: str, *, linked: bool) -> Iterator[Object | Noted]:
-        """What lies below a folder, without links to folders: these are kept for later."""
-        waiting = [top]
+        """What lies below a folder, in order of URI, without links to folders: these are kept for later."""
+        waiting = [iter([_Entry(top, is_link=False, is_folder=True)])]
         while waiting:
-            folder = waiting.pop()
-            try:
-                identity = _identity(Path(folder).stat())
-                if identity in self._seen:
-                    continue
-                self._seen.add(identity)
-                with os.scandir(folder) as entries:
-                    inside = sorted(entries, key=lambda entry: entry.name)
-            except OSError as error:
-                yield _unseen_or_raise(folder, error, linked=linked)
-                continue
-            for entry in inside:
-                if not _is_folder(entry):
-                    yield from _file(entry, linked=linked)
-                elif entry.is_symlink():
-                    self._links.append(entry.path)
-                else:
-                    waiting.append(entry.path)
+            entry = next(waiting[-1], None)
+            if entry is None:
+                waiting.pop()
+            elif not entry.is_folder:
+                yield from _file(entry, linked=linked)
+            elif entry.is_link:
+                self._links.append(entry.path)
+            else:
+                try:
+                    waiting.append(self._inside(entry.path))
+                except OSError as error:
+                    yield _unseen_or_raise(entry.path, error, linked=linked)
+
+    def _inside(self, folder: str) -> Iterator[_Entry]:
+        """Return what is in a folder; nothing where that is listed already."""
+        identity = _identity(Path(folder).stat())
+        if identity in self._seen:
+            return iter(())
+        self._seen.add(identity)
+        return _entries(folder)
 
 
 def path_of(uri: str) -> Path:
@@ -253,21 +268,51 @@ def _identity(info: os.stat_result) -> tuple[int, int]:
     return info.st_dev, info.st_ino
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _entries(folder: str) -> Iterator[_Entry]:
+    """Return what is in a folder, in order of URI: there, a folder's name ends in a slash.
+
+    A folder of millions is kept as Arrow text, at a third of the memory of Python's.
+    """
+    spelled: list[str] = []
+    chunks: list[pa.Array] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_link, is_folder = _says(entry.is_symlink), _says(entry.is_dir)
+            spelled.append(f"{names.spell(entry.name)}{'/' * is_folder}\0{int(is_link)}")
+            if len(spelled) == _CHUNK:
+                chunks.append(pa.array(spelled))
+                spelled = []
+    if not chunks:
+        return (_entry(folder, text) for text in sorted(spelled))
+    column = pa.chunked_array([*chunks, pa.array(spelled, pa.string())])
+    return _in_order(folder, column.take(pc.array_sort_indices(column)))
+
+
+def _in_order(folder: str, column: pa.ChunkedArray) -> Iterator[_Entry]:
+    for start in range(0, len(column), _CHUNK):
+        for text in column.slice(start, _CHUNK).to_pylist():
+            yield _entry(folder, text)
+
+
+def _entry(folder: str, text: str) -> _Entry:
+    name, _, is_link = text.rpartition("\0")
+    path = f"{folder.rstrip('/')}/{names.native(name.removesuffix('/'))}"
+    return _Entry(path, is_link=is_link == "1", is_folder=name.endswith("/"))
+
+
+def _says(question: Callable[[], bool]) -> bool:
     try:
-        return entry.is_dir()
+        return question()
     except OSError:  # `_file` says what is the matter
         return False
 
 
-def _file(entry: os.DirEntry[str], *, linked: bool) -> Iterator[Object | Noted]:
-    is_link = False
+def _file(entry: _Entry, *, linked: bool) -> Iterator[Object | Noted]:
     try:
-        is_link = entry.is_symlink()
-        yield _object(entry.path, entry.stat())
+        yield _object(entry.path, Path(entry.path).stat())
     except OSError as error:
-        yield _unseen_or_raise(entry.path, error, linked=linked or is_link)
-    if is_link:
+        yield _unseen_or_raise(entry.path, error, linked=linked or entry.is_link)
+    if entry.is_link:
         yield Noted(names.spell(entry.path), Remark.LINK)
 
 

@@ -20,7 +20,8 @@ from typing import IO, Final
 from id2core.errors import ChangedObjectError, StorageError, StoreUnavailableError
 from id2core.store import members
 from id2core.store.base import UNSEEN as UNSEEN
-from id2core.store.base import Entry, Noted, Store
+from id2core.store.base import Entry, Store
+from id2core.store.base import Noted as Noted
 from id2core.store.base import Object as Object
 from id2core.store.base import Remark as Remark
 from id2core.store.gcs import GcsStore
@@ -129,7 +130,13 @@ def survey(uri: str) -> Listing:
 
 
 def walk(uri: str) -> Iterator[Object | Noted]:
-    """Yield what `survey` lists one by one, in the order of the store, which is always the same."""
+    """Yield what `survey` returns one by one: objects as the store lists them, and remarks between them.
+
+    Local folders and buckets list in order of URI. What lies behind links to folders comes last.
+
+    Raises:
+        StorageError: as `survey`, and at whatever object.
+    """
     with _control_path(uri) as store:
         yield from store.list(uri)
 

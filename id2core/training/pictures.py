@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from id2core.errors import FinetuneError
-from id2core.runs.planning import PICTURES
+from id2core.runs.listing import PICTURES
 from id2core.runs.progress import OnStage, silent
 from id2core.store import storage
 from id2core.store.datasets import Dataset

@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from pydantic_settings import SettingsConfigDict
 
 from id2core.errors import PromptError
-from id2core.runs.planning import PROMPTS
+from id2core.runs.listing import PROMPTS
 from id2core.settings import EnvironmentSettings
 from id2core.store import datasets, storage, strict_json
 from id2core.store.rejects import Reason, Reject

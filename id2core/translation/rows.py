@@ -22,8 +22,8 @@ from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, decode_picture, holding
 from id2core.errors import TranslatorError
 from id2core.runs import parts
+from id2core.runs.listing import PICTURES
 from id2core.runs.parts import Lineage, OnBatch, PartRecord, Product
-from id2core.runs.planning import PICTURES
 from id2core.store import datasets, schemas, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object

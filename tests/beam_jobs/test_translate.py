@@ -16,7 +16,7 @@ from PIL import Image
 from beam_jobs import parts, translate
 from beam_jobs.translate import TranslateJob
 from id2core.errors import DatasetError, LostRowsError, PromptError, TranslatorError
-from id2core.runs import planning
+from id2core.runs import listing, planning
 from id2core.runs.execution import Execution
 from id2core.runs.records import recorded
 from id2core.store import schemas, storage
@@ -61,7 +61,7 @@ def rows(out: Path | str, dataset: str = "translations") -> pa.Table:
 
 def pictures(out: Path | str) -> dict[str, bytes]:
     """Name → bytes of every file that a run left as a picture."""
-    listed = storage.list_objects(storage.join(str(out), planning.PICTURES))
+    listed = storage.list_objects(storage.join(str(out), listing.PICTURES))
     return {o.uri.rsplit("/", 1)[-1]: storage.read_bytes(o.uri) for o in listed}
 
 
