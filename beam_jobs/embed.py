@@ -51,11 +51,18 @@ class EmbedMaker:
         """Load encoder and transform; return their ids."""
         return _models(self.job).ids
 
-    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> PartRecord:
+    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[PartRecord]:
         """Embed the objects of one part: read, decode, encode, apply W."""
         models = _models(self.job)
         return embedding.embed_part(
-            plan.out, objects, models.encoder, models.transform, plan.lineage, self.job.limits, progress
+            plan.out,
+            objects,
+            models.encoder,
+            models.transform,
+            plan.lineage,
+            self.job.limits,
+            progress,
+            self.job.record_seconds,
         )
 
 

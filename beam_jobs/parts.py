@@ -13,7 +13,7 @@ import apache_beam as beam
 
 from beam_jobs import metrics, runners
 from id2core.runs import planning
-from id2core.runs.parts import REJECTS, OnBatch, PartRecord
+from id2core.runs.parts import REJECTS, OnBatch, PartRecord, part_key
 from id2core.runs.planning import Held, Plan
 from id2core.runs.progress import tally
 from id2core.store.datasets import Dataset
@@ -29,8 +29,8 @@ class Maker(Protocol):
         """Load the model, once per process; return the ids of what was really loaded."""
         ...
 
-    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> PartRecord:
-        """Write the files of one part and its record."""
+    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[PartRecord]:
+        """Write the files of one part and its records; none where all are there."""
         ...
 
 
@@ -98,10 +98,10 @@ class _MakePart(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
             objects = planning.read_part(plan, part)
         self._since = time.perf_counter()
         with metrics.timed(f"{stage}_part"):
-            record = self._job.maker.make(plan, objects, self._count)
+            records = self._job.maker.make(plan, objects, self._count)
         metrics.count(f"{stage}_bytes_read", sum(o.bytes for o in objects))
-        metrics.count(f"{stage}_bytes_written", sum(f.bytes for f in (record.rows, record.rejects) if f))
-        yield record.key
+        metrics.count(f"{stage}_bytes_written", sum(f.bytes for r in records for _, f in r.files))
+        yield part_key(objects, plan.lineage.ids)
 
     def _count(self, made: int, rejected: int) -> None:
         """Add one batch of rows and rejects to the metrics."""

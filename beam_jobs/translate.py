@@ -150,7 +150,7 @@ class TranslateMaker:
         """Load the model; ids of it and of the config."""
         return rows.lineage_ids(self.job.config, _translator(self.job), self.source)
 
-    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> PartRecord:
+    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[PartRecord]:
         """Translate the origins of one part and write their pictures."""
         job = self.job
         return rows.translate_part(

@@ -13,6 +13,8 @@ INDEX: Final = "flat"
 TOP_K: Final = 10
 # Objects per part of a run.
 PART_SIZE: Final = 4096
+# Seconds of work that a killed run loses at most.
+RECORD_SECONDS: Final = 120.0
 # Hours until a later run removes what a killed one left.
 LEFTOVER_HOURS: Final = 24.0
 # Days before a night whose dated places are read again, and where a night begins.

@@ -94,6 +94,12 @@ class Settings(EnvironmentSettings):
         description="Images per part. A killed run repeats at most one part per worker.",
         examples=[1024],
     )
+    record_seconds: float = Field(
+        defaults.RECORD_SECONDS,
+        gt=0,
+        description="Seconds of work after which a part writes what it has made. A killed run repeats at "
+        "most this, and one batch of the encoder, per worker.",
+    )
     allow_shrink: bool = Field(
         False,
         description="Go on where a corpus of 100 pictures or more would lose over 10% of its rows. Without "

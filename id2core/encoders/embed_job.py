@@ -41,6 +41,7 @@ class EmbedJob:
         part_size: objects in one part; a killed run loses at most one per worker.
         limits: of file size and pixels.
         results: a folder whose content is not taken for images, where `out` is only a part of it.
+        record_seconds: after so long a part keeps what it has made, see `parts.write`.
         allow_shrink: whether a corpus may lose more than a tenth of its rows.
 
     Example:
@@ -62,6 +63,7 @@ class EmbedJob:
     limits: Limits = field(default_factory=Limits)
     results: str | None = None
     allow_shrink: bool = False
+    record_seconds: float = defaults.RECORD_SECONDS
 
     def __post_init__(self) -> None:
         if self.part_size < 1:
@@ -75,7 +77,7 @@ class EmbedJob:
     def from_settings(images: str, out: str, settings: Settings, results: str | None = None) -> EmbedJob:
         """Return a job with everything but its places from the settings."""
         chosen = settings.model_dump(
-            include={"encoder", "transform", "device", "dtype", "part_size", "allow_shrink"}
+            include={"encoder", "transform", "device", "dtype", "part_size", "allow_shrink", "record_seconds"}
         )
         limits = Limits.from_settings(settings)
         return EmbedJob(images, out, limits=limits, results=results, **chosen)

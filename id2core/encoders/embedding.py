@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from id2core import defaults
 from id2core.encoders import images
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, read_picture
@@ -133,6 +135,7 @@ def embed_objects(
     lineage: Lineage,
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda embedded, rejected: None,
+    seconds: float = defaults.RECORD_SECONDS,
 ) -> parts.Stream:
     """Embed objects in a stream: decoding runs in threads beside the encoder, memory stays flat.
 
@@ -143,15 +146,17 @@ def embed_objects(
         lineage: ids and times for the rows.
         limits: of file size and pixels.
         progress: called after each batch with how many objects it embedded and rejected.
+        seconds: rows are yielded after so long, however few.
 
     Yields:
-        At most `schemas.ROW_GROUP` rows of `schemas.embeddings_schema` (None where all were rejected), and
-        the rows of `schemas.REJECTS` since the last yield.
+        About `schemas.ROW_GROUP` rows, or what was made in `seconds`, of `schemas.embeddings_schema` (None
+        where all were rejected), and the rows of `schemas.REJECTS` since the last yield.
     """
     step = encoder.batch_size
     group = _RowGroup(schemas.ROW_GROUP + step, lineage)
     rejected: list[dict[str, str]] = []
     project = _Projection(transform, encoder)
+    since = time.monotonic()
 
     def fetch(obj: Object) -> Picture | Reject:
         picture = read_picture(obj, encoder.preprocess.size, limits)
@@ -167,9 +172,9 @@ def embed_objects(
             bad += overflowed
         rejected += [parts.reject_row(obj, reject, lineage.run_id) for obj, reject in bad]
         progress(len(good), len(bad))
-        if len(group) >= schemas.ROW_GROUP:
-            yield group.take(), rejected
-            rejected = []
+        if len(group) >= schemas.ROW_GROUP or time.monotonic() - since >= seconds:
+            yield (group.take() if len(group) else None), rejected
+            rejected, since = [], time.monotonic()
     if len(group) or rejected:
         yield (group.take() if len(group) else None), rejected
 
@@ -182,7 +187,12 @@ def embed_part(
     lineage: Lineage,
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda embedded, rejected: None,
-) -> PartRecord:
-    """Embed one part into `out`: its two files, then its record. A second call gives the same bytes."""
-    stream = embed_objects(objects, encoder, transform, lineage, limits, progress)
-    return parts.write(out, PRODUCT, objects, lineage, stream)
+    seconds: float = defaults.RECORD_SECONDS,
+) -> list[PartRecord]:
+    """Embed one part into `out`: its two files, then its record, and again after some seconds.
+
+    What an earlier attempt of the run has recorded is left. A second call gives the same rows.
+    """
+    left = parts.remaining(out, objects, lineage)
+    stream = embed_objects(left, encoder, transform, lineage, limits, progress, seconds)
+    return parts.write(out, PRODUCT, left, lineage, stream, seconds)

@@ -1,13 +1,14 @@
 """One part of a run: read some thousand objects ahead of a model, and write their rows.
 
-A finished part leaves its Parquet files and, last, a record in `_staging/`. `planning` cuts a run into
-parts, skips finished ones when the run is repeated, and commits. `encoders.embedding` and
-`translation.rows` make the rows.
+A part leaves its Parquet files and, last, a record in `_staging/`. A slow one does so every two minutes.
+`planning` cuts a run into parts, skips finished ones when the run is repeated, and commits.
+`encoders.embedding` and `translation.rows` make the rows.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.store import datasets, schemas, storage, strict_json
 from id2core.store.datasets import FileRecord
@@ -68,10 +70,10 @@ class Lineage:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What a finished part left behind: rows in the product's data set, and rejects.
+    """What a part, or what came of it in some time, left behind: rows in the product's data set, and rejects.
 
     Attributes:
-        key: names the part by its objects and ids.
+        key: names the work by the objects that were left of the part, and ids.
         run_id, ids: of the run that made it.
         objects: how many it has.
         dataset: name of the product's data set.
@@ -208,25 +210,71 @@ def is_whole(out: str, record: PartRecord) -> bool:
     return True
 
 
-def write(out: str, product: Product, objects: list[Object], lineage: Lineage, stream: Stream) -> PartRecord:
-    """Write a part below `out`: its two files, then its record. The same call writes the same bytes.
+def remaining(out: str, objects: list[Object], lineage: Lineage) -> list[Object]:
+    """Return what an earlier attempt of the same run has left to do of a part, after its whole records."""
+    while objects:
+        try:
+            data = storage.read_marked(record_uri(out, part_key(objects, lineage.ids)))[0]
+            record = PartRecord.from_json(data)
+        except (FileNotFoundError, DatasetError):
+            return objects
+        if record.run_id != lineage.run_id or not record.objects or not is_whole(out, record):
+            return objects
+        objects = objects[record.objects :]
+    return objects
+
+
+def write(
+    out: str,
+    product: Product,
+    objects: list[Object],
+    lineage: Lineage,
+    stream: Stream,
+    seconds: float = defaults.RECORD_SECONDS,
+) -> list[PartRecord]:
+    """Write a part below `out`: its files, and after them a record; the same again when it takes long.
+
+    Rows do not depend on where the part is cut. Each record is named by what was left to do when it was
+    begun, so that `remaining` finds it.
 
     Args:
         out: parent of the data sets.
         product: what the rows are.
         objects: the part.
         lineage: ids and run of the rows.
-        stream: rows and rejects of the objects.
+        stream: rows and rejects of the objects, in their order.
+        seconds: after so long what has come is written.
+
+    Returns:
+        The records; none for no objects.
     """
+    records = []
+    while objects:
+        record = _write_some(out, product, objects, lineage, stream, time.monotonic() + seconds)
+        records.append(record)
+        objects = objects[record.objects :]
+    return records
+
+
+def _write_some(
+    out: str, product: Product, objects: list[Object], lineage: Lineage, stream: Stream, until: float
+) -> PartRecord:
+    """Write files of what comes until a time, at least one row or reject, and their record."""
     key = part_key(objects, lineage.ids)
     rejected: list[dict[str, str]] = []
+    ended = True
 
     def row_groups() -> Iterator[pa.RecordBatch]:
+        nonlocal ended
         for batch, bad in stream:
             rejected.extend(bad)
             if batch is not None:
                 yield batch
+            some = batch is not None or rejected
             del batch  # or it would stay in memory while the next row group fills
+            if some and time.monotonic() >= until:
+                ended = False
+                return
 
     made = row_groups()
     first = next(made, None)
@@ -240,12 +288,15 @@ def write(out: str, product: Product, objects: list[Object], lineage: Lineage, s
         table = pa.Table.from_pylist(rejected, schemas.REJECTS)
         schemas.check_reasons(table)
         rejects = datasets.write_file(storage.join(out, REJECTS), name, [table], schemas.REJECTS)
-    uris = [obj.uri for obj in objects]
+    # The stream is in the order of the objects, so that what has come is of the first of them.
+    count = (rows.rows // product.rows_each if rows else 0) + len(rejected)
+    completed = len(objects) if ended else count
+    uris = [obj.uri for obj in objects[:completed]]
     bounds = min(uris), max(uris)
     rows, rejects = (
         file and replace(file, segments=(lineage.run_id,), source=lineage.source, bounds=bounds)
         for file in (rows, rejects)
     )
-    record = PartRecord(key, lineage.run_id, lineage.ids, len(objects), product.dataset, rows, rejects)
+    record = PartRecord(key, lineage.run_id, lineage.ids, completed, product.dataset, rows, rejects)
     storage.write_bytes(record_uri(out, key), record.to_json())
     return record

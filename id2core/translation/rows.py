@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from PIL import Image
 
+from id2core import defaults
 from id2core.encoders import images
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, decode_picture, holding
@@ -202,6 +204,7 @@ def translate_objects(
     writer = _Writer(out, translator, config, lineage)
     buffer = _OriginBuffer(translator.model.name, config.per_image, lineage.run_id)
     threads = max(parts.READ_THREADS, source.concurrency)
+    since = time.monotonic()
     with ThreadPoolExecutor(parts.READ_THREADS) as pool:
         tasks = _flat(parts.read_ahead(objects, fetch, max(2 * step, threads), threads))
         for batch, bad in parts.batches(tasks, step):
@@ -211,8 +214,10 @@ def translate_objects(
             for task, result in zip(batch, results, strict=True):
                 buffer.add(task.origin.obj, task.number, result)
             progress(*buffer.counted())
-            if len(buffer.rows) >= schemas.ROW_GROUP:
+            late = time.monotonic() - since >= defaults.RECORD_SECONDS
+            if (buffer.rows or buffer.rejected) and (late or len(buffer.rows) >= schemas.ROW_GROUP):
                 yield buffer.take()
+                since = time.monotonic()
     if buffer.rows or buffer.rejected:
         yield buffer.take()
 
@@ -284,7 +289,11 @@ def translate_part(
     lineage: Lineage,
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda made, rejected: None,
-) -> PartRecord:
-    """Translate one part into `out`: pictures, then its two Parquet files, then its record."""
-    stream = translate_objects(objects, translator, source, config, lineage, out, limits, progress)
-    return parts.write(out, product(config), objects, lineage, stream)
+) -> list[PartRecord]:
+    """Translate one part into `out`: pictures, then its two Parquet files, then its record.
+
+    A slow part does so every two minutes. What an earlier attempt of the run has recorded is left.
+    """
+    left = parts.remaining(out, objects, lineage)
+    stream = translate_objects(left, translator, source, config, lineage, out, limits, progress)
+    return parts.write(out, product(config), left, lineage, stream)

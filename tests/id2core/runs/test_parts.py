@@ -74,7 +74,7 @@ def stream(lineage: Lineage = LINEAGE) -> Iterator[tuple[pa.RecordBatch | None, 
 
 def test_a_part_leaves_its_two_files_and_then_its_record(tmp_path: Path) -> None:
     out = str(tmp_path)
-    record = parts.write(out, Product("copies"), OBJECTS, LINEAGE, stream())
+    [record] = parts.write(out, Product("copies"), OBJECTS, LINEAGE, stream())
     assert record.counts == (6, 4) and record.rows and record.rejects
     assert pq.read_table(tmp_path / "copies" / record.rows.name)["uri"].to_pylist() == [
         f"/in/{i:02d}" for i in (1, 2, 4, 5, 7, 8)
@@ -84,12 +84,12 @@ def test_a_part_leaves_its_two_files_and_then_its_record(tmp_path: Path) -> None
     staged = storage.read_bytes(parts.record_uri(out, record.key))
     assert PartRecord.from_json(staged) == record
     assert (record.run_id, record.ids) == ("run-1", LINEAGE.ids)
-    assert parts.write(out, Product("copies"), OBJECTS, LINEAGE, stream()) == record
+    assert parts.write(out, Product("copies"), OBJECTS, LINEAGE, stream()) == [record]
 
 
 def test_attempts_of_different_runs_do_not_overwrite_each_other(tmp_path: Path) -> None:
     records = [
-        parts.write(str(tmp_path), Product("copies"), OBJECTS, lineage, stream(lineage))
+        parts.write(str(tmp_path), Product("copies"), OBJECTS, lineage, stream(lineage))[0]
         for lineage in (LINEAGE, Lineage(LINEAGE.ids, "run-2", LINEAGE.started))
     ]
     assert records[0].key == records[1].key
@@ -97,12 +97,37 @@ def test_attempts_of_different_runs_do_not_overwrite_each_other(tmp_path: Path) 
     assert len(names) == 2 and names == {path.name for path in (tmp_path / "rejects").iterdir()}
 
 
+def test_a_slow_part_leaves_records_on_its_way_and_is_taken_up_where_it_ended(tmp_path: Path) -> None:
+    out, product = str(tmp_path), Product("copies")
+    whole = parts.write(str(tmp_path / "whole"), product, OBJECTS, LINEAGE, stream())
+
+    def killed() -> Iterator[tuple[pa.RecordBatch | None, list[dict[str, str]]]]:
+        yield next(stream())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.write(out, product, OBJECTS, LINEAGE, killed(), seconds=0)
+    left = parts.remaining(out, OBJECTS, LINEAGE)
+    assert left == OBJECTS[6:]  # 4 rows, and the 2 rejects between them
+    later = Lineage(LINEAGE.ids, "run-2", LINEAGE.started)
+    assert parts.remaining(out, OBJECTS, later) == OBJECTS
+    rest = stream()
+    next(rest)
+    records = parts.write(out, product, left, LINEAGE, rest, seconds=0)
+    assert parts.remaining(out, OBJECTS, LINEAGE) == []
+    made = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "copies").iterdir())
+    assert sorted(made["uri"].to_pylist()) == pq.read_table(tmp_path / "whole/copies")["uri"].to_pylist()
+    assert sum(r.objects for r in records) == len(left) and whole[0].objects == len(OBJECTS)
+    next((tmp_path / "copies").iterdir()).unlink()
+    assert parts.remaining(out, OBJECTS, LINEAGE)
+
+
 def test_a_part_without_rows_or_without_rejects_has_no_such_file(tmp_path: Path) -> None:
     product = Product("copies")
-    one = parts.write(str(tmp_path), product, OBJECTS[:1], LINEAGE, iter([(None, [])]))
+    [one] = parts.write(str(tmp_path), product, OBJECTS[:1], LINEAGE, iter([(None, [])]))
     assert one.rows is None and one.rejects is None and not (tmp_path / "copies").exists()
     batch = pa.RecordBatch.from_pydict({"uri": ["/in/01"]}, SCHEMA)
-    two = parts.write(str(tmp_path), product, OBJECTS[1:2], LINEAGE, iter([(batch, [])]))
+    [two] = parts.write(str(tmp_path), product, OBJECTS[1:2], LINEAGE, iter([(batch, [])]))
     assert two.rows and two.rejects is None and two.files == [("copies", two.rows)]
     assert PartRecord.from_json(two.to_json()) == two
 
