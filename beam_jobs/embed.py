@@ -12,6 +12,7 @@ from id2core.encoders import embedding
 from id2core.encoders.embed_job import EmbedJob, EmbedResult, finished, plan_embed, row_ids
 from id2core.encoders.records import EncoderIds
 from id2core.errors import EncoderError
+from id2core.runs import leases
 from id2core.runs.execution import Execution
 from id2core.runs.parts import OnBatch, PartRecord
 from id2core.runs.planning import Plan
@@ -82,9 +83,11 @@ def run(job: EmbedJob, execution: Execution, beam_arguments: Sequence[str] = ())
     Raises:
         StorageError, DatasetError, EncoderError, TransformError: the message says what to do.
         LostRowsError: an object ended in neither data set; nothing was committed.
+        RunInProgressError: another run adds the same images.
     """
-    work = plan_embed(job, execution)
-    return finished(job, work) or run_planned(job, work, beam_arguments)
+    with leases.held(job.out, job.images, execution):
+        work = plan_embed(job, execution)
+        return finished(job, work) or run_planned(job, work, beam_arguments)
 
 
 def run_planned(job: EmbedJob, work: Plan, beam_arguments: Sequence[str] = ()) -> EmbedResult:

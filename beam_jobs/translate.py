@@ -12,7 +12,7 @@ from beam_jobs import parts
 from id2core import defaults
 from id2core.encoders.images import Limits
 from id2core.errors import OptionError, TranslatorError
-from id2core.runs import planning
+from id2core.runs import leases, planning
 from id2core.runs.execution import Execution
 from id2core.runs.parts import OnBatch, PartRecord
 from id2core.runs.planning import Plan
@@ -204,8 +204,9 @@ def run(job: TranslateJob, execution: Execution, beam_arguments: Sequence[str] =
         TranslatorError, PromptError, StorageError, DatasetError: the message says what to do.
         LostRowsError: an origin ended in neither data set; nothing was committed.
     """
-    planned = plan(job, execution)
-    committed = parts.run(planned, beam_arguments)
+    with leases.held(job.out, job.images, execution):
+        planned = plan(job, execution)
+        committed = parts.run(planned, beam_arguments)
     return TranslateResult(
         translations=committed.rows,
         rejects=committed.rejects,

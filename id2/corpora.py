@@ -11,6 +11,7 @@ from id2core.encoders.registry import identify
 from id2core.errors import DatasetError
 from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
+from id2core.runs import leases
 from id2core.runs.execution import Execution
 from id2core.runs.records import Recorder
 from id2core.settings import Settings
@@ -60,12 +61,13 @@ class EmbeddedCorpus:
 
 def embed_images(job: EmbedJob, execution: Execution, beam: list[str]) -> EmbedResult:
     """Embed the images that have no row; where all have one, Beam is not loaded."""
-    work = plan_embed(job, execution)
-    if (before := finished(job, work)) is not None:
-        return before
-    from beam_jobs import embed
+    with leases.held(job.out, job.images, execution):
+        work = plan_embed(job, execution)
+        if (before := finished(job, work)) is not None:
+            return before
+        from beam_jobs import embed
 
-    return embed.run_planned(job, work, beam)
+        return embed.run_planned(job, work, beam)
 
 
 @dataclass(frozen=True)

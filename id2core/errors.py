@@ -11,6 +11,7 @@ ID2Error
 │   └── EmptyPlaceError        a folder or prefix that does not exist or holds nothing
 ├── DatasetError           a data set that is missing, damaged, or made with something else
 ├── LostRowsError          a run that lost or doubled rows; nothing was committed (worth another try)
+├── RunInProgressError     another run adds rows of the same source to the same --out
 ├── EncoderError           an encoder that cannot be loaded or run
 ├── TransformError         a W that cannot be loaded or does not fit
 ├── SearchError            a search that cannot run
@@ -102,6 +103,10 @@ class LostRowsError(ID2Error):
     """A run that lost or doubled rows; nothing was committed."""
 
     transient = True
+
+
+class RunInProgressError(ID2Error):
+    """Another run adds rows of the same source to the same place."""
 
 
 class EncoderError(ID2Error):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,23 @@ class Execution:
 def rank() -> int:
     """Return this process's number among those that `torchrun` has started; 0 without it."""
     return int(os.environ.get("RANK", "0"))
+
+
+def this_process() -> tuple[str, int, float]:
+    """Return what identifies this process: host, process id, when it was created."""
+    process = psutil.Process()
+    return platform.node(), process.pid, process.create_time()
+
+
+def is_alive(process: tuple[str, int, float] | None) -> bool:
+    """Return whether a process of this host still runs; one of another host counts as ended.
+
+    If it was alive after all, its own end replaces what was recorded of it meanwhile.
+    """
+    host, pid, created = process or ("", 0, 0.0)
+    if host != platform.node():
+        return False
+    try:
+        return bool(psutil.Process(pid).create_time() == created)
+    except psutil.Error:
+        return False

@@ -6,6 +6,7 @@ the clock of the store, and only files with names of this program in folders of 
 | leftover | goes when for the grace period |
 |---|---|
 | a part that no commit lists | no such part of its folder was written |
+| a log of removals that no commit lists | no such log was written |
 | a part that an earlier commit listed | it has been superseded |
 | a record, manifest or listing in `_staging/` | nothing in `_staging/` was written |
 | a picture that no row names | no such picture was written, and no part was superseded |
@@ -55,7 +56,7 @@ _OWN: Final[dict[str, re.Pattern[str]]] = {
 }
 _STAGED: Final = re.compile(
     rf"(manifest|listing)-(?P<run>[0-9a-f]{{16}}-{Execution.PATTERN})-{_HASH}\.parquet"
-    rf"|{PARTS}/[0-9a-f]{{16}}\.json|({PARTS}/)?{_PARTIAL}"
+    rf"|{PARTS}/[0-9a-f]{{16}}\.json|lease-[0-9a-f]{{16}}\.json|({PARTS}/)?{_PARTIAL}"
 )
 _PICTURE: Final = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]{{64}}-\d+-{_HASH}\.[a-z]+|{_PARTIAL})")
 
@@ -76,7 +77,8 @@ def _sweep_corpus(place: str, before: float) -> None:
     old = {name: _entries(storage.join(place, name), own) for name, own in _OWN.items()}
     old = {name: entries for name, entries in old.items() if any(e.modified < before for e in entries)}
     staged = _entries(storage.join(place, STAGING), _STAGED)
-    if not old and not any(entry.modified < before for entry in staged):
+    removals = _entries(storage.join(place, listing.REMOVALS), re.compile(_PART))
+    if not old and not any(entry.modified < before for entry in (*staged, *removals)):
         return
     held = {name: dataset for name in _OWN if (dataset := _dataset(place, name))}
     if not held:
@@ -89,6 +91,8 @@ def _sweep_corpus(place: str, before: float) -> None:
         _sweep_dataset(
             held[name], old[name], {file for dataset, file in protected if dataset == name}, before
         )
+    logged = {file.name for dataset in held.values() for file in dataset.commit.removals}
+    _remove_quiet([entry for entry in removals if _last_name(entry.uri) not in logged], before)
     if _TRANSLATIONS in held:
         _sweep_pictures(place, held[_TRANSLATIONS], protected, before)
 
@@ -159,6 +163,10 @@ def _remove_quiet(entries: list[Entry], before: float) -> None:
 def _entries(folder: str, own: re.Pattern[str], below: bool = True) -> list[Entry]:
     """Return the files of a folder whose names are of this program."""
     return [entry for entry in storage.entries(folder, below) if own.fullmatch(_name(entry.uri, folder))]
+
+
+def _last_name(uri: str) -> str:
+    return uri.rpartition("/")[2]
 
 
 def _name(uri: str, folder: str) -> str:

@@ -21,14 +21,13 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-import psutil
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
 from id2core import environment, settings
 from id2core.errors import DatasetError, ID2Error
 from id2core.runs import leftovers
-from id2core.runs.execution import Execution
+from id2core.runs.execution import Execution, is_alive, this_process
 from id2core.store import datasets, schemas, storage, strict_json
 from id2core.store.datasets import Commit, Dataset, FileRecord
 
@@ -231,31 +230,11 @@ def _order(run: Run) -> tuple[str, str]:
     return run.started.isoformat() if run.started else "", run.run_id
 
 
-def _this_process() -> tuple[str, int, float]:
-    """Return what identifies this process: host, process id, when it was created."""
-    process = psutil.Process()
-    return platform.node(), process.pid, process.create_time()
-
-
-def _is_alive(process: tuple[str, int, float] | None) -> bool:
-    """Return whether a process of this host still runs; one of another host counts as ended.
-
-    If it was alive after all, its own end replaces what was recorded of it meanwhile.
-    """
-    host, pid, created = process or ("", 0, 0.0)
-    if host != platform.node():
-        return False
-    try:
-        return bool(psutil.Process(pid).create_time() == created)
-    except psutil.Error:
-        return False
-
-
 def _others_run(runs: Dataset) -> bool:
     """Return whether another execution may be at work on an `--out`; one elsewhere cannot be asked."""
     states = [runs.commit.counts_of(run_id, _State) for run_id in runs.runs]
     processes = [state.process for state in states if state.process and state.status == Status.RUNNING]
-    return any(process[0] != platform.node() or _is_alive(process) for process in processes)
+    return any(process[0] != platform.node() or is_alive(process) for process in processes)
 
 
 def _mark_killed(runs: Dataset) -> list[Run]:
@@ -264,7 +243,7 @@ def _mark_killed(runs: Dataset) -> list[Run]:
     ended = [
         run_id
         for run_id, state in states.items()
-        if state.status == Status.RUNNING and not _is_alive(state.process)
+        if state.status == Status.RUNNING and not is_alive(state.process)
     ]
     killed = []
     for run_id in ended:
@@ -302,7 +281,7 @@ def _with_row(commit: Commit, run: Run, file: FileRecord, replaced: set[FileReco
         return commit
     replaced.update(f for f in commit.files if f.belongs_to(run.run_id) and f != file)
     others = tuple(f for f in commit.files if not f.belongs_to(run.run_id))
-    process = _this_process() if run.status is Status.RUNNING else None
+    process = this_process() if run.status is Status.RUNNING else None
     state = _State(process=process, status=run.status)
     runs = commit.runs | {run.run_id: state.model_dump(mode="json", exclude_none=True)}
     return replace(commit, run_id=run.run_id, files=(*others, file), runs=runs)

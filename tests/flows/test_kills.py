@@ -63,9 +63,14 @@ def names(out: Path) -> set[str]:
 
 def committed(out: Path, *datasets: str) -> set[str]:
     """What data sets consist of."""
-    held = {name: Dataset.open(storage.join(str(out), name)).files for name in (*datasets, "runs")}
-    files = {f"{name}/{file.name}" for name, every in held.items() for file in every}
-    return files | {f"{name}/_SUCCESS" for name in held}
+    held = {name: Dataset.open(storage.join(str(out), name)).commit for name in (*datasets, "runs")}
+    files = {f"{name}/{file.name}" for name, commit in held.items() for file in commit.files}
+    removals = {
+        str(Path(name).parent / "removals" / file.name)
+        for name, commit in held.items()
+        for file in commit.removals
+    }
+    return files | removals | {f"{name}/_SUCCESS" for name in held}
 
 
 class Case:

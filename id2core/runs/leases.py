@@ -1,0 +1,119 @@
+"""One run at a time adds rows of a source to an `--out`; runs of other sources may do so beside it.
+
+A run holds a lease: an object in `_staging/` that says who it is, and that it renews. A second run for the
+same source is refused by name. The lease of a run that was killed does not count where its process was on
+this machine, and elsewhere for three minutes after it was renewed last, by the clocks of both machines.
+
+A lease keeps two runs from doing the same work twice. What keeps the data right where a lease is lost is the
+commit, which counts every row.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+
+from id2core.errors import ID2Error, RunInProgressError
+from id2core.runs import execution
+from id2core.runs.execution import Execution
+from id2core.runs.parts import STAGING
+from id2core.store import datasets, storage, strict_json
+
+# How often a lease is renewed, and how long it counts after that.
+RENEW_SECONDS, EXPIRE_SECONDS = 30.0, 180.0
+_ATTEMPTS = 5
+
+
+class _Lease(BaseModel):
+    """Who adds rows of a source.
+
+    Attributes:
+        run_id: the run.
+        process: host, process id, when that was created.
+        renewed: when it said so last.
+    """
+
+    run_id: str
+    process: tuple[str, int, float]
+    renewed: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    def counts_for(self, run_id: str) -> bool:
+        """Return whether the lease keeps another run away."""
+        if self.run_id == run_id:
+            return False
+        if self.process[0] == platform.node():
+            return execution.is_alive(self.process)
+        return (datetime.now(UTC) - self.renewed).total_seconds() < EXPIRE_SECONDS
+
+
+@contextmanager
+def held(out: str, source: str, run: Execution) -> Iterator[None]:
+    """Be the only run that adds rows of a source to an `--out`, until the block ends.
+
+    Args:
+        out: parent of the data sets.
+        source: URI of the source.
+        run: who adds.
+
+    Raises:
+        RunInProgressError: another run does so.
+    """
+    uri = storage.join(out, STAGING, f"lease-{datasets.digest_of(source)}.json")
+    _acquire(uri, out, source, run.run_id)
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(RENEW_SECONDS):
+            with suppress(ID2Error, OSError):  # it may succeed at the next time
+                lease, mark = _read(uri)
+                if lease and lease.run_id == run.run_id:
+                    storage.write_if(uri, _written(run.run_id), mark)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(ID2Error, OSError):
+            lease, _ = _read(uri)
+            if lease and lease.run_id == run.run_id:
+                storage.delete(uri)
+
+
+def _acquire(uri: str, out: str, source: str, run_id: str) -> None:
+    for attempt in range(_ATTEMPTS):
+        lease, mark = _read(uri)
+        if lease and lease.counts_for(run_id):
+            host, process, _ = lease.process
+            raise RunInProgressError(
+                f"run {lease.run_id} (process {process} on {host}) is adding {source} to {out}: start again "
+                "when it has ended. Where it was killed, that is seen after three minutes at most"
+            )
+        if storage.write_if(uri, _written(run_id), mark):
+            return
+        time.sleep(0.1 * attempt)
+    raise RunInProgressError(f"other runs keep adding {source} to {out}: start again when they have ended")
+
+
+def _written(run_id: str) -> bytes:
+    return _Lease(run_id=run_id, process=execution.this_process()).model_dump_json().encode()
+
+
+def _read(uri: str) -> tuple[_Lease | None, str]:
+    """Return a lease and its mark; None for none, or one that is damaged."""
+    try:
+        data, mark = storage.read_marked(uri)
+    except FileNotFoundError:
+        return None, ""
+    try:
+        return _Lease.model_validate(strict_json.parse_object(data)), mark
+    except (ValidationError, ValueError):
+        return None, mark
