@@ -83,12 +83,8 @@ def child(out: str, night: int, count: int) -> None:
     held = datasets.Dataset.open(f"{out}/copies")
     if plans[0].objects != count or held.commit.runs[held.run_id]["listed"] != count:
         raise SystemExit("the night is not the one that was drawn")
-    grown_in_all = peak_mebibytes() - before
-    print(
-        json.dumps(
-            {"plan": planned, "commit": committed, "mebibytes": grown, "mebibytes_in_all": grown_in_all}
-        )
-    )
+    figures = {"plan": planned, "commit": committed, "mebibytes_planned": grown}
+    print(json.dumps(figures | {"mebibytes": peak_mebibytes() - before}))
 
 
 def night(out: Path, number: int, count: int) -> dict[str, float]:

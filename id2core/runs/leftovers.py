@@ -46,7 +46,8 @@ from id2core.store.datasets import Dataset, FileRecord
 CORPORA: Final = ("", "reference", "queries", "background")
 _TRANSLATIONS: Final = "translations"
 _HASH: Final = "[0-9a-f]{8}"
-_PARTIAL: Final = r"\.partial-([a-z0-9_]{8}|\d+-_SUCCESS)"
+_LEASE: Final = r"lease-[0-9a-f]{16}\.json"
+_PARTIAL: Final = rf"\.partial-([a-z0-9_]{{8}}|\d+-(_SUCCESS|{_LEASE}))"
 _PART: Final = rf"(part-)?[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"
 # Names of files by the data set in whose folder they are.
 _OWN: Final[dict[str, re.Pattern[str]]] = {
@@ -56,7 +57,7 @@ _OWN: Final[dict[str, re.Pattern[str]]] = {
 }
 _STAGED: Final = re.compile(
     rf"(manifest|listing)-(?P<run>[0-9a-f]{{16}}-{Execution.PATTERN})-{_HASH}\.parquet"
-    rf"|{PARTS}/[0-9a-f]{{16}}\.json|lease-[0-9a-f]{{16}}\.json|({PARTS}/)?{_PARTIAL}"
+    rf"|{PARTS}/[0-9a-f]{{16}}\.json|{_LEASE}|({PARTS}/)?{_PARTIAL}"
 )
 _PICTURE: Final = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]{{64}}-\d+-{_HASH}\.[a-z]+|{_PARTIAL})")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count, takewhile
 from pathlib import Path
@@ -27,6 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     environment = {
         "ID2_LEFTOVER_HOURS": "0",
         "ID2_PART_SIZE": "5",
+        "ID2_RECORD_SECONDS": "1",
         "ID2_ENCODER": "toy:8",
         "ID2_TRANSFORM": "none",
         "ID2_CALIBRATION": "none",
@@ -182,6 +187,29 @@ def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
 
     killed = sum(1 for _ in takewhile(bool, in_order(count(1), kill, ahead=2)))
     assert killed > 12
+
+
+def test_a_kill_loses_little_of_a_slow_part(server: ForkServer, tmp_path: Path) -> None:
+    folder, out, clean, log = (tmp_path / name for name in ("images", "out", "clean", "log"))
+    images(folder)
+    for number in range(8, 20):
+        draw(folder, number, number)
+    slow = ["embed", "--images", folder, "--out", out, "--encoder", "toy:8@0.4", "--part-size", 100]
+    process = server.start(*slow, log=log)
+    while len(list((out / "_staging/parts").glob("*.json"))) < 2:
+        time.sleep(0.05)
+    os.kill(process, signal.SIGKILL)
+    assert server.wait(process) == KILLED
+    assert server.call(*slow, log=log) == 0, log.read_text()
+    by_run = Counter(
+        r for t in Dataset.open(str(out / "embeddings")).tables() for r in t["run_id"].to_pylist()
+    )
+    killed, resumed = sorted(by_run)
+    assert by_run[killed] >= 4 and by_run[resumed] >= 1 and by_run.total() == 20
+    assert server.call("embed", "--images", folder, "--out", clean, log=log) == 0
+    for name in Case.datasets:
+        assert rows(out / name) == rows(clean / name)
+    assert names(out) == committed(out, *Case.datasets)
 
 
 class Disturbed:
