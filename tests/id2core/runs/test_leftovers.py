@@ -121,7 +121,7 @@ def test_a_staged_record_keeps_its_part(source: Path) -> None:
     out = source.parent / "out"
     work = planning.make(COPIES, str(source), str(out), IDS, {}, FIRST)
     rejected = [parts.reject_row(o, Reject(Reason.EMPTY), "r") for o in planning.read_part(work, 0)]
-    record = parts.write(
+    [record] = parts.write(
         str(out), COPIES, planning.read_part(work, 0), work.lineage, iter([(None, rejected)])
     )
     assert record.rejects
