@@ -166,6 +166,25 @@ class GcsStore(Store):
         except FileNotFoundError:
             return False
 
+    def move(self, uri: str, target: str) -> None:
+        """Have the bucket copy one generation of an object, then remove that generation."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        with _not_found(uri):
+            source = _blob(uri)
+            source.reload(**_patient())
+            generation, token = source.generation, None
+            while True:  # a large object is copied in several calls
+                token, _, _ = _blob(target).rewrite(
+                    source, token=token, if_source_generation_match=generation, **_patient()
+                )
+                if token is None:
+                    break
+            try:
+                source.delete(if_generation_match=generation, **_patient())
+            except PreconditionFailed as error:
+                raise FileNotFoundError(uri) from error
+
     def delete(self, uri: str) -> None:
         """Remove an object."""
         with _not_found(uri):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +19,9 @@ from id2core.errors import ChangedObjectError, EmptyPlaceError, StorageError
 from id2core.store import names
 from id2core.store.base import UNSEEN, Entry, Noted, Object, Remark, Store
 from id2core.store.rejects import Reason, Reject
+
+# What the name of a file begins with while it is written.
+PARTIAL: Final = ".partial-"
 
 
 def _umask() -> int:
@@ -147,12 +151,32 @@ class LocalStore(Store):
         with _locked(uri):
             self._replace(uri, change(path_of(uri).read_bytes() if path_of(uri).exists() else None))
 
+    def move(self, uri: str, target: str) -> None:
+        """Rename a file; to another disk, which knows no renaming, it is copied first."""
+        source, place = path_of(uri), path_of(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.replace(place)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._move_across(source, target)
+
+    def _move_across(self, source: Path, target: str) -> None:
+        partial = path_of(target).with_name(f"{PARTIAL}{os.getpid()}-{source.name}")
+        try:
+            shutil.copyfile(source, partial)
+            self.publish(partial, target)
+            source.unlink()
+        finally:
+            partial.unlink(missing_ok=True)
+
     def delete(self, uri: str) -> None:
         """Remove a file."""
         path_of(uri).unlink()
 
     def _replace(self, uri: str, data: bytes) -> None:
-        partial = path_of(uri).with_name(f".partial-{os.getpid()}-{path_of(uri).name}")
+        partial = path_of(uri).with_name(f"{PARTIAL}{os.getpid()}-{path_of(uri).name}")
         try:
             partial.write_bytes(data)
             self.publish(partial, uri)

@@ -378,8 +378,11 @@ def column_to_vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
 
 @contextmanager
 def parquet_writer(where: Path | IO[bytes], schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A Parquet writer with the project's settings: zstd, byte-stream-split vectors, checksummed pages."""
-    vectors = [f.name for f in schema if pa.types.is_fixed_size_list(f.type)]
+    """A Parquet writer with the project's settings: zstd, byte-stream-split vectors, checksummed pages.
+
+    Vectors of float16 are written plainly: DuckDB does not read them split.
+    """
+    vectors = {f.name: f.type.value_type for f in schema if pa.types.is_fixed_size_list(f.type)}
     texts = [f.name for f in schema if pa.types.is_string(f.type)]
     if (schema.metadata or {}).get(_TABLE) not in _DICTIONARY_TABLES:
         texts = [name for name in texts if name in _DICTIONARY_COLUMNS]
@@ -389,7 +392,9 @@ def parquet_writer(where: Path | IO[bytes], schema: pa.Schema) -> Iterator[pq.Pa
         compression="zstd",
         use_dictionary=texts,
         dictionary_pagesize_limit=_DICTIONARY_BYTES,
-        use_byte_stream_split=[f"{name}.list.element" for name in vectors],
+        use_byte_stream_split=[
+            f"{name}.list.element" for name, number in vectors.items() if not pa.types.is_float16(number)
+        ],
         write_statistics=[n for n in schema.names if n not in vectors],
         write_page_checksum=True,
     ) as writer:

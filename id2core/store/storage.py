@@ -25,12 +25,12 @@ from id2core.store.base import Noted as Noted
 from id2core.store.base import Object as Object
 from id2core.store.base import Remark as Remark
 from id2core.store.gcs import GcsStore
-from id2core.store.local import LocalStore, path_of
+from id2core.store.local import PARTIAL, LocalStore, path_of
 from id2core.store.rejects import Reason, Reject
 
 LOCAL: Final = ""
 # Names of files that are being written beside what they replace, and of locks.
-_TEMPORARY: Final = (".partial-", ".lock")
+_TEMPORARY: Final = (PARTIAL, ".lock")
 # Limit of a file that says what a run does, such as `_SUCCESS`, which has 300 bytes a part of 4,096 images.
 CONTROL_BYTES: Final = 256 << 20
 # Scheme → store. A new one is a module with its `Store` and a row here.
@@ -304,7 +304,7 @@ def replacing(uri: str) -> Iterator[Path]:
 def temporary(folder: str) -> Iterator[Path]:
     """Give a local temporary file from which `publish` makes an object in `folder`; it is gone afterwards."""
     with _control_path(folder) as store:
-        handle, name = tempfile.mkstemp(dir=store.staging_folder(folder), prefix=".partial-")
+        handle, name = tempfile.mkstemp(dir=store.staging_folder(folder), prefix=PARTIAL)
         os.close(handle)
     try:
         yield Path(name)
@@ -316,6 +316,19 @@ def publish(path: Path, uri: str) -> None:
     """Make a finished temporary file the object `uri`, whole: by upload, or by renaming it."""
     with _control_path(uri) as store:
         store.publish(path, uri)
+
+
+def move(uri: str, target: str) -> None:
+    """Give an object another place in the same store: readers see it at one of the two, and always whole.
+
+    A bucket may show it at both for a moment.
+
+    Raises:
+        FileNotFoundError: there is none, or another process has moved or replaced it meanwhile.
+        StorageError: the store refuses.
+    """
+    with _control_path(uri) as store:
+        store.move(uri, target)
 
 
 def delete(uri: str) -> None:

@@ -58,6 +58,26 @@ def test_only_the_listed_version_is_read(root: str) -> None:
     assert isinstance(vanished, Reject) and vanished.reason == Reason.VANISHED
 
 
+def test_a_move_takes_an_object_whole_over_what_is_there(root: str) -> None:
+    source, target = (storage.join(root, name) for name in ("from/x", "to/below/x"))
+    for data in (b"first", b"second" * 10_000):
+        storage.write_bytes(source, data)
+        storage.move(source, target)
+        assert storage.read_bytes(target) == data and not storage.exists(source)
+    with pytest.raises(FileNotFoundError):
+        storage.move(source, target)
+    assert [o.uri for o in storage.list_objects(root)] == [target]
+
+
+def test_a_move_to_another_disk_copies(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        source, target = tmp_path / "x", Path(elsewhere) / "below" / "x"
+        source.write_bytes(b"moved")
+        storage.move(str(source), str(target))
+        assert target.read_bytes() == b"moved" and not source.exists()
+        assert [path.name for path in target.parent.iterdir()] == ["x"]
+
+
 def test_too_large_is_rejected_by_its_listed_size_alone(root: str) -> None:
     reject = storage.read_object(Object(storage.join(root, "never-written"), "1", LIMIT + 1), LIMIT)
     assert isinstance(reject, Reject) and reject.reason == Reason.TOO_LARGE_FILE
