@@ -5,10 +5,10 @@ the clock of the store, and only files with names of this program in folders of 
 
 | leftover | goes when for the grace period |
 |---|---|
-| a part that no commit lists | no such part of its folder was written |
+| a file that no commit lists | no such file was written for its data set |
 | a log of removals that no commit lists | no such log was written |
-| a part that an earlier commit listed | it has been superseded |
-| a record, manifest or listing in `_staging/` | nothing in `_staging/` was written |
+| a file that an earlier commit listed, in `_superseded/` | it has been superseded |
+| a record, manifest, listing or mark in `_staging/` | nothing in `_staging/` was written |
 | a picture that no row names | no such picture was written, and no part was superseded |
 | `.partial-*` of a killed process | as what lies beside it |
 
@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -38,7 +39,7 @@ from numpy.typing import NDArray
 from id2core.runs import listing, planning
 from id2core.runs.execution import Execution
 from id2core.runs.parts import PARTS, STAGING
-from id2core.store import datasets, schemas, storage
+from id2core.store import datasets, moves, schemas, storage
 from id2core.store.base import Entry
 from id2core.store.datasets import Dataset, FileRecord
 
@@ -47,17 +48,20 @@ CORPORA: Final = ("", "reference", "queries", "background")
 _TRANSLATIONS: Final = "translations"
 _HASH: Final = "[0-9a-f]{8}"
 _LEASE: Final = r"lease-[0-9a-f]{16}\.json"
-_PARTIAL: Final = rf"\.partial-([a-z0-9_]{{8}}|\d+-(_SUCCESS|{_LEASE}))"
-_PART: Final = rf"(part-)?[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"
+_PARTIAL: Final = r"\.partial-([a-z0-9_]{8}|\d+-[\w.-]+)"
+_PART: Final = rf"(part-|merged-)?[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"
 # Names of files by the data set in whose folder they are.
 _OWN: Final[dict[str, re.Pattern[str]]] = {
     **{name: re.compile(_PART) for name in (schemas.EMBEDDINGS, "rejects", _TRANSLATIONS)},
-    "matches": re.compile(rf"scan_date=\d{{4}}-\d\d-\d\d/[0-9a-f]{{16}}-[\w-]+-{_HASH}\.parquet|{_PARTIAL}"),
-    "runs": re.compile(rf"{Execution.PATTERN}-{_HASH}\.parquet|{_PARTIAL}"),
+    "matches": re.compile(
+        rf"(scan_date=\d{{4}}-\d\d-\d\d/)?(([0-9a-f]{{16}}-[\w-]+|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL})"
+    ),
+    "runs": re.compile(rf"({Execution.PATTERN}|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"),
 }
 _STAGED: Final = re.compile(
     rf"(manifest|listing)-(?P<run>[0-9a-f]{{16}}-{Execution.PATTERN})-{_HASH}\.parquet"
-    rf"|{PARTS}/[0-9a-f]{{16}}\.json|{_LEASE}|({PARTS}/)?{_PARTIAL}"
+    rf"|{PARTS}/[0-9a-f]{{16}}\.json|{_LEASE}"
+    rf"|{moves.MOVES}/[a-z]+-{_HASH}|(({PARTS}|{moves.MOVES})/)?{_PARTIAL}"
 )
 _PICTURE: Final = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]{{64}}-\d+-{_HASH}\.[a-z]+|{_PARTIAL})")
 
@@ -73,12 +77,20 @@ def sweep(out: str, before: float) -> None:
         _sweep_corpus(storage.join(out, name) if name else out, before)
 
 
+def settle(out: str) -> None:
+    """Finish what commits were moving that were killed, below an `--out`; see `datasets.settle`."""
+    for name in CORPORA:
+        datasets.settle(storage.join(out, name) if name else out)
+
+
 def _sweep_corpus(place: str, before: float) -> None:
     """Sweep the data sets of one place, and what is staged for them."""
-    old = {name: _entries(storage.join(place, name), own) for name, own in _OWN.items()}
-    old = {name: entries for name, entries in old.items() if any(e.modified < before for e in entries)}
+    datasets.settle(place)
+    old = {name: _files_of(storage.join(place, name), own) for name, own in _OWN.items()}
+    old = {name: files for name, files in old.items() if files.any_before(before)}
     staged = _entries(storage.join(place, STAGING), _STAGED)
-    removals = _entries(storage.join(place, listing.REMOVALS), re.compile(_PART))
+    logs = storage.join(place, listing.REMOVALS)
+    removals = [e for uri in (logs, moves.staged(logs)) for e in _entries(uri, re.compile(_PART))]
     if not old and not any(entry.modified < before for entry in (*staged, *removals)):
         return
     held = {name: dataset for name in _OWN if (dataset := _dataset(place, name))}
@@ -98,20 +110,53 @@ def _sweep_corpus(place: str, before: float) -> None:
         _sweep_pictures(place, held[_TRANSLATIONS], protected, before)
 
 
+@dataclass(frozen=True)
+class _Files:
+    """Files of a data set by their names: in it, staged for it, and superseded."""
+
+    inside: dict[str, Entry]
+    staged: dict[str, Entry]
+    superseded: dict[str, Entry]
+
+    def any_before(self, before: float) -> bool:
+        """Return whether one was last touched before a time."""
+        every = (self.inside, self.staged, self.superseded)
+        return any(entry.modified < before for entries in every for entry in entries.values())
+
+
+def _files_of(uri: str, own: re.Pattern[str]) -> _Files:
+    folders = (uri, moves.staged(uri), moves.superseded(uri))
+    return _Files(*({_name(e.uri, folder): e for e in _entries(folder, own)} for folder in folders))
+
+
 def _dataset(place: str, name: str) -> Dataset | None:
     dataset = Dataset.find(storage.join(place, name))
     return dataset if dataset and dataset.commit.dataset == name else None
 
 
-def _sweep_dataset(dataset: Dataset, entries: list[Entry], protected: set[FileRecord], before: float) -> None:
+def _sweep_dataset(dataset: Dataset, files: _Files, protected: set[FileRecord], before: float) -> None:
     """Remove files of a data set that neither its commit lists nor a staged record stands for."""
     kept = {file.name for file in (*dataset.files, *protected)}
-    loose = {name: entry for entry in entries if (name := _name(entry.uri, dataset.uri)) not in kept}
-    superseded = dataset.commit.superseded
-    for name in superseded.keys() & loose.keys():
-        if datetime.fromisoformat(superseded[name]).timestamp() < before:
-            storage.delete(loose[name].uri)
-    _remove_quiet([entry for name, entry in loose.items() if name not in superseded], before)
+    times = dataset.commit.superseded
+    loose = []
+    for name, entry in [*files.inside.items(), *files.staged.items()]:
+        if name in kept:
+            continue
+        if name in times and entry is files.inside.get(name):  # an earlier version left it there
+            _remove_superseded(name, entry, times, before)
+        else:
+            loose.append(entry)
+    _remove_quiet(loose, before)
+    for name, entry in files.superseded.items():
+        if name not in kept or name in files.inside:
+            _remove_superseded(name, entry, times, before)
+
+
+def _remove_superseded(name: str, entry: Entry, times: Mapping[str, str], before: float) -> None:
+    """Remove a file that was superseded before a time; a commit forgets when that was after long."""
+    since = datetime.fromisoformat(times[name]).timestamp() if name in times else entry.modified
+    if since < before:
+        storage.delete(entry.uri)
 
 
 def _sweep_pictures(

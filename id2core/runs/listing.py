@@ -28,7 +28,7 @@ from id2core.runs import keys
 from id2core.runs.execution import Execution
 from id2core.runs.keys import Keys
 from id2core.runs.parts import REJECTS, STAGING, Product
-from id2core.store import datasets, schemas, storage
+from id2core.store import datasets, moves, schemas, storage
 from id2core.store.datasets import Mode
 from id2core.store.storage import UNSEEN, Noted, Object, Remark
 
@@ -264,10 +264,11 @@ class Outputs:
         if _real(self.images) != _real(self.out):
             return None
         digits = "[0-9a-f]"
-        rows = rf"(part-|){digits}{{16}}-{digits}{{8}}\.parquet|{datasets.SUCCESS}|\.lock|\.partial-[^/]*"
+        temporary = r"\.lock|\.partial-[^/]*"
+        name = rf"({Execution.PATTERN}|(part-|merged-|){digits}{{16}})-{digits}{{8}}\.parquet"
         picture = rf"{digits}{{2}}/{digits}{{64}}-\d+-{digits}{{8}}\.[a-z]+"
         return re.compile(
-            rf"({self.product.dataset}|{REJECTS}|{REMOVALS})/({rows})|{STAGING}/.*|truth\.csv"
-            rf"|runs/({Execution.PATTERN}-{digits}{{8}}\.parquet|{datasets.SUCCESS}|\.lock|\.partial-[^/]*)"
+            rf"({self.product.dataset}|{REJECTS}|{REMOVALS}|runs)/({name}|{datasets.SUCCESS}|{temporary})"
+            rf"|({STAGING}|{moves.SUPERSEDED})/.*|truth\.csv"
             rf"|{PROMPTS}/{digits}{{16}}\.json|{PICTURES}/{picture}"
         )

@@ -23,11 +23,12 @@ from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.store import datasets, schemas, storage, strict_json
 from id2core.store.datasets import FileRecord
+from id2core.store.moves import STAGING as STAGING
 from id2core.store.rejects import Reject
 from id2core.store.storage import Object
 
 REJECTS = "rejects"
-STAGING, PARTS = "_staging", "parts"
+PARTS = "parts"
 READ_THREADS = 8
 # Called after a batch with how many of its objects were made and how many rejected.
 OnBatch = Callable[[int, int], None]

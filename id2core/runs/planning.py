@@ -29,7 +29,7 @@ from id2core.runs.execution import Execution
 from id2core.runs.keys import Keys
 from id2core.runs.listing import REMOVALS, Folder, Listing, Outputs, Source
 from id2core.runs.parts import PARTS, READ_THREADS, REJECTS, STAGING, Lineage, PartRecord, Product
-from id2core.store import datasets, schemas, storage
+from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Commit, Dataset, FileRecord, Mode, Segment, SourceRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
@@ -259,8 +259,8 @@ def _staged_plan(
     _check_shrink(plan, before, before - lost // each + made + visible)
     key = f"{STAGING}/{{}}-{plan.plan_id}-{plan.lineage.run_id}"
     parts_of = _in_parts(_masked(listing.tables(), pending), part_size)
-    manifest = datasets.write_file(plan.out, key.format("manifest"), parts_of, schemas.MANIFEST, part_size)
-    staged = datasets.write_file(
+    manifest = parquet.write(plan.out, key.format("manifest"), parts_of, schemas.MANIFEST, part_size)
+    staged = parquet.write(
         plan.out, key.format("listing"), listing.tables(), schemas.MANIFEST, listings.ROW_GROUP
     )
     return replace(
@@ -454,7 +454,7 @@ def _read_staged(plan: Plan, file: FileRecord | None, row_group: int | None = No
     if file is None:
         raise ValueError("a plan without work has no staged files")
     try:
-        return datasets.read_file(plan.out, file, row_group=row_group)
+        return parquet.read([plan.out], file, row_group=row_group)
     except DatasetError as error:
         raise DatasetError(
             f"{storage.join(plan.out, file.name)} is staged for one run, and damaged or gone: start the run "

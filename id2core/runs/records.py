@@ -186,6 +186,7 @@ def recorded(
         config=json.loads(json.dumps(config, default=str)),
         versions=environment.versions(),
     )
+    leftovers.settle(out)
     runs = Dataset.find_own(storage.join(out, RUNS))
     killed = _mark_killed(runs) if runs else []
     _commit(out, [*killed, run], runs)
@@ -257,29 +258,21 @@ def _commit(out: str, rows: Iterable[Run], last: Dataset | None) -> Dataset:
     """Write rows, each a file of its own, and commit them in place of the same runs' earlier rows."""
     uri = storage.join(out, RUNS)
     files = [(run, datasets.write_file(uri, run.run_id, [run.to_table()], schemas.RUNS)) for run in rows]
-    replaced: set[FileRecord] = set()
 
     def change(commit: Commit | None) -> Commit:
-        replaced.clear()
         changed = commit or Commit(RUNS, files[-1][0].run_id, {})
         for run, file in files:
-            changed = _with_row(changed, run, file, replaced)
+            changed = _with_row(changed, run, file)
         return changed
 
-    committed = datasets.update_commit(uri, change, last)
-    # Two runs that mark a third as killed write the same bytes under one name.
-    for name in {file.name for file in replaced} - {file.name for file in committed.files}:
-        storage.delete(storage.join(uri, name))
-    return committed
+    return datasets.update_commit(uri, change, last)
 
 
-def _with_row(commit: Commit, run: Run, file: FileRecord, replaced: set[FileRecord]) -> Commit:
-    """Return the commit with the row of a run; files that it no longer lists are added to `replaced`."""
+def _with_row(commit: Commit, run: Run, file: FileRecord) -> Commit:
+    """Return the commit with the row of a run."""
     earlier = commit.counts_of(run.run_id, _State)
     if run.status is Status.KILLED and earlier.status != Status.RUNNING:
-        replaced.add(file)  # the run has ended by itself since
-        return commit
-    replaced.update(f for f in commit.files if f.belongs_to(run.run_id) and f != file)
+        return commit  # the run has ended by itself since
     others = tuple(f for f in commit.files if not f.belongs_to(run.run_id))
     process = this_process() if run.status is Status.RUNNING else None
     state = _State(process=process, status=run.status)

@@ -3,11 +3,8 @@
 `_SUCCESS` is written last and read first. Files beside it that it does not list are leftovers of an
 interrupted run: no reader sees them.
 
-A file is checked against its record before a row of it is used, and a DatasetError names one that does not
-fit. Every read checks the size, the hash of the footer, and the checksum of each page that it takes. The
-footer holds counts, places, and extremes of all columns, so another file of as many rows is found out too.
-A read of all columns of a whole file checks the SHA-256 of all its bytes. Records of earlier versions have no
-hash of the footer: the first read in a process then checks the SHA-256.
+A file is written where no glob looks, and the commit that lists it moves it in, see `moves`. It is checked
+before a row of it is used, see `parquet`.
 
     embeddings = Dataset.open("/scan/reference/embeddings")  # reads the commit, once
     print(embeddings.rows, embeddings.ids["encoder_id"])
@@ -17,118 +14,34 @@ hash of the footer: the first read in a process then checks the SHA-256.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from id2core.errors import DatasetError
-from id2core.store import schemas, storage, strict_json
+from id2core.store import moves, parquet, schemas, storage, strict_json
 from id2core.store.ahead import in_order
+from id2core.store.parquet import FileRecord as FileRecord
 
 Counts = TypeVar("Counts", bound=BaseModel)
 Value = TypeVar("Value")
 SUCCESS = "_SUCCESS"
+# Name of the folder of a log of removed rows.
+REMOVALS = "removals"
 _TEXTS = ("dataset", "run_id", "schema_version", "committed_at")
-# What this program calls files; above all no `..`, no leading slash, no scheme, no backslash.
-_PLAIN_NAME = re.compile(r"(?:[\w=%+][\w=%+.,-]{0,250}/){0,8}[\w=%+][\w=%+.,-]{0,250}", re.ASCII)
 # Tables in memory while data sets are read ahead. A store that answers slowly is asked for many at once;
 # vectors are large: 8 MB a row group and 40 MB a file where a latent has 4,096 numbers.
 _FILES_AHEAD, _VECTOR_FILES_AHEAD, _ROW_GROUPS_AHEAD = 32, 2, 8
-# What a Parquet file ends in after its footer: four bytes of length, and the magic.
-_TAIL, _MAGIC = 8, b"PAR1"
-# Read at once from the end of a file; the footers of most files are smaller.
-_FOOTER_GUESS = 2**16
 # How long a commit remembers what it superseded: longer than any grace period.
 _REMEMBERED = timedelta(days=60)
-_MEND = "restore it from a copy, or make the data set again in another --out"
-# Files without a hash of the footer whose SHA-256 this process has checked: place and SHA-256.
-_CHECKED: set[tuple[str, str]] = set()
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One Parquet file of a data set.
-
-    A name ends in the first hex of the SHA-256: two attempts at the same work that differ in a bit do not
-    overwrite each other's file.
-
-    Attributes:
-        name: below the directory.
-        rows, row_groups: how many it has.
-        bytes: its size.
-        sha256: of all its bytes.
-        footer: first 16 hex of the SHA-256 of its footer; empty in records of earlier versions.
-        segments: run_ids whose rows it has; empty in records of earlier versions, see `segments_in`.
-        source: URI of the source that its rows are of; empty where there is none.
-        bounds: the least and the greatest URI of an object that it has rows of; empty where not known.
-    """
-
-    name: str
-    rows: int
-    row_groups: int
-    bytes: int
-    sha256: str
-    footer: str = ""
-    segments: tuple[str, ...] = ()
-    source: str = ""
-    bounds: tuple[str, ...] = ()
-
-    @staticmethod
-    def of_json(raw: Any) -> FileRecord:
-        """Return the record that a value of JSON is.
-
-        Raises:
-            DatasetError: it is none, or its name leads out of the data set.
-        """
-        known = {f.name for f in fields(FileRecord)}
-        if not isinstance(raw, dict) or not known - _ADDED <= raw.keys() <= known:
-            raise DatasetError(f"its record of a file is {str(raw)[:80]!r}")
-        texts = {name: _texts(raw.get(name, [])) for name in ("segments", "bounds")}
-        record = FileRecord(**raw | texts)
-        if not isinstance(record.name, str) or not _PLAIN_NAME.fullmatch(record.name):
-            raise DatasetError(f"it lists a file {str(record.name)[:80]!r}: names are plain and below it")
-        counts = (record.rows, record.row_groups, record.bytes)
-        whole = all(type(count) is int and count >= 0 for count in counts)
-        if not whole or not all(isinstance(t, str) for t in (record.sha256, record.footer, record.source)):
-            raise DatasetError(f"its record of {record.name} has {counts} rows, row groups and bytes")
-        return record
-
-    @property
-    def key(self) -> str:
-        """The name without the hash of the bytes: the same for the same work done at another time."""
-        return self.name.rsplit("-", 1)[0]
-
-    def belongs_to(self, plan_id: str) -> bool:
-        """Return whether the file was written for the work `plan_id`, in whatever partition."""
-        return self.name.rsplit("/", 1)[-1].startswith(f"{plan_id}-")
-
-    def may_hold(self, least: str, greatest: str) -> bool:
-        """Return whether it may have rows of an object whose URI is within bounds."""
-        return not self.bounds or (self.bounds[0] <= greatest and least <= self.bounds[1])
-
-
-# Fields that records of earlier versions lack.
-_ADDED = {"footer", "segments", "source", "bounds"}
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    """Return a list of JSON as a tuple of texts. Raises DatasetError where it is none."""
-    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-        raise DatasetError(f"{str(values)[:80]!r} is no list of texts")
-    return tuple(values)
 
 
 @dataclass(frozen=True)
@@ -443,7 +356,7 @@ class Dataset:
         file that has rows answers.
         """
         record = next((record for record in self.files if record.rows), None)
-        return record is None or _has_values(self.uri, record, column)
+        return record is None or parquet.has_values(moves.folders(self.uri), record, column)
 
 
 def _read_commit(uri: str) -> tuple[Commit | None, str]:
@@ -574,8 +487,11 @@ def _serialize(commit: Commit) -> bytes:
 
 
 def write_commit(uri: str, commit: Commit) -> None:
-    """Make `commit` the content of the data set at `uri`, stamped with the time."""
-    storage.write_bytes(storage.join(uri, SUCCESS), _serialize(_stamp(commit, None)))
+    """Make `commit` the content of the data set at `uri`, stamped with the time, whatever it held before."""
+    stamped = _stamp(commit, None)
+    with moves.announced(uri):
+        storage.write_bytes(storage.join(uri, SUCCESS), _serialize(stamped))
+        _move_files(uri, None, stamped)
 
 
 def replace_commit(uri: str, commit: Commit, last: Dataset | None) -> Dataset | None:
@@ -589,10 +505,56 @@ def replace_commit(uri: str, commit: Commit, last: Dataset | None) -> Dataset | 
     Returns:
         The data set as it is now; None where nothing was written.
     """
-    stamped = _stamp(commit, last.commit if last else None)
-    mark = last.mark if last else ""
-    written = storage.write_if(storage.join(uri, SUCCESS), _serialize(stamped), mark)
-    return Dataset(uri, stamped) if written else None
+    before, mark = (last.commit, last.mark) if last else (None, "")
+    stamped = _stamp(commit, before)
+    with moves.announced(uri):
+        if not storage.write_if(storage.join(uri, SUCCESS), _serialize(stamped), mark):
+            return None
+        _move_files(uri, before, stamped)
+    return Dataset(uri, stamped)
+
+
+def _move_files(uri: str, before: Commit | None, after: Commit) -> None:
+    """Move what a commit superseded out of the data set, then what it added in."""
+    whole = True
+    for folder, old, new in (
+        (uri, before.files if before else (), after.files),
+        (removals_of(uri), before.removals if before else (), after.removals),
+    ):
+        names, kept = {f.name for f in old}, {f.name for f in new}
+        moves.move_out(folder, sorted(names - kept))
+        whole &= moves.move_in(folder, sorted(kept - names))
+    # Where a file is gone, a later commit may have superseded it while this one moved it.
+    if not whole and (present := Dataset.find(uri)):
+        finish_moves(present)
+
+
+def removals_of(uri: str) -> str:
+    """Return the folder of the log of removed rows of a corpus."""
+    return storage.join(moves.place_of(uri)[0], REMOVALS)
+
+
+def finish_moves(dataset: Dataset) -> None:
+    """Bring every file of a data set to where its commit says that it is; safe to repeat."""
+    listed = {f.name for f in dataset.files}
+    superseded = dataset.commit.superseded.keys() - listed
+    moves.move_out(dataset.uri, sorted(superseded & moves.names_in(dataset.uri)))
+    moves.move_in(dataset.uri, sorted(listed & moves.names_in(moves.staged(dataset.uri))))
+    if dataset.commit.removals:
+        log = removals_of(dataset.uri)
+        logged = {f.name for f in dataset.commit.removals}
+        moves.move_in(log, sorted(logged & moves.names_in(moves.staged(log))))
+
+
+def settle(place: str) -> None:
+    """Finish the moves of commits that were killed, for every data set of a place that has their marks.
+
+    The marks stay: another process may be at work under one. Data sets with a damaged commit are left alone.
+    """
+    for name in sorted(moves.announcements(place)):
+        with suppress(DatasetError):
+            if dataset := Dataset.find(storage.join(place, name)):
+                finish_moves(dataset)
 
 
 def add_files(
@@ -658,13 +620,17 @@ def update_commit(
     if replaced := replace_commit(uri, committed, last):
         return replaced
 
+    present: Commit | None = None
+
     def change_again(old: bytes | None) -> bytes:
-        nonlocal committed
+        nonlocal committed, present
         present = None if old is None else _parse(old, uri)
         committed = _stamp(change(present), present)
         return _serialize(committed)
 
-    storage.update(storage.join(uri, SUCCESS), change_again)
+    with moves.announced(uri):
+        storage.update(storage.join(uri, SUCCESS), change_again)
+        _move_files(uri, present, committed)
     return Dataset(uri, committed)
 
 
@@ -686,156 +652,31 @@ def write_file(
     schema: pa.Schema,
     row_group: int = schemas.ROW_GROUP,
 ) -> FileRecord:
-    """Write batches as the Parquet file `KEY-HASH.parquet` below the data set `uri`, whole or not at all.
+    """Write a file for a data set where no glob of it looks; the commit that lists it moves it in.
 
-    Args:
-        uri: directory of the data set.
-        key: the name without the hash of the bytes.
-        batches: the rows.
-        schema: of the rows.
-        row_group: rows in a row group; a batch begins a new one.
+    See `parquet.write` for the arguments.
     """
-    rows = 0
-    with storage.temporary(uri) as path:
-        with schemas.parquet_writer(path, schema) as writer:
-            for batch in batches:
-                table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch], schema)
-                writer.write_table(table, row_group_size=row_group)
-                rows += table.num_rows
-                del batch, table  # they may be large: not to be kept while the next one is made
-        record = _record_of(path, key, rows)
-        storage.publish(path, storage.join(uri, record.name))
-    return record
-
-
-def _record_of(path: Path, key: str, rows: int) -> FileRecord:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size, footer = file.tell(), _read_footer(file)
-    groups = _metadata(footer).num_row_groups
-    return FileRecord(f"{key}-{digest[:8]}.parquet", rows, groups, size, digest, _footer_digest(footer))
+    return parquet.write(moves.staged(uri), key, batches, schema, row_group)
 
 
 def read_file(
     uri: str, record: FileRecord, columns: list[str] | None = None, row_group: int | None = None
 ) -> pa.Table:
-    """Read one file of a data set, or one of its row groups.
+    """Read one file of the data set `uri`, or one of its row groups, wherever it is by now.
 
-    What is checked: without `columns` and `row_group` the SHA-256 of the file; else its size, its footer, and
-    the checksums of the pages that are read.
-
-    Raises:
-        DatasetError: it is gone, damaged, or not the file that was committed.
+    Committed files, files of an earlier commit, and files that are not committed yet are read alike. See
+    `parquet.read` for the other arguments, and for what is checked and raised.
     """
-    with _opened(uri, record, whole=columns is None and row_group is None) as (parquet, where):
-        return _read_parquet(parquet, where, record.rows, columns, row_group)
+    return parquet.read(moves.folders(uri), record, columns, row_group)
 
 
 def verify(uri: str, record: FileRecord) -> None:
-    """Read one file of a data set and check its SHA-256; rows are not decoded.
+    """Read one file of the data set `uri` and check its SHA-256; rows are not decoded.
 
     Raises:
-        DatasetError: it is gone, damaged, or not the file that was committed.
+        DatasetError: it is gone, damaged, or not the file that the record is of.
     """
-    with _opened(uri, record, whole=True):
-        pass
-
-
-@contextlib.contextmanager
-def _opened(uri: str, record: FileRecord, whole: bool = False) -> Iterator[tuple[pq.ParquetFile, str]]:
-    """Open a file that is the one committed; `whole`: by all its bytes. Also give its URI."""
-    where = storage.join(uri, record.name)
-    if not storage.contains(uri, where):
-        raise DatasetError(f"{where} is a link out of the data set: put the file itself there")
-    try:
-        with storage.open_input(where) as file:
-            try:
-                source, footer = _checked(file, record, where, whole)
-                parquet = pq.ParquetFile(source, metadata=_metadata(footer), page_checksum_verification=True)
-                _check_counts(parquet.metadata, record)
-                yield parquet, where
-            except (OSError, pa.ArrowException, _DamageError) as error:
-                raise DatasetError(f"{where} is damaged: {error}; {_MEND}") from error
-    except FileNotFoundError as error:
-        raise DatasetError(f"{where} is gone, but {SUCCESS} lists it; {_MEND}") from error
-
-
-class _DamageError(Exception):
-    """A file is not the one that its record describes."""
-
-
-def _checked(file: IO[bytes], record: FileRecord, where: str, whole: bool) -> tuple[IO[bytes], bytes]:
-    """Return what to read the file from, and its footer, both checked."""
-    size = file.seek(0, os.SEEK_END)
-    if size != record.bytes:
-        raise _DamageError(f"it has {size} bytes, not {record.bytes}")
-    unknown = not record.footer and (where, record.sha256) not in _CHECKED
-    if whole or unknown:
-        file.seek(0)
-        file = io.BytesIO(file.read())
-        if hashlib.sha256(file.getbuffer()).hexdigest() != record.sha256:
-            raise _DamageError("its SHA-256 is another one than when it was written")
-        _CHECKED.add((where, record.sha256))
-    footer = _read_footer(file)
-    if record.footer and _footer_digest(footer) != record.footer:
-        raise _DamageError("its footer is another one than when it was written")
-    return file, footer
-
-
-def _read_footer(file: IO[bytes]) -> bytes:
-    """Read the end of a Parquet file: footer, its length, and the magic."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _FOOTER_GUESS))
-    end = file.read(_FOOTER_GUESS)
-    length = int.from_bytes(end[-_TAIL : -len(_MAGIC)], "little") + _TAIL
-    if not end.endswith(_MAGIC) or length > size:
-        raise _DamageError("it has no Parquet footer")
-    if length > len(end):
-        file.seek(size - length)
-        end = file.read(length)
-    return end[-length:]
-
-
-def _footer_digest(footer: bytes) -> str:
-    return hashlib.sha256(footer).hexdigest()[:16]
-
-
-def _metadata(footer: bytes) -> pq.FileMetaData:
-    """Parse a footer that was read: what was checked is what is used."""
-    return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
-
-
-def _check_counts(metadata: pq.FileMetaData, record: FileRecord) -> None:
-    held = metadata.num_rows, metadata.num_row_groups
-    if held != (record.rows, record.row_groups):
-        raise _DamageError(
-            f"it has {held[0]} rows in {held[1]} row groups, not {record.rows} in {record.row_groups}"
-        )
-
-
-def _read_parquet(
-    parquet: pq.ParquetFile, where: str, rows: int, columns: list[str] | None, row_group: int | None
-) -> pa.Table:
-    schema = schemas.current(parquet.schema_arrow, where)
-    held = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
-    if row_group is None:
-        table = parquet.read(held)
-    else:
-        table, rows = parquet.read_row_group(row_group, held), parquet.metadata.row_group(row_group).num_rows
-    if (held is None or held) and table.num_rows != rows:  # a damaged page header may hide a page
-        raise _DamageError(f"{table.num_rows} rows of {rows} can be read")
-    return schemas.completed(table, schema, columns, rows)
-
-
-def _has_values(uri: str, record: FileRecord, column: str) -> bool:
-    with _opened(uri, record) as (parquet, _):
-        metadata = parquet.metadata
-    place = next(
-        i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] == column
-    )
-    groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups))
-    # A null vector counts once, any other as often as it has numbers.
-    return bool(sum(group.num_values for group in groups) > metadata.num_rows)
+    parquet.verify(moves.folders(uri), record)
 
 
 def read_each(uri: str, records: Sequence[FileRecord], columns: list[str] | None) -> Iterator[pa.Table]:

@@ -11,7 +11,7 @@ import pytest
 
 from id2core.runs import leftovers, parts, planning
 from id2core.runs.records import recorded
-from id2core.store import datasets, schemas, storage
+from id2core.store import datasets, moves, schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason, Reject
 from tests.id2core.runs.test_planning import FIRST, IDS, SECOND, source
@@ -29,6 +29,12 @@ LEFT = [
     f"_staging/manifest-{KEY}-{RUN}-{HASH}.parquet",
     f"_staging/listing-{KEY}-{RUN}-{HASH}.parquet",
     f"_staging/parts/{KEY}.json",
+    f"_staging/files/rejects/part-{KEY}-{HASH}.parquet",
+    "_staging/files/rejects/.partial-abcd_123",
+    f"_staging/files/matches/scan_date=2026-01-01/{KEY}-part-{KEY}-0000-{HASH}.parquet",
+    f"_staging/moves/rejects-{HASH}",
+    f"_superseded/rejects/part-{KEY}-{HASH}.parquet",
+    f"_superseded/matches/scan_date=2026-01-01/merged-{KEY}-{HASH}.parquet",
     ".partial-abcd_123",
 ]
 THEIRS = [
@@ -37,6 +43,8 @@ THEIRS = [
     f"rejects/old/part-{KEY}-{HASH}.parquet",
     "matches/scan_date=2026-01-01/mine.parquet",
     "_staging/mine.json",
+    "_staging/files/rejects/mine.parquet",
+    "_superseded/rejects/mine.parquet",
     ".partial-mine",
     f"part-{KEY}-{HASH}.parquet",
     "photos/.partial-abcd_123",
@@ -111,10 +119,12 @@ def test_a_superseded_part_stays_for_the_grace_period(out: Path) -> None:
     [file] = last.files
     os.utime(out / "rejects" / file.name, (1, 1))
     datasets.update_commit(uri, lambda _: replace(last.commit, files=()), last)
-    leftovers.sweep(str(out), time.time() - 60)
-    assert (out / "rejects" / file.name).exists()
-    leftovers.sweep(str(out), time.time() + 60)
     assert not (out / "rejects" / file.name).exists()
+    superseded = Path(moves.superseded(uri), file.name)
+    leftovers.sweep(str(out), time.time() - 60)
+    assert superseded.exists() and last.read(schemas.REJECTS).num_rows == 0
+    leftovers.sweep(str(out), time.time() + 60)
+    assert not superseded.exists()
 
 
 def test_a_staged_record_keeps_its_part(source: Path) -> None:
@@ -126,7 +136,8 @@ def test_a_staged_record_keeps_its_part(source: Path) -> None:
     )
     assert record.rejects
     datasets.add_files(str(out / "rejects"), "rejects", RUN, KEY, [], {})
-    part, staged = out / "rejects" / record.rejects.name, Path(parts.record_uri(str(out), record.key))
+    part = Path(moves.staged(str(out / "rejects")), record.rejects.name)
+    staged = Path(parts.record_uri(str(out), record.key))
     for path in (part, *Path(out, "_staging").glob("*")):
         if path.is_file():
             os.utime(path, (1, 1))

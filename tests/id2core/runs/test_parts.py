@@ -76,10 +76,11 @@ def test_a_part_leaves_its_two_files_and_then_its_record(tmp_path: Path) -> None
     out = str(tmp_path)
     [record] = parts.write(out, Product("copies"), OBJECTS, LINEAGE, stream())
     assert record.counts == (6, 4) and record.rows and record.rejects
-    assert pq.read_table(tmp_path / "copies" / record.rows.name)["uri"].to_pylist() == [
+    written = tmp_path / parts.STAGING / "files"
+    assert pq.read_table(written / "copies" / record.rows.name)["uri"].to_pylist() == [
         f"/in/{i:02d}" for i in (1, 2, 4, 5, 7, 8)
     ]
-    rejected = pq.read_table(tmp_path / "rejects" / record.rejects.name)
+    rejected = pq.read_table(written / "rejects" / record.rejects.name)
     assert rejected.schema == schemas.REJECTS and set(rejected["run_id"].to_pylist()) == {"run-1"}
     staged = storage.read_bytes(parts.record_uri(out, record.key))
     assert PartRecord.from_json(staged) == record
@@ -94,7 +95,8 @@ def test_attempts_of_different_runs_do_not_overwrite_each_other(tmp_path: Path) 
     ]
     assert records[0].key == records[1].key
     names = {record.rejects.name for record in records if record.rejects}
-    assert len(names) == 2 and names == {path.name for path in (tmp_path / "rejects").iterdir()}
+    written = tmp_path / parts.STAGING / "files" / "rejects"
+    assert len(names) == 2 and names == {path.name for path in written.iterdir()}
 
 
 def test_a_slow_part_leaves_records_on_its_way_and_is_taken_up_where_it_ended(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from id2core.errors import DatasetError, StorageError
-from id2core.store import datasets, schemas, storage
+from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.datasets import Dataset, FileRecord
 
 
@@ -44,7 +44,7 @@ def test_leftovers_are_not_rows_and_gone_or_swapped_files_are_errors(tmp_path: P
     uri = str(tmp_path)
     add(uri, "a")
     [committed] = Dataset.open(uri).files
-    empty = datasets.write_file(uri, "part-leftover", [], schemas.REJECTS)
+    empty = parquet.write(uri, "part-leftover", [], schemas.REJECTS)
     assert Dataset.open(uri).read(schemas.REJECTS).num_rows == 3
     (tmp_path / empty.name).replace(tmp_path / committed.name)
     with pytest.raises(
@@ -310,7 +310,7 @@ def embedded(uri: str, letter: str) -> FileRecord:
         "descriptor": schemas.vectors_to_array(np.arange(24, dtype=np.float32).reshape(6, 4), 4),
     }
     rows = {f.name: columns.get(f.name, pa.nulls(6, f.type)) for f in schema}
-    return datasets.write_file(uri, "part-k", [pa.Table.from_pydict(rows, schema)], schema, row_group=3)
+    return parquet.write(uri, "part-k", [pa.Table.from_pydict(rows, schema)], schema, row_group=3)
 
 
 READS: list[dict[str, Any]] = [
@@ -385,3 +385,56 @@ def test_a_commit_remembers_what_it_superseded(tmp_path: Path) -> None:
     assert list(Dataset.open(uri).commit.superseded) == [old.name]
     add(uri, "run-a", Dataset.open(uri))  # the same bytes again
     assert not Dataset.open(uri).commit.superseded
+
+
+def names(folder: str) -> list[str]:
+    """Names of files in a folder, but for `_SUCCESS`."""
+    return sorted(moves.names_in(folder) - {datasets.SUCCESS})
+
+
+@pytest.fixture(params=["local", "gs"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The parent of data sets, in a local folder and in a bucket."""
+    if request.param == "local":
+        return str(tmp_path)
+    return f"gs://{request.getfixturevalue('gcs')}/{tmp_path.name}"
+
+
+def test_only_committed_files_are_in_a_data_set_and_every_reader_finds_its_own(place: str) -> None:
+    uri = f"{place}/rejects"
+    table = pa.Table.from_pylist([{"uri": "a"}], schemas.REJECTS)
+    first = datasets.write_file(uri, "a", [table], schemas.REJECTS)
+    assert not names(uri) and datasets.read_file(uri, first) == table
+    early = datasets.add_files(uri, "rejects", "a", "a", [first], {})
+    assert names(uri) == [first.name] and not names(moves.staged(uri))
+    add(uri, "b", early)
+    [_, second] = Dataset.open(uri).files
+    datasets.update_commit(uri, lambda commit: replace(commit, files=(second,)), Dataset.open(uri))  # type: ignore[type-var]
+    assert names(uri) == [second.name] and names(moves.superseded(uri)) == [first.name]
+    assert early.read(schemas.REJECTS) == table
+    assert not moves.announcements(place)
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_later_run_finishes_the_moves_of_a_killed_commit(
+    moved: int, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{place}/rejects"
+    add(uri, "a")
+    before = Dataset.open(uri)
+    table = pa.Table.from_pylist([{"uri": "b"}], schemas.REJECTS)
+    new = datasets.write_file(uri, "b", [table], schemas.REJECTS)
+
+    def killed(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(moves, "move_in" if moved else "move_out", killed)
+        with pytest.raises(KeyboardInterrupt):
+            datasets.replace_commit(uri, replace(before.commit, files=(new,)), before)
+    assert names(uri) == [f.name for f in before.files][moved:]
+    assert Dataset.open(uri).read(schemas.REJECTS) == table and before.read(schemas.REJECTS).num_rows == 3
+    for _ in range(2):
+        datasets.settle(place)
+        assert names(uri) == [new.name] and not names(moves.staged(uri))
+        assert before.read(schemas.REJECTS).num_rows == 3

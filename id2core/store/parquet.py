@@ -1,0 +1,302 @@
+"""One Parquet file of rows: its record, how it is written, and how it is read and checked.
+
+A file is checked against its record before a row of it is used, and a DatasetError names one that does not
+fit. Every read checks the size, the hash of the footer, and the checksum of each page that it takes. The
+footer holds counts, places, and extremes of all columns, so another file of as many rows is found out too.
+A read of all columns of a whole file checks the SHA-256 of all its bytes. Records of earlier versions have no
+hash of the footer: the first read in a process then checks the SHA-256.
+
+Whoever reads names the folders that the file may be in: it may move from one to another at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from id2core.errors import DatasetError
+from id2core.store import schemas, storage
+
+Result = TypeVar("Result")
+# What this program calls files; above all no `..`, no leading slash, no scheme, no backslash.
+_PLAIN_NAME = re.compile(r"(?:[\w=%+][\w=%+.,-]{0,250}/){0,8}[\w=%+][\w=%+.,-]{0,250}", re.ASCII)
+# What a Parquet file ends in after its footer: four bytes of length, and the magic.
+_TAIL, _MAGIC = 8, b"PAR1"
+# Read at once from the end of a file; the footers of most files are smaller.
+_FOOTER_GUESS = 2**16
+_MEND = "restore it from a copy, or make the data set again in another --out"
+# Files without a hash of the footer whose SHA-256 this process has checked: place and SHA-256.
+_CHECKED: set[tuple[str, str]] = set()
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One Parquet file of a data set.
+
+    A name ends in the first hex of the SHA-256: two attempts at the same work that differ in a bit do not
+    overwrite each other's file.
+
+    Attributes:
+        name: below the directory.
+        rows, row_groups: how many it has.
+        bytes: its size.
+        sha256: of all its bytes.
+        footer: first 16 hex of the SHA-256 of its footer; empty in records of earlier versions.
+        segments: run_ids whose rows it has; empty in records of earlier versions, see `segments_in`.
+        source: URI of the source that its rows are of; empty where there is none.
+        bounds: the least and the greatest URI of an object that it has rows of; empty where not known.
+    """
+
+    name: str
+    rows: int
+    row_groups: int
+    bytes: int
+    sha256: str
+    footer: str = ""
+    segments: tuple[str, ...] = ()
+    source: str = ""
+    bounds: tuple[str, ...] = ()
+
+    @staticmethod
+    def of_json(raw: Any) -> FileRecord:
+        """Return the record that a value of JSON is.
+
+        Raises:
+            DatasetError: it is none, or its name leads out of the data set.
+        """
+        known = {f.name for f in fields(FileRecord)}
+        if not isinstance(raw, dict) or not known - _ADDED <= raw.keys() <= known:
+            raise DatasetError(f"its record of a file is {str(raw)[:80]!r}")
+        texts = {name: _texts(raw.get(name, [])) for name in ("segments", "bounds")}
+        record = FileRecord(**raw | texts)
+        if not isinstance(record.name, str) or not _PLAIN_NAME.fullmatch(record.name):
+            raise DatasetError(f"it lists a file {str(record.name)[:80]!r}: names are plain and below it")
+        counts = (record.rows, record.row_groups, record.bytes)
+        whole = all(type(count) is int and count >= 0 for count in counts)
+        if not whole or not all(isinstance(t, str) for t in (record.sha256, record.footer, record.source)):
+            raise DatasetError(f"its record of {record.name} has {counts} rows, row groups and bytes")
+        return record
+
+    @property
+    def key(self) -> str:
+        """The name without the hash of the bytes: the same for the same work done at another time."""
+        return self.name.rsplit("-", 1)[0]
+
+    def belongs_to(self, plan_id: str) -> bool:
+        """Return whether the file was written for the work `plan_id`, in whatever partition."""
+        return self.name.rsplit("/", 1)[-1].startswith(f"{plan_id}-")
+
+    def may_hold(self, least: str, greatest: str) -> bool:
+        """Return whether it may have rows of an object whose URI is within bounds."""
+        return not self.bounds or (self.bounds[0] <= greatest and least <= self.bounds[1])
+
+
+# Fields that records of earlier versions lack.
+_ADDED = {"footer", "segments", "source", "bounds"}
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    """Return a list of JSON as a tuple of texts. Raises DatasetError where it is none."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise DatasetError(f"{str(values)[:80]!r} is no list of texts")
+    return tuple(values)
+
+
+def write(
+    folder: str,
+    key: str,
+    batches: Iterable[pa.RecordBatch | pa.Table],
+    schema: pa.Schema,
+    row_group: int = schemas.ROW_GROUP,
+) -> FileRecord:
+    """Write batches as the Parquet file `KEY-HASH.parquet` in a folder, whole or not at all.
+
+    Args:
+        folder: the folder.
+        key: the name without the hash of the bytes.
+        batches: the rows.
+        schema: of the rows.
+        row_group: rows in a row group; a batch begins a new one.
+    """
+    rows = 0
+    with storage.temporary(folder) as path:
+        with schemas.parquet_writer(path, schema) as writer:
+            for batch in batches:
+                table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch], schema)
+                writer.write_table(table, row_group_size=row_group)
+                rows += table.num_rows
+                del batch, table  # they may be large: not to be kept while the next one is made
+        record = _record_of(path, key, rows)
+        storage.publish(path, storage.join(folder, record.name))
+    return record
+
+
+def _record_of(path: Path, key: str, rows: int) -> FileRecord:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size, footer = file.tell(), _read_footer(file)
+    groups = _metadata(footer).num_row_groups
+    return FileRecord(f"{key}-{digest[:8]}.parquet", rows, groups, size, digest, _footer_digest(footer))
+
+
+def read(
+    folders: Sequence[str],
+    record: FileRecord,
+    columns: list[str] | None = None,
+    row_group: int | None = None,
+) -> pa.Table:
+    """Read a file, or one of its row groups.
+
+    What is checked: without `columns` and `row_group` the SHA-256 of the file; else its size, its footer, and
+    the checksums of the pages that are read.
+
+    Args:
+        folders: where it may be; the first that has it counts.
+        record: what the file must be.
+        columns: what is read; by default everything.
+        row_group: which one; by default all.
+
+    Raises:
+        DatasetError: it is gone, damaged, or not the file that the record is of.
+    """
+
+    def table(parquet: pq.ParquetFile, where: str) -> pa.Table:
+        return _read_parquet(parquet, where, record.rows, columns, row_group)
+
+    return _use(folders, record, table, whole=columns is None and row_group is None)
+
+
+def verify(folders: Sequence[str], record: FileRecord) -> None:
+    """Read a file and check its SHA-256; rows are not decoded.
+
+    Raises:
+        DatasetError: it is gone, damaged, or not the file that the record is of.
+    """
+    _use(folders, record, lambda parquet, where: None, whole=True)
+
+
+def has_values(folders: Sequence[str], record: FileRecord, column: str) -> bool:
+    """Return whether a column of vectors has values in a file; its metadata answers.
+
+    Raises:
+        DatasetError: the file is gone, damaged, or not the one that the record is of.
+    """
+    metadata: pq.FileMetaData = _use(folders, record, lambda parquet, where: parquet.metadata)
+    place = next(
+        i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] == column
+    )
+    groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups))
+    # A null vector counts once, any other as often as it has numbers.
+    return bool(sum(group.num_values for group in groups) > metadata.num_rows)
+
+
+def _use(
+    folders: Sequence[str],
+    record: FileRecord,
+    use: Callable[[pq.ParquetFile, str], Result],
+    whole: bool = False,
+) -> Result:
+    """Return what a function makes of a file, in the first folder where it stays as long as that takes."""
+    gone: FileNotFoundError | None = None
+    for folder in folders:
+        where = storage.join(folder, record.name)
+        if not storage.contains(folder, where):
+            raise DatasetError(f"{where} is a link out of the data set: put the file itself there")
+        try:
+            return _use_at(where, record, use, whole)
+        except FileNotFoundError as error:
+            gone = error
+    where = storage.join(folders[0], record.name)
+    raise DatasetError(f"{where} is gone, but was committed; {_MEND}") from gone
+
+
+def _use_at(
+    where: str, record: FileRecord, use: Callable[[pq.ParquetFile, str], Result], whole: bool
+) -> Result:
+    """Return what a function makes of the file at a URI, which is the one recorded; `whole`: by all bytes."""
+    with storage.open_input(where) as file:
+        try:
+            source, footer = _checked(file, record, where, whole)
+            parquet = pq.ParquetFile(source, metadata=_metadata(footer), page_checksum_verification=True)
+            _check_counts(parquet.metadata, record)
+            return use(parquet, where)
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException, _DamageError) as error:
+            raise DatasetError(f"{where} is damaged: {error}; {_MEND}") from error
+
+
+class _DamageError(Exception):
+    """A file is not the one that its record describes."""
+
+
+def _checked(file: IO[bytes], record: FileRecord, where: str, whole: bool) -> tuple[IO[bytes], bytes]:
+    """Return what to read the file from, and its footer, both checked."""
+    size = file.seek(0, os.SEEK_END)
+    if size != record.bytes:
+        raise _DamageError(f"it has {size} bytes, not {record.bytes}")
+    unknown = not record.footer and (where, record.sha256) not in _CHECKED
+    if whole or unknown:
+        file.seek(0)
+        file = io.BytesIO(file.read())
+        if hashlib.sha256(file.getbuffer()).hexdigest() != record.sha256:
+            raise _DamageError("its SHA-256 is another one than when it was written")
+        _CHECKED.add((where, record.sha256))
+    footer = _read_footer(file)
+    if record.footer and _footer_digest(footer) != record.footer:
+        raise _DamageError("its footer is another one than when it was written")
+    return file, footer
+
+
+def _read_footer(file: IO[bytes]) -> bytes:
+    """Read the end of a Parquet file: footer, its length, and the magic."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _FOOTER_GUESS))
+    end = file.read(_FOOTER_GUESS)
+    length = int.from_bytes(end[-_TAIL : -len(_MAGIC)], "little") + _TAIL
+    if not end.endswith(_MAGIC) or length > size:
+        raise _DamageError("it has no Parquet footer")
+    if length > len(end):
+        file.seek(size - length)
+        end = file.read(length)
+    return end[-length:]
+
+
+def _footer_digest(footer: bytes) -> str:
+    return hashlib.sha256(footer).hexdigest()[:16]
+
+
+def _metadata(footer: bytes) -> pq.FileMetaData:
+    """Parse a footer that was read: what was checked is what is used."""
+    return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+
+
+def _check_counts(metadata: pq.FileMetaData, record: FileRecord) -> None:
+    held = metadata.num_rows, metadata.num_row_groups
+    if held != (record.rows, record.row_groups):
+        raise _DamageError(
+            f"it has {held[0]} rows in {held[1]} row groups, not {record.rows} in {record.row_groups}"
+        )
+
+
+def _read_parquet(
+    parquet: pq.ParquetFile, where: str, rows: int, columns: list[str] | None, row_group: int | None
+) -> pa.Table:
+    schema = schemas.current(parquet.schema_arrow, where)
+    held = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
+    if row_group is None:
+        table = parquet.read(held)
+    else:
+        table, rows = parquet.read_row_group(row_group, held), parquet.metadata.row_group(row_group).num_rows
+    if (held is None or held) and table.num_rows != rows:  # a damaged page header may hide a page
+        raise _DamageError(f"{table.num_rows} rows of {rows} can be read")
+    return schemas.completed(table, schema, columns, rows)
