@@ -273,6 +273,8 @@ def _with_row(commit: Commit, run: Run, file: FileRecord) -> Commit:
     earlier = commit.counts_of(run.run_id, _State)
     if run.status is Status.KILLED and earlier.status != Status.RUNNING:
         return commit  # the run has ended by itself since
+    if commit.has_merged(run.run_id):
+        return commit  # its row was taken for the last long ago
     others = tuple(f for f in commit.files if not f.belongs_to(run.run_id))
     process = this_process() if run.status is Status.RUNNING else None
     state = _State(process=process, status=run.status)

@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Any, Self, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from id2core.errors import DatasetError
@@ -120,6 +121,7 @@ class Commit:
         segments: run_id → what it added, also where no row of it is left; of a corpus. Empty where an earlier
             version wrote the commit, see `segments_of`.
         removals: files of the log of removed rows, in `removals/` beside the data set, sorted by name.
+        digests: digest of the files as a compaction cut them → the digest that the same rows had before.
     """
 
     dataset: str
@@ -134,6 +136,7 @@ class Commit:
     version: int = 0
     segments: dict[str, Segment] = field(default_factory=dict)
     removals: tuple[FileRecord, ...] = ()
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -169,9 +172,18 @@ class Commit:
     def digest(self) -> str:
         """Names what the data set holds, times aside: equal digests, equal rows.
 
-        A file of embeddings has the objects in its key that it was made from.
+        A file of embeddings has the objects in its key that it was made from. A compaction keeps the digest.
         """
+        return self.digests.get(self.cut, self.cut)
+
+    @property
+    def cut(self) -> str:
+        """Names the rows and how they are cut into files."""
         return digest_of(sorted((f.key, f.rows) for f in self.files), sorted(self.ids.items()))
+
+    def has_merged(self, run_id: str) -> bool:
+        """Return whether rows of a run are in files that a compaction has merged."""
+        return any(f.is_merged and run_id in f.segments for f in self.files)
 
 
 def segments_of(dataset: Dataset) -> dict[str, Segment]:
@@ -221,11 +233,13 @@ class Dataset:
         uri: its directory.
         commit: what `_SUCCESS` lists.
         mark: the version of `_SUCCESS` that was read, see `storage.read_marked`.
+        only_run: the run whose rows count, where files hold those of others, too; empty for all rows.
     """
 
     uri: str
     commit: Commit
     mark: str = field(default="", compare=False)
+    only_run: str = ""
 
     @classmethod
     def open(cls, uri: str) -> Self:
@@ -266,7 +280,9 @@ class Dataset:
     @property
     def rows(self) -> int:
         """Rows in all files."""
-        return self.commit.rows
+        if not self.only_run:
+            return self.commit.rows
+        return sum(table.num_rows for table in self.tables(["run_id"]))
 
     @property
     def ids(self) -> dict[str, str]:
@@ -299,7 +315,7 @@ class Dataset:
         return self.commit.runs
 
     def of_run(self, run_id: str) -> Self:
-        """Return the data set reduced to the files of one run.
+        """Return the data set reduced to the rows of one run.
 
         Raises:
             DatasetError: it has no such run.
@@ -307,8 +323,11 @@ class Dataset:
         if run_id not in self.runs:
             raise DatasetError(f"{self.uri} has no run {run_id}; it has {', '.join(self.runs)}")
         plan_id = self.commit.plan_of(run_id)
-        files = tuple(f for f in self.files if f.belongs_to(plan_id))
-        return replace(self, commit=replace(self.commit, files=files))
+        files = tuple(
+            f for f in self.files if f.belongs_to(plan_id) or (f.is_merged and run_id in f.segments)
+        )
+        only_run = run_id if any(f.is_merged for f in files) else ""
+        return replace(self, commit=replace(self.commit, files=files), only_run=only_run)
 
     def check_ids(self, wanted: dict[str, str]) -> None:
         """Raise DatasetError when rows with the ids `wanted` may not be compared with these."""
@@ -316,11 +335,19 @@ class Dataset:
 
     def read_file(self, record: FileRecord, columns: list[str] | None = None) -> pa.Table:
         """Read one file. Raises DatasetError when it is gone or damaged."""
-        return read_file(self.uri, record, columns)
+        return self._read(record, columns)
 
     def row_group(self, record: FileRecord, index: int, columns: list[str] | None = None) -> pa.Table:
         """Read one row group of a file. Raises DatasetError when the file is gone or damaged."""
-        return read_file(self.uri, record, columns, index)
+        return self._read(record, columns, index)
+
+    def _read(self, record: FileRecord, columns: list[str] | None, row_group: int | None = None) -> pa.Table:
+        if not (self.only_run and record.is_merged):
+            return read_file(self.uri, record, columns, row_group)
+        wanted = columns and list(dict.fromkeys([*columns, "run_id"]))
+        table = read_file(self.uri, record, wanted, row_group)
+        own = table.filter(pc.equal(table["run_id"], self.only_run))
+        return own.select(columns) if columns else own
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Read file by file, in the order of their names, some files ahead.
@@ -331,7 +358,7 @@ class Dataset:
         Raises:
             DatasetError: a file is gone or damaged.
         """
-        return read_each(self.uri, self.files, columns)
+        return in_order(self.files, lambda record: self._read(record, columns), _ahead(columns))
 
     def row_groups(self, columns: list[str] | None = None) -> Iterator[tuple[FileRecord, pa.Table]]:
         """Read row group by row group in order, some ahead, each with the file that it is in."""
@@ -415,7 +442,10 @@ def _commit_of(raw: dict[str, Any]) -> Commit:
         files = tuple(replace(f, source=source) for f in files)
         raw["sources"] = {source: {}} if source else {}
     sources = _objects_of(raw.pop("sources", {}), SourceRecord.of_json)
-    commit = Commit(files=files, removals=removals, segments=segments, sources=sources, **raw)
+    digests = _objects_of(raw.pop("digests", {}), str)
+    commit = Commit(
+        files=files, removals=removals, segments=segments, sources=sources, digests=digests, **raw
+    )
     if type(commit.version) is not int or commit.version < 0:
         raise ValueError(f"its version is {commit.version!r}")
     if not isinstance(commit.ids, dict):
@@ -588,7 +618,7 @@ def add_files(
 
     def merge(commit: Commit | None) -> Commit:
         base = commit or Commit(dataset, run_id, {})
-        if base.run_of(plan_id) not in (None, run_id):
+        if base.run_of(plan_id) not in (None, run_id) or base.has_merged(run_id):
             return base
         others = {f.name: f for f in base.files if not f.belongs_to(plan_id)}
         every = tuple((others | own).values())
@@ -681,9 +711,9 @@ def verify(uri: str, record: FileRecord) -> None:
 
 def read_each(uri: str, records: Sequence[FileRecord], columns: list[str] | None) -> Iterator[pa.Table]:
     """Read many files in order, some ahead; see `Dataset.tables`."""
+    return in_order(records, lambda record: read_file(uri, record, columns), _ahead(columns))
+
+
+def _ahead(columns: list[str] | None) -> int:
     large = columns is None or not schemas.VECTORS.isdisjoint(columns)
-    return in_order(
-        records,
-        lambda record: read_file(uri, record, columns),
-        _VECTOR_FILES_AHEAD if large else _FILES_AHEAD,
-    )
+    return _VECTOR_FILES_AHEAD if large else _FILES_AHEAD

@@ -29,6 +29,8 @@ from id2core.store import schemas, storage
 Result = TypeVar("Result")
 # What this program calls files; above all no `..`, no leading slash, no scheme, no backslash.
 _PLAIN_NAME = re.compile(r"(?:[\w=%+][\w=%+.,-]{0,250}/){0,8}[\w=%+][\w=%+.,-]{0,250}", re.ASCII)
+# What the name of a file begins with that was made of others.
+MERGED = "merged-"
 # What a Parquet file ends in after its footer: four bytes of length, and the magic.
 _TAIL, _MAGIC = 8, b"PAR1"
 # Read at once from the end of a file; the footers of most files are smaller.
@@ -90,6 +92,11 @@ class FileRecord:
     def key(self) -> str:
         """The name without the hash of the bytes: the same for the same work done at another time."""
         return self.name.rsplit("-", 1)[0]
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether a compaction made it of other files, whose runs it names in `segments`."""
+        return self.name.rsplit("/", 1)[-1].startswith(MERGED)
 
     def belongs_to(self, plan_id: str) -> bool:
         """Return whether the file was written for the work `plan_id`, in whatever partition."""
@@ -197,6 +204,15 @@ def has_values(folders: Sequence[str], record: FileRecord, column: str) -> bool:
     groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups))
     # A null vector counts once, any other as often as it has numbers.
     return bool(sum(group.num_values for group in groups) > metadata.num_rows)
+
+
+def schema_of(folders: Sequence[str], record: FileRecord) -> pa.Schema:
+    """Return the schema that this program has for the table of a file.
+
+    Raises:
+        DatasetError: the file is gone, damaged, of a later version, or not the one that the record is of.
+    """
+    return _use(folders, record, lambda parquet, where: schemas.current(parquet.schema_arrow, where))
 
 
 def _use(

@@ -13,6 +13,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from id2core.store import storage
@@ -24,6 +25,8 @@ from tests.fork_server import ForkServer
 # What differs between two runs that did the same work.
 OF_A_RUN = {"run_id", "embedded_at", "scanned_at"}
 KILLED = -9
+# Columns that name a row, of every data set.
+GLOBBED = ["uri", "generation", "query_uri", "reference_uri", "rank", "run_id", "status"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,22 @@ def rows(uri: Path) -> list[dict[str, Any]]:
     return sorted(held, key=repr)
 
 
+def globbed(folder: Path) -> list[str]:
+    """Rows that a plain glob of a data set sees, vectors aside; none twice."""
+    tables = [pq.ParquetFile(path).read(columns=GLOBBED) for path in folder.rglob("*.parquet")]
+    held = sorted(repr(row) for table in tables for row in table.to_pylist())
+    assert len(set(held)) == len(held), folder
+    return held
+
+
+def listed(folder: Path) -> list[str]:
+    """The same rows by the commit; none where there is no commit."""
+    dataset = Dataset.find(str(folder))
+    tables = [dataset.read_file(file) for file in dataset.files] if dataset else []
+    every = [table.select([n for n in GLOBBED if n in table.column_names]) for table in tables]
+    return sorted(repr(row) for table in every for row in table.to_pylist())
+
+
 def names(out: Path) -> set[str]:
     """Every file below a folder."""
     return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
@@ -96,9 +115,23 @@ class Case:
     def call(self, out: Path, kill_at: int | None = None) -> int:
         return self.server.call(*self.arguments(out), kill_at=kill_at, log=out.with_suffix(".log"))
 
+    def held(self, out: Path) -> dict[str, list[str]]:
+        """Return the committed rows of each data set."""
+        return {name: listed(out / name) for name in self.datasets}
+
+    def check_globs(self, out: Path, before: dict[str, list[str]]) -> None:
+        """A glob sees rows of the commit before or of the present one, whenever the run was killed."""
+        for name in self.datasets:
+            seen = set(globbed(out / name))
+            assert seen <= set(before[name]) or seen <= set(listed(out / name)), name
+        run_ids = [row.split("'run_id': ")[1].split(",")[0] for row in globbed(out / "runs")]
+        assert len(set(run_ids)) == len(run_ids)
+
     def check(self, out: Path, clean: Path) -> None:
         for name in self.datasets:
             assert rows(out / name) == rows(clean / name), name
+        for name in (*self.datasets, "runs"):
+            assert globbed(out / name) == listed(out / name), name
         assert names(out) == committed(out, *self.datasets) | self.extra
 
 
@@ -178,8 +211,10 @@ def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
         """Kill one run, and run again; return whether there was a change of that number."""
         out = tmp_path / f"out{number}"
         case.prepare(out)
+        before = case.held(out)
         code = case.call(out, kill_at=number)
         assert code in (KILLED, 0)
+        case.check_globs(out, before)
         assert code == 0 or case.call(out) == 0, out.with_suffix(".log").read_text()
         case.check(out, clean)
         shutil.rmtree(out)
