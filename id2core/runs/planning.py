@@ -29,7 +29,7 @@ from id2core.runs.execution import Execution
 from id2core.runs.keys import Keys
 from id2core.runs.listing import REMOVALS, Folder, Listing, Outputs, Source
 from id2core.runs.parts import PARTS, READ_THREADS, REJECTS, STAGING, Lineage, PartRecord, Product
-from id2core.store import datasets, moves, parquet, schemas, storage
+from id2core.store import datasets, parquet, schemas, storage
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Commit, Dataset, FileRecord, Mode, Segment, SourceRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
