@@ -1,7 +1,6 @@
-"""The search job: query blocks × reference shards → top-k → verdicts → `matches/`.
+"""The search job: query blocks × reference shards → top-k → rows that are kept → sorted files → commit.
 
-A background is searched first, by the same job over the same query blocks, into matches of its own; the block
-of references then finds the block of its background by name.
+A background is searched by the same job, into rows of its own, before the references are.
 """
 
 from __future__ import annotations
@@ -17,38 +16,53 @@ from beam_jobs.metrics import count, timed
 from id2core import defaults
 from id2core.errors import LostRowsError
 from id2core.runs.execution import Execution
+from id2core.runs.ledger import Span
 from id2core.runs.progress import tally
-from id2core.search import matching, shards
+from id2core.search import background_rows, match_rows, matching, shards
+from id2core.search.background_rows import Backgrounds
 from id2core.search.indexes import FLAT
-from id2core.search.matching import QueryBlock, SearchPlan
+from id2core.search.match_rows import Judge
+from id2core.search.matching import Bin, BlockResult, QueryBlock, SearchPlan
 from id2core.search.results import SearchResult
 from id2core.store.datasets import Dataset, FileRecord
-from id2core.verdicts.judging import Judge
 
 STAGE = "search"
 # Query blocks that one load of a shard is good for: enough to pay for it, few enough to spread.
 BLOCKS_PER_LOAD = 64
-# Candidates of a block of queries, and in how many shards they were looked for.
-Partial = tuple[int, pa.Table]
+# A reference file, and query blocks that it is to meet.
+Task = tuple[FileRecord, list[QueryBlock]]
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """A query block, and how many shards it is to meet."""
+
+    block: QueryBlock
+    shards: int
+
+
+# Of a block of queries: in how many shards it was searched, pairs scored, candidates.
+Partial = tuple[int, int, pa.Table]
 
 
 class _SearchShard(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
-    """(reference file, query blocks) → (block name, partial result) for each block."""
+    """Task → (block name, partial result) for each block."""
 
     def __init__(self, plan: SearchPlan) -> None:
         self._plan = plan
 
-    def process(self, task: tuple[FileRecord, list[QueryBlock]]) -> Iterator[tuple[str, Partial]]:
+    def process(self, task: Task) -> Iterator[tuple[str, Partial]]:
         file, blocks = task
         with timed("search_load"):
-            shard = shards.load(self._plan.references, file, self._plan.index)
+            shard = matching.load_shard(self._plan, file)
         count("search_references_read", file.rows)
         count("search_bytes_read", file.bytes)
         for block in blocks:
             with timed("search_block"):
-                candidates = matching.search(self._plan, block, shard)
+                pairs, candidates = matching.search(self._plan, block, shard)
+            count("search_pairs", pairs)
             count("search_candidates", candidates.num_rows)
-            yield block.name, (1, candidates)
+            yield block.name, (1, pairs, candidates)
             tally.add(STAGE, 1)
 
 
@@ -59,100 +73,106 @@ class _Merge(beam.CombineFn):  # type: ignore[misc]
         self._k = k
 
     def create_accumulator(self) -> Partial:
-        return 0, shards.CANDIDATES.empty_table()
+        return 0, 0, shards.CANDIDATES.empty_table()
 
     def add_input(self, accumulator: Partial, partial: Partial) -> Partial:
         return self.merge_accumulators([accumulator, partial])
 
     def merge_accumulators(self, accumulators: Iterable[Partial]) -> Partial:
-        counts, candidates = zip(*accumulators, strict=True)
+        searched, pairs, candidates = zip(*accumulators, strict=True)
         with timed("search_merge"):
-            return sum(counts), shards.merge(list(candidates), self._k)
+            return sum(searched), sum(pairs), shards.merge(list(candidates), self._k)
 
     def extract_output(self, accumulator: Partial) -> Partial:
         return accumulator
 
 
 class _WriteBlock(beam.DoFn):  # type: ignore[misc]
-    """(block name, merged result) → record of the block's match file; a shard that is missing is an error.
+    """(block name, merged result) → what is kept of the block; a shard that is missing is an error.
 
-    A block holds its queries with all their ranks, so it is judged here, without any other.
+    A block holds its queries with all their candidates, so it is judged here, without any other.
     """
 
-    def __init__(self, plan: SearchPlan, blocks: tuple[QueryBlock, ...], shards: int) -> None:
-        self._plan, self._shards = plan, shards
-        self._blocks = {block.name: block for block in blocks}
+    def __init__(self, plan: SearchPlan, blocks: dict[str, BlockTask]) -> None:
+        self._plan, self._blocks = plan, blocks
 
-    def process(self, merged: tuple[str, Partial]) -> Iterator[FileRecord]:
-        name, (shards, candidates) = merged
-        if shards != self._shards:
-            raise LostRowsError(f"{name} was searched in {shards} shards of {self._shards}; run again")
+    def process(self, merged: tuple[str, Partial]) -> Iterator[BlockResult]:
+        name, (searched, pairs, candidates) = merged
+        task = self._blocks[name]
+        if searched != task.shards:
+            raise LostRowsError(f"{name} was searched in {searched} shards of {task.shards}; run again")
         with timed("search_write"):
-            record = matching.write_block(self._plan, self._blocks[name], candidates)
-        count("search_matches", record.rows)
-        count("search_bytes_written", record.bytes)
-        yield record
+            result = matching.write_block(self._plan, task.block, pairs, candidates)
+        count("search_matches", result.file.rows if result.file else 0)
+        yield result
+
+
+def _write_bin(chosen: Bin, plan: SearchPlan) -> Bin:
+    with timed("search_sort"):
+        written = matching.write_bin(plan, chosen)
+    count("search_bytes_written", sum(file.bytes for file in written.files))
+    return written
 
 
 @dataclass
 class Search(beam.PTransform):  # type: ignore[misc]
-    """Reference files → records of the written match files.
+    """Tasks → bins with their written file.
 
     Attributes:
         plan: the work.
-        blocks: the query blocks; every one meets every reference file.
-        shards: how many reference files there are.
+        blocks: the query blocks of the tasks, by name.
 
     Example:
         ```
-        plan = matching.make(references, queries, "/scan/matches", 10, Execution.begin())
-        blocks = tuple(matching.query_blocks(plan))
+        plan = match_rows.make(references, queries, "/scan/matches", Execution.begin(), 10)
+        tasks = list(matching.tasks(plan, search.BLOCKS_PER_LOAD))
         with runners.pipeline() as pipeline:
-            files = pipeline | beam.Create(references.files)
-            files | Search(plan, blocks, len(references.files)) | beam.Map(print)
+            pipeline | beam.Create(tasks) | Search(plan, search.blocks_of(tasks)) | beam.Map(print)
         ```
     """
 
     plan: SearchPlan
-    blocks: tuple[QueryBlock, ...]
-    shards: int
+    blocks: dict[str, BlockTask]
 
     def __post_init__(self) -> None:
         super().__init__()
-        if self.shards < 0:
-            raise ValueError(f"there cannot be {self.shards} shards")
-        if len({block.name for block in self.blocks}) < len(self.blocks):
-            raise ValueError("two query blocks have one name: their matches would be mixed")
+        if any(task.shards < 1 for task in self.blocks.values()):
+            raise ValueError("a query block is to meet no shard: leave it out")
 
-    def expand(self, files: beam.PCollection[FileRecord]) -> beam.PCollection[FileRecord]:
-        """Pair, search, merge per block, judge and write."""
+    def expand(self, tasks: beam.PCollection[Task]) -> beam.PCollection[Bin]:
+        """Search, merge per block, judge, write; then sort the rows of many blocks into each file."""
         return (
-            files
-            | "Pair" >> beam.FlatMap(_pair, groups=_groups(self.blocks))
+            tasks
             | "Spread" >> beam.Reshuffle()
             | "SearchShards" >> beam.ParDo(_SearchShard(self.plan))
             | "Merge" >> beam.CombinePerKey(_Merge(self.plan.top_k))
-            | "Write" >> beam.ParDo(_WriteBlock(self.plan, self.blocks, self.shards))
+            | "Write" >> beam.ParDo(_WriteBlock(self.plan, self.blocks))
+            | "AllBlocks" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
+            | "Bins" >> beam.FlatMap(matching.bins)
+            | "SpreadBins" >> beam.Reshuffle()
+            | "Sort" >> beam.Map(_write_bin, plan=self.plan)
         )
 
 
-def _groups(blocks: tuple[QueryBlock, ...]) -> list[list[QueryBlock]]:
-    """Return the query blocks that are searched in one load of a shard."""
-    starts = range(0, len(blocks), BLOCKS_PER_LOAD)
-    return [list(blocks[start : start + BLOCKS_PER_LOAD]) for start in starts]
+def blocks_of(tasks: Iterable[Task]) -> dict[str, BlockTask]:
+    """Return the query blocks of tasks by name, each with the number of its shards."""
+    blocks: dict[str, BlockTask] = {}
+    for _, asked in tasks:
+        for block in asked:
+            known = blocks.get(block.name)
+            if known and known.block != block:
+                raise ValueError("two query blocks have one name: their rows would be mixed")
+            blocks[block.name] = BlockTask(block, known.shards + 1 if known else 1)
+    return blocks
 
 
-def _pair(file: FileRecord, groups: list[list[QueryBlock]]) -> list[tuple[FileRecord, list[QueryBlock]]]:
-    return [(file, group) for group in groups]
-
-
-# Matches that were committed in this process, by run and work: the caller need not read them again.
+# Data sets that were committed in this process, by run and work: the caller need not read them again.
 _COMMITTED: dict[tuple[str, str], Dataset] = {}
 
 
-def _commit(files: list[FileRecord], plan: SearchPlan) -> None:
+def _commit(written: list[Bin], plan: SearchPlan) -> None:
     with timed("search_commit"):
-        _COMMITTED[_key(plan)] = matching.commit(plan, files)
+        _COMMITTED[_key(plan)] = matching.commit(plan, written)
 
 
 def _key(plan: SearchPlan) -> tuple[str, str]:
@@ -161,13 +181,12 @@ def _key(plan: SearchPlan) -> tuple[str, str]:
 
 def build(pipeline: beam.Pipeline, plan: SearchPlan) -> None:
     """Add the job's steps to a pipeline on any runner."""
-    references = plan.references.files
-    blocks = tuple(matching.query_blocks(plan))
-    tally.start(STAGE, len(references) * len(blocks))
+    tasks = list(matching.tasks(plan, BLOCKS_PER_LOAD))
+    tally.start(STAGE, sum(len(blocks) for _, blocks in tasks))
     (
         pipeline
-        | "References" >> beam.Create(references, reshuffle=False)
-        | Search(plan, blocks, len(references))
+        | "Tasks" >> beam.Create(tasks, reshuffle=False)
+        | Search(plan, blocks_of(tasks))
         | "AllWritten" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
         | "Commit" >> beam.Map(_commit, plan=plan)
     )
@@ -182,29 +201,58 @@ def run(
     beam_arguments: Sequence[str] = (),
     judge: Judge | None = None,
     index: str = FLAT,
+    floor: float | None = None,
+    span: Span | None = None,
 ) -> SearchResult:
-    """Search every query in every reference and wait for the end.
+    """Score every pair that no search has scored, and wait for the end.
 
     Args:
         references, queries: embeddings data sets with the same encoder and transform.
         out: the matches data set.
         execution: gives new rows their run_id and time.
-        top_k: references kept per query.
+        top_k: references kept per upload.
         beam_arguments: Beam's own options, see `runners.pipeline`.
         judge: gives the verdicts; None leaves them open.
         index: a name of `indexes.INDEXES`, by which the references are searched.
+        floor: least score of a pair that is stored; None for all.
+        span: first and last number of the query segments; by default all.
 
     Raises:
         DatasetError: the two cannot be compared.
         CalibrationError: the calibration is for other scores.
     """
-    plan = matching.make(references, queries, out, top_k, execution, judge, index)
-    return matching.finished(plan) or run_planned(plan, beam_arguments)
+    plan = match_rows.make(references, queries, out, execution, top_k, judge, index, floor, span)
+    return match_rows.result(plan, run_planned(plan, beam_arguments))
 
 
-def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> SearchResult:
-    """Search what is planned and wait for the end; errors as of `run`."""
+def search_background(
+    background: Dataset,
+    queries: Dataset,
+    out: str,
+    execution: Execution,
+    k: int,
+    beam_arguments: Sequence[str] = (),
+) -> Backgrounds:
+    """Score every upload that has no background score yet, and wait for the end.
+
+    Args:
+        background, queries: embeddings data sets with the same encoder and transform.
+        out: the data set of backgrounds.
+        execution: gives new rows their run_id.
+        k: background scores that are averaged.
+        beam_arguments: Beam's own options, see `runners.pipeline`.
+    """
+    plan = background_rows.make(background, queries, out, execution, k)
+    made = run_planned(plan, beam_arguments)
+    return Backgrounds(made, background_rows.name_of(plan.ids, shards.index_id(background), k))
+
+
+def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> Dataset:
+    """Search what is planned and wait for the end; return the data set. Errors as of `run`."""
+    if plan.scope is None and plan.last:
+        return plan.last
+    if plan.scope is None or not plan.scope.pairs:  # an event without pairs is known, too
+        return plan.product.commit(plan, ())
     with runners.running(beam_arguments) as pipeline:
         build(pipeline, plan)
-    matches = _COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out)
-    return matching.result(plan, matches)
+    return _COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out)

@@ -160,7 +160,7 @@ def experiment(request: requests.ExperimentRequest) -> ExperimentReport:
 
 
 def matches(out: str) -> pa.Table:
-    """Read the matches of the last run of a scan, ordered by upload and rank.
+    """Read the matches of what stands in the corpora of a scan, ordered by upload and rank.
 
     Args:
         out: the scan's `out`.
@@ -168,11 +168,9 @@ def matches(out: str) -> pa.Table:
     Raises:
         DatasetError: it is not the `out` of a finished scan.
     """
-    from id2core.search import matching
-    from id2core.store import storage
-    from id2core.store.datasets import Dataset
+    from id2.jobs import scan as scan_job
 
-    return matching.read_run(Dataset.open(storage.join(storage.normalize(out), "matches")))
+    return scan_job.read_matches(out)
 
 
 __all__ = [

@@ -145,6 +145,8 @@ class ScanRequest(BeamRequest):
         example="truth.csv",
     )
     index: str | None = setting("index")
+    keep: str | None = setting("keep")
+    floor_margin: float | None = setting("floor_margin")
     allow_shrink: bool | None = setting("allow_shrink")
 
     def check(self) -> None:

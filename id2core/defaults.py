@@ -11,6 +11,8 @@ AUTO: Final = "auto"
 NONE: Final = "none"
 INDEX: Final = "flat"
 TOP_K: Final = 10
+# How far below the review threshold a scan stores pairs.
+FLOOR_MARGIN: Final = 0.05
 # Objects per part of a run.
 PART_SIZE: Final = 4096
 # Seconds of work that a killed run loses at most.

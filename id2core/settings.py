@@ -79,6 +79,18 @@ class Settings(EnvironmentSettings):
         examples=["flat"],
     )
     top_k: int = Field(defaults.TOP_K, ge=1, description="References kept per upload.", examples=[10])
+    keep: Literal["floor", "all"] = Field(
+        "floor",
+        description="Pairs that are stored: floor (where a calibration judges them, those with a score of "
+        "floor_margin below the review threshold or more) or all. A scan with a truth file stores all.",
+    )
+    floor_margin: float = Field(
+        defaults.FLOOR_MARGIN,
+        ge=0,
+        description="How far below the review threshold pairs are stored. A later calibration can judge what "
+        "is stored.",
+        examples=[0.1],
+    )
     device: str = Field(
         defaults.AUTO,
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",

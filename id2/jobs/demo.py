@@ -11,7 +11,7 @@ from id2.stages import stage
 from id2core.evaluation import comparison, metrics, truth_files
 from id2core.evaluation.truth_files import Truth
 from id2core.reports.inputs import ReportInputs
-from id2core.search import exact, matching
+from id2core.search import exact
 from id2core.transforms.linear import Transform
 
 ALL = "all with an origin"
@@ -44,7 +44,7 @@ def compare(inputs: ReportInputs, truth: Truth, groups: dict[str, str]) -> list[
     references, queries = inputs.reference_embeddings, inputs.query_embeddings
     ids = comparison.origin_ids(references, truth)
     [raw] = exact.search(references, queries, [Transform()])
-    scanned = matching.read_run(inputs.matches, inputs.search_run)
+    scanned = inputs.current.read()
     rows = []
     for kind in (ALL, *sorted(set(groups.values()))):
         asked = {q: o for q, o in truth.items() if o is None or kind in (ALL, groups.get(q))}

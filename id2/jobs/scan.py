@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
+
 from id2.corpora import CorpusPair, EmbeddedCorpus
 from id2.requests import ReportRequest, ScanRequest
 from id2.stages import stage
-from id2core import defaults, environment
+from id2core import environment
 from id2core.errors import CalibrationError, DatasetError
 from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
@@ -16,16 +18,17 @@ from id2core.reports.facts import ScanConfig, ScanFacts, ScanSummary, TransformF
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.summary import summarize
 from id2core.runs.records import Recorder, recorded
-from id2core.search import matching
+from id2core.search import background_rows, match_rows
+from id2core.search.background_rows import Backgrounds
+from id2core.search.match_rows import MATCHES
+from id2core.search.matching import SearchPlan
 from id2core.search.results import SearchResult
 from id2core.store import datasets, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import source_of
-from id2core.verdicts import judging
+from id2core.verdicts import judging, rejudging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.judging import Judge
-
-MATCHES = "matches"
 
 
 def run(request: ScanRequest) -> ScanSummary:
@@ -101,7 +104,9 @@ class _Scan:
         judge = self._judge(corpora, recorder)
         with recorder.stage("search"):
             matches = stage("search references", lambda: self._search(corpora, judge, recorder))
-        inputs = self._inputs(corpora, matches, judge, recorder)
+        if judge:
+            stage("judge", lambda: self._rejudge(corpora, matches, judge, recorder))
+        inputs = self._inputs(corpora, matches, recorder)
         return stage("write report", lambda: _write_report(inputs, self.pair.out)), inputs
 
     def _with_background(self, pair: CorpusPair) -> CorpusPair:
@@ -145,20 +150,40 @@ class _Scan:
         judging.check_disjoint(background, corpora.references.embeddings)
         if calibration.normalization is None:
             raise CalibrationError("this calibration uses no background: leave --background out")
-        out = storage.join(self.pair.out, "background", MATCHES)
-        depth = calibration.normalization.k
-        matches = _search(background, corpora.queries.embeddings, out, depth, self.pair.beam, recorder)
-        return Judge(calibration, matches.dataset, matches.run_id)
+        k, queries = calibration.normalization.k, corpora.queries.embeddings
+        out = storage.join(self.pair.out, "queries", background_rows.BACKGROUNDS)
+        plan = background_rows.make(background, queries, out, recorder.execution, k)
+        made = _search(plan, self.pair.beam)
+        name = background_rows.name_of(self._ids, calibration.normalization.background_id, k)
+        return Judge(calibration, Backgrounds(made, name))
 
     def _search(self, corpora: _EmbeddedCorpora, judge: Judge | None, recorder: Recorder) -> SearchResult:
         references, queries = corpora.references.embeddings, corpora.queries.embeddings
         out = storage.join(self.pair.out, MATCHES)
-        settings, beam = self._settings, self.pair.beam
-        return _search(references, queries, out, settings.top_k, beam, recorder, judge, settings.index)
+        top_k, index = self._settings.top_k, self._settings.index
+        execution, floor = recorder.execution, self._floor
+        plan = match_rows.make(references, queries, out, execution, top_k, judge, index, floor)
+        return match_rows.result(plan, _search(plan, self.pair.beam))
 
-    def _inputs(
-        self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge | None, recorder: Recorder
-    ) -> ReportInputs:
+    def _rejudge(
+        self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge, recorder: Recorder
+    ) -> None:
+        """Judge pairs of earlier searches anew, where another calibration judged them."""
+        out = self.pair.out
+        rejudging.keep(judge.calibration, out)
+        if not rejudging.is_judged(matches.dataset, out, judge.calibration_id):
+            rejudging.judge(
+                matches.dataset, out, judge, corpora.references.embeddings.rows, recorder.execution
+            )
+
+    @property
+    def _floor(self) -> float | None:
+        """Least score of a pair that is stored; None for all."""
+        if self._calibration is None or self._truth is not None or self._settings.keep == "all":
+            return None
+        return self._calibration.review.score - self._settings.floor_margin
+
+    def _inputs(self, corpora: _EmbeddedCorpora, matches: SearchResult, recorder: Recorder) -> ReportInputs:
         self._spell_truth(corpora)
         settings, transform_id = self._settings, self._ids["transform_id"]
         origin = source_of(settings.transform, transform_id, self._ids["encoder_id"])
@@ -172,7 +197,7 @@ class _Scan:
             corpora.queries.rejects,
             ScanFacts(
                 run_id=recorder.execution.run_id,
-                plan_id=self._plan_id(corpora, matches, judge),
+                plan_id=self._plan_id(corpora, matches),
                 config=self.config,
                 seconds=recorder.seconds,
                 versions=environment.versions(),
@@ -183,6 +208,7 @@ class _Scan:
             ),
             self._truth,
             self._groups,
+            verdicts=Dataset.find(storage.join(self.pair.out, rejudging.VERDICTS)),
         )
 
     def _spell_truth(self, corpora: _EmbeddedCorpora) -> None:
@@ -195,33 +221,27 @@ class _Scan:
             self._truth = truth_files.spelled(self._truth, queries, references)
             self._groups = truth_files.spelled_groups(self._groups, queries)
 
-    def _plan_id(self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge | None) -> str:
+    def _plan_id(self, corpora: _EmbeddedCorpora, matches: SearchResult) -> str:
         """Return an id of the scan's content: what was used, not how it was asked for."""
-        used = {"transform": self._ids["transform_id"], "calibration": judge.identity if judge else None}
+        chosen = self._calibration.calibration_id if self._calibration else None
+        used = {"transform": self._ids["transform_id"], "calibration": chosen}
         content = [
             [corpus.embeddings.uri, _content(corpus.embeddings), _content(corpus.rejects)]
             for corpus in (corpora.references, corpora.queries)
         ]
         asked = [sorted(answers.items()) for answers in (self._truth or {}, self._groups)]
         return datasets.digest_of(
-            matches.plan_id, self.config.model_dump(exclude={"allow_shrink"}) | used, content, *asked
+            _content(matches.dataset),
+            self.config.model_dump(exclude={"allow_shrink"}) | used,
+            content,
+            *asked,
         )
 
 
-def _search(
-    references: Dataset,
-    queries: Dataset,
-    out: str,
-    top_k: int,
-    beam: list[str],
-    recorder: Recorder,
-    judge: Judge | None = None,
-    index: str = defaults.INDEX,
-) -> SearchResult:
-    """Search, or return the earlier result of the same search without loading Beam."""
-    plan = matching.make(references, queries, out, top_k, recorder.execution, judge, index)
-    if (before := matching.finished(plan)) is not None:
-        return before
+def _search(plan: SearchPlan, beam: list[str]) -> Dataset:
+    """Search; where nothing is left to do, Beam is not loaded."""
+    if plan.scope is None and plan.last:
+        return plan.last
     from beam_jobs import search
 
     return search.run_planned(plan, beam)
@@ -241,6 +261,25 @@ def _write_report(inputs: ReportInputs, out: str) -> ScanSummary:
     return page.save_report(inputs, summarize(inputs), out)
 
 
+def read_matches(out: str) -> pa.Table:
+    """Read the matches of what stands in the corpora of a scan, ordered by upload and rank.
+
+    Raises:
+        DatasetError: `out` is not the output of a finished scan.
+    """
+    summary = _summary(storage.normalize(out))
+    return ReportInputs.open(summary.inputs, run=summary.facts).current.read()
+
+
+def _summary(out: str) -> ScanSummary:
+    summary = page.read_summary(out)
+    if summary is None:
+        raise DatasetError(
+            f"{out} has no summary.json that is whole: give the --out of a finished scan, or scan again"
+        )
+    return summary
+
+
 def rewrite_report(request: ReportRequest) -> ScanSummary:
     """Write the report of a finished scan again, for example with more pictures.
 
@@ -248,11 +287,7 @@ def rewrite_report(request: ReportRequest) -> ScanSummary:
         DatasetError: `out` is not the output of a finished scan.
     """
     out = storage.normalize(request.out)
-    summary = page.read_summary(out)
-    if summary is None:
-        raise DatasetError(
-            f"{out} has no summary.json that is whole: give the --out of a finished scan, or scan again"
-        )
+    summary = _summary(out)
     config = summary.config
     pair = CorpusPair.open(config.reference, config.queries, None, out, [])
     truth = pair.truth(config.truth) if config.truth else None

@@ -300,7 +300,9 @@ def _check(matches: pa.Table, column: str, k: int | None) -> None:
     if matches[column].null_count:
         raise ValueError(f"{column} is not known in every row; order by the other score or fill it in")
     if "run_id" in matches.column_names and len(matches["run_id"].unique()) > 1:
-        raise ValueError("the matches are of several runs; read one of them, with matching.read_run")
+        places = matches.select(["query_uri", "rank"]).group_by(["query_uri", "rank"]).aggregate([])
+        if places.num_rows < matches.num_rows:
+            raise ValueError("the matches are of several runs; read them with search.current")
 
 
 def _pictures(truth: Truth, matches: pa.Table, image_ids: Mapping[str, str]) -> pa.Array:

@@ -18,6 +18,7 @@ from id2core.experiments.declaration import experiment
 from id2core.experiments.evaluation_sets import CALIBRATION, DISTRACTORS, FRESH, EvaluationSet, Queries
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Row, Skipped
+from id2core.search.background_rows import background_means
 from id2core.training.config import GradientConfig
 from id2core.training.pairs import Pairs
 from id2core.transforms.linear import Transform
@@ -46,7 +47,7 @@ class Background:
         if not self.factor:
             return np.zeros(len(queries.latents))
         results = evaluation_sets.search(transform, queries, self.latents, self.k)
-        return self.factor * normalization.background_means(results.scores, self.k)
+        return self.factor * background_means(results.scores, self.k)
 
 
 def tune_background(data: EvaluationSet, pairs: Pairs, transform: Transform) -> Background:

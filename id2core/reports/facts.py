@@ -119,7 +119,12 @@ class GroupFacts(GroupMeasures):
 
 
 class Places(Facts):
-    """Where the data sets of a scan are; `search_run` is the run whose matches are reported."""
+    """Where the data sets of a scan are; `search_run` is the last run that searched.
+
+    Attributes:
+        only_run: whether only what this run found is reported.
+        verdicts: later verdicts of the pairs, where there are any.
+    """
 
     matches: str
     search_run: str
@@ -127,6 +132,8 @@ class Places(Facts):
     query_embeddings: str
     reference_rejects: str | None
     query_rejects: str | None
+    only_run: bool = False
+    verdicts: str | None = None
 
 
 class ScanSummary(ScanFacts):

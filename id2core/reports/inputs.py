@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from id2core.reports.facts import Places, ScanFacts
+from id2core.search.current import CurrentMatches
 from id2core.store.datasets import Dataset
 
 EXAMPLES = 3
@@ -21,12 +23,14 @@ class ReportInputs:
 
     Attributes:
         matches: the matches data set.
-        search_run: run_id of the search whose matches are reported.
+        search_run: run_id of the last search.
         reference_embeddings, query_embeddings: the two embeddings data sets.
         reference_rejects, query_rejects: rejects data sets, where there are any.
         run: facts of the scan.
         truth: absolute query URI → URI of its origin, or None where it has none.
         groups: absolute query URI → the group that it is also counted in.
+        only_run: whether only what the last search found is reported.
+        verdicts: later verdicts of the pairs, where there are any.
     """
 
     matches: Dataset
@@ -38,6 +42,8 @@ class ReportInputs:
     run: ScanFacts
     truth: dict[str, str | None] | None = None
     groups: dict[str, str] | None = None
+    only_run: bool = False
+    verdicts: Dataset | None = None
 
     @staticmethod
     def open(
@@ -65,6 +71,8 @@ class ReportInputs:
             run=run,
             truth=truth,
             groups=groups,
+            only_run=places.only_run,
+            verdicts=Dataset.open(places.verdicts) if places.verdicts else None,
         )
 
     @property
@@ -77,6 +85,21 @@ class ReportInputs:
             query_embeddings=self.query_embeddings.uri,
             reference_rejects=self.reference_rejects.uri if self.reference_rejects else None,
             query_rejects=self.query_rejects.uri if self.query_rejects else None,
+            only_run=self.only_run,
+            verdicts=self.verdicts.uri if self.verdicts else None,
+        )
+
+    @functools.cached_property
+    def current(self) -> CurrentMatches:
+        """Return the reported matches."""
+        return CurrentMatches(
+            self.matches,
+            self.reference_embeddings,
+            self.query_embeddings,
+            self.run.config.top_k,
+            self.search_run if self.only_run else None,
+            self.verdicts,
+            self.run.calibration.calibration_id if self.run.calibration else None,
         )
 
     @property
@@ -91,8 +114,8 @@ class ReportInputs:
 
 
 def match_tables(inputs: ReportInputs, columns: list[str]) -> Iterator[pa.Table]:
-    """Read the match files of the reported run; all ranks of a query are in one of them."""
-    return inputs.matches.of_run(inputs.search_run).tables(columns)
+    """Read the reported matches; all ranks of an upload are in one table."""
+    return inputs.current.tables(columns)
 
 
 def among(column: pa.ChunkedArray, wanted: Iterable[str]) -> pa.ChunkedArray:

@@ -53,6 +53,12 @@ _PART: Final = rf"(part-|merged-)?[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"
 # Names of files by the data set in whose folder they are.
 _OWN: Final[dict[str, re.Pattern[str]]] = {
     **{name: re.compile(_PART) for name in (schemas.EMBEDDINGS, "rejects", _TRANSLATIONS)},
+    "backgrounds": re.compile(
+        rf"background=[0-9a-f]{{16}}/[0-9a-f]{{16}}-[\w-]+-{_HASH}\.parquet|{_PARTIAL}"
+    ),
+    "verdicts": re.compile(
+        rf"({Execution.PATTERN}-[\w-]+|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
+    ),
     "matches": re.compile(
         rf"(scan_date=\d{{4}}-\d\d-\d\d/)?(([0-9a-f]{{16}}-[\w-]+|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL})"
     ),

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.runs.progress import OnStage, silent
-from id2core.search import matching, scoring, shards
-from id2core.search.matching import MatchConstants
+from id2core.search import match_rows, scoring, shards
+from id2core.search.match_rows import MatchConstants
 from id2core.search.topk import TopK, best_references
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
@@ -86,7 +86,7 @@ def search(
             progress("lookup", compared, total)
         for i, candidates in enumerate(best):
             constants = _constants(references, queries, transforms[i], k)
-            parts[i].append(matching.to_matches(names, candidates, constants))
+            parts[i].append(match_rows.to_matches(names, candidates, constants))
     return [
         pa.concat_tables([schemas.MATCHES.empty_table(), *tables]).sort_by(
             [("query_uri", "ascending"), ("rank", "ascending")]

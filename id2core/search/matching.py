@@ -1,24 +1,31 @@
-"""From two embeddings data sets to `matches/`: blocks of queries against shards of references."""
+"""A search: blocks of uploads against shards of references, and files of what is kept of it.
+
+Each (shard, block) gives candidates. The merged candidates of a block become rows of a product (`match_rows`
+or `background_rows`). The rows of many blocks become one sorted file, and the commit adds the files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from id2core.errors import LostRowsError, OptionError
 from id2core.runs.execution import Execution
-from id2core.search import indexes, shards
+from id2core.search import indexes, scope, shards
 from id2core.search.indexes import FLAT
-from id2core.search.results import SearchResult
+from id2core.search.scope import Scope
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset, FileRecord
+
+# A file has this many bytes or more, where there are so many.
+FILE_BYTES = 64 << 20
+# Columns of an upload that a product may need.
+QUERY_COLUMNS = (*shards.COLUMNS, "generation", "run_id")
 
 
 @dataclass(frozen=True)
@@ -34,30 +41,36 @@ class QueryBlock:
         return f"{self.file.key}-{self.row_group:04d}"
 
 
-class Judge(Protocol):
-    """Gives verdicts to matches; `verdicts.judging.Judge` is one."""
+class Product(Protocol):
+    """What a search makes of the candidates of its uploads."""
 
     @property
-    def identity(self) -> list[str | None]:
-        """What a run that is judged so depends on."""
+    def schema(self) -> pa.Schema:
+        """Schema of the rows."""
         ...
 
-    def check_ids(self, ids: Mapping[str, str]) -> None:
-        """Raise where scores of these ids cannot be judged."""
+    @property
+    def folder(self) -> str:
+        """Folder of the files below `out`, with a slash at its end; empty for `out` itself."""
         ...
 
-    def judge(
-        self, matches: pa.Table, block: str, references: int, information: NDArray[np.floating] | None = None
-    ) -> pa.Table:
-        """Return the matches of one block with their verdicts, rows in their order."""
+    def rows(self, plan: SearchPlan, queries: pa.Table, candidates: pa.Table) -> pa.Table:
+        """Return the rows that are kept of one block.
+
+        Args:
+            plan: the search.
+            queries: `QUERY_COLUMNS` of the uploads that `query_row` of the candidates counts.
+            candidates: a `shards.CANDIDATES` table.
+        """
         ...
 
+    def sorted(self, rows: pa.Table) -> pa.Table:
+        """Return the rows of a file in its order."""
+        ...
 
-class _Counts(BaseModel):
-    """What a search counts in the commit of its matches."""
-
-    matches: int
-    queries: int
+    def commit(self, plan: SearchPlan, files: tuple[FileRecord, ...]) -> Dataset:
+        """Make the files of a search part of its data set. Safe to repeat."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,220 +79,206 @@ class SearchPlan:
 
     Attributes:
         references, queries: the two embeddings data sets.
-        out: URI of the matches data set.
-        last: the matches data set as it was; None where there was none.
-        top_k: references kept per query.
-        ids: encoder_id, transform_id, preprocess_id: the same on both sides.
-        index_id: names the index over the references.
-        plan_id: names the work by its content: hash of all of the above and of the content of both sides.
-            File names begin with it.
-        execution: its run_id and its start are `run_id` and `scanned_at` of the rows.
-        committed_by: run_id of the run that committed this very work before; None where there is work.
-        corpus: pictures in the references.
-        index: by which each shard of them is searched.
-        judge: gives the verdicts; None for none.
+        out: URI of the data set that the rows go to.
+        last: that data set as it was; None where there was none.
+        scope: the pairs to score; None where there is nothing to do.
+        top_k: references kept per upload.
+        index: by which each shard of the references is searched.
+        plan_id: names the work by its content. File names begin with it.
+        execution: gives the rows their run_id and time.
+        product: what the rows are.
     """
 
     references: Dataset
     queries: Dataset
     out: str
     last: Dataset | None
+    scope: Scope | None
     top_k: int
-    ids: dict[str, str]
-    index_id: str
+    index: str
     plan_id: str
     execution: Execution
-    committed_by: str | None
-    corpus: int
-    index: str = FLAT
-    judge: Judge | None = None
+    product: Product
 
     @property
-    def partition(self) -> str:
-        """Folder of this run's files below `out`."""
-        return f"scan_date={self.execution.started.date().isoformat()}"
+    def todo(self) -> Scope:
+        """Return the pairs to score of a plan with work."""
+        if self.scope is None:
+            raise ValueError("a plan without work has no scope")
+        return self.scope
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Return encoder_id, transform_id, preprocess_id: the same on both sides."""
+        return {key: self.references.ids[key] for key in schemas.ROW_IDS}
 
 
-def make(
-    references: Dataset,
-    queries: Dataset,
-    out: str,
-    top_k: int,
-    execution: Execution,
-    judge: Judge | None = None,
-    index: str = FLAT,
-) -> SearchPlan:
-    """Check that two embeddings data sets can be compared, and judged so, and name the work.
-
-    Args:
-        references, queries: embeddings.
-        out: URI of the matches data set.
-        top_k: references kept per query.
-        execution: gives new rows their run_id and time.
-        judge: gives the verdicts; None for none.
-        index: a name of `indexes.INDEXES`, by which the references are searched.
+def check_comparable(references: Dataset, queries: Dataset, top_k: int, index: str) -> dict[str, str]:
+    """Return the ids that two embeddings data sets have in common.
 
     Raises:
+        OptionError: top_k is below 1.
         DatasetError: their encoder, transform or preprocessing differ.
         SearchError: there is no such index.
-        CalibrationError: the calibration is for other scores.
     """
     if top_k < 1:
         raise OptionError(f"top_k must be at least 1, not {top_k}")
+    indexes.check_name(index)
     ids = {key: references.ids[key] for key in schemas.ROW_IDS}
     queries.check_ids(ids)
-    if judge:
-        judge.check_ids(ids)
-    indexes.check_name(index)
-    options = [judge.identity] if judge else []
-    if index != FLAT:
-        options.append([index])
-    plan_id = datasets.digest_of(references.digest, queries.digest, top_k, ids, *options)
-    last = Dataset.find_own(out)
-    return SearchPlan(
-        references=references,
-        queries=queries,
-        out=out,
-        last=last,
-        top_k=top_k,
-        ids=ids,
-        index_id=shards.index_id(references, index),
-        plan_id=plan_id,
-        execution=execution,
-        committed_by=last.commit.run_of(plan_id) if last else None,
-        corpus=references.rows,
-        index=index,
-        judge=judge,
+    return ids
+
+
+def tasks(plan: SearchPlan, blocks_each: int) -> Iterator[tuple[FileRecord, list[QueryBlock]]]:
+    """Yield each reference file with up to `blocks_each` query blocks that it is to meet."""
+    todo = plan.scope
+    if todo is None:
+        return
+    files = todo.query_files(plan.queries)
+    for references in todo.reference_files(plan.references):
+        blocks = [
+            QueryBlock(file, group)
+            for file in files
+            if todo.meet(file, references)
+            for group in range(file.row_groups)
+        ]
+        for start in range(0, len(blocks), blocks_each):
+            yield references, blocks[start : start + blocks_each]
+
+
+def search(plan: SearchPlan, block: QueryBlock, shard: shards.Shard) -> tuple[int, pa.Table]:
+    """Score the pairs of a block of queries and a shard that are to be scored.
+
+    Returns:
+        How many pairs were scored, and the best as a `shards.CANDIDATES` table, ordered by query_row and
+        falling score.
+    """
+    queries = plan.queries.row_group(block.file, block.row_group, ["descriptor", "run_id"])
+    descriptors = shards.checked(
+        schemas.column_to_vectors(queries["descriptor"]), block.file.name, plan.queries
     )
+    pairs, found = 0, []
+    labels = _labels(plan, block, queries)
+    classes = np.zeros(len(shard.descriptors), np.int64) if shard.classes is None else shard.classes
+    for rows, columns in scope.by_references(labels, classes, plan.todo.open):
+        pairs += len(rows) * len(columns)
+        candidates = shard.among(columns).search(descriptors[rows], plan.top_k)
+        asked = pa.array(rows.astype(np.int32)).take(candidates["query_row"])
+        found.append(candidates.set_column(0, shards.CANDIDATES.field("query_row"), asked))
+    return pairs, shards.merge(found, plan.top_k)
 
 
-def finished(plan: SearchPlan) -> SearchResult | None:
-    """Return the result of a plan that was committed before; None where there is something to do."""
-    return result(plan, plan.last) if plan.last and plan.committed_by else None
+def _labels(plan: SearchPlan, block: QueryBlock, queries: pa.Table) -> NDArray[np.int64]:
+    """Return the class of each upload of a block."""
+    classes = plan.todo.queries
+    has_own = bool(block.row_group) and block.file.name in classes.own
+    groups = plan.queries.row_group_rows(block.file) if has_own else []
+    first = sum(groups[: block.row_group])
+    return classes.labels(block.file.name, queries["run_id"], first)
 
 
-def result(plan: SearchPlan, matches: Dataset) -> SearchResult:
-    """Return the result of a plan that `matches` holds."""
-    run_id = matches.commit.run_of(plan.plan_id) or plan.execution.run_id
-    counts = matches.commit.counts_of(run_id, _Counts)
-    return SearchResult(
-        dataset=matches.of_run(run_id),
-        run_id=run_id,
-        plan_id=plan.plan_id,
-        queries=counts.queries,
-        matches=counts.matches,
-        index_id=plan.index_id,
-        corpus=plan.corpus,
-        resumed=plan.committed_by is not None,
-    )
+def load_shard(plan: SearchPlan, file: FileRecord) -> shards.Shard:
+    """Build the shard of one file of references.
 
-
-def query_blocks(plan: SearchPlan) -> list[QueryBlock]:
-    """Return every block of the queries."""
-    return [QueryBlock(record, i) for record in plan.queries.files for i in range(record.row_groups)]
-
-
-def search(plan: SearchPlan, block: QueryBlock, shard: shards.Shard) -> pa.Table:
-    """Find the best references of a block of queries in one shard: a `shards.CANDIDATES` table."""
-    queries = plan.queries.row_group(block.file, block.row_group, ["descriptor"])
-    descriptors = schemas.column_to_vectors(queries["descriptor"])
-    return shard.search(shards.checked(descriptors, block.file.name, plan.queries), plan.top_k)
-
-
-def write_block(plan: SearchPlan, block: QueryBlock, candidates: pa.Table) -> FileRecord:
-    """Judge the merged candidates of a block and write them as one file of `matches/`; return its record."""
-    queries = plan.queries.row_group(block.file, block.row_group, list(shards.COLUMNS))
-    constants = MatchConstants(
-        encoder_id=plan.ids["encoder_id"],
-        transform_id=plan.ids["transform_id"],
-        index_id=plan.index_id,
-        run_id=plan.execution.run_id,
-        scanned_at=plan.execution.started,
-    )
-    table = to_matches(queries, candidates, constants)
-    if plan.judge:
-        table = plan.judge.judge(table, block.name, plan.corpus, _information(queries, candidates))
-    return datasets.write_file(
-        plan.out, f"{plan.partition}/{plan.plan_id}-{block.name}", [table], schemas.MATCHES
-    )
-
-
-def _information(queries: pa.Table, candidates: pa.Table) -> NDArray[np.float32]:
-    """float32[n]: of each candidate, the information of the picture that shows less; NaN is not known."""
-    asked = queries["information"].take(candidates["query_row"])
-    both = (column.to_numpy() for column in (asked, candidates["reference_information"]))
-    return np.asarray(np.fmin(*both), np.float32)
+    Raises:
+        DatasetError: a descriptor is not finite, or longer than 1.
+    """
+    return shards.load(plan.references, file, plan.index, plan.todo.references)
 
 
 @dataclass(frozen=True)
-class MatchConstants:
-    """Columns of `matches/` that are the same in every row of a search."""
+class BlockResult:
+    """What a block of queries gave.
 
-    encoder_id: str
-    transform_id: str
-    index_id: str
-    run_id: str
-    scanned_at: datetime
+    Attributes:
+        block: its name.
+        pairs: how many pairs were scored.
+        file: its rows; None where none was kept.
+    """
+
+    block: str
+    pairs: int
+    file: FileRecord | None
 
 
-def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstants) -> pa.Table:
-    """Return merged candidates as a `schemas.MATCHES` table, rows in their order.
+def write_block(plan: SearchPlan, block: QueryBlock, pairs: int, candidates: pa.Table) -> BlockResult:
+    """Write what is kept of the merged candidates of a block.
+
+    Raises:
+        LostRowsError: an upload has fewer candidates than it must have.
+    """
+    queries = plan.queries.row_group(block.file, block.row_group, list(QUERY_COLUMNS))
+    _check_depth(plan, block, queries, candidates)
+    rows = plan.product.rows(plan, queries, candidates)
+    file = _write(plan, block.name, rows) if rows.num_rows else None
+    return BlockResult(block.name, pairs, file)
+
+
+def _write(plan: SearchPlan, name: str, rows: pa.Table) -> FileRecord:
+    key = f"{plan.product.folder}{plan.plan_id}-{name}"
+    return datasets.write_file(plan.out, key, [rows], plan.product.schema, schemas.MATCHES_ROW_GROUP)
+
+
+def _check_depth(plan: SearchPlan, block: QueryBlock, queries: pa.Table, candidates: pa.Table) -> None:
+    """Raise LostRowsError unless each upload has its k matches, or all references where there are fewer.
+
+    An approximate index may find fewer.
+    """
+    depth = np.append(plan.todo.depth(plan.top_k), 0)[_labels(plan, block, queries)]
+    held = np.bincount(candidates["query_row"].to_numpy(), minlength=len(depth))
+    if (held > depth).any() or (plan.index == FLAT and (held != depth).any()):
+        raise LostRowsError(
+            f"{held.sum()} matches of {depth.sum()} in {block.name}; nothing was committed. Run again"
+        )
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Blocks whose matches become one file; `pairs` is how many pairs these blocks scored."""
+
+    number: int
+    pairs: int
+    files: tuple[FileRecord, ...]
+
+
+def bins(blocks: Iterable[BlockResult]) -> list[Bin]:
+    """Share out blocks, in their order, among files of `FILE_BYTES` or more; one bin where there is none."""
+    made: list[Bin] = []
+    pairs, files = 0, []
+    for block in sorted(blocks, key=lambda b: b.block):
+        pairs += block.pairs
+        files += [block.file] if block.file else []
+        if sum(file.bytes for file in files) >= FILE_BYTES:
+            made.append(Bin(len(made), pairs, tuple(files)))
+            pairs, files = 0, []
+    if pairs or files or not made:
+        made.append(Bin(len(made), pairs, tuple(files)))
+    return made
+
+
+def write_bin(plan: SearchPlan, chosen: Bin) -> Bin:
+    """Write the rows of a bin as one sorted file, and return the bin with this file alone."""
+    if not chosen.files:
+        return chosen
+    rows = pa.concat_tables(datasets.read_each(plan.out, chosen.files, None))
+    return replace(chosen, files=(_write(plan, f"{chosen.number:04d}", plan.product.sorted(rows)),))
+
+
+def commit(plan: SearchPlan, written: Iterable[Bin]) -> Dataset:
+    """Add the files of a search to its data set. Safe to repeat.
 
     Args:
-        queries: `image_id` and `uri` of the queries that `query_row` counts.
-        candidates: a `shards.CANDIDATES` table.
-        constants: columns that are the same in every row. Columns of neither are null: not known yet.
-    """
-    rows = candidates["query_row"]
-    asked = queries.take(rows)
-    columns = {
-        "query_id": asked["image_id"],
-        "query_uri": asked["uri"],
-        "rank": pa.array(shards.ranks(rows.to_numpy()) + 1, pa.int32()),
-        **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
-    }
-    arrays = [
-        columns[field.name]
-        if field.name in columns
-        else pa.repeat(pa.scalar(getattr(constants, field.name, None), field.type), len(rows))
-        for field in schemas.MATCHES
-    ]
-    return pa.Table.from_arrays(arrays, schema=schemas.MATCHES)
-
-
-def commit(plan: SearchPlan, files: list[FileRecord]) -> Dataset:
-    """Make this run's files part of the matches data set, unless another run committed the same work first.
-
-    Safe to repeat. Returns the matches data set as it is now.
+        plan: the search.
+        written: bins with their one file.
 
     Raises:
-        LostRowsError: not every query has its k matches (all references, where there are fewer than k), or
-            with an approximate index a query has more.
+        LostRowsError: fewer or more pairs were scored than planned.
+        StoreUnavailableError: another run has done some of the work meanwhile.
     """
-    expected = plan.queries.rows * min(plan.top_k, plan.references.rows)
-    matches = sum(f.rows for f in files)
-    # An approximate index may find fewer references for a query than there are.
-    if matches > expected or (plan.index == FLAT and matches != expected):
-        raise LostRowsError(f"{matches} matches of {expected}; nothing was committed. Run again")
-    counts = _Counts(matches=matches, queries=plan.queries.rows)
-    return datasets.add_files(
-        plan.out, "matches", plan.execution.run_id, plan.plan_id, files, dict(counts), plan.last
-    )
-
-
-def block_files(matches: Dataset, run_id: str) -> dict[str, FileRecord]:
-    """Return the names of the query blocks that a run searched → their match files; {} for an unknown run."""
-    if run_id not in matches.runs:
-        return {}
-    prefix = f"/{matches.commit.plan_of(run_id)}-"
-    return {f.key.partition(prefix)[2]: f for f in matches.of_run(run_id).files}
-
-
-def read_run(matches: Dataset, run_id: str | None = None) -> pa.Table:
-    """Read the matches of one run (by default the last), ordered by query and rank.
-
-    Raises:
-        DatasetError: there is no such run.
-    """
-    table = matches.of_run(run_id or matches.run_id).read(schemas.MATCHES)
-    return table.sort_by([("query_uri", "ascending"), ("rank", "ascending")])
+    made = list(written)
+    pairs = sum(chosen.pairs for chosen in made)
+    if pairs != plan.todo.pairs:
+        raise LostRowsError(
+            f"{pairs} pairs of {plan.todo.pairs} were scored; nothing was committed. Run again"
+        )
+    return plan.product.commit(plan, tuple(file for chosen in made for file in chosen.files))

@@ -12,21 +12,21 @@ class SearchResult:
     """The matches of a search, and counts.
 
     Attributes:
-        dataset: the matches of this work alone.
-        run_id: the run that wrote them: this one, or an earlier one with the same work.
-        plan_id: names the work by its content.
-        queries: how many were searched.
-        matches: how many rows they have.
+        dataset: the matches of all runs.
+        run_id: the last run that searched: this one, or an earlier one where nothing was left to do.
+        queries: uploads of the corpus.
+        matches: rows that this search added.
+        pairs: pairs that it scored.
         index_id: names the index over the references.
-        corpus: how many references there are.
-        resumed: True when an earlier run had done the work.
+        corpus: rows of the references.
+        resumed: True when nothing was left to do.
     """
 
     dataset: Dataset = field(compare=False)
     run_id: str
-    plan_id: str
     queries: int
     matches: int
+    pairs: int
     index_id: str
     corpus: int
     resumed: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.errors import DatasetError
+from id2core.runs.histories import Classes
 from id2core.search import indexes, scoring
 from id2core.search.flat import load_faiss
 from id2core.search.indexes import FLAT, Index
@@ -54,11 +55,31 @@ class Shard:
         descriptors: float32[N,m], on the grid of `scoring`.
         index: over the descriptors.
         ids: image_id and uri of each row, as Arrow columns, and its information where that is known.
+        kind: of the index.
+        classes: int64[N], of each row, see `runs.histories`; None where all are alike.
     """
 
     descriptors: NDArray[np.float32]
     index: Index
     ids: pa.Table
+    kind: str = FLAT
+    classes: NDArray[np.int64] | None = None
+
+    def among(self, rows: NDArray[np.int64]) -> Shard:
+        """Return the shard of some rows, int64[n]."""
+        if len(rows) == self.ids.num_rows:
+            return self
+        key = rows.tobytes()
+        if self._smaller.get("key") != key:
+            self._smaller["key"] = key
+            self._smaller["shard"] = build(self.descriptors[rows], self.ids.take(pa.array(rows)), self.kind)
+        smaller: Shard = self._smaller["shard"]
+        return smaller
+
+    @functools.cached_property
+    def _smaller(self) -> dict[str, Any]:
+        """The shard of the rows that were asked for last: most blocks ask for the same."""
+        return {}
 
     @functools.cached_property
     def _places(self) -> NDArray[np.int64]:
@@ -114,18 +135,26 @@ def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) ->
         SearchError: there is no such index, or FAISS is not installed.
     """
     on_grid = scoring.on_grid(descriptors)
-    return Shard(on_grid, indexes.build(index, on_grid), ids)
+    return Shard(on_grid, indexes.build(index, on_grid), ids, index)
 
 
-def load(references: Dataset, record: FileRecord, index: str = FLAT) -> Shard:
+def load(references: Dataset, record: FileRecord, index: str = FLAT, classes: Classes | None = None) -> Shard:
     """Build the shard of one file of an embeddings data set; see `build`.
+
+    Args:
+        references: the data set.
+        record: the file.
+        index: a name of `indexes.INDEXES`.
+        classes: of the rows; None where they do not matter.
 
     Raises:
         DatasetError: a descriptor is not finite, or longer than 1.
     """
-    table = references.read_file(record, [*COLUMNS, "descriptor"])
+    table = references.read_file(record, [*COLUMNS, "run_id", "descriptor"])
     ids = table.select(list(COLUMNS))
-    return build(checked(schemas.column_to_vectors(table["descriptor"]), record.name, references), ids, index)
+    descriptors = checked(schemas.column_to_vectors(table["descriptor"]), record.name, references)
+    labels = classes.labels(record.name, table["run_id"]) if classes else None
+    return replace(build(descriptors, ids, index), classes=labels)
 
 
 def checked(descriptors: NDArray[Any], name: str, dataset: Dataset) -> NDArray[np.float32]:

@@ -349,6 +349,10 @@ class Dataset:
         own = table.filter(pc.equal(table["run_id"], self.only_run))
         return own.select(columns) if columns else own
 
+    def row_group_rows(self, record: FileRecord) -> list[int]:
+        """Return how many rows each row group of a file has."""
+        return parquet.row_group_rows(moves.folders(self.uri), record)
+
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Read file by file, in the order of their names, some files ahead.
 

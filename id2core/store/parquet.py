@@ -206,6 +206,16 @@ def has_values(folders: Sequence[str], record: FileRecord, column: str) -> bool:
     return bool(sum(group.num_values for group in groups) > metadata.num_rows)
 
 
+def row_group_rows(folders: Sequence[str], record: FileRecord) -> list[int]:
+    """Return how many rows each row group of a file has.
+
+    Raises:
+        DatasetError: the file is gone, damaged, or not the one that the record is of.
+    """
+    metadata: pq.FileMetaData = _use(folders, record, lambda parquet, where: parquet.metadata)
+    return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+
 def schema_of(folders: Sequence[str], record: FileRecord) -> pa.Schema:
     """Return the schema that this program has for the table of a file.
 

@@ -181,6 +181,7 @@ MATCHES = table_schema(
         ("view", pa.string()),
         ("channel", pa.string()),
         ("floor", pa.float32()),
+        ("information", pa.float32()),
     ],
 )
 
@@ -214,8 +215,8 @@ BACKGROUNDS = table_schema(
         ("generation", pa.string()),
         ("background", pa.float32()),
         ("background_id", pa.string()),
-        ("encoder_id", pa.string()),
-        ("transform_id", pa.string()),
+        ("k", pa.int32()),
+        *((name, pa.string()) for name in ROW_IDS),
         ("run_id", pa.string()),
     ],
 )

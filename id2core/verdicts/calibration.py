@@ -341,19 +341,13 @@ def verdicts(scores: NDArray[np.floating], calibration: Calibration) -> NDArray[
     return np.select(reached, [Verdict.MATCH.value, Verdict.REVIEW.value], Verdict.NONE.value)
 
 
-def judge(
-    matches: pa.Table,
-    calibration: Calibration,
-    references: int,
-    information: NDArray[np.floating] | None = None,
-) -> pa.Table:
+def judge(matches: pa.Table, calibration: Calibration, references: int) -> pa.Table:
     """Matches with `verdict`, `verdict_reason`, `false_positive_rate` and `calibration_id` filled in.
 
     Args:
         matches: a `schemas.MATCHES` table: a whole run or some blocks of it.
         calibration: for the encoder, transform and normalization of these scores.
         references: size of the corpus that was scanned.
-        information: float[n], of each match, of the picture that shows less; NaN where it is not known.
 
     Returns:
         A `schemas.MATCHES` table with the rows in their order. The rate is null beside `none`.
@@ -366,8 +360,7 @@ def judge(
             calibration.check_ids({name: value})
     _check_normalization(matches, calibration.normalization)
     given = verdicts(matches[calibration.score].to_numpy(), calibration)
-    known = np.full(matches.num_rows, np.nan) if information is None else information
-    empty = content.without(known, calibration.content)
+    empty = content.without(matches["information"].to_numpy(), calibration.content)
     given = np.where(empty, Verdict.NONE.value, given)
     rates = {v.value: calibration.false_positive_rate(v, references) for v in Verdict}
     columns: dict[str, Any] = {

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from id2core.errors import CalibrationError, DatasetError
-from id2core.search import matching, shards
+from id2core.errors import CalibrationError
+from id2core.search import shards
+from id2core.search.background_rows import Backgrounds
 from id2core.store import storage
-from id2core.store.datasets import Dataset, FileRecord
+from id2core.store.datasets import Dataset
 from id2core.transforms.files import bundled_folder
 from id2core.transforms.linear import AUTO, BUNDLED, NONE
 from id2core.verdicts import calibration
 from id2core.verdicts.calibration import Calibration, Verdict
-from id2core.verdicts.normalization import Normalization, normalize_matches
+from id2core.verdicts.normalization import Normalization, with_background, with_columns
 
 FILE: Final = "calibration.json"
 BACKGROUND: Final = "background"
-_BACKGROUND_COLUMNS = ["query_uri", "rank", "score"]
 
 
 def choose(spec: str, ids: Mapping[str, str], folder: Path | None = None) -> Calibration | None:
@@ -132,68 +129,52 @@ def check_disjoint(background: Dataset, references: Dataset) -> None:
 
 @dataclass(frozen=True)
 class Judge:
-    """Normalizes and judges matches block by block, wherever they are written.
+    """Normalizes and judges matches, wherever they are written.
 
     Attributes:
         calibration: for the scores of the run.
-        background: URI of the matches of the same query blocks in the background corpus, where the
-            calibration has a normalization.
-        background_run: run_id of that search.
+        backgrounds: of the uploads, where the calibration has a normalization.
     """
 
     calibration: Calibration
-    background: Dataset | None = None
-    background_run: str | None = None
+    backgrounds: Backgrounds | None = None
 
     @property
-    def identity(self) -> list[str | None]:
-        """What the run_id of a search depends on beside its data: the calibration and the background."""
-        runs = self.background.runs if self.background else {}
-        searched = self.background_run
-        if self.background and searched in runs:
-            searched = self.background.commit.plan_of(searched)
-        return [self.calibration.calibration_id, searched]
+    def calibration_id(self) -> str:
+        """Name of the calibration."""
+        return self.calibration.calibration_id
+
+    @property
+    def score(self) -> str:
+        """The column of `matches/` that is judged."""
+        return self.calibration.score
 
     def check_ids(self, ids: Mapping[str, str]) -> None:
         """Raise CalibrationError when the calibration is for scores of other ids."""
         self.calibration.check_ids(ids)
 
-    def judge(
-        self, matches: pa.Table, block: str, references: int, information: NDArray[np.floating] | None = None
-    ) -> pa.Table:
+    def judge(self, matches: pa.Table, references: int, segments: frozenset[str] | None = None) -> pa.Table:
         """Return matches with their verdicts, rows in their order.
 
         Args:
-            matches: every match of one block of queries.
-            block: its name, for its background.
+            matches: of `schemas.MATCHES`.
             references: size of the corpus that was searched.
-            information: float[n], of each match, of the picture that shows less; NaN where it is not known.
+            segments: run_ids of the segments that the uploads are of; None where that is not known.
 
         Raises:
             CalibrationError: the calibration is for other scores.
-            DatasetError: the background of the block is missing or damaged.
-            NormalizationError: the background was not searched deep enough.
+            DatasetError: the background of an upload is missing or damaged.
         """
         if not matches.num_rows:
             return matches
-        if self.calibration.normalization:
-            background = self._background_of(block)
-            matches = normalize_matches(matches, background, self.calibration.normalization)
-        return calibration.judge(matches, self.calibration, references, information)
-
-    def _background_of(self, block: str) -> pa.Table:
-        record = self._files.get(block)
-        if record is None or self.background is None:
-            uri = self.background.uri if self.background else "no background"
-            raise DatasetError(f"{uri} has no background of block {block}: search it again")
-        return self.background.read_file(record, _BACKGROUND_COLUMNS)
-
-    @cached_property
-    def _files(self) -> dict[str, FileRecord]:
-        """Block → its file of background matches: a run's files are named after its blocks."""
-        if self.background is None or self.background_run is None:
-            return {}
-        return matching.block_files(self.background, self.background_run)
+        chosen = self.calibration.normalization
+        if chosen is None:
+            nothing = pa.nulls(matches.num_rows, pa.float32())
+            matches = with_columns(matches, {"background": nothing, "normalized_score": nothing})
+        elif self.backgrounds:
+            mean = self.backgrounds.of(matches["query_uri"], matches["query_generation"], segments)
+            matches = with_background(matches, mean, chosen.factor)
+        return calibration.judge(matches, self.calibration, references)
 
 
 class StatedRate(BaseModel):

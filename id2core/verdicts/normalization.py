@@ -24,6 +24,7 @@ from id2core.errors import NormalizationError
 from id2core.evaluation import ranking
 from id2core.evaluation.metrics import Answers
 from id2core.evaluation.ranking import Predictions
+from id2core.search.background_rows import background_means
 from id2core.store import schemas
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -62,28 +63,6 @@ class Tuning:
     micro_ap: float
     raw_micro_ap: float
     grid: dict[tuple[float, int], float]
-
-
-def background_means(scores: NDArray[np.floating], k: int) -> NDArray[np.float64]:
-    """Return the mean of the k best background scores of each query.
-
-    Args:
-        scores: float[Q,K] in any order along K.
-        k: at most K.
-
-    Returns:
-        float64[Q].
-
-    Raises:
-        NormalizationError: there are fewer than k scores per query.
-    """
-    depth = scores.shape[1]
-    if not 1 <= k <= depth:
-        raise NormalizationError(
-            f"{depth} background scores per query, k is {k}: search the background deeper"
-        )
-    best = np.partition(scores.astype(np.float64), depth - k, axis=1)[:, depth - k :]
-    return np.asarray(best.mean(axis=1))
 
 
 def normalize(
@@ -144,9 +123,20 @@ def normalize_matches(matches: pa.Table, background: pa.Table, normalization: No
     if missing:
         raise NormalizationError(f"{missing} queries have no background score: search the background for all")
     number = pc.index_in(matches["query_uri"], value_set=queries).to_numpy()
-    # As the column keeps it: what a reader computes from the stored columns is what was stored.
     mean = background_means(best, normalization.k)[number].astype(np.float32)
-    normalized = normalize(matches["score"].to_numpy(), mean, normalization.factor).astype(np.float32)
+    return with_background(matches, mean, normalization.factor)
+
+
+def with_background(matches: pa.Table, mean: NDArray[np.float32], factor: float) -> pa.Table:
+    """Fill in `background` and `normalized_score` of matches, rows in their order; `score` stays.
+
+    Args:
+        matches: a `schemas.MATCHES` table of n rows.
+        mean: float32[n], the background of the upload of each row. In float32, as the column keeps it: what a
+            reader computes from the stored columns is what was stored.
+        factor: of the background that is subtracted.
+    """
+    normalized = normalize(matches["score"].to_numpy(), mean, factor).astype(np.float32)
     return with_columns(matches, {"background": pa.array(mean), "normalized_score": pa.array(normalized)})
 
 

@@ -18,8 +18,7 @@ from id2core.encoders.embed_job import EmbedJob
 from id2core.errors import OptionError, SearchError
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
-from id2core.search import matching
-from id2core.store import storage
+from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from tests.conftest import free_port, listening, wait_until
 
@@ -78,7 +77,7 @@ def test_every_runner_gives_the_same_rows(
         result = search.run(
             counts.embeddings, counts.embeddings, storage.join(spec.out, "matches"), execution, 3, chosen
         )
-        matches = matching.read_run(Dataset.open(storage.join(spec.out, "matches")))
+        matches = Dataset.open(storage.join(spec.out, "matches")).read(schemas.MATCHES)
         results.append((counts, result, matches))
     assert results[0] == results[1]
     assert results[0][2].num_rows == 3 * results[0][0].embedded

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_jobs import runners, search
-from id2core.errors import CalibrationError, DatasetError, LostRowsError
+from id2core.errors import CalibrationError, DatasetError, LostRowsError, StoreUnavailableError
+from id2core.runs import ledger
 from id2core.runs.execution import Execution
-from id2core.search import matching, shards
+from id2core.search import match_rows, matching, shards
+from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from id2core.verdicts import calibration
 from id2core.verdicts.calibration import Calibration
@@ -35,7 +36,7 @@ def test_the_best_references_of_every_query_over_all_shards(tmp_path: Path) -> N
         Execution.begin(),
         top_k=7,
     )
-    matches = matching.read_run(Dataset.open(str(tmp_path / "m")))
+    matches = rows_of(tmp_path / "m")
     assert (summary.queries, summary.matches, matches.num_rows) == (90, 630, 630)
     scores = queries @ references.T
     best = np.argsort(-scores, axis=1)[:, :7]
@@ -47,35 +48,46 @@ def test_the_best_references_of_every_query_over_all_shards(tmp_path: Path) -> N
     assert matches["query_uri"].to_pylist()[::7] == [f"/q/{i:06d}.jpg" for i in range(90)]
     assert matches["encoder_id"].unique().to_pylist() == ["e-1"] and matches["verdict"].null_count == 630
     [partition] = (tmp_path / "m").glob("scan_date=*")
-    assert len(list(partition.iterdir())) == 3
+    assert len(list(partition.iterdir())) == 1
 
 
-def test_again_does_nothing_and_another_top_k_adds_a_run(tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "r", unit(9, 4, 0), 2, "r")
-    write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
-    args = (Dataset.open(str(tmp_path / "r")), Dataset.open(str(tmp_path / "q")), str(tmp_path / "m"))
-    first = search.run(*args, Execution.begin(), top_k=2)
-    assert search.run(*args, Execution.begin(), top_k=2) == replace(first, resumed=True)
-    second = search.run(*args, Execution.begin(), top_k=20)
-    assert second.matches == 45  # every reference: fewer than asked for
-    assert matching.read_run(Dataset.open(args[2]), first.run_id).num_rows == 10
-    assert matching.read_run(Dataset.open(args[2])).num_rows == 45
-    with pytest.raises(DatasetError, match="no run"):
-        matching.read_run(Dataset.open(args[2]), "0000")
+def rows_of(place: Path) -> pa.Table:
+    """All rows of a matches data set, by upload and rank."""
+    table = Dataset.open(str(place)).read(schemas.MATCHES)
+    return table.sort_by([("query_uri", "ascending"), ("rank", "ascending")])
+
+
+def test_again_does_nothing_and_what_was_not_stored_is_refused(tmp_path: Path) -> None:
+    references = write_embeddings(tmp_path / "r", unit(9, 4, 0), 2, "r")
+    queries = write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
+    out = str(tmp_path / "m")
+    first = search.run(references, queries, out, Execution.begin(), top_k=20)
+    assert (first.pairs, first.matches) == (45, 45)  # every reference: fewer than asked for
+    again = search.run(references, queries, out, Execution.begin(), top_k=2)
+    assert again.resumed and (again.run_id, again.pairs, again.matches) == (first.run_id, 0, 0)
+    with pytest.raises(DatasetError, match="Give --top-k 20"):
+        search.run(references, queries, out, Execution.begin(), top_k=21)
+    some = search.run(references, queries, str(tmp_path / "f"), Execution.begin(), floor=0.2)
+    held = rows_of(tmp_path / "f")
+    scores = rows_of(tmp_path / "m")["score"].to_numpy()
+    assert some.matches == held.num_rows == (scores >= 0.2).sum() and some.pairs == 45
+    assert held["floor"].unique().to_pylist() == [np.float32(0.2)]
+    with pytest.raises(DatasetError, match="asks for all"):
+        search.run(references, queries, str(tmp_path / "f"), Execution.begin())
 
 
 def test_rows_carry_the_run_of_the_execution_that_wrote_them(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "r", unit(9, 4, 0), 2, "r")
     queries = write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
-    out = str(tmp_path / "m")
-    first, second, third = (Execution(f"run-{i}", datetime(2026, 1, i, tzinfo=UTC)) for i in (1, 2, 3))
-    for execution, top_k in ((first, 2), (second, 3), (third, 2)):
-        summary = search.run(references, queries, out, execution, top_k)
-        rows = matching.read_run(Dataset.open(out), summary.run_id)
-        assert rows["run_id"].unique().to_pylist() == [summary.run_id]
-    assert summary.run_id == first.run_id and summary.resumed
+    first, second = (Execution(f"run-{i}", datetime(2026, 1, i, tzinfo=UTC)) for i in (1, 2))
+    for execution in (first, second):
+        result = search.run(references, queries, str(tmp_path / "m"), execution, 2)
+        assert result.run_id == first.run_id
+    rows = rows_of(tmp_path / "m")
+    assert rows["run_id"].unique().to_pylist() == [first.run_id]
     assert rows["scanned_at"].unique().to_pylist() == [first.started]
-    assert set(Dataset.open(out).runs) == {first.run_id, second.run_id}
+    [event] = ledger.events(result.dataset.commit, IDS)
+    assert (event.queries, event.references, event.pairs) == ((1, 1), (1, 1), 45)
 
 
 def test_of_two_runs_with_the_same_work_the_first_to_commit_keeps_it(tmp_path: Path) -> None:
@@ -83,13 +95,12 @@ def test_of_two_runs_with_the_same_work_the_first_to_commit_keeps_it(tmp_path: P
     queries = write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
     out = str(tmp_path / "m")
     early, late = (Execution(f"run-{i}", datetime(2026, 1, 1, tzinfo=UTC)) for i in (1, 2))
-    plan = matching.make(references, queries, out, 2, late)
+    plan = match_rows.make(references, queries, out, late, 2)
     first = search.run(references, queries, out, early, 2)
-    with runners.pipeline() as pipeline:
-        search.build(pipeline, plan)
-    matches = Dataset.open(out)
-    assert list(matches.runs) == [early.run_id] and matches.commit.run_of(plan.plan_id) == early.run_id
-    assert matching.read_run(matches)["run_id"].unique().to_pylist() == [first.run_id]
+    with pytest.raises(StoreUnavailableError, match="searched meanwhile"):
+        search.run_planned(plan)
+    assert list(Dataset.open(out).runs) == [early.run_id]
+    assert rows_of(tmp_path / "m")["run_id"].unique().to_pylist() == [first.run_id]
 
 
 def thresholds(
@@ -103,75 +114,41 @@ def thresholds(
 
 def test_every_block_is_judged_as_the_whole_would_be(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "r", unit(700, 8, 0), 3, "r")
-    other_background = write_embeddings(tmp_path / "b", unit(50, 8, 2), 2, "b")
+    background = write_embeddings(tmp_path / "b", unit(50, 8, 2), 2, "b")
     queries = write_embeddings(tmp_path / "q", unit(90, 8, 1), 4, "q")
-    out, background = str(tmp_path / "m"), str(tmp_path / "bm")
-    plain = search.run(references, queries, out, Execution.begin(), 5)
-    raw = matching.read_run(Dataset.open(out))
-    beside = search.run(other_background, queries, background, Execution.begin(), 3)
-    # Not the last run of its data set, and of other rows.
-    search.run(other_background, queries, background, Execution.begin(), 1)
-    chosen = thresholds(0.3, 0.6, Normalization(factor=0.5, k=3, background_id=beside.index_id))
-    judge = Judge(chosen, Dataset.open(background), beside.run_id)
-    result = search.run(references, queries, out, Execution.begin(), 5, judge=judge)
-    judged = matching.read_run(Dataset.open(out))
-    expected = normalize_matches(
-        raw, matching.read_run(Dataset.open(background), beside.run_id), chosen.normalization
-    )
+    search.run(references, queries, str(tmp_path / "plain"), Execution.begin(), 5)
+    search.run(background, queries, str(tmp_path / "beside"), Execution.begin(), 3)
+    normalization = Normalization(factor=0.5, k=3, background_id=shards.index_id(background))
+    chosen = thresholds(0.3, 0.6, normalization)
+    place = str(tmp_path / "backgrounds")
+    for _ in range(2):
+        looked_up = search.search_background(background, queries, place, Execution.begin(), 3)
+        assert looked_up.dataset.rows == 90
+    out = str(tmp_path / "m")
+    search.run(references, queries, out, Execution.begin(), 5, judge=Judge(chosen, looked_up))
+    expected = normalize_matches(rows_of(tmp_path / "plain"), rows_of(tmp_path / "beside"), normalization)
     expected = calibration.judge(expected, chosen, 700)
+    judged = rows_of(tmp_path / "m")
     own = ["run_id", "scanned_at"]
     assert judged.drop(own).equals(expected.drop(own))
     assert set(judged["verdict"].to_pylist()) == {"match", "review", "none"}
     assert set(judged["false_positive_rate"].drop_null().to_pylist()) == {np.float32(0.1), np.float32(0.6)}
     assert judged["calibration_id"].unique().to_pylist() == [chosen.calibration_id]
-    assert result.run_id != plain.run_id
-    assert search.run(references, queries, out, Execution.begin(), 5, judge=judge) == replace(
-        result, resumed=True
-    )
-
-
-def test_another_calibration_or_background_is_another_run(tmp_path: Path) -> None:
-    for name, rows, seed in (("r", 30, 0), ("q", 6, 1), ("b1", 9, 2), ("b2", 8, 3)):
-        write_embeddings(tmp_path / name, unit(rows, 4, seed), 2, name)
-    ends = (Dataset.open(str(tmp_path / "r")), Dataset.open(str(tmp_path / "q")), str(tmp_path / "m"))
-    ids = [
-        search.run(*ends, Execution.begin(), 2, judge=Judge(thresholds(0, high))).run_id
-        for high in (0.5, 0.9)
-    ]
-    chosen = thresholds(0, 0.5, Normalization(factor=1, k=2, background_id="b"))
-    for name in ("b1", "b2"):
-        beside = search.run(
-            Dataset.open(str(tmp_path / name)),
-            Dataset.open(str(tmp_path / "q")),
-            str(tmp_path / "bm"),
-            Execution.begin(),
-            2,
-        )
-        ids.append(
-            search.run(*ends, Execution.begin(), 2, judge=Judge(chosen, beside.dataset, beside.run_id)).run_id
-        )
-    assert len(set(ids)) == 4
-    assert {matching.read_run(Dataset.open(ends[2]), run).num_rows for run in ids} == {12}
 
 
 def test_what_cannot_be_judged_is_no_matches_and_says_so(tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "r", unit(30, 4, 0), 2, "r")
-    write_embeddings(tmp_path / "q", unit(6, 4, 1), 2, "q")
-    ends = (Dataset.open(str(tmp_path / "r")), Dataset.open(str(tmp_path / "q")), str(tmp_path / "m"))
+    references = write_embeddings(tmp_path / "r", unit(30, 4, 0), 2, "r")
+    queries = write_embeddings(tmp_path / "q", unit(6, 4, 1), 2, "q")
+    others = write_embeddings(tmp_path / "o", unit(6, 4, 1), 2, "o")
+    ends = (references, queries, str(tmp_path / "m"), Execution.begin(), 2)
     with pytest.raises(CalibrationError, match="calibrated for preprocess_id other, these scores are of p"):
-        search.run(*ends, Execution.begin(), 2, judge=Judge(thresholds(0, 1, preprocess_id="other")))
+        search.run(*ends, judge=Judge(thresholds(0, 1, preprocess_id="other")))
     chosen = thresholds(0, 1, Normalization(factor=1, k=2, background_id="b"))
-    beside = search.run(
-        Dataset.open(str(tmp_path / "r")),
-        Dataset.open(str(tmp_path / "q")),
-        str(tmp_path / "bm"),
-        Execution.begin(),
-        1,
-    )
-    with pytest.raises(Exception, match="fewer than 2 background scores"):
-        search.run(*ends, Execution.begin(), 2, judge=Judge(chosen, beside.dataset, beside.run_id))
-    with pytest.raises(Exception, match="no background of block"):
-        search.run(*ends, Execution.begin(), 2, judge=Judge(chosen, beside.dataset, "0000"))
+    with pytest.raises(Exception, match="has 30 pictures, fewer than the 31"):
+        search.search_background(references, queries, str(tmp_path / "deep"), Execution.begin(), 31)
+    looked_up = search.search_background(references, others, str(tmp_path / "b"), Execution.begin(), 2)
+    with pytest.raises(Exception, match="lacks the background of"):
+        search.run(*ends, judge=Judge(chosen, looked_up))
     assert Dataset.find(ends[2]) is None
 
 
@@ -188,22 +165,23 @@ def test_nothing_on_one_side_is_no_match_and_no_error(references: int, queries: 
         judge=judge,
     )
     assert (summary.queries, summary.matches) == (queries, 0)
-    assert matching.read_run(Dataset.open(str(tmp_path / "m"))).num_rows == 0
+    assert rows_of(tmp_path / "m").num_rows == 0
 
 
 def test_a_shard_or_a_block_that_got_lost_is_noticed(tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "r", unit(9, 4, 0), 3, "r")
-    write_embeddings(tmp_path / "q", unit(5, 4, 1), 2, "q")
-    ends = (Dataset.open(str(tmp_path / "r")), Dataset.open(str(tmp_path / "q")), str(tmp_path / "m"))
-    plan = matching.make(*ends, 2, Execution.begin())
-    files = Dataset.open(str(tmp_path / "r")).files
-    blocks = tuple(matching.query_blocks(plan))
+    references = write_embeddings(tmp_path / "r", unit(9, 4, 0), 3, "r")
+    queries = write_embeddings(tmp_path / "q", unit(5, 4, 1), 2, "q")
+    plan = match_rows.make(references, queries, str(tmp_path / "m"), Execution.begin(), 2)
+    tasks = list(matching.tasks(plan, search.BLOCKS_PER_LOAD))
     with pytest.raises(Exception, match="2 shards of 3"), runners.pipeline() as pipeline:
-        _ = pipeline | beam.Create(files[:2]) | search.Search(plan, blocks, len(files))
-    shard = shards.load(plan.references, files[0])
-    written = [matching.write_block(plan, blocks[0], matching.search(plan, blocks[0], shard))]
-    with pytest.raises(LostRowsError, match="6 matches of 10"):
-        matching.commit(plan, written)
+        _ = pipeline | beam.Create(tasks[:2]) | search.Search(plan, search.blocks_of(tasks))
+    [block, _] = search.blocks_of(tasks).values()
+    pairs, candidates = matching.search(plan, block.block, matching.load_shard(plan, tasks[0][0]))
+    written = matching.write_block(plan, block.block, pairs, candidates)
+    with pytest.raises(LostRowsError, match="9 pairs of 45"):
+        matching.commit(plan, matching.bins([written]))
+    with pytest.raises(LostRowsError, match="2 matches of 6"):
+        matching.write_block(plan, block.block, pairs, candidates.slice(0, 2))
     assert Dataset.find(str(tmp_path / "m")) is None
 
 

@@ -21,11 +21,11 @@ from id2core.encoders.registry import load_encoder
 from id2core.errors import CalibrationError, DatasetError, OptionError, StorageError, TruthError
 from id2core.runs import records
 from id2core.runs.execution import Execution
-from id2core.search import matching, shards
+from id2core.search import exact, shards
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms import files
-from id2core.transforms.files import WEIGHTS, save_half
+from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, judging
 from id2core.verdicts.calibration import Calibration
@@ -112,7 +112,7 @@ def test_a_scan_takes_what_belongs_to_its_encoder_and_says_so(
     assert summary["calibration"]["from"] == "bundled" and sum(summary["verdicts"].values()) == 3
     assert summary["verdicts"]["match"] >= 2  # both copies
     assert summary["groups"]["small"]["accuracy"] == 1.0 and summary["groups"]["small"]["of"] == 2
-    matches = matching.read_run(Dataset.open(str(tmp_path / "out/matches")))
+    matches = id2.matches(str(tmp_path / "out"))
     assert matches["verdict"].null_count == 0
     assert matches["transform_id"].unique().to_pylist() == [bundled.transform_id]
     assert scan(**given) == summary
@@ -167,12 +167,18 @@ def test_scores_are_normalized_by_the_background_of_the_calibration(
     summary = scan(**given)
     assert summary["calibration"]["calibration_id"] == chosen.calibration_id
     assert summary["calibration"]["background"] == str(tmp_path / "images/background/embeddings")
-    matches = matching.read_run(Dataset.open(str(tmp_path / "images/matches"))).to_pylist()
+    matches = id2.matches(str(tmp_path / "images")).to_pylist()
     for row in matches:
         assert row["normalized_score"] == pytest.approx(row["score"] - 0.5 * row["background"], abs=1e-6)
         assert row["verdict"] in ("match", "review", "none")
-    background_rows = matching.read_run(Dataset.open(str(tmp_path / "images/background/matches"))).to_pylist()
-    beside = [row["score"] for row in background_rows if row["query_uri"] == matches[0]["query_uri"]]
+    place = tmp_path / "images/queries/backgrounds"
+    uploads = {row["uri"]: row for row in Dataset.open(str(place)).read(schemas.BACKGROUNDS).to_pylist()}
+    assert {row["query_uri"]: row["background"] for row in matches} == {
+        uri: row["background"] for uri, row in uploads.items()
+    }
+    latents = Dataset.open(str(tmp_path / "images/queries/embeddings")), held
+    [alone] = exact.search(latents[1], latents[0], [load_transform("auto", held.ids["encoder_id"])], 2)
+    beside = [row["score"] for row in alone.to_pylist() if row["query_uri"] == matches[0]["query_uri"]]
     assert len(beside) == 2 and matches[0]["background"] == pytest.approx(sum(beside) / 2)
     assert scan(**given) == summary
 
@@ -186,7 +192,7 @@ def test_a_new_upload_is_found_without_embedding_the_rest_again(
     scene(7).save(tmp_path / "in/uploads/new.bmp")
     summary = scan(**arguments(tmp_path / "in", tmp_path / "out", tiny_vae))
     assert summary["counts"]["queries"] == 4
-    matches = matching.read_run(Dataset.open(str(tmp_path / "out/matches")))
+    matches = id2.matches(str(tmp_path / "out"))
     best = dict(
         zip(matches["query_uri"].to_pylist()[::8], matches["reference_uri"].to_pylist()[::8], strict=True)
     )
@@ -248,7 +254,7 @@ def test_one_run_id_joins_matches_runs_rejects_and_summary(
     pictures: Path, tiny_vae: str, tmp_path: Path
 ) -> None:
     summary = scan(**arguments(pictures, tmp_path, tiny_vae))
-    matches = matching.read_run(Dataset.open(str(tmp_path / "matches")))
+    matches = id2.matches(str(tmp_path))
     joined = matches.join(
         Dataset.open(str(tmp_path / "runs")).read(schemas.RUNS), "run_id", join_type="inner"
     )
@@ -357,9 +363,7 @@ def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(
     subprocess.run(
         [id2_command, *SCAN, out], cwd=undisturbed, env=environment, check=True, capture_output=True
     )
-    resumed, whole = (
-        matching.read_run(Dataset.open(str(o / "matches"))) for o in (out, undisturbed / "whole")
-    )
+    resumed, whole = (id2.matches(str(o)) for o in (out, undisturbed / "whole"))
     assert resumed.num_rows == 120 and resumed["verdict"].null_count == 0
     assert resumed.drop(["scanned_at", "run_id"]).equals(whole.drop(["scanned_at", "run_id"]))
     for side in ("reference", "queries"):
@@ -392,10 +396,11 @@ def test_pictures_without_content_match_none(least: float | None, tmp_path: Path
     chosen = calibrated(ids | {"transform_id": "identity"}, 0.9).model_copy(update={"content": least})
     chosen.save(str(tmp_path / "calibration.json"))
     given = {"reference": str(references), "queries": str(uploads), "encoder": "pdq", "transform": "none"}
+    given["keep"] = "all"
     summary = scan(**given, calibration=f"{tmp_path}/calibration.json", out=str(tmp_path / "out"))
     assert summary["verdicts"] == {"match": 1 if least else 3, "review": 0, "none": 2 if least else 0}
     assert summary["verdict_reasons"] == ({"no_content": 2} if least else {})
-    found = matching.read_run(Dataset.open(str(tmp_path / "out" / "matches")))
+    found = id2.matches(str(tmp_path / "out"))
     reasons = set(zip(found["verdict"].to_pylist(), found["verdict_reason"].to_pylist(), strict=True))
     assert reasons == (
         {("match", None), ("none", "no_content")} if least else {("match", None), ("none", None)}
@@ -404,7 +409,7 @@ def test_pictures_without_content_match_none(least: float | None, tmp_path: Path
 
 
 def rows_of(out: Path, run_id: str) -> list[tuple[str, int, str, float]]:
-    found = matching.read_run(Dataset.open(str(out / "matches")), run_id)
+    found = id2.matches(str(out))
     columns = (found[name].to_pylist() for name in ("query_uri", "rank", "reference_uri", "score"))
     return list(zip(*columns, strict=True))
 

@@ -28,7 +28,6 @@ from id2core.reports.inputs import ReportInputs
 from id2core.reports.page import _listed, _thumbnail, read_summary, render, save_report
 from id2core.reports.summary import summarize
 from id2core.runs.execution import Execution
-from id2core.search import matching
 from id2core.settings import Settings
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
@@ -100,15 +99,8 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
     fill(queries, {**uploads, **broken_uploads})
     for folder, name in ((reference, "reference"), (queries, "queries")):
         embed.run(EmbedJob(str(folder), str(out / name), transform="none"), Execution.begin())
-    # An earlier run in the same data set, of which nothing may be counted.
-    for top_k in (1, 4):
-        result = search.run(
-            Dataset.open(str(out / "reference/embeddings")),
-            Dataset.open(str(out / "queries/embeddings")),
-            f"{out}/matches",
-            Execution.begin(),
-            top_k,
-        )
+    held, asked = (Dataset.open(str(out / name / "embeddings")) for name in ("reference", "queries"))
+    result = search.run(held, asked, f"{out}/matches", Execution.begin(), 4)
     truth = {
         str(queries / "u0.jpg"): str(reference / "r0.png"),
         str(queries / "u1.jpg"): str(reference / "a/again.png"),
@@ -183,7 +175,7 @@ def test_the_summary_says_what_the_data_sets_say(scan: Scan) -> None:
     }
     assert (summary["run_id"], summary["top_k"], summary["verdicts"]) == ("scan-1", 4, {})
     assert summary["encoder_id"].startswith("mini-") and summary["transform_id"] == "identity"
-    rows = matching.read_run(scan.inputs.matches).to_pylist()
+    rows = scan.inputs.current.read().to_pylist()
     best = sorted(row["score"] for row in rows if row["rank"] == 1)
     quantiles = summary["score_quantiles"]
     assert (quantiles["n"], quantiles["min"], quantiles["max"]) == pytest.approx(
@@ -227,20 +219,14 @@ def test_the_measures_stand_beside_the_accuracy_with_their_intervals(scan: Scan)
     assert all(word in text for word in ("Acc50%", "mAP62.5%", "R@P9025%", "jpeg4450%62.5%"))
 
 
-def test_an_earlier_run_can_be_reported(scan: Scan) -> None:
-    earlier = min(scan.inputs.matches.runs.items(), key=lambda run: run[1]["matches"])[0]
-    summary = as_json(
-        summarize(
-            replace(
-                scan.inputs,
-                search_run=earlier,
-                run=scan.inputs.run.model_copy(update={"config": CONFIG.model_copy(update={"top_k": 1})}),
-                truth=None,
-            )
-        )
-    )
+def test_a_report_of_one_run_and_of_fewer_matches_an_upload(scan: Scan) -> None:
+    fewer = scan.inputs.run.model_copy(update={"config": CONFIG.model_copy(update={"top_k": 1})})
+    summary = as_json(summarize(replace(scan.inputs, run=fewer, truth=None)))
     assert (summary["counts"]["matches"], summary["top_k"]) == (6, 1)
     assert summary["accuracy"] is None and summary["histogram"]["series"].keys() == {"all"}
+    nothing = as_json(summarize(replace(scan.inputs, only_run=True, search_run="another")))
+    assert nothing["counts"]["matches"] == 0
+    assert as_json(summarize(replace(scan.inputs, only_run=True)))["counts"]["matches"] == 24
 
 
 def test_names_and_details_stay_text(scan: Scan) -> None:
@@ -290,7 +276,7 @@ NORMALIZATION = calibration.Normalization(factor=0.5, k=1, background_id="flat-b
 @pytest.fixture
 def judged(scan: Scan, tmp_path: Path) -> ReportInputs:
     """The scan with verdicts on scores that order the queries the other way round than the raw ones."""
-    table = matching.read_run(scan.inputs.matches)
+    table = scan.inputs.current.read()
     scores = table["score"].to_numpy()
     moved = {"background": 4 * scores, "normalized_score": scores - 2 * scores}
     table = normalization.with_columns(table, {name: pa.array(x) for name, x in moved.items()})

@@ -19,7 +19,6 @@ from id2core.errors import DatasetError
 from id2core.runs import records
 from id2core.runs.execution import Execution
 from id2core.runs.records import Run, Status, recorded
-from id2core.search import matching
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Dataset
 from tests.drawing import draw_photos
@@ -184,7 +183,7 @@ def test_every_row_of_an_execution_joins_its_run(tiny_vae: str, tmp_path: Path) 
         embedded = embed.run(job, recorder.execution)
         embeddings = Dataset.open(storage.join(out, "embeddings"))
         result = search.run(embeddings, embeddings, storage.join(out, "matches"), recorder.execution, 2)
-    matches = matching.read_run(Dataset.open(storage.join(out, "matches")))
+    matches = Dataset.open(storage.join(out, "matches")).read(schemas.MATCHES)
     joined = matches.join(table(out), "run_id", join_type="inner")
     assert joined.num_rows == matches.num_rows == 6
     rejects = Dataset.open(storage.join(out, "rejects")).read(schemas.REJECTS)

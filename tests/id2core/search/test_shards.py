@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from id2core.errors import DatasetError, SearchError
 from id2core.runs.execution import Execution
-from id2core.search import indexes, matching, shards
+from id2core.search import indexes, match_rows, matching, shards
 from tests.descriptor_sets import unit, write_embeddings
 from tests.toy_index import EvenRows
 
@@ -126,13 +126,13 @@ def test_a_new_index_is_a_class_and_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(indexes.INDEXES, "even", EvenRows)
     references = write_embeddings(tmp_path / "r", unit(9, 8, 0), 1, "r")
     queries = write_embeddings(tmp_path / "q", unit(3, 8, 1), 1, "q")
-    planned = partial(matching.make, references, queries, str(tmp_path / "m"), 7, Execution.begin())
+    planned = partial(match_rows.make, references, queries, str(tmp_path / "m"), Execution.begin(), 7)
     plan = planned(index="even")
-    assert plan.index_id == f"even-{references.digest}"
+    assert shards.index_id(references, "even") == f"even-{references.digest}"
     assert plan.plan_id != planned().plan_id
-    [block] = matching.query_blocks(plan)
-    matches = matching.search(plan, block, shards.load(references, references.files[0], plan.index))
-    assert matches.num_rows == 3 * 5  # all that it can find
+    [(file, [block])] = matching.tasks(plan, 1)
+    pairs, matches = matching.search(plan, block, matching.load_shard(plan, file))
+    assert pairs == 27 and matches.num_rows == 3 * 5  # all that it can find
     assert set(matches["reference_id"].to_pylist()) == {f"r{i:06d}" for i in range(0, 9, 2)}
     with pytest.raises(SearchError, match="no index 'odd': choose flat, even"):
         planned(index="odd")

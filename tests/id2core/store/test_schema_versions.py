@@ -12,7 +12,7 @@ import pytest
 
 from id2core.errors import DatasetError
 from id2core.search import matching, shards
-from id2core.search.matching import MatchConstants
+from id2core.search.match_rows import MatchConstants
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset
 from tests.descriptor_sets import unit, write_embeddings

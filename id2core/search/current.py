@@ -1,0 +1,240 @@
+"""The matches of what stands now: of all runs, with ranks over all of them.
+
+The rows of `matches/` are facts of single searches. Here are those whose upload and reference stand in their
+corpora, put together by upload. `infra/sql/` has the same as views for dashboards.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from id2core.runs import histories
+from id2core.search import shards
+from id2core.store import schemas
+from id2core.store.datasets import Dataset
+
+# Rows that are put together at once, 1 kB each at most.
+ROWS_AT_ONCE = 500_000
+_UPLOAD = ["query_uri", "query_generation"]
+_PAIR = [*_UPLOAD, "reference_id", "encoder_id", "transform_id", "channel"]
+VERDICT_COLUMNS = ("verdict", "verdict_reason", "false_positive_rate", "calibration_id")
+_KEYS = [
+    *_UPLOAD,
+    "channel",
+    "rank",
+    "score",
+    "reference_id",
+    "reference_uri",
+    "encoder_id",
+    "transform_id",
+    "run_id",
+]
+_ORDER = [
+    ("query_uri", "ascending"),
+    ("query_generation", "ascending"),
+    ("score", "descending"),
+    ("reference_id", "ascending"),
+]
+
+
+@dataclass(frozen=True)
+class CurrentMatches:
+    """The matches of what stands in two corpora.
+
+    Attributes:
+        matches: of all runs.
+        references, queries: embeddings data sets, as they are now.
+        top_k: matches of an upload, the best.
+        run_id: only pairs that this run found; None for all.
+        verdicts: later verdicts of pairs, of which the newest counts; None where there are none.
+        calibration_id: other verdicts are left out, and so are normalized scores without a calibration.
+    """
+
+    matches: Dataset
+    references: Dataset
+    queries: Dataset
+    top_k: int
+    run_id: str | None = None
+    verdicts: Dataset | None = None
+    calibration_id: str | None = None
+
+    def tables(self, columns: Iterable[str] | None = None) -> Iterator[pa.Table]:
+        """Yield matches, all those of an upload in one table, ordered by upload and rank.
+
+        Args:
+            columns: of `schemas.MATCHES`; by default all.
+
+        Raises:
+            DatasetError: a file is gone or damaged.
+        """
+        wanted = list(columns) if columns is not None else schemas.MATCHES.names
+        verdicts = [] if set(VERDICT_COLUMNS).isdisjoint(wanted) else VERDICT_COLUMNS
+        read = list(dict.fromkeys([*wanted, *_KEYS, *verdicts]))
+        number = max(1, -(-self.matches.rows // ROWS_AT_ONCE))
+        with tempfile.TemporaryDirectory() as folder:
+            parts = _by_upload(self._chosen(read), number, Path(folder, "matches"))
+            judged = _by_upload(self._later_verdicts(), number, Path(folder, "verdicts"))
+            for table, later in zip(parts, judged, strict=True):
+                if table.num_rows:
+                    yield self._ranked(self._judged(table, later)).select(wanted)
+
+    def _later_verdicts(self) -> Iterator[pa.Table]:
+        yield schemas.VERDICTS.empty_table()
+        yield from self.verdicts.tables() if self.verdicts else ()
+
+    def _judged(self, table: pa.Table, later: pa.Table) -> pa.Table:
+        """Return rows with the newest verdict of each pair, and without verdicts of other calibrations."""
+        names = [name for name in VERDICT_COLUMNS if name in table.column_names]
+        columns = {name: table[name] for name in names}
+        if names and later.num_rows:
+            known, newest = _newest(later, table)
+            columns = {name: pc.if_else(known, newest[name], table[name]) for name in names}
+        if names:
+            own = pc.equal(columns["calibration_id"], self.calibration_id or "")
+            own = pc.fill_null(own, False)
+            columns = {name: pc.if_else(own, c, pa.scalar(None, c.type)) for name, c in columns.items()}
+        if self.calibration_id is None:
+            nothing = pa.nulls(table.num_rows, pa.float32())
+            columns |= {"background": nothing, "normalized_score": nothing}
+        arrays = [columns.get(name, table[name]) for name in table.column_names]
+        return pa.Table.from_arrays(arrays, schema=table.schema)
+
+    def read(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """Return all matches as one table, ordered by upload and rank; see `tables`."""
+        wanted = list(columns) if columns is not None else schemas.MATCHES.names
+        tables = [schemas.MATCHES.empty_table().select(wanted), *self.tables(wanted)]
+        return pa.concat_tables(tables).sort_by(
+            [(n, "ascending") for n in ("query_uri", "rank") if n in wanted]
+        )
+
+    def _chosen(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Yield the rows of what stands, file by file."""
+        yield schemas.MATCHES.empty_table().select(columns)
+        for table in self.matches.tables(columns):
+            for name in ("encoder_id", "transform_id"):
+                table = table.filter(pc.equal(table[name], self.references.ids[name]))
+            if self.run_id is not None:
+                table = table.filter(pc.equal(table["run_id"], self.run_id))
+            keep = self._pictures.has(table["reference_id"]) & self._uploads.has(table.select(_UPLOAD))
+            yield table.filter(pa.array(keep))
+
+    def _ranked(self, table: pa.Table) -> pa.Table:
+        """Return the best rows of each upload, ranked anew, each with a URI where its reference is."""
+        ordered = table.sort_by(_ORDER)
+        keys = histories.row_keys(ordered.select(_UPLOAD))
+        starts = np.cumsum(np.append(False, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
+        ranks = shards.ranks(starts) + 1
+        kept = ordered.filter(pa.array(ranks <= self.top_k))
+        columns = {
+            "rank": pa.array(ranks[ranks <= self.top_k], pa.int32()),
+            "reference_uri": self._pictures.uris(kept["reference_id"]),
+        }
+        arrays = [columns.get(name, kept[name]) for name in kept.column_names]
+        return pa.Table.from_arrays(arrays, schema=kept.schema)
+
+    @cached_property
+    def _pictures(self) -> _Pictures:
+        ids = [t["reference_id"].unique() for t in self.matches.tables(["reference_id"])]
+        return _Pictures.find(self.references, pa.chunked_array(ids, pa.string()).unique())
+
+    @cached_property
+    def _uploads(self) -> _Uploads:
+        uploads = (t.group_by(_UPLOAD).aggregate([]) for t in self.matches.tables(_UPLOAD))
+        keys = [histories.row_keys(table.select(_UPLOAD)) for table in uploads]
+        return _Uploads.find(self.queries, np.unique(np.concatenate([np.empty(0, "S16"), *keys])))
+
+
+def _newest(later: pa.Table, pairs: pa.Table) -> tuple[pa.Array, pa.Table]:
+    """Return which pairs have a later verdict, bool[n], and n rows: theirs, or any others."""
+    ordered = later.sort_by([("judged_at", "descending"), ("run_id", "descending")])
+    keys, first = np.unique(histories.row_keys(ordered.select(_PAIR)), return_index=True)
+    own = histories.row_keys(pairs.select(_PAIR))
+    places = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
+    return pa.array(keys[places] == own), ordered.take(pa.array(first[places]))
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Reference pictures that were matched and stand in the corpus.
+
+    Attributes:
+        ids: their image_id.
+        places: of each the first URI.
+    """
+
+    ids: pa.Array
+    places: pa.Array
+
+    @staticmethod
+    def find(references: Dataset, ids: pa.Array) -> _Pictures:
+        """Look for pictures in a corpus."""
+        standing = [
+            table.filter(pc.is_in(table["image_id"], value_set=ids))
+            for table in references.tables(["image_id", "uri"])
+        ]
+        if not standing:
+            return _Pictures(*(pa.array([], pa.string()),) * 2)
+        first = pa.concat_tables(standing).group_by("image_id").aggregate([("uri", "min")])
+        return _Pictures(first["image_id"].combine_chunks(), first["uri_min"].combine_chunks())
+
+    def has(self, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Return which pictures stand in the corpus, bool[n]."""
+        return np.asarray(pc.is_in(ids, value_set=self.ids).to_numpy(), bool)
+
+    def uris(self, ids: pa.ChunkedArray) -> pa.Array:
+        """Return the first URI of each picture."""
+        return self.places.take(pc.index_in(ids, value_set=self.ids).combine_chunks())
+
+
+@dataclass(frozen=True)
+class _Uploads:
+    """Uploads that have matches and stand in the corpus, by key, sorted."""
+
+    keys: NDArray[np.bytes_]
+
+    @staticmethod
+    def find(queries: Dataset, wanted: NDArray[np.bytes_]) -> _Uploads:
+        """Look for uploads in a corpus."""
+        tables = queries.tables(["uri", "generation"])
+        held = [np.intersect1d(histories.row_keys(table), wanted) for table in tables]
+        return _Uploads(np.unique(np.concatenate([np.empty(0, "S16"), *held])))
+
+    def has(self, uploads: pa.Table) -> NDArray[np.bool_]:
+        """Return which uploads stand in the corpus, bool[n]."""
+        return np.isin(histories.row_keys(uploads), self.keys)
+
+
+def _by_upload(tables: Iterator[pa.Table], number: int, folder: Path) -> Iterator[pa.Table]:
+    """Yield rows in some parts with all those of an upload in one, through files where there are several."""
+    if number == 1:
+        yield pa.concat_tables(tables)
+        return
+    folder.mkdir()
+    paths = [folder / f"{i}.arrow" for i in range(number)]
+    _spill(tables, paths)
+    for path in paths:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            yield reader.read_all()
+
+
+def _spill(tables: Iterator[pa.Table], paths: list[Path]) -> None:
+    """Share rows out among files by upload."""
+    with ExitStack() as stack:
+        writers: list[pa.RecordBatchFileWriter] = []
+        for table in tables:
+            if not writers:
+                writers = [stack.enter_context(pa.ipc.new_file(str(path), table.schema)) for path in paths]
+            keys = histories.row_keys(table.select(_UPLOAD))
+            number = np.frombuffer(keys.tobytes(), np.uint64)[::2] % len(paths)
+            for i, writer in enumerate(writers):
+                writer.write_table(table.filter(pa.array(number == i)))

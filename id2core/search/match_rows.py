@@ -1,0 +1,282 @@
+"""What a search appends to `matches/`: pairs with scores and verdicts, and an event of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import JsonValue
+
+from id2core.errors import DatasetError, StoreUnavailableError
+from id2core.runs import ledger
+from id2core.runs.execution import Execution
+from id2core.runs.ledger import Event, Span
+from id2core.search import matching, scope, shards
+from id2core.search.indexes import FLAT
+from id2core.search.matching import SearchPlan
+from id2core.search.results import SearchResult
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Commit, Dataset, FileRecord
+
+MATCHES = "matches"
+# What a match was found by: the whole upload, by its latent.
+VIEW, CHANNEL = "whole", "latent"
+_INFORMATION = "information"
+
+
+class Judge(Protocol):
+    """Gives verdicts to matches; `verdicts.judging.Judge` is one."""
+
+    @property
+    def calibration_id(self) -> str:
+        """Name of the calibration."""
+        ...
+
+    @property
+    def score(self) -> str:
+        """The column of `matches/` that is judged."""
+        ...
+
+    def check_ids(self, ids: Mapping[str, str]) -> None:
+        """Raise where scores of these ids cannot be judged."""
+        ...
+
+    def judge(self, matches: pa.Table, references: int, segments: frozenset[str] | None) -> pa.Table:
+        """Return matches of uploads of some segments with their verdicts, rows in their order."""
+        ...
+
+
+@dataclass(frozen=True)
+class MatchRows:
+    """Facts: rows of `matches/`, each pair once.
+
+    Attributes:
+        event: what the ledger says once the search is committed.
+        known: events of the ledger that the search was planned with.
+        started: `scanned_at` of the rows.
+        corpus: rows of the references.
+        judge: gives the verdicts; None for none.
+    """
+
+    event: Event
+    known: tuple[Event, ...]
+    started: datetime
+    corpus: int
+    judge: Judge | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the rows."""
+        return schemas.MATCHES
+
+    @property
+    def folder(self) -> str:
+        """The partition of the run's day."""
+        return f"scan_date={self.started.date().isoformat()}/"
+
+    def rows(self, plan: SearchPlan, queries: pa.Table, candidates: pa.Table) -> pa.Table:
+        """Return the candidates of a block with their verdicts, less those below the floor."""
+        event, judge = self.event, self.judge
+        table = to_matches(
+            queries,
+            candidates,
+            MatchConstants(
+                encoder_id=event.ids["encoder_id"],
+                transform_id=event.ids["transform_id"],
+                index_id=event.index_id,
+                run_id=plan.execution.run_id,
+                scanned_at=self.started,
+                floor=event.floor,
+            ),
+        )
+        if judge:
+            segments = frozenset(queries["run_id"].unique().to_pylist())
+            table = judge.judge(table, self.corpus, segments)
+        if event.floor is None:
+            return table
+        scores = table[judge.score if judge else "score"]
+        return table.filter(pc.greater_equal(scores, pa.scalar(event.floor, pa.float32())))
+
+    def sorted(self, rows: pa.Table) -> pa.Table:
+        """Return rows in the order of `schemas.MATCHES_ORDER`."""
+        return rows.sort_by(list(schemas.MATCHES_ORDER))
+
+    def commit(self, plan: SearchPlan, files: tuple[FileRecord, ...]) -> Dataset:
+        """Add files and event.
+
+        Raises:
+            StoreUnavailableError: another run has searched meanwhile.
+        """
+        run_id = plan.execution.run_id
+
+        def add(present: Commit | None) -> Commit:
+            base = present or Commit(MATCHES, run_id, {})
+            own = ledger.events_of(base, run_id)
+            if self.event in own:
+                return base
+            if tuple(ledger.events(base, self.event.ids)) != self.known:
+                raise StoreUnavailableError(f"{plan.out}: another run has searched meanwhile. Run again")
+            searched: list[JsonValue] = [event.model_dump(mode="json") for event in (*own, self.event)]
+            counts: dict[str, JsonValue] = base.runs.get(run_id, {}) | {ledger.EVENTS: searched}
+            runs = base.runs | {run_id: counts}
+            return replace(base, run_id=run_id, files=(*base.files, *files), runs=runs)
+
+        return datasets.update_commit(plan.out, add, plan.last)
+
+
+def make(
+    references: Dataset,
+    queries: Dataset,
+    out: str,
+    execution: Execution,
+    top_k: int,
+    judge: Judge | None = None,
+    index: str = FLAT,
+    floor: float | None = None,
+    span: Span | None = None,
+) -> SearchPlan:
+    """Check that two embeddings data sets can be compared, and judged so, and find the pairs to score.
+
+    Args:
+        references, queries: embeddings.
+        out: URI of the matches data set.
+        execution: gives new rows their run_id and time.
+        top_k: references kept per upload.
+        judge: gives the verdicts; None for none.
+        index: a name of `indexes.INDEXES`, by which the references are searched.
+        floor: least score of a pair that is stored, of the score that is judged; None for all.
+        span: first and last number of the query segments; by default all.
+
+    Raises:
+        DatasetError: their encoder, transform or preprocessing differ, or `out` holds matches of which fewer
+            were stored than are asked for.
+        SearchError: there is no such index.
+        CalibrationError: the calibration is for other scores.
+    """
+    ids = matching.check_comparable(references, queries, top_k, index)
+    if judge:
+        judge.check_ids(ids)
+    last = Dataset.find_own(out)
+    check_layout(last)
+    events = ledger.events(last.commit, ids) if last else []
+    check_stored(out, events, top_k, floor)
+    span = span or scope.whole(queries)
+    todo = scope.find(references, queries, events, span)
+    event = Event(
+        queries=span,
+        references=scope.whole(references),
+        query_version=queries.commit.version,
+        reference_version=references.commit.version,
+        pairs=todo.pairs if todo else 0,
+        ids=ids,
+        index_id=shards.index_id(references, index),
+        top_k=top_k,
+        floor=floor,
+        calibration_id=judge.calibration_id if judge else None,
+    )
+    return SearchPlan(
+        references=references,
+        queries=queries,
+        out=out,
+        last=last,
+        scope=todo,
+        top_k=top_k,
+        index=index,
+        plan_id=datasets.digest_of(event.model_dump(), len(events)),
+        execution=execution,
+        product=MatchRows(event, tuple(events), execution.started, references.rows, judge),
+    )
+
+
+def check_layout(matches: Dataset | None) -> None:
+    """Raise DatasetError where an earlier version of this program wrote matches, without a ledger."""
+    if matches and not any(ledger.events_of(matches.commit, run_id) for run_id in matches.runs):
+        raise DatasetError(
+            f"{matches.uri} was written by an earlier version, which kept no record of what was searched. "
+            "Rename or remove matches/ and scan again: the embeddings beside it are used as they are"
+        )
+
+
+def check_stored(out: str, events: Iterable[Event], top_k: int, floor: float | None) -> None:
+    """Raise DatasetError when earlier searches stored fewer pairs than are asked for now."""
+    for event in events:
+        if event.top_k < top_k:
+            raise DatasetError(
+                f"{out} keeps {event.top_k} matches of an upload, this run asks for {top_k}: what was not "
+                f"stored would have to be searched again. Give --top-k {event.top_k}, or another --out"
+            )
+        if event.floor is not None and (floor is None or floor < event.floor):
+            asked = "all" if floor is None else f"those of {floor:.4f} or more"
+            raise DatasetError(
+                f"{out} keeps pairs with a score of {event.floor:.4f} or more, this run asks for {asked}: "
+                "what was not stored would have to be searched again. Write to another --out"
+            )
+
+
+def result(plan: SearchPlan, matches: Dataset) -> SearchResult:
+    """Return the result of a search that `matches` holds."""
+    searched = [run_id for run_id in matches.runs if ledger.events_of(matches.commit, run_id)]
+    return SearchResult(
+        dataset=matches,
+        run_id=searched[-1] if searched else plan.execution.run_id,
+        queries=plan.queries.rows,
+        matches=sum(file.rows for file in matches.files if file.belongs_to(plan.plan_id)),
+        pairs=plan.scope.pairs if plan.scope else 0,
+        index_id=shards.index_id(plan.references, plan.index),
+        corpus=plan.references.rows,
+        resumed=plan.scope is None,
+    )
+
+
+@dataclass(frozen=True)
+class MatchConstants:
+    """Columns of `matches/` that are the same in every row of a search."""
+
+    encoder_id: str
+    transform_id: str
+    index_id: str
+    run_id: str
+    scanned_at: datetime
+    floor: float | None = None
+    view: str = VIEW
+    channel: str = CHANNEL
+
+
+def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstants) -> pa.Table:
+    """Return merged candidates as a `schemas.MATCHES` table, rows in their order.
+
+    Args:
+        queries: `image_id` and `uri`, and where known `generation` and `information`, of the queries that
+            `query_row` counts.
+        candidates: a `shards.CANDIDATES` table.
+        constants: columns that are the same in every row. Columns of neither are null: not known yet.
+    """
+    rows = candidates["query_row"]
+    asked = queries.take(rows)
+    both = (_or_null(asked, _INFORMATION, pa.float32()), candidates["reference_information"])
+    least = np.fmin(*(column.to_numpy().astype(np.float32) for column in both))
+    columns = {
+        "query_id": asked["image_id"],
+        "query_uri": asked["uri"],
+        "query_generation": _or_null(asked, "generation", pa.string()),
+        "rank": pa.array(shards.ranks(rows.to_numpy()) + 1, pa.int32()),
+        **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
+        _INFORMATION: pa.array(least, pa.float32(), from_pandas=True),
+    }
+    arrays = [
+        columns[field.name]
+        if field.name in columns
+        else pa.repeat(pa.scalar(getattr(constants, field.name, None), field.type), len(rows))
+        for field in schemas.MATCHES
+    ]
+    return pa.Table.from_arrays(arrays, schema=schemas.MATCHES)
+
+
+def _or_null(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    known = name in table.column_names
+    return table[name] if known else pa.chunked_array([pa.nulls(table.num_rows, kind)])

@@ -1,0 +1,138 @@
+"""What a search has to do: which uploads and reference pictures no search has brought together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from id2core.runs import histories, ledger
+from id2core.runs.histories import Classes
+from id2core.runs.ledger import Event, Span
+from id2core.store import datasets
+from id2core.store.datasets import Dataset, FileRecord
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The pairs of a search, by classes of both sides.
+
+    Attributes:
+        span: first and last number of the query segments.
+        queries, references: classes of the rows.
+        open: bool[Q,R], which classes of uploads are to meet which classes of pictures.
+    """
+
+    span: Span
+    queries: Classes
+    references: Classes
+    open: NDArray[np.bool_]
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs are to be scored."""
+        return int(self.queries.counts @ self.open @ self.references.counts)
+
+    @property
+    def uploads(self) -> int:
+        """How many uploads have a pair that is to be scored."""
+        return int(self.queries.counts[(self.open @ self.references.counts) > 0].sum())
+
+    def depth(self, top_k: int) -> NDArray[np.int64]:
+        """Return how many matches an upload of each class has at most, int64[Q]."""
+        return np.minimum(self.open @ self.references.counts, top_k)
+
+    def meet(self, queries: FileRecord, references: FileRecord) -> bool:
+        """Return whether two files hold a pair that is to be scored."""
+        rows, columns = self.queries.in_file[queries.name], self.references.in_file[references.name]
+        return bool(self.open[np.ix_(rows, columns)].any())
+
+    def query_files(self, queries: Dataset) -> list[FileRecord]:
+        """Return the files with uploads of the scope."""
+        return [file for file in queries.files if len(self.queries.in_file.get(file.name, ()))]
+
+    def reference_files(self, references: Dataset) -> list[FileRecord]:
+        """Return the files with pictures that are to be searched."""
+        wanted = np.flatnonzero(self.open.any(axis=0))
+        in_file = self.references.in_file
+        return [file for file in references.files if np.isin(in_file[file.name], wanted).any()]
+
+
+def find(references: Dataset, queries: Dataset, events: list[Event], span: Span) -> Scope | None:
+    """Return what is left to do for the uploads of some segments; None where nothing is.
+
+    Args:
+        references, queries: embeddings data sets.
+        events: of the ledger, with the ids of these data sets.
+        span: first and last number of the query segments.
+    """
+    if is_done(references, queries, events, span):
+        return None
+    asked, held = histories.of_uploads(queries, span), histories.of_pictures(references)
+    open_pairs = ~ledger.covered(events, asked.histories, held.histories)
+    return Scope(span, asked, held, open_pairs) if open_pairs.any() else None
+
+
+def every_row(references: Dataset, queries: Dataset, segments: Iterable[str]) -> Scope | None:
+    """Return all pairs of the uploads of some segments with the rows of a corpus; None where there are none.
+
+    Rows count one by one here, also of a picture that has several.
+
+    Args:
+        references, queries: embeddings data sets.
+        segments: run_ids of the query segments.
+    """
+    chosen = set(segments)
+    segments = datasets.segments_of(queries)
+    numbers = [segments[name].number for name in chosen]
+    if not numbers:
+        return None
+    span = min(numbers), max(numbers)
+    asked = histories.of_uploads(queries, span)
+    wanted = [i in {asked.of_segment[name] for name in chosen} for i in range(len(asked.histories))]
+    asked = histories.only(asked, np.array(wanted, bool))
+    open_pairs = np.array(wanted, bool)[:, None]
+    return Scope(span, asked, histories.one_class(references), open_pairs)
+
+
+def whole(dataset: Dataset) -> Span:
+    """Return the span of all segments of a corpus; (1, 0) for an empty one."""
+    numbers = [segment.number for segment in datasets.segments_of(dataset).values()]
+    return (min(numbers), max(numbers)) if numbers else (1, 0)
+
+
+def by_references(
+    labels: NDArray[np.int64], columns: NDArray[np.int64], is_open: NDArray[np.bool_]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Group uploads by the reference rows that they are to meet.
+
+    Args:
+        labels: int64[n], classes of uploads.
+        columns: int64[N], classes of reference rows.
+        is_open: bool[Q,R], see `Scope`.
+
+    Yields:
+        Rows of uploads and the rows of references that all of them meet, both int64 and not empty.
+    """
+    searched = np.flatnonzero(columns != histories.UNSEARCHED)
+    groups: dict[bytes, list[int]] = {}
+    for label in np.unique(labels[labels != histories.UNSEARCHED]).tolist():
+        groups.setdefault(is_open[label].tobytes(), []).append(label)
+    for classes in groups.values():
+        rows = searched[is_open[classes[0]][columns[searched]]]
+        if len(rows):
+            yield np.flatnonzero(np.isin(labels, classes)), rows
+
+
+def is_done(references: Dataset, queries: Dataset, events: list[Event], span: Span) -> bool:
+    """Return whether the ledger alone says that nothing is left to do, without a look at any row."""
+    first, last = span
+    state = whole(references), queries.commit.version, references.commit.version
+    return first > last or any(
+        (event.references, event.query_version, event.reference_version) == state
+        and event.queries[0] <= first
+        and last <= event.queries[1]
+        for event in events
+    )
