@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ExperimentReport,
         FinetuneReport,
         ImportSummary,
+        NightlySummary,
         ScanSummary,
         StagedJob,
         TrainReport,
@@ -69,6 +70,14 @@ def scan(request: requests.ScanRequest) -> ScanSummary:
     from id2.jobs import scan
 
     return scan.run(request)
+
+
+@function(requests.NightlyRequest)
+def nightly(request: requests.NightlyRequest) -> NightlySummary:
+    """Scan what a night brings."""
+    from id2.jobs import nightly
+
+    return nightly.run(request)
 
 
 @function(requests.DemoRequest)
@@ -194,6 +203,7 @@ __all__ = [
     "load_encoder",
     "load_transform",
     "matches",
+    "nightly",
     "report",
     "requests",
     "scan",

@@ -162,6 +162,59 @@ class ScanRequest(BeamRequest):
         checks.require_writable(self.out)
 
 
+class NightlyRequest(BeamRequest):
+    """Scan what a night brings: new uploads, and earlier uploads against new references.
+
+    Each pair of an upload and a reference is scored once, over any number of nights. Re-run to resume.
+    """
+
+    reference: list[str] = option(
+        "Sources of protected originals. Rows follow their listing. Give each.",
+        example=["gs://corpus/originals"],
+        min_length=1,
+    )
+    queries: list[str] = option(
+        "Sources of uploads. Give each.", example=["gs://inbox/2026-11-25"], min_length=1
+    )
+    out: str = option(OUT_HELP, example="gs://results/nightly")
+    encoder: str | None = setting("encoder")
+    transform: str | None = setting("transform")
+    top_k: int | None = setting("top_k")
+    calibration: str | None = setting("calibration")
+    background: str | None = option(
+        f"{BACKGROUND_HELP} A calibration that was made with a background needs the same one.",
+        None,
+        unset="the one that ships with the calibration",
+    )
+    index: str | None = setting("index")
+    keep: str | None = setting("keep")
+    floor_margin: float | None = setting("floor_margin")
+    back_scan_days: float | None = option(
+        "Search new references among the uploads of so many days.", None, unset="all", ge=0, example=365.0
+    )
+    deadline_hours: float | None = option(
+        "Hours after which no further back-scan begins; the next night goes on with it.",
+        None,
+        unset="none",
+        gt=0,
+        example=6.0,
+    )
+    allow_shrink: bool | None = setting("allow_shrink")
+
+    def check(self) -> None:
+        """Refuse a missing folder, and a place that cannot be written."""
+        super().check()
+        checks.require_index(self.settings().index)
+        checks.require_faiss()
+        for source in self.reference:
+            checks.require_images(source, "reference", self.out)
+        for source in self.queries:
+            checks.require_images(source, "queries", self.out)
+        checks.require_corpus(self.background, "background", self.out)
+        checks.require_file(self.calibration, "calibration", CalibrationError)
+        checks.require_writable(self.out)
+
+
 class DemoRequest(Request):
     """Scan the bundled demo: 200 uploads, 80 of them AI translations, against 200 protected tiles.
 

@@ -49,6 +49,36 @@ class EmbedSummary(Result):
     resumed: bool
 
 
+class NightlySummary(Result):
+    """What a night did.
+
+    Attributes:
+        run_id: of the night.
+        references, uploads: rows of the corpora after it.
+        new_references, new_uploads: rows that it added.
+        listed: objects that it listed.
+        rejected: objects of the corpora that have no row.
+        pairs: pairs that it scored.
+        pairs_stored: pairs of these that it stored.
+        verdicts: verdict → uploads of this night's pairs.
+        back_scan_open: reference segments that some earlier uploads have not met yet.
+        report: the report of this night's pairs.
+    """
+
+    run_id: str
+    references: int
+    uploads: int
+    new_references: int
+    new_uploads: int
+    listed: int
+    rejected: int
+    pairs: int
+    pairs_stored: int
+    verdicts: dict[str, int]
+    back_scan_open: int
+    report: str
+
+
 class TranslateSummary(Result):
     """Objects of the data sets after a translate run.
 

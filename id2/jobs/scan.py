@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyarrow as pa
 
-from id2.corpora import CorpusPair, EmbeddedCorpus
+from id2.corpora import CorpusPair
 from id2.requests import ReportRequest, ScanRequest
+from id2.searching import EmbeddedCorpora, Searcher
 from id2.stages import stage
 from id2core import environment
-from id2core.errors import CalibrationError, DatasetError
+from id2core.errors import DatasetError
 from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
 from id2core.reports import page
 from id2core.reports.facts import ScanConfig, ScanFacts, ScanSummary, TransformFacts
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.summary import summarize
+from id2core.runs import public_tables
 from id2core.runs.records import Recorder, recorded
-from id2core.search import background_rows, match_rows
-from id2core.search.background_rows import Backgrounds
-from id2core.search.match_rows import MATCHES
-from id2core.search.matching import SearchPlan
 from id2core.search.results import SearchResult
 from id2core.store import datasets, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import source_of
 from id2core.verdicts import judging, rejudging
-from id2core.verdicts.calibration import Calibration
-from id2core.verdicts.judging import Judge
 
 
 def run(request: ScanRequest) -> ScanSummary:
@@ -61,15 +57,6 @@ def run_with_inputs(request: ScanRequest) -> tuple[ScanSummary, ReportInputs]:
     return summary, inputs
 
 
-@dataclass(frozen=True)
-class _EmbeddedCorpora:
-    """The corpora of a scan, embedded."""
-
-    references: EmbeddedCorpus
-    queries: EmbeddedCorpus
-    background: EmbeddedCorpus | None
-
-
 class _Scan:
     """One scan: everything that can be refused is refused when it is made."""
 
@@ -84,6 +71,14 @@ class _Scan:
         self._truth: Truth | None = pair.truth(request.truth) if request.truth else None
         self._groups = pair.groups(request.truth) if request.truth else {}
         self.listed = 0
+        self._searcher = Searcher(
+            self.pair.out,
+            self._settings,
+            self._ids,
+            self._calibration,
+            self.pair.beam,
+            keep_all=self._truth is not None,
+        )
 
     @property
     def config(self) -> ScanConfig:
@@ -101,11 +96,12 @@ class _Scan:
     def run(self, recorder: Recorder) -> tuple[ScanSummary, ReportInputs]:
         """Run the stages, and write the report unless the same scan has written it."""
         corpora = self._embed(recorder)
-        judge = self._judge(corpora, recorder)
-        with recorder.stage("search"):
-            matches = stage("search references", lambda: self._search(corpora, judge, recorder))
+        judge = self._searcher.judge(corpora, recorder)
+        matches = self._searcher.search(corpora, judge, recorder)
         if judge:
-            stage("judge", lambda: self._rejudge(corpora, matches, judge, recorder))
+            self._searcher.judge_earlier(corpora, matches.dataset, judge, recorder)
+        held = {"reference": corpora.references.embeddings, "queries": corpora.queries.embeddings}
+        public_tables.write(self.pair.out, recorder.execution.run_id, matches.dataset, held)
         inputs = self._inputs(corpora, matches, recorder)
         return stage("write report", lambda: _write_report(inputs, self.pair.out)), inputs
 
@@ -119,71 +115,19 @@ class _Scan:
             judging.check_background_id(self._calibration, background.dataset)
         return pair
 
-    def _embed(self, recorder: Recorder) -> _EmbeddedCorpora:
+    def _embed(self, recorder: Recorder) -> EmbeddedCorpora:
         pair, settings = self.pair, self._settings
         references = pair.reference.embed(pair.out, settings, pair.beam, recorder)
         queries = pair.queries.embed(pair.out, settings, pair.beam, recorder)
         self.listed = references.listed + queries.listed
         background = pair.background
-        return _EmbeddedCorpora(
+        return EmbeddedCorpora(
             references,
             queries,
             background.embed(pair.out, settings, pair.beam, recorder) if background else None,
         )
 
-    def _judge(self, corpora: _EmbeddedCorpora, recorder: Recorder) -> Judge | None:
-        """Return the judge of the matches; with a background, search every upload in it first."""
-        calibration = self._calibration
-        if calibration is None or corpora.background is None:
-            return Judge(calibration) if calibration else None
-        background = corpora.background.embeddings
-        with recorder.stage("search background"):
-            return stage(
-                "search background",
-                lambda: self._search_background(calibration, background, corpora, recorder),
-            )
-
-    def _search_background(
-        self, calibration: Calibration, background: Dataset, corpora: _EmbeddedCorpora, recorder: Recorder
-    ) -> Judge:
-        judging.check_background_id(calibration, background)
-        judging.check_disjoint(background, corpora.references.embeddings)
-        if calibration.normalization is None:
-            raise CalibrationError("this calibration uses no background: leave --background out")
-        k, queries = calibration.normalization.k, corpora.queries.embeddings
-        out = storage.join(self.pair.out, "queries", background_rows.BACKGROUNDS)
-        plan = background_rows.make(background, queries, out, recorder.execution, k)
-        made = _search(plan, self.pair.beam)
-        name = background_rows.name_of(self._ids, calibration.normalization.background_id, k)
-        return Judge(calibration, Backgrounds(made, name))
-
-    def _search(self, corpora: _EmbeddedCorpora, judge: Judge | None, recorder: Recorder) -> SearchResult:
-        references, queries = corpora.references.embeddings, corpora.queries.embeddings
-        out = storage.join(self.pair.out, MATCHES)
-        top_k, index = self._settings.top_k, self._settings.index
-        execution, floor = recorder.execution, self._floor
-        plan = match_rows.make(references, queries, out, execution, top_k, judge, index, floor)
-        return match_rows.result(plan, _search(plan, self.pair.beam))
-
-    def _rejudge(
-        self, corpora: _EmbeddedCorpora, matches: SearchResult, judge: Judge, recorder: Recorder
-    ) -> None:
-        """Judge pairs of earlier searches anew, where another calibration judged them."""
-        out = self.pair.out
-        rejudging.keep(judge.calibration, out)
-        if not rejudging.is_judged(matches.dataset, out, judge.calibration_id):
-            rejudging.judge(
-                matches.dataset, out, judge, corpora.references.embeddings.rows, recorder.execution
-            )
-
-    @property
-    def _floor(self) -> float | None:
-        """Least score of a pair that is stored; None for all."""
-        if self._calibration is None or self._truth is not None or self._settings.keep == "all":
-            return None
-        return self._calibration.review.score - self._settings.floor_margin
-
-    def _inputs(self, corpora: _EmbeddedCorpora, matches: SearchResult, recorder: Recorder) -> ReportInputs:
+    def _inputs(self, corpora: EmbeddedCorpora, matches: SearchResult, recorder: Recorder) -> ReportInputs:
         self._spell_truth(corpora)
         settings, transform_id = self._settings, self._ids["transform_id"]
         origin = source_of(settings.transform, transform_id, self._ids["encoder_id"])
@@ -211,7 +155,7 @@ class _Scan:
             verdicts=Dataset.find(storage.join(self.pair.out, rejudging.VERDICTS)),
         )
 
-    def _spell_truth(self, corpora: _EmbeddedCorpora) -> None:
+    def _spell_truth(self, corpora: EmbeddedCorpora) -> None:
         """Name the objects of the truth as the data sets do, whatever the Unicode form of the file."""
         queries, references = (
             list(filter(None, (corpus.embeddings, corpus.rejects)))
@@ -221,7 +165,7 @@ class _Scan:
             self._truth = truth_files.spelled(self._truth, queries, references)
             self._groups = truth_files.spelled_groups(self._groups, queries)
 
-    def _plan_id(self, corpora: _EmbeddedCorpora, matches: SearchResult) -> str:
+    def _plan_id(self, corpora: EmbeddedCorpora, matches: SearchResult) -> str:
         """Return an id of the scan's content: what was used, not how it was asked for."""
         chosen = self._calibration.calibration_id if self._calibration else None
         used = {"transform": self._ids["transform_id"], "calibration": chosen}
@@ -236,15 +180,6 @@ class _Scan:
             content,
             *asked,
         )
-
-
-def _search(plan: SearchPlan, beam: list[str]) -> Dataset:
-    """Search; where nothing is left to do, Beam is not loaded."""
-    if plan.scope is None and plan.last:
-        return plan.last
-    from beam_jobs import search
-
-    return search.run_planned(plan, beam)
 
 
 def _content(dataset: Dataset | None) -> list[str]:

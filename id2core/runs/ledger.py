@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ class Event(BaseModel):
         top_k: matches kept per upload.
         floor: least score of a stored pair; None where all were stored.
         calibration_id: of the verdicts; None for none.
+        searched_at: when it was committed; None before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +60,11 @@ class Event(BaseModel):
     top_k: int = Field(ge=1)
     floor: float | None = Field(None, allow_inf_nan=False)
     calibration_id: str | None = None
+    searched_at: datetime | None = None
+
+    def same_as(self, other: Event) -> bool:
+        """Return whether two events are of the same search, whenever it was committed."""
+        return self.model_copy(update={"searched_at": other.searched_at}) == other
 
 
 class _Searched(BaseModel):

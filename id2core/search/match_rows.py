@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 import numpy as np
@@ -117,11 +117,12 @@ class MatchRows:
         def add(present: Commit | None) -> Commit:
             base = present or Commit(MATCHES, run_id, {})
             own = ledger.events_of(base, run_id)
-            if self.event in own:
+            if any(self.event.same_as(event) for event in own):
                 return base
             if tuple(ledger.events(base, self.event.ids)) != self.known:
                 raise StoreUnavailableError(f"{plan.out}: another run has searched meanwhile. Run again")
-            searched: list[JsonValue] = [event.model_dump(mode="json") for event in (*own, self.event)]
+            event = self.event.model_copy(update={"searched_at": datetime.now(UTC)})
+            searched: list[JsonValue] = [e.model_dump(mode="json") for e in (*own, event)]
             counts: dict[str, JsonValue] = base.runs.get(run_id, {}) | {ledger.EVENTS: searched}
             runs = base.runs | {run_id: counts}
             return replace(base, run_id=run_id, files=(*base.files, *files), runs=runs)

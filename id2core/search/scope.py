@@ -70,9 +70,21 @@ def find(references: Dataset, queries: Dataset, events: list[Event], span: Span)
     """
     if is_done(references, queries, events, span):
         return None
-    asked, held = histories.of_uploads(queries, span), histories.of_pictures(references)
+    asked, held = histories.of_uploads(queries, span), _pictures(references)
     open_pairs = ~ledger.covered(events, asked.histories, held.histories)
     return Scope(span, asked, held, open_pairs) if open_pairs.any() else None
+
+
+# The classes of the last corpus: searches of one run have the same references.
+_LAST: dict[tuple[str, int, str], Classes] = {}
+
+
+def _pictures(references: Dataset) -> Classes:
+    key = references.uri, references.commit.version, references.digest
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = histories.of_pictures(references)
+    return _LAST[key]
 
 
 def every_row(references: Dataset, queries: Dataset, segments: Iterable[str]) -> Scope | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from id2core.errors import DatasetError
-from id2core.search import matching, shards
+from id2core.search import match_rows, shards
 from id2core.search.match_rows import MatchConstants
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset
@@ -89,10 +89,10 @@ def test_a_column_more_in_matches_leaves_embeddings_and_its_producer_fills_it(
 
     @dataclass(frozen=True)
     class WithOrigin(MatchConstants):
-        origin: str
+        origin: str = ""
 
     constants = WithOrigin("encoder", "transform", "index", "r", datetime.now(UTC), origin="w")
-    made = matching.to_matches(table.slice(0, 1), matches, constants)
+    made = match_rows.to_matches(table.slice(0, 1), matches, constants)
     assert made.schema.equals(next_version) and made["origin"].to_pylist() == ["w", "w"]
 
 

@@ -1,0 +1,265 @@
+"""A night: embed what is new, search what no night has searched, judge, and report what was found."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from id2.corpora import Corpus, EmbeddedCorpus, embed_images
+from id2.requests import NightlyRequest
+from id2.results import NightlySummary
+from id2.searching import EmbeddedCorpora, Searcher
+from id2.stages import stage
+from id2core import environment
+from id2core.encoders.embed_job import EmbedJob
+from id2core.reports import page
+from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
+from id2core.reports.inputs import ReportInputs
+from id2core.reports.summary import summarize
+from id2core.runs import compaction, ledger, public_tables
+from id2core.runs.execution import Execution
+from id2core.runs.ledger import Event, Span
+from id2core.runs.records import Recorder, recorded
+from id2core.search.match_rows import MATCHES
+from id2core.search.results import SearchResult
+from id2core.store import datasets, storage
+from id2core.store.datasets import Dataset
+from id2core.transforms.files import source_of
+from id2core.verdicts import judging, rejudging
+from id2core.verdicts.judging import Judge
+
+# Uploads that one back-scan takes at a time where a deadline may end the night in between.
+BACK_SCAN_UPLOADS = 100_000
+
+
+def run(request: NightlyRequest) -> NightlySummary:
+    """Embed, search, judge and report; safe to repeat, and whatever a night leaves is the next one's.
+
+    Raises:
+        StorageError, DatasetError, EncoderError, TransformError, CalibrationError: the message says what to
+            do.
+        LostRowsError: an object or a match is missing; nothing was committed.
+    """
+    night = _Night(request)
+    with recorded(night.out, "nightly", request.model_dump(mode="json")) as recorder:
+        summary = night.run(recorder)
+        recorder.count(
+            references=summary.references,
+            queries=summary.uploads,
+            listed=summary.listed,
+            embedded=summary.new_uploads + summary.new_references,
+            rejected=summary.rejected,
+            matches=summary.pairs_stored,
+        )
+    return summary
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """What a night found in the sources of a corpus, and how many rows it added."""
+
+    corpus: EmbeddedCorpus
+    added: int
+
+
+class _Night:
+    """One night: everything that can be refused is refused when it is made."""
+
+    def __init__(self, request: NightlyRequest) -> None:
+        self._request, self._settings = request, request.settings()
+        self.out = storage.normalize(request.out)
+        self._began = time.monotonic()
+        self._ids = EmbedJob(".", ".", self._settings.encoder, self._settings.transform).identify()
+        calibration = judging.choose(self._settings.calibration, self._ids)
+        self._background = self._find_background()
+        self._searcher = Searcher(self.out, self._settings, self._ids, calibration, request.beam)
+        background = self._background
+        judging.check_background(calibration, background.uri if background else None)
+
+    def _find_background(self) -> Corpus | None:
+        if self._request.background:
+            return Corpus.open("background", self._request.background)
+        calibration = judging.choose(self._settings.calibration, self._ids)
+        bundled = judging.bundled_background(calibration)
+        return Corpus("background", bundled.uri, bundled) if bundled else None
+
+    def run(self, recorder: Recorder) -> NightlySummary:
+        """Run the stages in the order of what matters: new uploads first, then earlier ones."""
+        references = self._embed("reference", self._request.reference, recorder)
+        queries = self._embed("queries", self._request.queries, recorder)
+        background = (
+            self._background.embed(self.out, self._settings, self._request.beam, recorder)
+            if self._background
+            else None
+        )
+        corpora = EmbeddedCorpora(references.corpus, queries.corpus, background)
+        judge = self._searcher.judge(corpora, recorder)
+        searches = self._search(corpora, judge, recorder)
+        matches = searches[-1].dataset
+        if judge:
+            self._searcher.judge_earlier(corpora, matches, judge, recorder)
+        held = {"reference": references.corpus.embeddings, "queries": queries.corpus.embeddings}
+        public_tables.write(self.out, recorder.execution.run_id, matches, held)
+        stage("compact", lambda: compact(self.out))
+        report = stage("write report", lambda: self._report(corpora, matches, recorder))
+        return self._summary(references, queries, searches, report, recorder)
+
+    def _embed(self, name: str, sources: list[str], recorder: Recorder) -> _Growth:
+        """Embed every source of a corpus; each after the first adds a segment of its own."""
+        listed, added = 0, 0
+        made: EmbeddedCorpus | None = None
+        for i, source in enumerate(sources):
+            execution = recorder.execution if not i else Execution.begin()
+            job = EmbedJob.from_settings(source, storage.join(self.out, name), self._settings, self.out)
+            title = f"embed {name} {i + 1} of {len(sources)}" if len(sources) > 1 else f"embed {name}"
+            with recorder.stage(title):
+                result = stage(title, functools.partial(embed_images, job, execution, self._request.beam))
+            listed += result.listed
+            added += sum(f.rows for f in result.embeddings.files if execution.run_id in f.segments)
+            made = EmbeddedCorpus(result.embeddings, result.rejects, listed)
+        if made is None:
+            raise ValueError(f"the {name} corpus has no source")
+        return _Growth(made, added)
+
+    def _search(
+        self, corpora: EmbeddedCorpora, judge: Judge | None, recorder: Recorder
+    ) -> list[SearchResult]:
+        """Search new uploads in all references, then new references in earlier uploads, newest first."""
+        queries = corpora.queries.embeddings
+        matches = Dataset.find(storage.join(self.out, MATCHES))
+        events = ledger.events(matches.commit, self._ids) if matches else []
+        new, earlier = self._spans(queries, events)
+        searches = [self._searcher.search(corpora, judge, recorder, "search new uploads", new)]
+        for span in earlier:
+            if self._is_late:
+                break
+            title = "search earlier uploads"
+            title += f", segments {span[0]} to {span[1]}" if len(earlier) > 1 else ""
+            searches.append(self._searcher.search(corpora, judge, recorder, title, span))
+        return searches
+
+    def _spans(self, queries: Dataset, events: list[Event]) -> tuple[Span, list[Span]]:
+        """Return the segments that no search has touched, and the others in parts, newest first."""
+        segments = datasets.segments_of(queries)
+        last = max((s.number for s in segments.values()), default=0)
+        touched = max((event.queries[1] for event in events), default=0)
+        days = self._request.back_scan_days
+        oldest = datetime.now(UTC) - timedelta(days=days) if days is not None else None
+        numbers = sorted(
+            (s.number, self._rows_of(queries, run_id))
+            for run_id, s in segments.items()
+            if s.number <= touched and (oldest is None or datetime.fromisoformat(s.added_at) >= oldest)
+        )
+        most = BACK_SCAN_UPLOADS if self._request.deadline_hours else None
+        return (touched + 1, last), _parts(numbers, most)
+
+    @staticmethod
+    def _rows_of(queries: Dataset, run_id: str) -> int:
+        return sum(file.rows for file in queries.files if run_id in file.segments)
+
+    @property
+    def _is_late(self) -> bool:
+        hours = self._request.deadline_hours
+        return hours is not None and time.monotonic() - self._began > hours * 3600
+
+    def _report(self, corpora: EmbeddedCorpora, matches: Dataset, recorder: Recorder) -> str:
+        """Write the report of what this night found."""
+        settings, chosen = self._settings, self._searcher.calibration
+        transform_id = self._ids["transform_id"]
+        background = corpora.background.embeddings.uri if corpora.background else None
+        run_id = recorder.execution.run_id
+        facts = ScanFacts(
+            run_id=run_id,
+            plan_id=run_id,
+            config=ScanConfig(
+                **settings.model_dump(),
+                reference=", ".join(self._request.reference),
+                queries=", ".join(self._request.queries),
+                out=self.out,
+                background=self._background.spelled if self._background else None,
+                truth=None,
+            ),
+            seconds=recorder.seconds,
+            versions=environment.versions(),
+            transform=TransformFacts(
+                id=transform_id, origin=source_of(settings.transform, transform_id, self._ids["encoder_id"])
+            ),
+            calibration=judging.facts(
+                chosen, settings.calibration, corpora.references.embeddings.rows, background
+            ),
+        )
+        inputs = ReportInputs(
+            matches,
+            run_id,
+            corpora.references.embeddings,
+            corpora.queries.embeddings,
+            corpora.references.rejects,
+            corpora.queries.rejects,
+            facts,
+            only_run=True,
+            verdicts=Dataset.find(storage.join(self.out, rejudging.VERDICTS)),
+        )
+        page.save_report(inputs, summarize(inputs), self.out)
+        return storage.join(self.out, "report.html")
+
+    def _summary(
+        self,
+        references: _Growth,
+        queries: _Growth,
+        searches: list[SearchResult],
+        report: str,
+        recorder: Recorder,
+    ) -> NightlySummary:
+        matches = searches[-1].dataset
+        events = ledger.events(matches.commit, self._ids)
+        found = page.read_summary(self.out)
+        return NightlySummary(
+            run_id=recorder.execution.run_id,
+            references=references.corpus.embeddings.rows,
+            uploads=queries.corpus.embeddings.rows,
+            new_references=references.added,
+            new_uploads=queries.added,
+            listed=references.corpus.listed + queries.corpus.listed,
+            rejected=sum(g.corpus.rejects.rows for g in (references, queries) if g.corpus.rejects),
+            pairs=sum(search.pairs for search in searches),
+            pairs_stored=sum(search.matches for search in searches),
+            verdicts=found.verdicts if found else {},
+            back_scan_open=_open_segments(queries.corpus.embeddings, references.corpus.embeddings, events),
+            report=report,
+        )
+
+
+def compact(out: str) -> int:
+    """Merge the small files of the data sets of an `--out` where many have come together; return how many."""
+    merged = 0
+    for place in ("", "reference", "queries"):
+        for name in compaction.ORDERS:
+            uri = storage.join(out, *filter(None, (place, name)))
+            if (dataset := Dataset.find(uri)) and compaction.needed(dataset):
+                merged += compaction.compact(uri).merged
+    return merged
+
+
+def _parts(numbers: list[tuple[int, int]], most: int | None) -> list[Span]:
+    """Cut segments with their rows into spans of about `most` rows (None: one span), the newest first."""
+    spans: list[Span] = []
+    rows = 0
+    for number, held in reversed(numbers):
+        if spans and (most is None or rows + held <= most):
+            spans[-1] = (number, spans[-1][1])
+            rows += held
+        else:
+            spans.append((number, number))
+            rows = held
+    return spans
+
+
+def _open_segments(queries: Dataset, references: Dataset, events: list[Event]) -> int:
+    """Count the reference segments that some query segment has not met."""
+    asked, held = (
+        [(ledger.Home(segment.number),) for segment in datasets.segments_of(dataset).values()]
+        for dataset in (queries, references)
+    )
+    return int((~ledger.covered(events, asked, held)).any(axis=0).sum())

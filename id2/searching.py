@@ -1,0 +1,129 @@
+"""Search, background, and verdicts of two embedded corpora, for every function that compares uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from id2.corpora import EmbeddedCorpus
+from id2.stages import stage
+from id2core.errors import CalibrationError
+from id2core.runs.ledger import Span
+from id2core.runs.records import Recorder
+from id2core.search import background_rows, match_rows
+from id2core.search.background_rows import Backgrounds
+from id2core.search.match_rows import MATCHES
+from id2core.search.matching import SearchPlan
+from id2core.search.results import SearchResult
+from id2core.settings import Settings
+from id2core.store import storage
+from id2core.store.datasets import Dataset
+from id2core.verdicts import judging, rejudging
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.judging import Judge
+
+
+@dataclass(frozen=True)
+class EmbeddedCorpora:
+    """The corpora of a scan, embedded."""
+
+    references: EmbeddedCorpus
+    queries: EmbeddedCorpus
+    background: EmbeddedCorpus | None
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """Compares the uploads of an `--out` with its references.
+
+    Attributes:
+        out: parent of `matches/`.
+        settings: top_k, index, what is kept.
+        ids: `schemas.ROW_IDS` of both corpora.
+        calibration: of the verdicts; None for none.
+        beam: Beam's arguments.
+        keep_all: whether every pair is stored, also below the floor.
+    """
+
+    out: str
+    settings: Settings
+    ids: Mapping[str, str]
+    calibration: Calibration | None
+    beam: list[str]
+    keep_all: bool = False
+
+    @property
+    def floor(self) -> float | None:
+        """Least score of a pair that is stored; None for all."""
+        if self.calibration is None or self.keep_all or self.settings.keep == "all":
+            return None
+        return self.calibration.review.score - self.settings.floor_margin
+
+    def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> Judge | None:
+        """Return the judge of the matches; with a background, search every new upload in it first."""
+        calibration = self.calibration
+        if calibration is None or corpora.background is None:
+            return Judge(calibration) if calibration else None
+        background = corpora.background.embeddings
+        judging.check_background_id(calibration, background)
+        judging.check_disjoint(background, corpora.references.embeddings)
+        if calibration.normalization is None:
+            raise CalibrationError("this calibration uses no background: leave --background out")
+        with recorder.stage("search background"):
+            looked_up = stage(
+                "search background",
+                lambda: self._search_background(calibration, background, corpora, recorder),
+            )
+        return Judge(calibration, looked_up)
+
+    def _search_background(
+        self, calibration: Calibration, background: Dataset, corpora: EmbeddedCorpora, recorder: Recorder
+    ) -> Backgrounds:
+        chosen = calibration.normalization
+        if chosen is None:
+            raise ValueError("a calibration without normalization has no background")
+        out = storage.join(self.out, "queries", background_rows.BACKGROUNDS)
+        plan = background_rows.make(background, corpora.queries.embeddings, out, recorder.execution, chosen.k)
+        name = background_rows.name_of(dict(self.ids), chosen.background_id, chosen.k)
+        return Backgrounds(_run(plan, self.beam), name)
+
+    def search(
+        self,
+        corpora: EmbeddedCorpora,
+        judge: Judge | None,
+        recorder: Recorder,
+        title: str = "search references",
+        span: Span | None = None,
+    ) -> SearchResult:
+        """Score the pairs of some query segments, by default all, that no search has scored."""
+        plan = match_rows.make(
+            corpora.references.embeddings,
+            corpora.queries.embeddings,
+            storage.join(self.out, MATCHES),
+            recorder.execution,
+            self.settings.top_k,
+            judge,
+            self.settings.index,
+            self.floor,
+            span,
+        )
+        with recorder.stage("search"):
+            return stage(title, lambda: match_rows.result(plan, _run(plan, self.beam)))
+
+    def judge_earlier(
+        self, corpora: EmbeddedCorpora, matches: Dataset, judge: Judge, recorder: Recorder
+    ) -> None:
+        """Judge pairs of earlier searches anew, where another calibration judged them."""
+        rejudging.keep(judge.calibration, self.out)
+        if not rejudging.is_judged(matches, self.out, judge.calibration_id):
+            references = corpora.references.embeddings.rows
+            stage("judge", lambda: rejudging.judge(matches, self.out, judge, references, recorder.execution))
+
+
+def _run(plan: SearchPlan, beam: list[str]) -> Dataset:
+    """Search; where nothing is left to do, Beam is not loaded."""
+    if plan.scope is None and plan.last:
+        return plan.last
+    from beam_jobs import search
+
+    return search.run_planned(plan, beam)
