@@ -63,7 +63,7 @@ class World:
     def day(self, night: int, *, equal: bool) -> Path:
         """Let a day pass; return its folder of uploads."""
         folder = self.root / "inbox" / f"{night:02d}"
-        uploads = EQUAL_UPLOADS if equal else self.dice.randint(0, 8)
+        uploads = EQUAL_UPLOADS if equal else self.dice.randint(1, 8)
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(uploads):
             copied = self.dice.random() < 0.4

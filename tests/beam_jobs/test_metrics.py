@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -9,7 +10,7 @@ from beam_jobs import embed, metrics, parts, runners, search
 from id2core.encoders.embed_job import EmbedJob, plan_embed
 from id2core.errors import EncoderError
 from id2core.runs.execution import Execution
-from id2core.search import matching
+from id2core.search import match_rows, matching
 from id2core.store.datasets import Dataset
 from tests.descriptor_sets import unit, write_embeddings
 from tests.drawing import draw_photos
@@ -56,7 +57,7 @@ def test_an_embed_job_says_how_much_and_how_long(tiny_vae: str, tmp_path: Path) 
 def test_a_search_job_says_how_much_and_how_long(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "r", unit(30, 8, 0), 3, "r")
     queries = write_embeddings(tmp_path / "q", unit(9, 8, 1), 2, "q")
-    plan = matching.make(references, queries, str(tmp_path / "m"), 2, Execution.begin())
+    plan = match_rows.make(references, queries, str(tmp_path / "m"), Execution.begin(), 2)
     pipeline = runners.pipeline()
     with pipeline:
         search.build(pipeline, plan)
@@ -65,22 +66,24 @@ def test_a_search_job_says_how_much_and_how_long(tmp_path: Path) -> None:
     assert figures.counters == {
         "search_references_read": 30,
         "search_bytes_read": sum(file.bytes for file in references.files),
+        "search_pairs": 30 * 9,
         "search_candidates": 2 * 9 * 3,
         "search_matches": 18,
         "search_bytes_written": sum(file.bytes for file in matches.files),
     }
     times = {name: d.count for name, d in figures.distributions.items() if name.endswith("_ms")}
     assert (times["search_load_ms"], times["search_block_ms"], times["search_write_ms"]) == (3, 6, 2)
-    assert times["search_merge_ms"] >= 2 and times["search_commit_ms"] == 1
+    assert times["search_merge_ms"] >= 2 and times["search_sort_ms"] == times["search_commit_ms"] == 1
 
 
 def test_what_cannot_be_built_is_refused_where_it_is_made(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "r", unit(4, 8, 0), 2, "r")
-    plan = matching.make(references, references, str(tmp_path / "m"), 2, Execution.begin())
-    blocks = tuple(matching.query_blocks(plan))
+    plan = match_rows.make(references, references, str(tmp_path / "m"), Execution.begin(), 2)
+    [(file, [block, other]), _] = matching.tasks(plan, 2)
+    twin = replace(other, file=replace(other.file, name=block.file.name))
     with pytest.raises(ValueError, match="one name"):
-        search.Search(plan, blocks + blocks[:1], 2)
-    with pytest.raises(ValueError, match="-1 shards"):
-        search.Search(plan, blocks, -1)
+        search.blocks_of([(file, [block, twin])])
+    with pytest.raises(ValueError, match="meet no shard"):
+        search.Search(plan, {block.name: search.BlockTask(block, 0)})
     with pytest.raises(ValueError, match="lower-case word"):
         parts.Job("Embed it", None, None, EncoderError)  # type: ignore[arg-type]
