@@ -59,7 +59,7 @@ class Classes:
         """
         names = pa.array(list(self.of_segment), pa.string())
         classes = np.append(np.fromiter(self.of_segment.values(), np.int64), UNSEARCHED)
-        places = pc.fill_null(pc.index_in(segments, value_set=names), len(names)).to_numpy()
+        places = _places(segments, names)
         labels = classes[places]
         rows, own = self.own.get(file, (np.empty(0, np.int32),) * 2)
         inside = (rows >= first) & (rows < first + len(labels))
@@ -257,7 +257,7 @@ def _columns(
     """Return keys, segments, file and place of the rows of a file that are of some segments."""
     names = pa.array(list(numbers), pa.string())
     of_name = np.append(np.fromiter(numbers.values(), np.int32, len(numbers)), 0).astype(np.int32)
-    segments = of_name[pc.fill_null(pc.index_in(table["run_id"], value_set=names), len(names)).to_numpy()]
+    segments = of_name[_places(table["run_id"], names)]
     row = np.flatnonzero(segments).astype(np.int32)
     return (
         row_keys(table.take(pa.array(row)).select(list(key))),
@@ -265,6 +265,12 @@ def _columns(
         np.full(len(row), file, np.int32),
         row,
     )
+
+
+def _places(segments: pa.ChunkedArray, names: pa.Array) -> NDArray[np.integer]:
+    """Return the place of each row's segment among names, their number for one of another."""
+    places = pc.index_in(pc.fill_null(segments, ""), value_set=names)
+    return np.asarray(pc.fill_null(places, len(names)).to_numpy())
 
 
 def row_keys(table: pa.Table) -> NDArray[np.bytes_]:

@@ -205,7 +205,8 @@ def segments_in(uri: str, record: FileRecord) -> tuple[str, ...]:
     """Return the run_ids whose rows a file has; the column is read where its record does not say."""
     if record.segments or not record.rows:
         return record.segments
-    return tuple(sorted(set(read_file(uri, record, ["run_id"])["run_id"].to_pylist())))
+    run_ids = read_file(uri, record, ["run_id"])["run_id"].unique().to_pylist()
+    return tuple(sorted({run_id or "" for run_id in run_ids}))  # a data set that ships has none
 
 
 def _begun(run_id: str, commit: Commit) -> str:
