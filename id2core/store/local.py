@@ -10,15 +10,15 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final, NamedTuple
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from id2core.errors import ChangedObjectError, EmptyPlaceError, StorageError
 from id2core.store import names
 from id2core.store.base import UNSEEN, Entry, Noted, Object, Remark, Store
 from id2core.store.rejects import Reason, Reject
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What the name of a file begins with while it is written.
 PARTIAL: Final = ".partial-"
@@ -298,6 +298,9 @@ def _entries(folder: str) -> Iterator[_Entry]:
     A folder of millions is kept as Arrow text, at a third of the memory of Python's.
     """
     spelled: list[str] = []
+    import pyarrow as pa  # only who lists a folder needs it
+    import pyarrow.compute as pc
+
     chunks: list[pa.Array] = []
     with os.scandir(folder) as entries:
         for entry in entries:

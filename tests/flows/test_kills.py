@@ -23,7 +23,7 @@ from tests.drawing import scene
 from tests.fork_server import ForkServer
 
 # What differs between two runs that did the same work.
-OF_A_RUN = {"run_id", "embedded_at", "scanned_at"}
+OF_A_RUN = {"run_id", "embedded_at", "scanned_at", "searched_at", "added_at", "segment", "index_id"}
 KILLED = -9
 # Columns that name a row, of every data set.
 GLOBBED = ["uri", "generation", "query_uri", "reference_uri", "rank", "run_id", "status"]
@@ -167,6 +167,8 @@ class Scan(Case):
         "queries/embeddings",
         "queries/rejects",
         "matches",
+        "ledger",
+        "segments",
     )
     extra = frozenset({"report.html", "summary.json"})
 
@@ -181,13 +183,14 @@ class Scan(Case):
 
 
 class Search(Scan):
-    """All is embedded, and searched with another k."""
+    """All is embedded, and nothing searched."""
 
     def __init__(self, server: ForkServer, folder: Path) -> None:
         super().__init__(server, folder)
         self._before = folder / "before"
-        arguments = [3 if argument == 2 else argument for argument in self.arguments(self._before)]
-        assert server.call(*arguments, log=folder / "before.log") == 0
+        assert server.call(*self.arguments(self._before), log=folder / "before.log") == 0
+        for name in ("matches", "ledger", "segments"):
+            shutil.rmtree(self._before / name)
 
     def prepare(self, out: Path) -> None:
         shutil.copytree(self._before, out)

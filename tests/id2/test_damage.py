@@ -23,7 +23,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scanned")
     draw_photos(folder / "references", 24)
     draw_photos(folder / "uploads", 3, first_seed=4)
-    assert scan(folder, 2) == ""
+    assert scan(folder) == ""
     shutil.copytree(folder / "out", folder / "whole")
     return folder
 
@@ -34,12 +34,19 @@ def folder(scanned: Path) -> Iterator[Path]:
     yield scanned
     shutil.rmtree(scanned / "out")
     shutil.copytree(scanned / "whole", scanned / "out")
+    (scanned / "uploads" / "new.jpg").unlink(missing_ok=True)
 
 
-def scan(folder: Path, top_k: int) -> str:
+def scan_more(folder: Path) -> str:
+    """Add an upload and scan, which reads the references."""
+    shutil.copy(folder / "references" / "p0000.jpg", folder / "uploads" / "new.jpg")
+    return scan(folder)
+
+
+def scan(folder: Path) -> str:
     """Scan; return the last line of what went wrong, empty for nothing."""
     places = ["--reference", folder / "references", "--queries", folder / "uploads"]
-    done = call("scan", *places, "--top-k", top_k, "--out", folder / "out", environment=SETTINGS)
+    done = call("scan", *places, "--top-k", 2, "--out", folder / "out", environment=SETTINGS)
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
@@ -56,7 +63,7 @@ def test_a_part_in_the_place_of_another_is_named(folder: Path) -> None:
     first, second, _ = parts(folder)
     shutil.copy(first, second)
     before = matches(folder)
-    assert f"{second} is damaged" in scan(folder, 3)
+    assert f"{second} is damaged" in scan_more(folder)
     assert matches(folder) == before
 
 
@@ -66,14 +73,14 @@ def test_a_flipped_bit_of_a_footer_is_named(folder: Path) -> None:
     length = int.from_bytes(whole[-8:-4], "little")
     for place in (len(whole) - 8 - length, len(whole) - 9 - length // 2, len(whole) - 7):
         part.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        assert f"{part} is damaged" in scan(folder, 3)
+        assert f"{part} is damaged" in scan_more(folder)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"schema_version": "1", "files": []'])
 def test_damaged_matches_keep_their_earlier_runs(damage: bytes, folder: Path) -> None:
     success = folder / "out" / "matches" / datasets.SUCCESS
     success.write_bytes(damage)
-    assert str(success) in scan(folder, 3)
+    assert str(success) in scan_more(folder)
     assert success.read_bytes() == damage
     assert set(success.parent.rglob("*.parquet")) == {
         folder / "out" / path.relative_to(folder / "whole")
@@ -87,5 +94,5 @@ def test_a_damaged_report_is_made_again(name: str, folder: Path) -> None:
     whole = path.read_text()
     for damaged in (whole.replace("24", "25", 1), whole[:100], ""):
         path.write_text(damaged)
-        assert scan(folder, 2) == ""
+        assert scan(folder) == ""
         assert path.read_text() not in (damaged, "") and len(path.read_text()) > len(whole) // 2
