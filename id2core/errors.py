@@ -5,6 +5,8 @@ ID2Error
 ├── OptionError            an option out of bounds, or options that exclude one another
 ├── MissingExtraError      a package that an optional part needs is not installed
 ├── PrefectServerError     PREFECT_API_URL names a server that does not answer
+├── WebhookError           ID2_WEBHOOK_URL is not allowed, or takes no message
+├── NightError             a night that ran, and whose result cannot be relied on
 ├── StorageError           a folder, bucket or object that cannot be listed, read or written
 │   ├── StoreUnavailableError  a store that does not answer for a while (worth another try)
 │   ├── ChangedObjectError     an object that was replaced while it was read (worth another try)
@@ -73,6 +75,14 @@ class MissingExtraError(ID2Error):
 
 class PrefectServerError(ID2Error):
     """PREFECT_API_URL names a server that does not answer."""
+
+
+class WebhookError(ID2Error):
+    """An address that messages are not sent to, or a server that takes none."""
+
+
+class NightError(ID2Error):
+    """A night that ran, and whose result cannot be relied on: known pairs were not found, or rates moved."""
 
 
 class StorageError(ID2Error):
