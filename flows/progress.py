@@ -1,9 +1,11 @@
-"""Progress of this process's jobs on stderr: a live line on a terminal, now and then a line in a log."""
+"""Progress of this process's jobs: a live line on a terminal, now and then a line in a log."""
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,6 +14,8 @@ from id2core.runs.progress import Counts, tally
 
 LOG_EVERY_SECONDS = 10.0
 LIVE_EVERY_SECONDS = 0.2
+# Between lines of the log of a flow's run.
+RUN_LOG_SECONDS = 30.0
 UNITS = {
     "embed": "images",
     "search": "blocks of uploads × shards",
@@ -26,6 +30,24 @@ UNITS = {
 }
 
 
+class _Pace:
+    """Objects a second of the stage that works now."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def rate(self, now: float, finished: int) -> float | None:
+        """Return the rate from the first count on: before it a model is loaded, and a resumed stage has many.
+
+        None where it is not known yet.
+        """
+        if finished == 0:
+            self._first = None
+            return None
+        began, before = self._first = self._first or (now, finished)
+        return (finished - before) / (now - began) if finished > before and now > began else None
+
+
 class _Printer:
     """Shows the stage that works now; a stage's last line stays."""
 
@@ -34,17 +56,15 @@ class _Printer:
         self._every = LIVE_EVERY_SECONDS if console.is_terminal else LOG_EVERY_SECONDS
         self._line = ""
         self._shown = time.monotonic()
-        self._first: tuple[float, int] | None = None
+        self._pace = _Pace()
 
     def __call__(self, stage: str, counts: Counts) -> None:
         now, finished = time.monotonic(), counts.completed + counts.rejected
+        rate = self._pace.rate(now, finished)
         if finished == 0:
             self.finish()
-            self._shown, self._first = now, None
+            self._shown = now
             return
-        # From the first count on: before it a model is loaded, and a resumed stage starts with many.
-        began, before = self._first = self._first or (now, finished)
-        rate = (finished - before) / (now - began) if finished > before and now > began else None
         self._line = _line(stage, counts, rate)
         if now - self._shown >= self._every:
             self._shown = now
@@ -88,3 +108,63 @@ def shown(console: Console) -> Iterator[None]:
     finally:
         stop()
         printer.finish()
+
+
+class _Log:
+    """Writes where the stage that works now has come to."""
+
+    def __init__(self, name: str, write: Callable[[str], None], show: Callable[[float], None]) -> None:
+        self._name, self._write, self._show = name, write, show
+        self._began = time.monotonic()
+        self._pace = _Pace()
+        self._last: tuple[str, Counts, float | None] | None = None
+
+    def __call__(self, stage: str, counts: Counts) -> None:
+        rate = self._pace.rate(time.monotonic(), counts.completed + counts.rejected)
+        self._last = stage, counts, rate
+
+    def tick(self) -> None:
+        """Write one line, also where nothing was counted: the stage may load a model, or run elsewhere."""
+        if self._last is None:
+            self._write(f"{self._name}: at work for {_duration(time.monotonic() - self._began)}")
+            return
+        stage, counts, rate = self._last
+        self._write(f"{self._name}: {_line(stage, counts, rate)}")
+        if counts.total:
+            self._show(100 * min(1.0, (counts.completed + counts.rejected) / counts.total))
+
+    def finish(self) -> None:
+        """Write the last counts, if there are any."""
+        if self._last is not None:
+            self.tick()
+
+
+@contextmanager
+def logged(
+    name: str, write: Callable[[str], None], show: Callable[[float], None], every: float | None = None
+) -> Iterator[None]:
+    """Within, write a line with counts now and then, and one at the end.
+
+    Args:
+        name: of the work.
+        write: takes a line; called from a thread of its own, in the context of the caller.
+        show: takes the percentage that is finished, where the total is known.
+        every: seconds between lines, `RUN_LOG_SECONDS` by default.
+    """
+    log, ended = _Log(name, write, show), threading.Event()
+
+    def work() -> None:
+        while not ended.wait(every or RUN_LOG_SECONDS):
+            log.tick()
+
+    context = contextvars.copy_context()
+    ticker = threading.Thread(target=context.run, args=(work,), name="progress", daemon=True)
+    stop = tally.listen(log)
+    ticker.start()
+    try:
+        yield
+    finally:
+        stop()
+        ended.set()
+        ticker.join()
+        log.finish()
