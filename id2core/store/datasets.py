@@ -209,10 +209,13 @@ def segments_in(uri: str, record: FileRecord) -> tuple[str, ...]:
     return tuple(sorted({run_id or "" for run_id in run_ids}))  # a data set that ships has none
 
 
-def _begun(run_id: str, commit: Commit) -> str:
-    """Return when a run of an earlier version began, as its name says; else when it was committed."""
+def _begun(run_id: str | None, commit: Commit) -> str:
+    """Return when a run of an earlier version began, as its name says; else when it was committed.
+
+    Rows of a bundled data set name no run.
+    """
     try:
-        begun = datetime.strptime(run_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        begun = datetime.strptime((run_id or "")[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     except ValueError:
         return commit.committed_at
     return begun.isoformat(timespec="seconds")
