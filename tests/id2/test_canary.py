@@ -1,0 +1,34 @@
+"""Known pairs that a night finds, and nights that cannot find them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from id2.jobs import canary
+from id2core import settings
+from id2core.errors import NightError
+
+
+def test_a_night_with_the_bundled_weights_finds_the_known_pairs(tmp_path: Path) -> None:
+    result = canary.run(settings.load(encoder="mini"), str(tmp_path), "night-1")
+    assert (result.pairs, result.lost) == (canary.PAIRS, {})
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["last.json"]
+    assert json.loads((tmp_path / "_canary/last.json").read_text())["run_id"] == "night-1"
+
+
+def test_an_encoder_without_calibration_is_checked_by_rank(tmp_path: Path) -> None:
+    assert canary.run(settings.load(encoder="pdq", transform="none"), str(tmp_path), "night-1").lost == {}
+
+
+def test_a_night_that_cannot_tell_pictures_apart_fails_and_says_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (256, 256), (128, 128, 128 + number % 2)).save(folder / f"{number}.png")
+    with pytest.raises(NightError, match=r"of 4 known pairs were not found.*run the night again"):
+        canary.run(settings.load(encoder="pdq", transform="none"), str(tmp_path), "night-1", pictures=folder)
+    assert json.loads((tmp_path / "_canary/last.json").read_text())["lost"]
