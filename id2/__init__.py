@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from id2.results import (
         CalibrateReport,
+        CalibrationCheck,
         DemoSummary,
         EmbedSummary,
         EvaluateReport,
@@ -136,6 +137,14 @@ def calibrate(request: requests.CalibrateRequest) -> CalibrateReport:
     return calibrate.run(request)
 
 
+@function(requests.CheckCalibrationRequest)
+def check_calibration(request: requests.CheckCalibrationRequest) -> CalibrationCheck:
+    """Check that a calibration still holds."""
+    from id2.jobs import check_calibration
+
+    return check_calibration.run(request)
+
+
 @function(requests.EvaluateRequest)
 def evaluate(request: requests.EvaluateRequest) -> EvaluateReport:
     """Measure and compare transforms."""
@@ -193,6 +202,7 @@ __all__ = [
     "Settings",
     "TrainReport",
     "calibrate",
+    "check_calibration",
     "demo",
     "embed",
     "evaluate",

@@ -410,6 +410,44 @@ class EvaluateRequest(BeamRequest):
         checks.require_writable(self.out)
 
 
+class CheckCalibrationRequest(Request):
+    """Check that a calibration still holds, on uploads whose origin is known; fail where it does not.
+
+    The measured false-positive rates must agree with the stated ones, and Acc must not be below that of the
+    last check of the same uploads. Everything is embedded anew, so that the check covers the encoder too.
+    """
+
+    out: str = option("Where check.json goes, which the next check compares with.", example="gs://id2/check")
+    reference: str | None = option(REFERENCE_HELP, None, unset="the demo's")
+    queries: str | None = option(QUERIES_HELP, None, unset="the demo's")
+    truth: str | None = option(
+        f"{TRUTH_HELP} Uploads that the file does not name do not count.", None, unset="the demo's"
+    )
+    encoder: str | None = setting("encoder")
+    transform: str | None = setting("transform")
+    calibration: str | None = setting("calibration")
+    background: str | None = option(BACKGROUND_HELP, None, unset="the one that ships with the calibration")
+
+    def check(self) -> None:
+        """Refuse labeled pairs that are named in part, and places that are missing."""
+        super().check()
+        checks.require_faiss()
+        given = [self.reference, self.queries, self.truth]
+        if any(given) and not all(given):
+            raise OptionError("give --reference, --queries and --truth together, or none of them")
+        if self.settings().calibration == "none":
+            raise OptionError("there is no calibration to check: give --calibration")
+        for uri, name in (
+            (self.reference, "reference"),
+            (self.queries, "queries"),
+            (self.background, "background"),
+        ):
+            checks.require_corpus(uri, name, self.out)
+        checks.require_truth(self.truth)
+        checks.require_file(self.calibration, "calibration", CalibrationError)
+        checks.require_writable(self.out)
+
+
 class ImportOripidRequest(Request):
     """Make OUT/embeddings, OUT/rejects and OUT/translations of OriPID's latents. id2 train takes OUT."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from id2core.evaluation.comparison import EvaluateReport as EvaluateReport
+from id2core.evaluation.comparison import VerdictRate
 from id2core.oripid.imports import ImportSummary as ImportSummary
 from id2core.reports.facts import ScanSummary as ScanSummary
 from id2core.training.pairs import UnpairedRows
@@ -162,6 +163,28 @@ class CalibrateReport(Result):
     tuned: TunedNormalization | None
     truth_not_found: int = 0
     out: str
+
+
+class CalibrationCheck(Result):
+    """What a check of a calibration measured; check.json has the same fields.
+
+    Attributes:
+        run_id: of the check.
+        pairs: names the labeled uploads: Acc is compared with that of the same ones only.
+        calibration_id: what was checked.
+        accuracy: share of the uploads with an origin whose best reference it is.
+        accuracy_before: that of the last check that passed; None where there is none.
+        verdicts: `match` and `review` → rates as stated and as measured.
+        problems: why the calibration does not hold; empty where it does.
+    """
+
+    run_id: str
+    pairs: str
+    calibration_id: str
+    accuracy: float | None
+    accuracy_before: float | None
+    verdicts: dict[str, VerdictRate]
+    problems: list[str]
 
 
 class DroppedQueries(Result):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -24,8 +25,8 @@ import id2core
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFECT = [sys.executable, "-m", "prefect"]
-POOL = "id2"
-NIGHTLY = "scan/nightly"
+POOL, GPU_POOL = "id2", "id2-gpu"
+NIGHTLY = "nightly/nightly"
 DEMO = Path(id2core.__file__).parent / "data" / "demo"
 _START_SECONDS, _END_SECONDS = 180, 30
 
@@ -75,10 +76,14 @@ def deploy(out: str, environment: Mapping[str, str]) -> None:
         create_bucket(out.removeprefix("gs://").partition("/")[0], environment["STORAGE_EMULATOR_HOST"])
     # A value of ID2_HOME that is found here would be written into the deployments.
     there = {name: value for name, value in environment.items() if name != "ID2_HOME"}
-    prefect(there, "work-pool", "create", POOL, "--type", "process", "--overwrite")
+    for pool in (POOL, GPU_POOL):
+        prefect(there, "work-pool", "create", pool, "--type", "process", "--overwrite")
     prefect(there, "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
-    places = {"reference": DEMO / "references", "queries": DEMO / "uploads", "out": out}
-    parameters = [word for name, place in places.items() for word in ("--param", f"{name}={place}")]
+    subprocess.run([sys.executable, "infra/automations.py"], cwd=ROOT, env=there, check=True)
+    places = {"reference": [str(DEMO / "references")], "queries": [str(DEMO / "uploads")], "out": out}
+    parameters = [
+        word for name, place in places.items() for word in ("--param", f"{name}={json.dumps(place)}")
+    ]
     prefect(there, "deployment", "run", NIGHTLY, *parameters)
 
 

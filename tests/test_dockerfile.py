@@ -68,7 +68,7 @@ def test_the_prefect_worker_serves_the_pool_of_the_deployments_and_is_not_root()
     [command] = argument_lists("prefect-worker", "CMD")
     assert command == ["prefect", "worker", "start", "--pool", "id2", "--type", "process"]
     pools = re.findall(r"work_pool:\n +name: (.+)", (ROOT / "infra/prefect.yaml").read_text())
-    assert pools == ["id2"] * 5
+    assert pools == ["id2"] * 6 + ["id2-gpu", "id2"]
     assert [rest for word, rest in stages()["prefect-worker"] if word == "USER"] == ["1000"]
 
 

@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from infra import automations
 from tests.conftest import free_port, listening, wait_until
 from tests.drawing import draw_photos
 
@@ -49,6 +50,7 @@ class Prefect:
             "PREFECT_CLI_PROMPT": "false",
             "PREFECT_RUNNER_POLL_FREQUENCY": "2",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that Prefect takes
         }
 
     def log(self, name: str) -> str:
@@ -76,6 +78,18 @@ class Prefect:
             text=True,
         )
         assert result.returncode == 0, result.stdout + result.stderr
+
+    def automate(self, within: float) -> None:
+        """`infra/automations.py` as an operator calls it."""
+        command = [sys.executable, "infra/automations.py", "--within", str(within)]
+        subprocess.run(command, cwd=ROOT, env=self.environment, check=True, capture_output=True)
+
+    def kill_workers(self) -> None:
+        """What a machine that dies does to its worker and its flow runs."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if "server" not in process.cmdline() and "uvicorn" not in " ".join(process.cmdline()):
+                    process.kill()
 
     def processes(self) -> list[psutil.Process]:
         """All that live in this home, flow runs too: the worker gives each a session of its own."""
@@ -105,7 +119,8 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     try:
         it.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(it.port))
         wait_until(lambda: listening(it.port), 900, "the Prefect server")
-        it.run("work-pool", "create", "id2", "--type", "process")
+        for pool in ("id2", "id2-gpu"):
+            it.run("work-pool", "create", pool, "--type", "process")
         it.start("worker", "worker", "start", "--pool", "id2", "--type", "process", ID2_HOME=str(ROOT))
         it.run("deploy", "--all", "--prefect-file", "infra/prefect.yaml")
         yield it
@@ -150,14 +165,14 @@ def test_a_worker_runs_the_one_off_deployment(
 
 
 def test_the_server_schedules_the_nightly_deployment(prefect: Prefect, client: SyncPrefectClient) -> None:
-    deployment = client.read_deployment_by_name("scan/nightly")
+    deployment = client.read_deployment_by_name("nightly/nightly")
     [schedule] = deployment.schedules
     assert schedule.active and not deployment.paused
     assert isinstance(schedule.schedule, CronSchedule)
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 2 * * *", "UTC")
     assert deployment.global_concurrency_limit and deployment.global_concurrency_limit.limit == 1
     assert deployment.concurrency_options
-    assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
+    assert deployment.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.ENQUEUE
 
     def scheduled() -> list[FlowRun]:
         only = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
@@ -169,4 +184,48 @@ def test_the_server_schedules_the_nightly_deployment(prefect: Prefect, client: S
         assert run.auto_scheduled and run.state and run.state.is_scheduled()
         assert run.expected_start_time and run.expected_start_time > datetime.now(UTC)
         assert run.expected_start_time.astimezone(UTC).time() == time(2, 0)
-        assert run.parameters["queries"].startswith("gs://")
+        assert run.parameters["queries"][0].startswith("gs://")
+
+
+def test_the_automation_is_created_once_and_brought_up_to_date(
+    prefect: Prefect, client: SyncPrefectClient
+) -> None:
+    for within in (540, 540, 100):
+        prefect.automate(within)
+        [standing] = client.read_automations_by_name(automations.NAME)
+        assert standing.enabled and standing.trigger.within.total_seconds() == within
+
+
+@pytest.mark.slow
+def test_a_killed_night_is_seen_and_the_next_night_runs(
+    prefect: Prefect, client: SyncPrefectClient, tiny_vae: str, tmp_path: Path
+) -> None:
+    draw_photos(tmp_path / "references", 300)
+    draw_photos(tmp_path / "uploads", 2)
+    out = tmp_path / "out"
+    parameters = {
+        "reference": [str(tmp_path / "references")],
+        "queries": [str(tmp_path / "uploads")],
+        "out": str(out),
+        "encoder": tiny_vae,
+    }
+    prefect.automate(75)
+    deployment = client.read_deployment_by_name("nightly/nightly")
+
+    def night() -> FlowRun:
+        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+    def state(run: FlowRun) -> str:
+        return str(client.read_flow_run(run.id).state_name)
+
+    killed = night()
+    wait_until((out / "runs/_SUCCESS").exists, 1800, "the night")
+    prefect.kill_workers()
+    following = night()
+    assert state(killed) == "Running"
+    prefect.start("worker-2", "worker", "start", "--pool", "id2", "--type", "process", ID2_HOME=str(ROOT))
+    wait_until(lambda: state(killed) == "Crashed", 900, "the automation")
+    wait_until(lambda: state(following) in ("Completed", "Failed", "Crashed"), 1800, "the next night")
+    assert state(following) == "Completed", prefect.log("worker-2")
+    found = client.read_flow_run(killed.id).state
+    assert found and "No heartbeat for 75 s" in str(found.message)
