@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import id2
+import id2core
 from id2.jobs.check_calibration import problems, read_last
 from id2core.errors import CalibrationError, OptionError
 from id2core.evaluation.comparison import VerdictRate
@@ -27,17 +30,42 @@ def rate(measured: float, low: float, high: float) -> VerdictRate:
     )
 
 
-def test_the_bundled_calibration_holds_on_the_demo_and_a_lower_accuracy_fails(tmp_path: Path) -> None:
-    check = id2.check_calibration(out=str(tmp_path), encoder="mini")
+DEMO = Path(id2core.__file__).parent / "data/demo"
+
+
+@pytest.fixture
+def labeled(tmp_path: Path) -> dict[str, str]:
+    """A part of the demo: twelve uploads, and the originals of those that have one."""
+    for name in ("uploads", "references"):
+        (tmp_path / name).mkdir()
+    with (DEMO / "truth.csv").open() as file:
+        rows = list(csv.DictReader(file))[:12]
+    for uri in {uri for row in rows for uri in (row["query_uri"], row["reference_uri"]) if uri}:
+        shutil.copy(DEMO / uri, tmp_path / uri)
+    lines = ["query_uri,reference_uri", *(f"{row['query_uri']},{row['reference_uri']}" for row in rows)]
+    (tmp_path / "truth.csv").write_text("\n".join(lines) + "\n")
+    return {
+        "reference": str(tmp_path / "references"),
+        "queries": str(tmp_path / "uploads"),
+        "truth": str(tmp_path / "truth.csv"),
+        "out": str(tmp_path / "out"),
+        "encoder": "mini",
+    }
+
+
+def test_the_bundled_calibration_holds_and_a_lower_accuracy_fails(labeled: dict[str, str]) -> None:
+    check = id2.check_calibration(**labeled)
     assert check.problems == [] and set(check.verdicts) == {"match", "review"}
     assert check.accuracy and check.accuracy_before is None
-    assert read_last(str(tmp_path)) == check
-    file = tmp_path / "check.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": 1.0}))
-    with pytest.raises(CalibrationError, match=r"does not hold: Acc is .* below the 100.0% of the last check"):
-        id2.check_calibration(out=str(tmp_path), encoder="mini")
-    last = read_last(str(tmp_path))
-    assert last and last.accuracy == 1.0, "a check that fails is compared with by none"
+    assert read_last(labeled["out"]) == check
+    file = Path(labeled["out"]) / "check.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": 1.1}))
+    with pytest.raises(
+        CalibrationError, match=r"does not hold: Acc is .* below the 110.0% of the last check"
+    ):
+        id2.check_calibration(**labeled)
+    last = read_last(labeled["out"])
+    assert last and last.accuracy == 1.1, "no check is compared with one that failed"
 
 
 @pytest.mark.parametrize(
