@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ExperimentReport,
         FinetuneReport,
         ImportSummary,
+        JudgeReport,
         NightlySummary,
         ScanSummary,
         StagedJob,
@@ -51,6 +52,7 @@ _LOADED_WHEN_USED = {
     "Dataset": "id2core.store.datasets",
     "EmbedSummary": "id2.results",
     "EvaluateReport": "id2.results",
+    "JudgeReport": "id2.results",
     "ScanSummary": "id2.results",
     "TrainReport": "id2.results",
     "load_encoder": "id2core.encoders.registry",
@@ -95,6 +97,14 @@ def report(request: requests.ReportRequest) -> ScanSummary:
     from id2.jobs import scan
 
     return scan.rewrite_report(request)
+
+
+@function(requests.JudgeRequest)
+def judge(request: requests.JudgeRequest) -> JudgeReport:
+    """Judge stored pairs by another calibration."""
+    from id2.jobs import judge
+
+    return judge.run(request)
 
 
 @function(requests.EmbedRequest)
@@ -198,6 +208,7 @@ __all__ = [
     "EvaluateReport",
     "Function",
     "ID2Error",
+    "JudgeReport",
     "ScanSummary",
     "Settings",
     "TrainReport",
@@ -210,6 +221,7 @@ __all__ = [
     "experiment_data",
     "finetune",
     "import_oripid",
+    "judge",
     "load_encoder",
     "load_transform",
     "matches",

@@ -240,6 +240,36 @@ class ReportRequest(Request):
         checks.require_dataset(self.out, "out", "matches")
 
 
+class JudgeRequest(BeamRequest):
+    """Judge the pairs in OUT/matches anew, without a search. Earlier verdicts stay in OUT/verdicts."""
+
+    out: str = option("The --out of a finished scan.", example="results")
+    calibration: str | None = option(
+        "Calibration to judge by: a file that id2 calibrate wrote.",
+        None,
+        unset="needed, unless --back is given",
+        example="w/calibration.json",
+    )
+    back: bool = option("Judge by the calibration before the present one.", False)
+    background: str | None = option(
+        "Background of the calibration: dataset: and the --out of id2 embed. It is needed once, for uploads "
+        "that have never been searched in it.",
+        None,
+        unset="the one that ships with the calibration, or that of the last scan",
+        example="dataset:background-id2",
+    )
+
+    def check(self) -> None:
+        """Refuse a place without matches, and a missing file; one of calibration and back is needed."""
+        super().check()
+        if (self.calibration is None) is not self.back:
+            raise OptionError("give --calibration with a file, or --back, one of them")
+        checks.require_dataset(self.out, "out", "matches")
+        checks.require_file(self.calibration, "calibration", CalibrationError)
+        checks.require_corpus(self.background, "background", self.out)
+        checks.require_writable(self.out)
+
+
 class TrainRequest(Request, GradientConfig):
     """Train W from stored latents; write OUT/W.safetensors and OUT/report.json. Re-run to resume."""
 

@@ -187,6 +187,29 @@ class CalibrationCheck(Result):
     problems: list[str]
 
 
+class JudgeReport(Result):
+    """What `id2 judge` did.
+
+    Attributes:
+        run_id: the run that judged.
+        calibration_id: by what the pairs are judged now.
+        before: by what they were; None for nothing.
+        pairs: how many got a verdict.
+        verdicts: verdict → pairs.
+        skipped: pairs that keep the verdict they had: their upload is gone, and nothing was kept of what it
+            scores in the background.
+        out: where the pairs are.
+    """
+
+    run_id: str
+    calibration_id: str
+    before: str | None
+    pairs: int
+    verdicts: dict[str, int]
+    skipped: int
+    out: str
+
+
 class DroppedQueries(Result):
     """Queries of one role of OriPID.
 

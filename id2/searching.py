@@ -85,7 +85,7 @@ class Searcher:
         out = storage.join(self.out, "queries", background_rows.BACKGROUNDS)
         plan = background_rows.make(background, corpora.queries.embeddings, out, recorder.execution, chosen.k)
         name = background_rows.name_of(dict(self.ids), chosen.background_id, chosen.k)
-        return Backgrounds(_run(plan, self.beam), name)
+        return Backgrounds(run_planned(plan, self.beam), name)
 
     def search(
         self,
@@ -108,7 +108,7 @@ class Searcher:
             span,
         )
         with recorder.stage("search"):
-            return stage(title, lambda: match_rows.result(plan, _run(plan, self.beam)))
+            return stage(title, lambda: match_rows.result(plan, run_planned(plan, self.beam)))
 
     def judge_earlier(
         self, corpora: EmbeddedCorpora, matches: Dataset, judge: Judge, recorder: Recorder
@@ -120,7 +120,7 @@ class Searcher:
             stage("judge", lambda: rejudging.judge(matches, self.out, judge, references, recorder.execution))
 
 
-def _run(plan: SearchPlan, beam: list[str]) -> Dataset:
+def run_planned(plan: SearchPlan, beam: list[str]) -> Dataset:
     """Search; where nothing is left to do, Beam is not loaded."""
     if plan.scope is None and plan.last:
         return plan.last

@@ -223,11 +223,16 @@ def rewrite_report(request: ReportRequest) -> ScanSummary:
     """
     out = storage.normalize(request.out)
     summary = _summary(out)
-    config = summary.config
-    pair = CorpusPair.open(config.reference, config.queries, None, out, [])
+    inputs = with_truth(ReportInputs.open(summary.inputs, run=summary.facts))
+    return page.save_report(inputs, summarize(inputs), out, request.max_pairs)
+
+
+def with_truth(inputs: ReportInputs) -> ReportInputs:
+    """Return what a report is made from, with the truth that its scan was given."""
+    config = inputs.run.config
+    pair = CorpusPair.open(config.reference, config.queries, None, config.out, [])
     truth = pair.truth(config.truth) if config.truth else None
     groups = pair.groups(config.truth) if config.truth else {}
-    inputs = ReportInputs.open(summary.inputs, run=summary.facts)
     queries, references = (
         list(filter(None, side))
         for side in (
@@ -238,5 +243,4 @@ def rewrite_report(request: ReportRequest) -> ScanSummary:
     if truth:
         truth = truth_files.spelled(truth, queries, references)
         groups = truth_files.spelled_groups(groups, queries)
-    inputs = replace(inputs, truth=truth, groups=groups)
-    return page.save_report(inputs, summarize(inputs), out, request.max_pairs)
+    return replace(inputs, truth=truth, groups=groups)

@@ -211,7 +211,20 @@ class Backgrounds:
         Raises:
             DatasetError: an upload has none.
         """
-        wanted = histories.row_keys(pa.table({"uri": uris, "generation": generations}))
+        found = self._find(uris, generations, segments)
+        if missing := int(np.isnan(found).sum()):
+            raise DatasetError(f"{self.dataset.uri} lacks the background of {missing} uploads: run again")
+        return found
+
+    def know(self, uris: pa.ChunkedArray, generations: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Return which uploads have a background, bool[n]."""
+        return ~np.isnan(self._find(uris, generations, None))
+
+    def _find(
+        self, uris: pa.ChunkedArray, generations: pa.ChunkedArray, segments: Iterable[str] | None
+    ) -> NDArray[np.float32]:
+        """Return the background of uploads, float32[n]; NaN where it is not known."""
+        wanted, upload_of = _distinct(uris, generations)
         found = np.full(len(wanted), np.nan, np.float32)
         chosen = None if segments is None else set(segments)
         for file in self.dataset.files:
@@ -223,9 +236,22 @@ class Backgrounds:
             places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
             hit = keys[places] == wanted
             found[hit] = values[places[hit]]
-        if missing := int(np.isnan(found).sum()):
-            raise DatasetError(f"{self.dataset.uri} lacks the background of {missing} uploads: run again")
-        return found
+        return found[upload_of]
+
+
+def _distinct(
+    uris: pa.ChunkedArray, generations: pa.ChunkedArray
+) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+    """Return the keys of n uploads, each once, and int64[n], which of them each row is of."""
+    if not len(uris):
+        return np.empty(0, "S16"), np.empty(0, np.int64)
+    uri, generation = (pa.concat_arrays(c.chunks).dictionary_encode() for c in (uris, generations))
+    codes = uri.indices.to_numpy().astype(np.int64) * len(generation.dictionary)
+    _, first, upload_of = np.unique(
+        codes + generation.indices.to_numpy(), return_index=True, return_inverse=True
+    )
+    uploads = pa.table({"uri": uris, "generation": generations}).take(pa.array(first))
+    return histories.row_keys(uploads), upload_of
 
 
 @functools.lru_cache(maxsize=16)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,14 +26,24 @@ VERDICTS = "verdicts"
 # Where an `--out` keeps the calibrations that it was judged by.
 CALIBRATIONS = "calibrations"
 _PAIR = ("query_uri", "query_generation", "reference_id", "encoder_id", "transform_id", "channel")
+# Columns of `matches/` that a verdict follows from.
+_READ = (*_PAIR, "score", "information")
+# Pairs that are judged at once, about 100 MB.
+_ROWS_AT_ONCE = 2**17
 
 
 class _Counts(BaseModel):
-    """What a judging says in the commit of `verdicts/`: by what, how many pairs, of how many searches."""
+    """What a judging says in the commit of `verdicts/`.
+
+    Attributes:
+        calibration_id: by what it judged.
+        judged: how many pairs.
+        searched: run_id → how many of its searches had their pairs judged.
+    """
 
     calibration_id: str = ""
     judged: int = 0
-    events: int = 0
+    searched: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -40,29 +52,31 @@ class Judged:
 
     Attributes:
         calibration_id: by which calibration.
-        pairs: how many pairs got a new verdict.
+        verdicts: verdict → how many pairs got it.
+        skipped: pairs of uploads that are gone and have no background, so that nothing can be said of them.
         before: calibration that judged last, None where there was none.
     """
 
     calibration_id: str
-    pairs: int
+    verdicts: dict[str, int]
+    skipped: int
     before: str | None
 
 
 def is_judged(matches: Dataset, out: str, calibration_id: str) -> bool:
-    """Return whether every stored pair has its verdict by a calibration."""
+    """Return whether every stored pair has its newest verdict by a calibration."""
     judgings = _judgings(out)
-    last = judgings[-1] if judgings else _Counts()
-    searches = _events(matches)[last.events if last.calibration_id == calibration_id else 0 :]
-    return all(event.calibration_id == calibration_id for event in searches)
+    if judgings and judgings[-1].calibration_id != calibration_id:
+        return False
+    return all(event.calibration_id == calibration_id for event in _searches_after(judgings, matches))
 
 
 def active(matches: Dataset, out: str) -> str | None:
     """Return the calibration that judged last; None for none."""
-    judgings, events = _judgings(out), _events(matches)
-    if judgings and len(events) == judgings[-1].events:
-        return judgings[-1].calibration_id
-    return events[-1].calibration_id if events else None
+    judgings = _judgings(out)
+    if searches := _searches_after(judgings, matches):
+        return searches[-1].calibration_id
+    return judgings[-1].calibration_id if judgings else None
 
 
 def _judgings(out: str) -> list[_Counts]:
@@ -71,28 +85,57 @@ def _judgings(out: str) -> list[_Counts]:
     return [verdicts.commit.counts_of(run_id, _Counts) for run_id in verdicts.runs] if verdicts else []
 
 
+def _searches_after(judgings: list[_Counts], matches: Dataset) -> list[Event]:
+    """Return the searches whose pairs the last judging has not seen."""
+    seen = judgings[-1].searched if judgings else {}
+    return [e for r in matches.runs for e in ledger.events_of(matches.commit, r)[seen.get(r, 0) :]]
+
+
 def _events(matches: Dataset) -> list[Event]:
-    return [event for run_id in matches.runs for event in ledger.events_of(matches.commit, run_id)]
+    return _searches_after([], matches)
 
 
-def check_floor(matches: Dataset, chosen: Calibration) -> None:
-    """Raise CalibrationError when a calibration would judge pairs that were never stored."""
-    for event in _events(matches):
-        if event.floor is not None and event.floor > chosen.review.score:
+def check_floor(matches: Dataset, out: str, chosen: Calibration) -> None:
+    """Raise CalibrationError when a calibration would judge pairs that were never stored.
+
+    A floor is one of the score that its calibration judges. What a search left out by another score is not
+    known.
+    """
+    for floor, calibration_id in {
+        (event.floor, event.calibration_id) for event in _events(matches) if event.floor is not None
+    }:
+        if floor > chosen.review.score:
             raise CalibrationError(
-                f"{matches.uri} keeps pairs with a score of {event.floor:.4f} or more, but this "
+                f"{matches.uri} keeps pairs with a score of {floor:.4f} or more, but this "
                 f"calibration reviews those of {chosen.review.score:.4f} or more: scan into another --out"
             )
+        if calibration_id in (None, chosen.calibration_id):
+            continue
+        by = calibration.load(place_of(out, str(calibration_id)))
+        if by.normalization != chosen.normalization:
+            raise CalibrationError(
+                f"{matches.uri} keeps pairs with a score of {floor:.4f} or more, normalized "
+                f"{_described(by)}, but this calibration normalizes {_described(chosen)}: scan into another "
+                "--out, with --keep all where several are to be tried"
+            )
+
+
+def _described(chosen: Calibration) -> str:
+    how = chosen.normalization
+    if how is None:
+        return "by nothing"
+    return f"by {how.factor:g} × the {how.k} best in the background {how.background_id}"
 
 
 def keep(chosen: Calibration, out: str) -> None:
     """Keep a calibration in an `--out`, so that its judging can be made again."""
-    uri = _place(out, chosen.calibration_id)
+    uri = place_of(out, chosen.calibration_id)
     if not storage.exists(uri):
         chosen.save(uri)
 
 
-def _place(out: str, calibration_id: str) -> str:
+def place_of(out: str, calibration_id: str) -> str:
+    """Return where an `--out` keeps a calibration."""
     return storage.join(out, CALIBRATIONS, f"{calibration_id}.json")
 
 
@@ -109,11 +152,11 @@ def earlier(matches: Dataset, out: str) -> Calibration:
         raise CalibrationError(
             f"{out} has been judged by one calibration only: there is nothing to go back to"
         )
-    return calibration.load(_place(out, others[-1]))
+    return calibration.load(place_of(out, others[-1]))
 
 
 def judge(matches: Dataset, out: str, by: Judge, references: int, execution: Execution) -> Judged:
-    """Judge every stored pair by a calibration.
+    """Judge every stored pair by a calibration. Memory does not grow with the pairs.
 
     Args:
         matches: the data set.
@@ -125,48 +168,74 @@ def judge(matches: Dataset, out: str, by: Judge, references: int, execution: Exe
     Raises:
         CalibrationError: the calibration is for other scores, or reaches below the floor.
     """
-    check_floor(matches, by.calibration)
+    check_floor(matches, out, by.calibration)
     before = active(matches, out)
     keep(by.calibration, out)
     uri = storage.join(out, VERDICTS)
-    key = f"{execution.run_id}-{by.calibration_id[:16]}"
-    files = [
-        _write(uri, f"{key}-{i:04d}", table)
-        for i, table in enumerate(_judged(matches, by, references, execution))
-    ]
-    pairs = sum(file.rows for file in files)
+    judging = _Judging(matches, by, references, execution)
+    written = [judging.write(uri, i, file) for i, file in enumerate(matches.files)]
+    files = [file for file in written if file]
+    searched = {run_id: len(ledger.events_of(matches.commit, run_id)) for run_id in matches.runs}
 
     def add(present: Commit | None) -> Commit:
         base = present or Commit(VERDICTS, execution.run_id, {})
-        counts = _Counts(
-            calibration_id=by.calibration_id, judged=pairs, events=len(_events(matches))
-        ).model_dump()
+        pairs = sum(judging.verdicts.values())
+        counts = _Counts(calibration_id=by.calibration_id, judged=pairs, searched=searched)
         every = {file.name: file for file in (*base.files, *files)}
-        runs = base.runs | {execution.run_id: counts}
+        others = {run_id: c for run_id, c in base.runs.items() if run_id != execution.run_id}
+        runs = others | {execution.run_id: counts.model_dump()}
         return replace(base, run_id=execution.run_id, files=tuple(every.values()), runs=runs)
 
     datasets.update_commit(uri, add, Dataset.find_own(uri))
-    return Judged(by.calibration_id, pairs, before)
+    return Judged(by.calibration_id, dict(judging.verdicts), judging.skipped, before)
 
 
-def _judged(matches: Dataset, by: Judge, references: int, execution: Execution) -> Iterator[pa.Table]:
-    """Yield the verdicts of the pairs of each file that have the calibration's ids."""
-    chosen = by.calibration
-    for table in matches.tables():
+@dataclass
+class _Judging:
+    """Writes the verdicts of matches, file by file and row group by row group, and counts them."""
+
+    matches: Dataset
+    by: Judge
+    references: int
+    execution: Execution
+    verdicts: Counter[str] = field(default_factory=Counter)
+    skipped: int = 0
+
+    def write(self, uri: str, number: int, file: FileRecord) -> FileRecord | None:
+        """Write the verdicts of the pairs of a file; None where none of them can be judged."""
+        tables = self._tables(file)
+        first = next(tables, None)
+        if first is None:
+            return None
+        key = f"{self.execution.run_id}-{self.by.calibration_id[:16]}-{number:04d}"
+        every = chain([first], tables)
+        return datasets.write_file(uri, key, every, schemas.VERDICTS, schemas.MATCHES_ROW_GROUP)
+
+    def _tables(self, file: FileRecord) -> Iterator[pa.Table]:
+        for group in range(file.row_groups):
+            held = self.matches.row_group(file, group, list(_READ))
+            for start in range(0, held.num_rows, _ROWS_AT_ONCE):
+                table = self._judged(held.slice(start, _ROWS_AT_ONCE))
+                if table.num_rows:
+                    self.verdicts.update(table["verdict"].to_pylist())
+                    yield table
+
+    def _judged(self, held: pa.Table) -> pa.Table:
+        """Return the verdicts of the pairs with the calibration's ids and, where needed, a background."""
         for name in ("encoder_id", "transform_id"):
-            table = table.filter(pc.equal(table[name], getattr(chosen, name)))
-        if not table.num_rows:
-            continue
-        judged = by.judge(table, references)
-        constants = {"judged_at": execution.started, "run_id": execution.run_id}
+            held = held.filter(pc.equal(held[name], getattr(self.by.calibration, name)))
+        if self.by.backgrounds:
+            known = self.by.backgrounds.know(held["query_uri"], held["query_generation"])
+            self.skipped += held.num_rows - int(known.sum())
+            held = held.filter(pa.array(known))
+        if not held.num_rows:
+            return schemas.VERDICTS.empty_table()
+        judged = self.by.judge(schemas.completed(held, schemas.MATCHES, None, held.num_rows), self.references)
+        constants = {"judged_at": self.execution.started, "run_id": self.execution.run_id}
         columns = [
             judged[field.name]
             if field.name in (*_PAIR, *VERDICT_COLUMNS)
-            else pa.repeat(pa.scalar(constants[field.name], field.type), table.num_rows)
+            else pa.repeat(pa.scalar(constants[field.name], field.type), held.num_rows)
             for field in schemas.VERDICTS
         ]
-        yield pa.Table.from_arrays(columns, schema=schemas.VERDICTS)
-
-
-def _write(uri: str, key: str, table: pa.Table) -> FileRecord:
-    return datasets.write_file(uri, key, [table], schemas.VERDICTS, schemas.MATCHES_ROW_GROUP)
+        return pa.Table.from_arrays(columns, schema=schemas.VERDICTS)
