@@ -35,6 +35,8 @@ MERGED = "merged-"
 _TAIL, _MAGIC = 8, b"PAR1"
 # Read at once from the end of a file; the footers of most files are smaller.
 _FOOTER_GUESS = 2**16
+# Read at once to hash a whole file.
+_HASHED_BYTES = 2**20
 _MEND = "restore it from a copy, or make the data set again in another --out"
 # Files without a hash of the footer whose SHA-256 this process has checked: place and SHA-256.
 _CHECKED: set[tuple[str, str]] = set()
@@ -189,6 +191,46 @@ def verify(folders: Sequence[str], record: FileRecord) -> None:
         DatasetError: it is gone, damaged, or not the file that the record is of.
     """
     _use(folders, record, lambda parquet, where: None, whole=True)
+
+
+def record_of(where: str, name: str) -> FileRecord:
+    """Return the record of a file of which nothing is recorded: what is there is taken for right.
+
+    Args:
+        where: its URI.
+        name: its name below the data set.
+
+    Raises:
+        DatasetError: it is gone, or no Parquet file.
+    """
+    try:
+        with storage.open_input(where) as file:
+            digest, size = hashlib.sha256(), 0
+            while data := file.read(_HASHED_BYTES):
+                digest.update(data)
+                size += len(data)
+            footer = _read_footer(file)
+            metadata = _metadata(footer)
+    except (OSError, pa.ArrowException, _DamageError) as error:
+        raise DatasetError(f"{where} is damaged: {error}; {_MEND}") from error
+    counts = (metadata.num_rows, metadata.num_row_groups)
+    return FileRecord(name, *counts, size, digest.hexdigest(), _footer_digest(footer))
+
+
+def peek(where: str, columns: Sequence[str]) -> pa.Table | None:
+    """Read columns of a file of which nothing is recorded; one that it lacks is null.
+
+    None for a file that is gone, or not whole: somebody may be writing it.
+    """
+    try:
+        with storage.open_input(where) as file:
+            parquet = pq.ParquetFile(file)
+            held = [name for name in columns if name in parquet.schema_arrow.names]
+            table, rows = parquet.read(held), parquet.metadata.num_rows
+    except (FileNotFoundError, OSError, pa.ArrowException):
+        return None
+    arrays = [table[name] if name in held else pa.nulls(rows, pa.string()) for name in columns]
+    return pa.Table.from_arrays(arrays, names=list(columns))
 
 
 def has_values(folders: Sequence[str], record: FileRecord, column: str) -> bool:
