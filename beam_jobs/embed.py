@@ -12,7 +12,7 @@ from id2core.encoders import embedding
 from id2core.encoders.embed_job import EmbedJob, EmbedResult, finished, plan_embed, row_ids
 from id2core.encoders.records import EncoderIds
 from id2core.errors import EncoderError
-from id2core.runs import leases
+from id2core.runs import leases, takedowns
 from id2core.runs.execution import Execution
 from id2core.runs.parts import OnBatch, PartRecord
 from id2core.runs.planning import Plan
@@ -64,6 +64,7 @@ class EmbedMaker:
             self.job.limits,
             progress,
             self.job.record_seconds,
+            takedowns.refused(self.job.results or plan.out),
         )
 
 

@@ -12,7 +12,7 @@ from beam_jobs import parts
 from id2core import defaults
 from id2core.encoders.images import Limits
 from id2core.errors import OptionError, TranslatorError
-from id2core.runs import leases, planning
+from id2core.runs import leases, planning, takedowns
 from id2core.runs.execution import Execution
 from id2core.runs.parts import OnBatch, PartRecord
 from id2core.runs.planning import Plan
@@ -162,6 +162,7 @@ class TranslateMaker:
             plan.lineage,
             job.limits,
             progress,
+            takedowns.refused(plan.out),
         )
 
 

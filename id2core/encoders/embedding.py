@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from id2core import defaults
 from id2core.encoders import images
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, read_picture
-from id2core.runs import parts
+from id2core.runs import parts, takedowns
 from id2core.runs.parts import Lineage, OnBatch, PartRecord, Product
 from id2core.store import schemas
 from id2core.store.rejects import Reason, Reject
@@ -136,6 +136,7 @@ def embed_objects(
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda embedded, rejected: None,
     seconds: float = defaults.RECORD_SECONDS,
+    refused: Collection[str] = frozenset(),
 ) -> parts.Stream:
     """Embed objects in a stream: decoding runs in threads beside the encoder, memory stays flat.
 
@@ -147,6 +148,7 @@ def embed_objects(
         limits: of file size and pixels.
         progress: called after each batch with how many objects it embedded and rejected.
         seconds: rows are yielded after so long, however few.
+        refused: image_id of pictures that were taken down; each ends in a reject.
 
     Yields:
         About `schemas.ROW_GROUP` rows, or what was made in `seconds`, of `schemas.embeddings_schema` (None
@@ -162,6 +164,8 @@ def embed_objects(
         picture = read_picture(obj, encoder.preprocess.size, limits)
         if isinstance(picture, Reject):
             return picture
+        if picture.image_id in refused:
+            return takedowns.REFUSED
         return replace(picture, information=encoder.information(picture.decoded.pixels))
 
     for pictures, bad in parts.batches(parts.read_ahead(objects, fetch, 4 * step), step):
@@ -188,11 +192,12 @@ def embed_part(
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda embedded, rejected: None,
     seconds: float = defaults.RECORD_SECONDS,
+    refused: Collection[str] = frozenset(),
 ) -> list[PartRecord]:
     """Embed one part into `out`: its two files, then its record, and again after some seconds.
 
     What an earlier attempt of the run has recorded is left. A second call gives the same rows.
     """
     left = parts.remaining(out, objects, lineage)
-    stream = embed_objects(left, encoder, transform, lineage, limits, progress, seconds)
+    stream = embed_objects(left, encoder, transform, lineage, limits, progress, seconds, refused)
     return parts.write(out, PRODUCT, left, lineage, stream, seconds)

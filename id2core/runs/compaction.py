@@ -36,7 +36,7 @@ _SMALLEST: Final = 1 << 20
 # Rows that are sorted at once, about 350 MB of `matches/`. A larger file is sorted piece by piece.
 SORTED_ROWS: Final = 500_000
 # Rows in a row group of a table without vectors: readers skip and read whole groups.
-_ROW_GROUP: Final = 16 * schemas.ROW_GROUP
+ROW_GROUP: Final = 16 * schemas.ROW_GROUP
 # Data sets that are compacted → columns that their rows are sorted by. Others keep the order of their files.
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
     schemas.EMBEDDINGS: (),
@@ -45,6 +45,7 @@ ORDERS: Final[dict[str, tuple[str, ...]]] = {
     "runs": ("started", "run_id"),
     "verdicts": ("query_uri", "judged_at"),
     "backgrounds": ("uri",),
+    "posts": ("uri",),
 }
 # Order of verdicts; a pair without one comes last.
 _VERDICTS: Final = pa.array(["match", "review", "none"])
@@ -170,7 +171,7 @@ def _merge(dataset: Dataset, group: list[FileRecord]) -> FileRecord:
     first = next(read)
     tables: Iterator[pa.Table] = chain([first], read)
     has_vectors = not schemas.VECTORS.isdisjoint(first.schema.names)
-    row_group = schemas.ROW_GROUP if has_vectors else _ROW_GROUP
+    row_group = schemas.ROW_GROUP if has_vectors else ROW_GROUP
     if order := ORDERS[dataset.commit.dataset]:
         tables = (_sorted(piece, order) for piece in _recut(tables, SORTED_ROWS))
     schema = first.schema
@@ -193,15 +194,20 @@ def _bounds(group: list[FileRecord]) -> tuple[str, ...]:
 def _tables(uri: str, group: list[FileRecord], run_ids: set[str]) -> Iterator[pa.Table]:
     """Yield whole files, whose SHA-256 is checked; add the runs that have rows in them."""
     for record in group:
-        table = _whole(uri, record)
-        if "run_id" in table.column_names:
+        table = read_whole(uri, record)
+        if record.segments:  # of backgrounds these are the runs that added the uploads
+            run_ids.update(record.segments)
+        elif "run_id" in table.column_names:
             run_ids.update(run_id for run_id in table["run_id"].unique().to_pylist() if run_id)
         yield table
         del table
 
 
-def _whole(uri: str, record: FileRecord) -> pa.Table:
-    """Read a file; pyarrow cannot read a column of vectors that is all null, so it is filled in."""
+def read_whole(uri: str, record: FileRecord) -> pa.Table:
+    """Read a file, whose SHA-256 is checked.
+
+    pyarrow cannot read a column of vectors that is all null, so it is filled in.
+    """
     folders = moves.folders(uri)
     schema = parquet.schema_of(folders, record)
     vectors = schemas.VECTORS & set(schema.names)

@@ -21,6 +21,7 @@ from id2core.runs.ledger import History, Home, Span, history
 from id2core.store import datasets
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
+from id2core.store.schemas import Removal
 
 # The class of a row that is not searched: its picture is, from another row.
 UNSEARCHED = -1
@@ -220,8 +221,10 @@ class _Removed:
         homes: dict[bytes, list[Home]] = {}
         numbers = _numbers(dataset)
         place = datasets.removals_of(dataset.uri)
-        columns = [*key, "segment", "removed_in"]
+        columns = [*key, "segment", "removed_in", "reason"]
         for table in datasets.read_each(place, dataset.commit.removals, columns):
+            # The pairs of what was taken down are gone, too: they have not been searched.
+            table = table.filter(pc.not_equal(table["reason"], str(Removal.TAKEN_DOWN)))
             keys = row_keys(table.select(list(key)))
             for i in np.flatnonzero(rows.find(keys) >= 0).tolist():
                 if number := numbers.get(table["segment"][i].as_py()):

@@ -56,6 +56,10 @@ _OWN: Final[dict[str, re.Pattern[str]]] = {
     "backgrounds": re.compile(
         rf"background=[0-9a-f]{{16}}/[0-9a-f]{{16}}-[\w-]+-{_HASH}\.parquet|{_PARTIAL}"
     ),
+    "posts": re.compile(
+        rf"([0-9a-f]{{16}}-[0-9a-f]{{16}}-\d{{5}}|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
+    ),
+    "takedowns": re.compile(rf"{Execution.PATTERN}-{_HASH}\.parquet|{_PARTIAL}"),
     "verdicts": re.compile(
         rf"({Execution.PATTERN}-[\w-]+|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
     ),

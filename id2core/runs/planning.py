@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from id2core import defaults
 from id2core.errors import DatasetError, LostRowsError, StorageError
-from id2core.runs import accounting, parts
+from id2core.runs import accounting, parts, takedowns
 from id2core.runs import listing as listings
 from id2core.runs.accounting import Account, Fate, Kind, Numbered, Outcome, Scope
 from id2core.runs.execution import Execution
@@ -211,6 +211,8 @@ def make(
     for dataset in held.datasets:
         dataset.check_ids(ids)
     outputs = Outputs(product, source.uri, results or out, out)
+    if refused := takedowns.refused(results or out):
+        config = {**config, "taken_down": sorted(refused)}
     with Keys() as keys, TemporaryDirectory(prefix="id2-listing-") as folder:
         listing = listings.take(
             source,

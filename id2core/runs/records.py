@@ -231,6 +231,12 @@ def _order(run: Run) -> tuple[str, str]:
     return run.started.isoformat() if run.started else "", run.run_id
 
 
+def at_work(out: str) -> bool:
+    """Return whether an execution may be at work on an `--out`; one elsewhere cannot be asked."""
+    runs = Dataset.find(storage.join(out, RUNS))
+    return runs is not None and _others_run(runs)
+
+
 def _others_run(runs: Dataset) -> bool:
     """Return whether another execution may be at work on an `--out`; one elsewhere cannot be asked."""
     states = [runs.commit.counts_of(run_id, _State) for run_id in runs.runs]

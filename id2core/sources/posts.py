@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
@@ -185,13 +186,15 @@ class PostsWriter:
         table = pa.Table.from_pylist(rows, schemas.POSTS)
         self._written += len(rows)
         key = f"{self._plan_id}{self._tail}{len(self._files):05d}"
-        self._files.append(datasets.write_file(self._uri, key, [table], schemas.POSTS, 1 << 16))
+        written = datasets.write_file(self._uri, key, [table], schemas.POSTS, 1 << 16)
+        self._files.append(replace(written, segments=(self._run_id,), source=self._source))
 
     def _held_keys(self) -> NDArray[np.uint64]:
         """Return the keys of rows that other runs of this source wrote, sorted."""
         last = self._last
         files = last.files if last else ()
-        others = [f for f in files if self._tail in f.name and not f.belongs_to(self._plan_id)]
+        own = [f for f in files if f.source == self._source or self._tail in f.name]
+        others = [f for f in own if not f.belongs_to(self._plan_id)]
         keys = [
             _key(uri, generation)
             for table in datasets.read_each(self._uri, others, ["uri", "generation"])

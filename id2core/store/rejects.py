@@ -27,6 +27,7 @@ class Reason(StrEnum):
     UNSAFE_MEMBER = "unsafe_member"
     DUPLICATE = "duplicate"
     NOT_ALLOWED = "not_allowed"
+    TAKEN_DOWN = "taken_down"
 
 
 # Faults of the store or of a service, not of the file: the next run tries these objects again.
@@ -40,6 +41,7 @@ BY_SETTINGS = frozenset(
         Reason.NOT_ENCODABLE,
         Reason.NO_PROMPT,
         Reason.NOT_TRANSLATABLE,
+        Reason.TAKEN_DOWN,
     }
 )
 

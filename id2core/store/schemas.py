@@ -257,6 +257,20 @@ SEGMENTS = table_schema(
     ],
 )
 
+# Pictures that are refused. A row stays when its picture is reinstated. `uris` is a list as JSON.
+TAKEDOWNS = table_schema(
+    "takedowns",
+    1,
+    [
+        ("image_id", pa.string()),
+        ("uris", pa.string()),
+        ("reason", pa.string()),
+        ("requested_at", _TIME),
+        ("run_id", pa.string()),
+        ("reinstated_at", _TIME),
+    ],
+)
+
 RUNS = table_schema(
     "runs",
     2,
@@ -291,6 +305,7 @@ TABLES: dict[str, pa.Schema] = {
     "ledger": LEDGER,
     "segments": SEGMENTS,
     "posts": POSTS,
+    "takedowns": TAKEDOWNS,
     "runs": RUNS,
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from id2core.encoders import images
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, decode_picture, holding
 from id2core.errors import TranslatorError
-from id2core.runs import parts
+from id2core.runs import parts, takedowns
 from id2core.runs.listing import PICTURES
 from id2core.runs.parts import Lineage, OnBatch, PartRecord, Product
 from id2core.store import datasets, schemas, storage
@@ -78,8 +78,14 @@ class _Task:
 
 
 def _tasks(
-    origin: Picture, data: bytes, source: PromptSource, config: TranslationConfig
+    origin: Picture,
+    data: bytes,
+    source: PromptSource,
+    config: TranslationConfig,
+    refused: Collection[str],
 ) -> list[_Task] | Reject:
+    if origin.image_id in refused:
+        return takedowns.REFUSED
     prompts = source.prompts_for(origin.image_id, origin.obj.uri, data, config.per_image)
     if isinstance(prompts, Reject):
         return prompts
@@ -104,6 +110,7 @@ class _Writer:
     translator: Translator
     config: TranslationConfig
     lineage: Lineage
+    refused: Collection[str]
 
     def write(self, made: tuple[_Task, Image.Image | None]) -> _Row | Reject:
         """Store one picture; its row of `schemas.TRANSLATIONS`."""
@@ -114,6 +121,8 @@ class _Writer:
             return Reject(Reason.NOT_TRANSLATABLE, f"translation {task.number} has one color only")
         buffer = io.BytesIO()
         picture.save(buffer, **SAVE[self.config.format])
+        if hashlib.sha256(buffer.getvalue()).hexdigest() in self.refused:
+            return takedowns.REFUSED
         uri = self._uri(task)
         storage.write_bytes(uri, buffer.getvalue())
         return self._row(task, uri, buffer.getvalue(), picture.size)
@@ -171,6 +180,7 @@ def translate_objects(
     out: str,
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda made, rejected: None,
+    refused: Collection[str] = frozenset(),
 ) -> parts.Stream:
     """Translate objects in a stream: reading, decoding and asking for prompts run in threads ahead of it.
 
@@ -183,6 +193,7 @@ def translate_objects(
         out: pictures go to `pictures/` below it.
         limits: of file size and pixels.
         progress: called with how many origins were translated and how many rejected since the last call.
+        refused: image_id of pictures that were taken down, as originals or as translations.
 
     Yields:
         Rows of `schemas.TRANSLATIONS` (None where all were rejected) and of `schemas.REJECTS`.
@@ -198,10 +209,10 @@ def translate_objects(
             if isinstance(data, Reject):
                 return data
             picture = decode_picture(obj, data, translator.model.size, limits)
-            return picture if isinstance(picture, Reject) else _tasks(picture, data, source, config)
+            return picture if isinstance(picture, Reject) else _tasks(picture, data, source, config, refused)
 
     step = translator.batch_size
-    writer = _Writer(out, translator, config, lineage)
+    writer = _Writer(out, translator, config, lineage, refused)
     buffer = _OriginBuffer(translator.model.name, config.per_image, lineage.run_id)
     threads = max(parts.READ_THREADS, source.concurrency)
     since = time.monotonic()
@@ -289,11 +300,12 @@ def translate_part(
     lineage: Lineage,
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda made, rejected: None,
+    refused: Collection[str] = frozenset(),
 ) -> list[PartRecord]:
     """Translate one part into `out`: pictures, then its two Parquet files, then its record.
 
     A slow part does so every two minutes. What an earlier attempt of the run has recorded is left.
     """
     left = parts.remaining(out, objects, lineage)
-    stream = translate_objects(left, translator, source, config, lineage, out, limits, progress)
+    stream = translate_objects(left, translator, source, config, lineage, out, limits, progress, refused)
     return parts.write(out, product(config), left, lineage, stream)
