@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from id2.results import (
         CalibrateReport,
         CalibrationCheck,
+        CompactReport,
         DemoSummary,
+        DoctorReport,
         EmbedSummary,
         EvaluateReport,
         ExperimentData,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         NightlySummary,
         ScanSummary,
         StagedJob,
+        TakedownReport,
         TrainReport,
         TranslateSummary,
     )
@@ -105,6 +108,30 @@ def judge(request: requests.JudgeRequest) -> JudgeReport:
     from id2.jobs import judge
 
     return judge.run(request)
+
+
+@function(requests.CompactRequest)
+def compact(request: requests.CompactRequest) -> CompactReport:
+    """Merge small files of data sets."""
+    from id2.jobs import compact
+
+    return compact.run(request)
+
+
+@function(requests.TakedownRequest)
+def takedown(request: requests.TakedownRequest) -> TakedownReport:
+    """Remove pictures and refuse them."""
+    from id2.jobs import takedown
+
+    return takedown.run(request)
+
+
+@function(requests.DoctorRequest)
+def doctor(request: requests.DoctorRequest) -> DoctorReport:
+    """Check the data sets of an out."""
+    from id2.jobs import doctor
+
+    return doctor.run(request)
 
 
 @function(requests.EmbedRequest)
@@ -214,7 +241,9 @@ __all__ = [
     "TrainReport",
     "calibrate",
     "check_calibration",
+    "compact",
     "demo",
+    "doctor",
     "embed",
     "evaluate",
     "experiment",
@@ -229,6 +258,7 @@ __all__ = [
     "report",
     "requests",
     "scan",
+    "takedown",
     "train",
     "translate",
 ]

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from id2core import defaults
-from id2core.errors import ID2Error, MissingExtraError, OptionError, SearchError, StorageError
+from id2core.errors import DatasetError, ID2Error, MissingExtraError, OptionError, SearchError, StorageError
 from id2core.store import storage
 
 
@@ -74,6 +74,20 @@ def require_dataset(uri: str, name: str, kind: str) -> None:
 
     _require_content(place_of(uri), name, "a data set of id2, or the --out that it is in")
     open_inside(uri, kind)
+
+
+def require_runs(out: str) -> None:
+    """Refuse a place in which no command has run.
+
+    Raises:
+        DatasetError: it has no table of runs.
+    """
+    from id2core.runs.records import RUNS
+    from id2core.store.datasets import Dataset
+
+    place = storage.normalize(out)
+    if Dataset.find(storage.join(place, RUNS)) is None:
+        raise DatasetError(f"--out {out}: no command of id2 has run there; give the --out of one")
 
 
 def _require_content(uri: str, name: str, wanted: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 from id2 import checks
@@ -14,6 +15,7 @@ from id2core.errors import (
     TrainError,
     TranslatorError,
 )
+from id2core.store import storage
 from id2core.training.config import FinetuneConfig, GradientConfig, Shrinkage
 from id2core.translation.config import TranslationConfig
 
@@ -268,6 +270,72 @@ class JudgeRequest(BeamRequest):
         checks.require_file(self.calibration, "calibration", CalibrationError)
         checks.require_corpus(self.background, "background", self.out)
         checks.require_writable(self.out)
+
+
+class CompactRequest(Request):
+    """Merge small files of all data sets below an --out, and remove superseded ones after ID2_LEFTOVER_HOURS.
+
+    Corpora that were given as dataset: are not below it: compact the --out that they are in.
+    """
+
+    out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
+    everything: bool = option("Merge all files below 64 MiB, also where few have come together.", False)
+
+    def check(self) -> None:
+        """Refuse a place that is not there or cannot be written."""
+        super().check()
+        checks.require_runs(self.out)
+        checks.require_writable(self.out)
+
+
+class TakedownRequest(Request):
+    """Remove pictures from everything below an --out, and refuse the same bytes from now on.
+
+    Corpora that were given as dataset: are not below it. Repeat the command with the --out that they are in.
+    """
+
+    out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
+    image_id: list[str] = option(
+        "The picture: SHA-256 of its file. Give it again for more.", [], example=["9f86d081…"]
+    )
+    uri: list[str] = option(
+        "URI of the picture, as matches/ and embeddings/ have it. Every picture that is or was there goes.",
+        [],
+        example=["gs://corpus/originals/1.jpg"],
+    )
+    reason: str | None = option(
+        "Why, for the audit row in OUT/takedowns.", None, example="request 4711", max_length=1000
+    )
+    reinstate: bool = option("Admit the picture again. The next run that finds it embeds it.", False)
+
+    def check(self) -> None:
+        """Refuse a request without a picture, what is no SHA-256, and a place in which nothing has run."""
+        super().check()
+        if not self.image_id and not self.uri:
+            raise OptionError("give --image-id or --uri")
+        for image_id in self.image_id:
+            if not re.fullmatch("[0-9a-fA-F]{64}", image_id):
+                raise OptionError(f"--image-id {image_id}: the SHA-256 of a file has 64 hexadecimal digits")
+        checks.require_runs(self.out)
+        checks.require_writable(self.out)
+
+
+class DoctorRequest(Request):
+    """Check all data sets below an --out: commits, files, keys, segments, and the ledger. Changes nothing.
+
+    Without --out, id2 doctor prints what is installed.
+    """
+
+    out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
+    rebuild: bool = option(
+        "Build the commit of OUT/matches again where it is lost or damaged, from the files and OUT/ledger.",
+        False,
+    )
+
+    def check(self) -> None:
+        """Refuse a place that is not there."""
+        super().check()
+        storage.require(storage.normalize(self.out))
 
 
 class TrainRequest(Request, GradientConfig):

@@ -8,6 +8,7 @@ from id2core.evaluation.comparison import EvaluateReport as EvaluateReport
 from id2core.evaluation.comparison import VerdictRate
 from id2core.oripid.imports import ImportSummary as ImportSummary
 from id2core.reports.facts import ScanSummary as ScanSummary
+from id2core.runs.checkup import Finding
 from id2core.training.pairs import UnpairedRows
 from id2core.verdicts.calibration import Threshold
 from id2core.verdicts.normalization import Normalization
@@ -207,6 +208,106 @@ class JudgeReport(Result):
     pairs: int
     verdicts: dict[str, int]
     skipped: int
+    out: str
+
+
+class CompactedDataset(Result):
+    """A data set before and after a compaction.
+
+    Attributes:
+        dataset: where it is, below the --out.
+        files_before, files_after, bytes_before, bytes_after: of the files that it lists.
+        merged: files that were merged.
+    """
+
+    dataset: str
+    files_before: int
+    files_after: int
+    bytes_before: int
+    bytes_after: int
+    merged: int
+
+
+class CompactReport(Result):
+    """What `id2 compact` did.
+
+    Attributes:
+        run_id: the run.
+        files_before, files_after, bytes_before, bytes_after: of all data sets.
+        kept_files: superseded files that stay until their grace period ends.
+        datasets: each of them.
+        out: where they are.
+    """
+
+    run_id: str
+    files_before: int
+    files_after: int
+    bytes_before: int
+    bytes_after: int
+    kept_files: int
+    datasets: list[CompactedDataset]
+    out: str
+
+
+class TakedownReport(Result):
+    """What `id2 takedown` did.
+
+    Attributes:
+        run_id: the run.
+        reinstated: whether the pictures were admitted again.
+        pictures: image_id → URIs at which it is or was.
+        rows: data set → rows that were removed.
+        files: superseded and staged files that held such rows and were deleted.
+        translations: translations that were deleted.
+        reports: folder of a report → `written again` or `deleted`.
+        elsewhere: corpora of the last scan in other places that still have such a picture.
+        others_at_work: whether other runs were at work there: repeat the command when they have ended.
+        out: where it was done.
+    """
+
+    run_id: str
+    reinstated: bool
+    pictures: dict[str, list[str]]
+    rows: dict[str, int]
+    files: int
+    translations: int
+    reports: dict[str, str]
+    elsewhere: list[str]
+    others_at_work: bool
+    out: str
+
+
+class RebuiltLedger(Result):
+    """A commit of matches/ that was built again.
+
+    Attributes:
+        searches: that it knows of.
+        files: of pairs.
+        set_aside: files whose pairs are searched again.
+    """
+
+    searches: int
+    files: int
+    set_aside: list[str]
+
+
+class DoctorReport(Result):
+    """What `id2 doctor --out` found.
+
+    Attributes:
+        datasets, files, rows: how many were checked.
+        findings: what is wrong; empty where all is well.
+        rebuilt: what was built again, where it was.
+        others_at_work: whether runs were at work there, whose commits may have been half moved.
+        out: the place.
+    """
+
+    datasets: int
+    files: int
+    rows: int
+    findings: list[Finding]
+    rebuilt: RebuiltLedger | None
+    others_at_work: bool
     out: str
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -24,9 +25,11 @@ from tests.fork_server import ForkServer
 
 # What differs between two runs that did the same work.
 OF_A_RUN = {"run_id", "embedded_at", "scanned_at", "searched_at", "added_at", "segment", "index_id"}
+OF_A_RUN = {"run_id", "embedded_at", "scanned_at", "requested_at"}
 KILLED = -9
 # Columns that name a row, of every data set.
 GLOBBED = ["uri", "generation", "query_uri", "reference_uri", "rank", "run_id", "status"]
+PICTURES = ["image_id", "query_id", "reference_id"]
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +199,32 @@ class Search(Scan):
         shutil.copytree(self._before, out)
 
 
+class Takedown(Search):
+    """A reference that is an upload, too, is taken down."""
+
+    datasets = (*Scan.datasets, "takedowns")
+
+    def __init__(self, server: ForkServer, folder: Path) -> None:
+        super().__init__(server, folder)
+        self._gone = hashlib.sha256((folder / "references" / "p05.png").read_bytes()).hexdigest()
+
+    def call(self, out: Path, kill_at: int | None = None) -> int:
+        arguments = ["takedown", "--out", out, "--image-id", self._gone]
+        return self.server.call(*arguments, kill_at=kill_at, log=out.with_suffix(".log"))
+
+    def check(self, out: Path, clean: Path) -> None:
+        super().check(out, clean)
+        for path in out.rglob("*.parquet"):
+            if path.parent.name not in ("takedowns", "removals", "runs"):
+                assert self._gone not in str(pq.ParquetFile(path).read(columns=PICTURES).to_pylist()), path
+
+
 SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "make", [ChangedEmbed, Search, pytest.param(FirstEmbed, marks=SLOW), pytest.param(Scan, marks=SLOW)]
+    "make",
+    [ChangedEmbed, Search, *(pytest.param(case, marks=SLOW) for case in (FirstEmbed, Scan, Takedown))],
 )
 def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
     make: type[Case], server: ForkServer, tmp_path: Path

@@ -1,0 +1,40 @@
+"""Check an `--out`, and build a lost ledger again."""
+
+from __future__ import annotations
+
+from id2.requests import DoctorRequest
+from id2.results import DoctorReport, RebuiltLedger
+from id2core.reports import page
+from id2core.runs import checkup, rebuilding
+from id2core.runs.records import at_work
+from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
+
+
+def run(request: DoctorRequest) -> DoctorReport:
+    """Check all data sets below an `--out`. Nothing is changed, unless the ledger is to be built again.
+
+    Raises:
+        DatasetError: the ledger cannot be built again; the message says what to do.
+    """
+    out = storage.normalize(request.out)
+    summary = page.read_summary(out)
+    references, queries = (
+        (summary.inputs.reference_embeddings, summary.inputs.query_embeddings)
+        if summary
+        else (storage.join(out, side, schemas.EMBEDDINGS) for side in ("reference", "queries"))
+    )
+    made = None
+    if request.rebuild and rebuilding.is_needed(out):
+        done = rebuilding.rebuild(out, Dataset.open(references), Dataset.open(queries))
+        made = RebuiltLedger(searches=done.searches, files=done.files, set_aside=list(done.set_aside))
+    checked = checkup.check(out, references, queries)
+    return DoctorReport(
+        datasets=checked.datasets,
+        files=checked.files,
+        rows=checked.rows,
+        findings=checked.findings,
+        rebuilt=made,
+        others_at_work=at_work(out),
+        out=out,
+    )
