@@ -33,6 +33,7 @@ NAMES = (
     "startup",
     "fuzz",
     "dashboard",
+    "rejudging",
 )
 VERSIONS = (
     "python",
@@ -58,6 +59,7 @@ QUICK = {
     "startup": ["--rounds", "1"],
     "fuzz": ["--count", "100"],
     "dashboard": ["--uploads", "2000", "--days", "2", "--rounds", "1"],
+    "rejudging": ["--uploads", "2000"],
 }
 
 

@@ -82,6 +82,7 @@ SOURCES = (
     Source("reference_removals", "reference/removals", schemas.REMOVALS),
     Source("ledger", "ledger", schemas.LEDGER),
     Source("segments", "segments", schemas.SEGMENTS),
+    Source("takedowns", "takedowns", schemas.TAKEDOWNS),
     Source("runs", "runs", schemas.RUNS),
 )
 

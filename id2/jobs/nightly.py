@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from id2.corpora import Corpus, EmbeddedCorpus, embed_images
+from id2.jobs.compact import compact_if_needed
 from id2.requests import NightlyRequest
 from id2.results import NightlySummary
 from id2.searching import EmbeddedCorpora, Searcher
@@ -18,7 +19,7 @@ from id2core.reports import page
 from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.summary import summarize
-from id2core.runs import compaction, ledger, public_tables
+from id2core.runs import ledger, public_tables
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
 from id2core.runs.records import Recorder, recorded
@@ -102,7 +103,7 @@ class _Night:
             self._searcher.judge_earlier(corpora, matches, judge, recorder)
         held = {"reference": references.corpus.embeddings, "queries": queries.corpus.embeddings}
         public_tables.write(self.out, recorder.execution.run_id, matches, held)
-        stage("compact", lambda: compact(self.out))
+        stage("compact", lambda: compact_if_needed(self.out))
         report = stage("write report", lambda: self._report(corpora, matches, recorder))
         return self._summary(references, queries, searches, report, recorder)
 
@@ -229,17 +230,6 @@ class _Night:
             back_scan_open=_open_segments(queries.corpus.embeddings, references.corpus.embeddings, events),
             report=report,
         )
-
-
-def compact(out: str) -> int:
-    """Merge the small files of the data sets of an `--out` where many have come together; return how many."""
-    merged = 0
-    for place in ("", "reference", "queries"):
-        for name in compaction.ORDERS:
-            uri = storage.join(out, *filter(None, (place, name)))
-            if (dataset := Dataset.find(uri)) and compaction.needed(dataset):
-                merged += compaction.compact(uri).merged
-    return merged
 
 
 def _parts(numbers: list[tuple[int, int]], most: int | None) -> list[Span]:

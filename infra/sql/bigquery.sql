@@ -23,7 +23,8 @@ CREATE OR REPLACE EXTERNAL TABLE id2.matches (
   query_generation STRING,
   view STRING,
   channel STRING,
-  floor FLOAT64
+  floor FLOAT64,
+  information FLOAT64
 )
 WITH PARTITION COLUMNS (scan_date DATE)
 OPTIONS (
@@ -104,8 +105,10 @@ CREATE OR REPLACE EXTERNAL TABLE id2.query_backgrounds (
   generation STRING,
   background FLOAT64,
   background_id STRING,
+  k INT64,
   encoder_id STRING,
   transform_id STRING,
+  preprocess_id STRING,
   run_id STRING
 )
 OPTIONS (
@@ -192,6 +195,19 @@ CREATE OR REPLACE EXTERNAL TABLE id2.segments (
 OPTIONS (
   format = 'PARQUET',
   uris = ['PLACE/segments/*.parquet']
+);
+
+CREATE OR REPLACE EXTERNAL TABLE id2.takedowns (
+  image_id STRING,
+  uris STRING,
+  reason STRING,
+  requested_at TIMESTAMP,
+  run_id STRING,
+  reinstated_at TIMESTAMP
+)
+OPTIONS (
+  format = 'PARQUET',
+  uris = ['PLACE/takedowns/*.parquet']
 );
 
 CREATE OR REPLACE EXTERNAL TABLE id2.runs (

@@ -29,6 +29,7 @@ SELECT
   view,
   channel,
   floor,
+  information,
   scan_date
 FROM (
   SELECT
@@ -53,6 +54,7 @@ FROM (
   CAST(NULL AS VARCHAR) AS view,
   CAST(NULL AS VARCHAR) AS channel,
   CAST(NULL AS FLOAT) AS floor,
+  CAST(NULL AS FLOAT) AS information,
   CAST(NULL AS DATE) AS scan_date
   WHERE FALSE
   UNION ALL BY NAME
@@ -193,8 +195,10 @@ SELECT
   generation,
   background,
   background_id,
+  k,
   encoder_id,
   transform_id,
+  preprocess_id,
   run_id
 FROM (
   SELECT
@@ -203,8 +207,10 @@ FROM (
   CAST(NULL AS VARCHAR) AS generation,
   CAST(NULL AS FLOAT) AS background,
   CAST(NULL AS VARCHAR) AS background_id,
+  CAST(NULL AS INTEGER) AS k,
   CAST(NULL AS VARCHAR) AS encoder_id,
   CAST(NULL AS VARCHAR) AS transform_id,
+  CAST(NULL AS VARCHAR) AS preprocess_id,
   CAST(NULL AS VARCHAR) AS run_id
   WHERE FALSE
   UNION ALL BY NAME
@@ -362,6 +368,30 @@ FROM (
   UNION ALL BY NAME
   SELECT * FROM read_parquet(
     getvariable('place') || '/segments/**/*.parquet',
+    hive_partitioning = false, union_by_name = true, allow_empty = true
+  )
+) AS files;
+
+CREATE OR REPLACE VIEW id2.takedowns AS
+SELECT
+  image_id,
+  uris,
+  reason,
+  requested_at,
+  run_id,
+  reinstated_at
+FROM (
+  SELECT
+  CAST(NULL AS VARCHAR) AS image_id,
+  CAST(NULL AS VARCHAR) AS uris,
+  CAST(NULL AS VARCHAR) AS reason,
+  CAST(NULL AS TIMESTAMPTZ) AS requested_at,
+  CAST(NULL AS VARCHAR) AS run_id,
+  CAST(NULL AS TIMESTAMPTZ) AS reinstated_at
+  WHERE FALSE
+  UNION ALL BY NAME
+  SELECT * FROM read_parquet(
+    getvariable('place') || '/takedowns/**/*.parquet',
     hive_partitioning = false, union_by_name = true, allow_empty = true
   )
 ) AS files;
