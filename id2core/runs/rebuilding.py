@@ -6,6 +6,8 @@ aside: their searches are repeated. What cannot be told apart is refused.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -60,8 +62,8 @@ def rebuild(out: str, references: Dataset, queries: Dataset) -> Rebuilt:
         DatasetError: it cannot be done soundly; the message says what to do.
     """
     uri = storage.join(out, _MATCHES)
-    events = _events(out)
-    files, unreadable = _files(uri)
+    files, unreadable, judges = _files(uri)
+    events = _events(out, judges)
     place = Dataset(uri, Commit(_MATCHES, "", {}, files))
     lost = {file.name for file in files if set(file.segments) - events.keys()}
     lost |= set(checkup.uncovered(place, files, events, queries, references).files)
@@ -82,7 +84,7 @@ def rebuild(out: str, references: Dataset, queries: Dataset) -> Rebuilt:
     return Rebuilt(sum(map(len, events.values())), len(kept), tuple(sorted(lost)))
 
 
-def _events(out: str) -> dict[str, tuple[Event, ...]]:
+def _events(out: str, judges: Mapping[str, set[str | None]]) -> dict[str, tuple[Event, ...]]:
     """Return the searches of the public table by run_id, in their order."""
     table = Dataset.find(storage.join(out, LEDGER))
     rows = table.read(schemas.LEDGER).to_pylist() if table else []
@@ -97,25 +99,38 @@ def _events(out: str) -> dict[str, tuple[Event, ...]]:
             queries=(row["query_from"], row["query_to"]),
             references=(row["reference_from"], row["reference_to"]),
             ids={name: row[name] for name in schemas.ROW_IDS},
+            calibration_id=min(filter(None, judges.get(row["run_id"], ())), default=None),
             **{name: row[name] for name in _SAME},
         )
         events[row["run_id"]] = (*events.get(row["run_id"], ()), event)
     return events
 
 
-_SAME: Final = ("query_version", "reference_version", "pairs", "index_id", "top_k", "floor")
+# Columns of the table that an event has by the same name.
+_SAME: Final = (
+    "searched_at",
+    "query_version",
+    "reference_version",
+    "pairs",
+    "index_id",
+    "top_k",
+    "floor",
+)
 
 
-def _files(uri: str) -> tuple[tuple[FileRecord, ...], list[str]]:
-    """Return records of the files that a glob sees, with the runs in each, and names of damaged ones."""
+def _files(uri: str) -> tuple[tuple[FileRecord, ...], list[str], dict[str, set[str | None]]]:
+    """Return records of the files that a glob sees, names of damaged ones, and run_id → its calibrations."""
     files, unreadable = [], []
+    judges: dict[str, set[str | None]] = defaultdict(set)
     for name in sorted(name for name in moves.names_in(uri) if name.endswith(".parquet")):
         try:
             record = parquet.record_of(storage.join(uri, name), name)
-            table = datasets.read_file(uri, record, ["run_id"])
+            table = datasets.read_file(uri, record, ["run_id", "calibration_id"])
         except DatasetError:
             unreadable.append(name)
             continue
+        for row in table.group_by(["run_id", "calibration_id"]).aggregate([]).to_pylist():
+            judges[row["run_id"]].add(row["calibration_id"])
         run_ids = pc.unique(table["run_id"]).to_pylist()
         files.append(replace(record, segments=tuple(sorted(run_ids))))
-    return tuple(files), unreadable
+    return tuple(files), unreadable, judges

@@ -5,16 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 import id2
 from id2core.errors import DatasetError
-from id2core.runs import ledger
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, Segment
 from tests.commands import call
@@ -40,7 +37,6 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out(scanned: Path, tmp_path: Path) -> Path:
     """A copy without summary.json, which names the original."""
     shutil.copytree(scanned, tmp_path / "out")
-    shutil.copy(scanned / "matches" / "_SUCCESS", tmp_path / "kept")
     (tmp_path / "out" / "summary.json").unlink()
     return tmp_path / "out"
 
@@ -110,46 +106,21 @@ def test_doubled_rows_are_counted(out: Path) -> None:
     assert finding.fault == "doubled" and f"{table.num_rows} rows" in finding.detail
 
 
-def write_ledger(out: Path) -> None:
-    """Write the public table of what the commit of `matches/` says."""
-    commit = Dataset.open(str(out / "matches")).commit
-    rows = [
-        {
-            "run_id": run_id,
-            "searched_at": datetime(2026, 1, 1 + number, tzinfo=UTC),
-            **event.ids,
-            "query_from": event.queries[0],
-            "query_to": event.queries[1],
-            "reference_from": event.references[0],
-            "reference_to": event.references[1],
-            **event.model_dump(
-                include={"query_version", "reference_version", "pairs", "index_id", "top_k", "floor"}
-            ),
-        }
-        for number, run_id in enumerate(commit.runs)
-        for event in ledger.events_of(commit, run_id)
-    ]
-    uri = str(out / "ledger")
-    file = datasets.write_file(uri, "ledger", [pa.Table.from_pylist(rows, schemas.LEDGER)], schemas.LEDGER)
-    datasets.write_commit(uri, Commit("ledger", "r", {}, (file,)))
-
-
 def test_a_lost_commit_is_built_again(out: Path) -> None:
     runs = Dataset.open(str(out / "matches")).runs
     (out / "matches" / "_SUCCESS").write_text("{}")
     assert faults(out) == [("commit", "matches")]
+    (out / "ledger").rename(out / "aside")
     with pytest.raises(DatasetError, match="no table ledger/"):
         id2.doctor(out=str(out), rebuild=True)
-    shutil.copy(out.parent / "kept", out / "matches" / "_SUCCESS")
-    write_ledger(out)
-    (out / "matches" / "_SUCCESS").unlink()
+    (out / "aside").rename(out / "ledger")
     report = id2.doctor(out=str(out), rebuild=True)
     assert report.findings == [] and report.rebuilt and report.rebuilt.searches == 2
     assert Dataset.open(str(out / "matches")).runs == runs
+    assert (out / "matches" / "_SUCCESS.damaged").exists()
 
 
 def test_pairs_of_a_search_that_the_table_lacks_are_set_aside(out: Path) -> None:
-    write_ledger(out)
     last = list(Dataset.open(str(out / "matches")).runs)[-1]
     uri = out / "ledger"
     table = Dataset.open(str(uri)).read(schemas.LEDGER)
