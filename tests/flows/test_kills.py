@@ -202,7 +202,7 @@ class Search(Scan):
 class Takedown(Search):
     """A reference that is an upload, too, is taken down."""
 
-    datasets = (*Scan.datasets, "takedowns")
+    datasets = (*Scan.datasets, "takedowns", "ledger", "segments")
 
     def __init__(self, server: ForkServer, folder: Path) -> None:
         super().__init__(server, folder)
