@@ -45,6 +45,7 @@ class TranslateJob:
         part_size: origins in one part; by default as many as make 512 pictures.
         limits: of file size and pixels.
         allow_shrink: whether a corpus may lose more than a tenth of its rows.
+        add_source: whether `out` may hold rows of other folders alone.
     """
 
     images: str
@@ -57,6 +58,7 @@ class TranslateJob:
     part_size: int | None = None
     limits: Limits = field(default_factory=Limits)
     allow_shrink: bool = False
+    add_source: bool = False
 
     def __post_init__(self) -> None:
         default = max(1, PART_PICTURES // self.config.per_image)
@@ -76,6 +78,7 @@ class TranslateJob:
         prompts: str | None = None,
         config: TranslationConfig | None = None,
         part_size: int | None = None,
+        add_source: bool = False,
     ) -> TranslateJob:
         """Return a job with device, precision and limits from the settings."""
         limits = Limits.from_settings(settings)
@@ -90,6 +93,7 @@ class TranslateJob:
             part_size,
             limits,
             settings.allow_shrink,
+            add_source,
         )
 
     @property
@@ -189,6 +193,7 @@ def plan(job: TranslateJob, execution: Execution) -> parts.Job:
         part_size,
         excluded=excluded,
         allow_shrink=job.allow_shrink,
+        add_source=job.add_source,
     )
     return parts.Job(STAGE, work, maker, TranslatorError)
 

@@ -8,11 +8,16 @@ from pathlib import Path
 
 from id2core import defaults
 from id2core.errors import DatasetError, ID2Error, MissingExtraError, OptionError, SearchError, StorageError
+from id2core.sources import dates, registry
+from id2core.sources.base import Item, Mode
+from id2core.sources.folders import FolderSource
 from id2core.store import storage
+from id2core.store.datasets import Dataset
+from id2core.store.schemas import EMBEDDINGS
 
 
 def require_images(uri: str | None, name: str, out: str | None = None) -> None:
-    """Refuse a place that is missing or empty, or that `out` is part of.
+    """Refuse a folder that is missing or empty, or that `out` is part of.
 
     Args:
         uri: a folder or prefix of images; None for an option that is not given.
@@ -21,24 +26,70 @@ def require_images(uri: str | None, name: str, out: str | None = None) -> None:
 
     Raises:
         StorageError: there is nothing at `uri`.
-        OptionError: `out` is inside it.
+        OptionError: `out` is inside it, or it is a source of another kind.
     """
     if uri is None:
         return
-    place = _require_content(uri, name, "a folder or prefix that holds images")
-    if out and inside(storage.normalize(out), place):
+    source = registry.parse(uri)
+    if not isinstance(source, FolderSource) or source.is_dated:
         raise OptionError(
-            f"--out {out} is inside --{name} {uri}: results would be taken for images; choose another --out"
+            f"--{name} {uri}: give a folder or prefix of images (a folder of that name is written ./{uri})"
+        )
+    _require_content(uri, name, "a folder or prefix that holds images")
+    if out:
+        _require_apart(out, source.place, f"--out {out} is inside --{name} {uri}: results")
+
+
+def require_source(uri: str, name: str, out: str, rows: str, mode: str | None = None) -> None:
+    """Refuse a source that is missing or empty, or that `out` is part of.
+
+    A dated source may be empty, and one whose rows stay once it has some.
+
+    Args:
+        uri: the source, as `sources.registry.parse` takes it.
+        name: the option's name.
+        out: where results go.
+        rows: parent of the data sets of the corpus.
+        mode: of the source.
+
+    Raises:
+        StorageError: there is nothing.
+        OptionError: `out` is inside it.
+    """
+    source = registry.parse(uri, Mode(mode) if mode else None)
+    if source.is_dated:
+        dates.require(source.folder)
+        source = source.on(dates.today(defaults.TIME_ZONE), defaults.LATE_DAYS)
+    elif not (source.mode is Mode.APPEND and _has_rows_of(source.uri, rows)):
+        storage.require(source.place)
+        if not any(isinstance(item, Item) for item in source.items()):
+            raise StorageError(f"--{name} {uri} is empty: give a source that holds images")
+    for part in source.parts:
+        place = storage.normalize(rows)
+        _require_apart(out, part.place, f"--out {out} is inside --{name} {uri}: results")
+        _require_apart(
+            place, part.place, f"the embeddings of --{name} go to {place}, inside --{name} {uri}: they"
         )
 
 
-def require_corpus(uri: str | None, name: str, out: str) -> None:
-    """Refuse images that `require_images` refuses, and `dataset:` before a place that holds none.
+def _has_rows_of(source: str, place: str) -> bool:
+    dataset = Dataset.find_own(storage.join(storage.normalize(place), EMBEDDINGS))
+    return dataset is not None and source in dataset.commit.sources
+
+
+def _require_apart(out: str, images: str, what: str) -> None:
+    """Raise OptionError where results would go among images."""
+    if inside(storage.normalize(out), images):
+        raise OptionError(f"{what} would be taken for images; choose another --out")
+
+
+def require_corpus(uri: str | None, name: str, out: str, mode: str | None = None) -> None:
+    """Refuse sources that `require_source` refuses, and `dataset:` before a place that holds none.
 
     The images' own results go to OUT/NAME. Whoever fills a folder of images must not be able to write these.
 
     Raises:
-        StorageError, OptionError: as `require_images`.
+        StorageError, OptionError: as `require_source`.
         DatasetError: there is no data set.
     """
     if uri is None:
@@ -49,13 +100,7 @@ def require_corpus(uri: str | None, name: str, out: str) -> None:
         _require_content(place_of(uri), name, "the --out of id2 embed")
         Corpus.open(name, uri)
     else:
-        require_images(uri, name, out)
-        results = storage.join(out, name)
-        if inside(storage.normalize(results), storage.normalize(uri)):
-            raise OptionError(
-                f"the embeddings of --{name} go to {results}, inside --{name} {uri}: "
-                "they would be taken for images; choose another --out"
-            )
+        require_source(uri, name, out, storage.join(out, name), mode)
 
 
 def require_dataset(uri: str, name: str, kind: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Unpack
 
 from id2.stages import stage
 from id2core.encoders import embedding
-from id2core.encoders.embed_job import EmbedJob, EmbedResult, finished, plan_embed
+from id2core.encoders.embed_job import EmbedJob, EmbedResult, Feed, finished, plan_embed
 from id2core.encoders.registry import identify
 from id2core.errors import DatasetError
 from id2core.evaluation import truth_files
@@ -15,6 +17,7 @@ from id2core.runs import leases
 from id2core.runs.execution import Execution
 from id2core.runs.records import Recorder
 from id2core.settings import Settings
+from id2core.sources import registry
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import load_transform
@@ -76,7 +79,7 @@ class Corpus:
 
     Attributes:
         name: `reference`, `queries` or `background`.
-        uri: a folder or prefix of images, or a data set.
+        uri: a source of images, or a data set.
         dataset: the embeddings data set that `uri` is or holds; None for a place of images.
 
     Example:
@@ -92,16 +95,16 @@ class Corpus:
 
     @staticmethod
     def open(name: str, uri: str) -> Corpus:
-        """Return the images at a place or, where `uri` begins with `dataset:`, the data set there.
+        """Return the images of a source or, where `uri` begins with `dataset:`, the data set there.
 
         A data set is also found in the `--out` that it is in.
 
         Raises:
             DatasetError: `uri` asks for a data set, and there is none.
         """
-        place = place_of(uri)
         if not is_dataset(uri):
-            return Corpus(name, place, None)
+            return Corpus(name, registry.parse(uri).uri, None)
+        place = place_of(uri)
         for candidate in (place, storage.join(place, embedding.EMBEDDINGS)):
             dataset = Dataset.find(candidate)
             if dataset and dataset.commit.dataset == embedding.EMBEDDINGS:
@@ -118,14 +121,21 @@ class Corpus:
 
     @property
     def images(self) -> str:
-        """Where the images are or were."""
-        return self.dataset.source if self.dataset else self.uri
+        """The folder of the images; of several sources the one that all are in."""
+        sources = list(self.dataset.commit.sources) if self.dataset else [self.uri]
+        folders = [registry.parse(source).folder.split("/") for source in sources if source]
+        if not folders:
+            return ""
+        pairs = zip(min(folders), max(folders), strict=False)
+        return "/".join(name for name, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) or "/"
 
-    def embed(self, out: str, settings: Settings, beam: list[str], recorder: Recorder) -> EmbeddedCorpus:
+    def embed(
+        self, out: str, settings: Settings, beam: list[str], recorder: Recorder, **feed: Unpack[Feed]
+    ) -> EmbeddedCorpus:
         """Embed the images into `out`/NAME; a corpus that is embedded already is taken as it is."""
         if self.dataset:
             return EmbeddedCorpus(self.dataset, None, self.dataset.rows)
-        job = EmbedJob.from_settings(self.uri, storage.join(out, self.name), settings, results=out)
+        job = EmbedJob.from_settings(self.uri, storage.join(out, self.name), settings, out, **feed)
         title = f"embed {self.name}"
         with recorder.stage(title):
             made = stage(title, lambda: embed_images(job, recorder.execution, beam))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import TYPE_CHECKING, Literal
 
 from id2 import checks
 from id2.options import BeamRequest, Request, option, setting
+from id2core.encoders.embed_job import Feed
 from id2core.errors import (
     CalibrationError,
     ExperimentError,
@@ -15,6 +17,7 @@ from id2core.errors import (
     TrainError,
     TranslatorError,
 )
+from id2core.sources.base import Mode
 from id2core.store import storage
 from id2core.training.config import FinetuneConfig, GradientConfig, Shrinkage
 from id2core.translation.config import TranslationConfig
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
     from id2core.translation.models import Overrides
 
 OUT_HELP = "Where results go: a folder or gs:// prefix. Re-run with the same place to resume."
-_IMAGES_OR_DATASET = "a folder or gs:// prefix of images, or dataset: and the --out of id2 embed"
+_SOURCE = "a folder or gs:// prefix, tar:PLACE, parquet:PLACE or list:FILE; {date} in it stands for the night"
+_IMAGES_OR_DATASET = f"{_SOURCE}. Or dataset: and the --out of id2 embed"
 REFERENCE_HELP = f"Protected originals: {_IMAGES_OR_DATASET}."
 QUERIES_HELP = f"Uploads: {_IMAGES_OR_DATASET}."
 BACKGROUND_HELP = (
@@ -33,16 +37,53 @@ BACKGROUND_HELP = (
 TRANSLATIONS_HELP = (
     "Data set of id2 translate, or its --out. It says which picture is a translation of which."
 )
+ADD_SOURCE_HELP = (
+    "Go on where --out holds rows of other sources, and none of this one: these are added beside them."
+)
 TRUTH_HELP = (
     "Truth file: CSV or Parquet with columns query_uri and reference_uri. An empty reference means that the "
     "upload has no origin."
 )
 
 
-class EmbedRequest(BeamRequest):
+class SourceRequest(BeamRequest):
+    """A request that adds images of a source to a corpus."""
+
+    mode: Literal["mirror", "append"] | None = option(
+        "What happens to rows whose image the source no longer lists: mirror (they go) or append (they "
+        "stay). For id2 scan, those of uploads.",
+        None,
+        unset="append for a source with {date}, else mirror",
+    )
+    date: str | None = option(
+        "Night of a source with {date}.", None, unset="today in ID2_TIME_ZONE", example="2026-11-25"
+    )
+    late_days: int | None = setting("late_days")
+    retention_days: float | None = setting("retention_days")
+    add_source: bool = option(ADD_SOURCE_HELP, False)
+
+    @property
+    def feed(self) -> Feed:
+        """What is said of the source."""
+        return Feed(mode=self.mode and Mode(self.mode), night=self._night, add_source=self.add_source)
+
+    @property
+    def _night(self) -> datetime.date | None:
+        try:
+            return datetime.date.fromisoformat(self.date) if self.date else None
+        except ValueError:
+            raise OptionError(f"date is {self.date!r}: give one such as 2026-11-25") from None
+
+    def check(self) -> None:
+        """Refuse a date that is none."""
+        super().check()
+        _ = self._night
+
+
+class EmbedRequest(SourceRequest):
     """Embed images into OUT/embeddings and OUT/rejects. Images that have a row are not read again."""
 
-    images: str = option("Images: a folder or gs:// prefix.", example="gs://corpus/originals")
+    images: str = option(f"Images: {_SOURCE}.", example="gs://corpus/originals")
     out: str = option(OUT_HELP, example="gs://corpus/id2")
     encoder: str | None = setting("encoder")
     transform: str | None = setting("transform")
@@ -50,9 +91,9 @@ class EmbedRequest(BeamRequest):
     allow_shrink: bool | None = setting("allow_shrink")
 
     def check(self) -> None:
-        """Refuse a missing folder and a place that cannot be written."""
+        """Refuse a missing source and a place that cannot be written."""
         super().check()
-        checks.require_images(self.images, "images", self.out)
+        checks.require_source(self.images, "images", self.out, self.out, self.mode)
         checks.require_writable(self.out)
 
 
@@ -93,6 +134,7 @@ class TranslateRequest(BeamRequest, TranslationConfig):
         "Originals per part. A killed run repeats at most one part per worker.", None, unset="64", ge=1
     )
     allow_shrink: bool | None = setting("allow_shrink")
+    add_source: bool = option(ADD_SOURCE_HELP, False)
 
     @property
     def overrides(self) -> Overrides:
@@ -121,7 +163,7 @@ class TranslateRequest(BeamRequest, TranslationConfig):
         checks.require_writable(self.out)
 
 
-class ScanRequest(BeamRequest):
+class ScanRequest(SourceRequest):
     """Compare uploads with protected originals; write OUT/report.html, OUT/summary.json and OUT/matches.
 
     With a calibration every pair gets a verdict: match, review or none. The false-positive rate beside it is
@@ -157,7 +199,7 @@ class ScanRequest(BeamRequest):
         checks.require_index(self.settings().index)
         checks.require_faiss()
         checks.require_corpus(self.reference, "reference", self.out)
-        checks.require_corpus(self.queries, "queries", self.out)
+        checks.require_corpus(self.queries, "queries", self.out, self.mode)
         checks.require_corpus(self.background, "background", self.out)
         checks.require_truth(self.truth)
         checks.require_file(self.calibration, "calibration", CalibrationError)

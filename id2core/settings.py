@@ -145,6 +145,12 @@ class Settings(EnvironmentSettings):
         le=366,
         description="Days before a night whose dated sources are read again: objects come late.",
     )
+    retention_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days for which rows of a source with mode append stay. They are not made again.",
+        examples=[90],
+    )
     time_zone: str = Field(
         defaults.TIME_ZONE,
         description="Time zone of the dates in dated sources.",

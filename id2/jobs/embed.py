@@ -19,7 +19,7 @@ def run(request: EmbedRequest) -> EmbedSummary | StagedJob:
         StorageError, DatasetError, EncoderError, TransformError: the message says what to do.
         LostRowsError: an object ended in neither data set; nothing was committed.
     """
-    job = EmbedJob.from_settings(request.images, request.out, request.settings())
+    job = EmbedJob.from_settings(request.images, request.out, request.settings(), **request.feed)
     if request.template:
         from beam_jobs import embed as embed_job
 

@@ -116,9 +116,11 @@ class _Scan:
         return pair
 
     def _embed(self, recorder: Recorder) -> EmbeddedCorpora:
-        pair, settings = self.pair, self._settings
-        references = pair.reference.embed(pair.out, settings, pair.beam, recorder)
-        queries = pair.queries.embed(pair.out, settings, pair.beam, recorder)
+        pair, settings, feed = self.pair, self._settings, self._request.feed
+        references = pair.reference.embed(
+            pair.out, settings, pair.beam, recorder, night=feed["night"], add_source=feed["add_source"]
+        )
+        queries = pair.queries.embed(pair.out, settings, pair.beam, recorder, **feed)
         self.listed = references.listed + queries.listed
         background = pair.background
         return EmbeddedCorpora(

@@ -29,7 +29,14 @@ def run(request: TranslateRequest) -> StagedJob | TranslateSummary:
     config = TranslationConfig(**{name: getattr(request, name) for name in TranslationConfig.model_fields})
     settings = request.settings()
     job = TranslateJob.from_settings(
-        request.images, request.out, model, settings, request.prompts, config, request.part_size
+        request.images,
+        request.out,
+        model,
+        settings,
+        request.prompts,
+        config,
+        request.part_size,
+        request.add_source,
     )
     if request.template:
         return StagedJob(template=translate_job.write_template(job, Execution.begin(), request.beam))

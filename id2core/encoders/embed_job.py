@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from id2core import defaults
 from id2core.encoders import embedding
@@ -18,6 +19,9 @@ from id2core.runs import planning
 from id2core.runs.execution import Execution
 from id2core.runs.planning import Plan
 from id2core.settings import Settings
+from id2core.sources import dates, registry
+from id2core.sources.base import Mode, Source
+from id2core.sources.posts import PostsRecorder
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason
@@ -28,12 +32,34 @@ if TYPE_CHECKING:
     from id2core.encoders.base import Encoder  # imports torch
 
 
+class Feed(TypedDict, total=False):
+    """What is said of a source besides its name; attributes of `EmbedJob`."""
+
+    mode: Mode | None
+    night: date | None
+    add_source: bool
+
+
+# Settings that are options of a job, under the same name.
+_SETTINGS = {
+    "encoder",
+    "transform",
+    "device",
+    "dtype",
+    "part_size",
+    "allow_shrink",
+    "record_seconds",
+    "late_days",
+    "retention_days",
+}
+
+
 @dataclass(frozen=True)
 class EmbedJob:
     """What to embed, with what, and where to.
 
     Attributes:
-        images: folder or bucket prefix of images.
+        images: the source of the images, as `sources.registry.parse` takes it.
         out: parent of the data sets that are written.
         encoder: short name, directory, TorchScript file or hub id.
         transform: file of W, `auto` for the encoder's own; None or `none` for raw latents.
@@ -43,6 +69,11 @@ class EmbedJob:
         results: a folder whose content is not taken for images, where `out` is only a part of it.
         record_seconds: after so long a part keeps what it has made, see `parts.write`.
         allow_shrink: whether a corpus may lose more than a tenth of its rows.
+        mode: what happens to rows that the source no longer lists, see `registry.parse`.
+        night, late_days: of a dated source, what is read; by default the present night.
+        retention_days: days for which rows of a source that is appended stay; None for ever.
+        allowed_places: folders and prefixes that a list may name beside its own.
+        add_source: whether `out` may hold rows of other sources alone.
 
     Example:
         >>> job = EmbedJob("photos", "embedded", encoder="mini")
@@ -64,23 +95,49 @@ class EmbedJob:
     results: str | None = None
     allow_shrink: bool = False
     record_seconds: float = defaults.RECORD_SECONDS
+    mode: Mode | None = None
+    night: date | None = None
+    late_days: int = defaults.LATE_DAYS
+    retention_days: float | None = None
+    allowed_places: tuple[str, ...] = ()
+    add_source: bool = False
 
     def __post_init__(self) -> None:
         if self.part_size < 1:
             raise OptionError(f"part_size must be at least 1, not {self.part_size}")
-        object.__setattr__(self, "images", storage.normalize(self.images))
+        source = registry.parse(self.images, self.mode, self.allowed_places)
+        object.__setattr__(self, "images", source.uri)
+        object.__setattr__(self, "night", self.night or dates.today(defaults.TIME_ZONE))
         object.__setattr__(self, "out", storage.normalize(self.out))
         if self.results:
             object.__setattr__(self, "results", storage.normalize(self.results))
 
     @staticmethod
-    def from_settings(images: str, out: str, settings: Settings, results: str | None = None) -> EmbedJob:
-        """Return a job with everything but its places from the settings."""
-        chosen = settings.model_dump(
-            include={"encoder", "transform", "device", "dtype", "part_size", "allow_shrink", "record_seconds"}
+    def from_settings(
+        images: str,
+        out: str,
+        settings: Settings,
+        results: str | None = None,
+        **feed: Unpack[Feed],
+    ) -> EmbedJob:
+        """Return a job with everything but its places, and what is said of its source, from the settings."""
+        return EmbedJob(
+            images,
+            out,
+            limits=Limits.from_settings(settings),
+            results=results,
+            mode=feed.get("mode"),
+            night=feed.get("night") or dates.today(settings.time_zone),
+            add_source=feed.get("add_source", False),
+            allowed_places=tuple(settings.allowed_places),
+            **settings.model_dump(include=_SETTINGS),
         )
-        limits = Limits.from_settings(settings)
-        return EmbedJob(images, out, limits=limits, results=results, **chosen)
+
+    @property
+    def source(self) -> Source:
+        """Where the images come from, in the night of the job."""
+        source = registry.parse(self.images, self.mode, self.allowed_places)
+        return source.on(self.night, self.late_days) if self.night else source
 
     def load(self) -> tuple[Encoder, Transform]:
         """Load the encoder and the transform, checked against each other."""
@@ -167,13 +224,16 @@ def row_ids(encoder: EncoderIds, transform: Transform) -> dict[str, str]:
 def plan_embed(job: EmbedJob, execution: Execution) -> Plan:
     """List the images and stage what is to be done; loads no weights where the encoder is recorded.
 
+    What the source says of its images goes to `posts/` first: a run that is killed later writes it no more.
+
     Raises:
         StorageError, DatasetError, EncoderError, TransformError: the message says what to do.
     """
     config = {"limits": asdict(job.limits), "dtype": job.dtype}
-    return planning.make(
+    posts = PostsRecorder(job.out, execution.run_id)
+    plan = planning.make(
         embedding.PRODUCT,
-        job.images,
+        job.source,
         job.out,
         job.identify(),
         config,
@@ -181,7 +241,12 @@ def plan_embed(job: EmbedJob, execution: Execution) -> Plan:
         job.part_size,
         job.results,
         allow_shrink=job.allow_shrink,
+        retention_days=job.retention_days,
+        add_source=job.add_source,
+        lister=posts.items,
     )
+    posts.commit()
+    return plan
 
 
 def finished(job: EmbedJob, plan: Plan) -> EmbedResult | None:

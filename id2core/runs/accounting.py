@@ -74,13 +74,15 @@ class Scope:
             return False
         if self.mode is Mode.APPEND:
             return bool(expired) and (not file.segments or not expired.isdisjoint(file.segments))
-        return not self.places or any(file.may_hold(f"{place}/", f"{place}0") for place in self.places)
+        return not self.places or any(file.may_hold(place, f"{place}0") for place in self.places)
 
     def lists(self, uris: pa.Array) -> NDArray[np.bool_]:
         """bool[n]: whether an object of each URI would be listed now, were it there."""
         if not self.places:
             return np.ones(len(uris), bool)
-        inside = [pc.starts_with(uris, pattern=f"{place}/") for place in self.places]
+        # A place is a folder, or a shard with members.
+        inside = [pc.equal(uris, place) for place in self.places]
+        inside += [pc.starts_with(uris, pattern=f"{place}{end}") for place in self.places for end in "/#"]
         mask: NDArray[np.bool_] = np.logical_or.reduce([m.to_numpy(zero_copy_only=False) for m in inside])
         return mask
 

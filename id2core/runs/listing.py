@@ -14,11 +14,11 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,8 +28,9 @@ from id2core.runs import keys
 from id2core.runs.execution import Execution
 from id2core.runs.keys import Keys
 from id2core.runs.parts import REJECTS, STAGING, Product
+from id2core.sources.base import Item, Source
+from id2core.sources.posts import POSTS
 from id2core.store import datasets, moves, schemas, storage
-from id2core.store.datasets import Mode
 from id2core.store.storage import UNSEEN, Noted, Object, Remark
 
 # Objects that are Python's at a time, and objects in a row group of a listing.
@@ -42,52 +43,10 @@ PICTURES = "pictures"
 PROMPTS = "_prompts"
 # What a listing of images has where somebody planted the sign of a data set, or forgot `dataset:`.
 _MARKERS = (datasets.SUCCESS, f"embeddings/{datasets.SUCCESS}")
-Item = TypeVar("Item")
+_T = TypeVar("_T")
+# How a source is listed, such as `Source.items`.
+Lister = Callable[[Source], Iterable[Item | Noted]]
 _log = logging.getLogger("id2")
-
-
-class Source(Protocol):
-    """Where a corpus takes images from."""
-
-    @property
-    def uri(self) -> str:
-        """Its one spelling; rows are of the source with this URI."""
-        ...
-
-    @property
-    def mode(self) -> str:
-        """`mirror`: rows follow the listing; `append`: rows stay when the listing forgets their object."""
-        ...
-
-    @property
-    def places(self) -> Sequence[str]:
-        """Folders or prefixes that it lists now; empty where it lists all that it has.
-
-        Of a dated source these are some dates: rows of others are not missing from the listing.
-        """
-        ...
-
-    def list(self) -> Iterator[Object | Noted]:
-        """Yield every object, in the same order each time, and remarks on what is left out by rule."""
-        ...
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder or bucket prefix as a source.
-
-    Attributes:
-        uri: where it is, normalized.
-        mode: whether rows follow its listing.
-    """
-
-    uri: str
-    mode: str = Mode.MIRROR
-    places: Sequence[str] = ()
-
-    def list(self) -> Iterator[Object | Noted]:
-        """Yield every object below it."""
-        return storage.walk(self.uri)
 
 
 @dataclass(frozen=True)
@@ -121,6 +80,7 @@ def take(
     unseen: Callable[[set[str]], Iterable[Object]],
     index: Keys,
     path: Path,
+    lister: Lister = Source.items,
 ) -> Listing:
     """List a source into a file, and add the keys of its objects to an index, numbered from 0.
 
@@ -130,10 +90,11 @@ def take(
         unseen: gives the objects in place of those of which only the URI can be seen.
         index: takes URI and generation of each object as its key.
         path: where the file is written.
+        lister: gives the items of the source.
     """
     remarks: Counter[Remark] = Counter()
-    taken = _Taken(index, len(source.uri.rstrip("/")) + 1)
-    objects = _with_unseen(_wanted(source, wanted, remarks), unseen)
+    taken = _Taken(index, len(source.folder.rstrip("/")) + 1)
+    objects = _with_unseen(_wanted(source, lister, wanted, remarks), unseen)
     batches = (taken.add(batch) for batch in _batched(objects, BATCH))
     with schemas.parquet_writer(path, schemas.MANIFEST) as writer:
         for group in _batched(batches, ROW_GROUP // BATCH):
@@ -145,7 +106,7 @@ def take(
     return Listing(path, taken.rows, taken.digest.hexdigest(), bounds, taken.visible)
 
 
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def _batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     """Yield `size` items at a time; the last list may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
@@ -180,19 +141,21 @@ class _Taken:
         )
 
 
-def _wanted(source: Source, wanted: Callable[[Object], bool], remarks: Counter[Remark]) -> Iterator[Object]:
+def _wanted(
+    source: Source, lister: Lister, wanted: Callable[[Object], bool], remarks: Counter[Remark]
+) -> Iterator[Object]:
     """Yield the wanted objects of a source, and count its remarks."""
-    markers = {storage.join(source.uri, marker): marker for marker in _MARKERS}
-    for item in source.list():
+    markers = {storage.join(source.folder, marker): marker for marker in _MARKERS}
+    for item in lister(source):
         if isinstance(item, Noted):
             remarks[item.remark] += 1
-        elif not wanted(item):
+        elif not wanted(item.obj):
             remarks[Remark.OUTPUT] += 1
         else:
-            if marker := markers.get(item.uri):
+            if marker := markers.get(item.obj.uri):
                 markers = {}
-                _warn_of_marker(source.uri, marker)
-            yield item
+                _warn_of_marker(source.folder, marker)
+            yield item.obj
 
 
 def _warn_of_marker(uri: str, marker: str) -> None:
@@ -269,6 +232,7 @@ class Outputs:
         picture = rf"{digits}{{2}}/{digits}{{64}}-\d+-{digits}{{8}}\.[a-z]+"
         return re.compile(
             rf"({self.product.dataset}|{REJECTS}|{REMOVALS}|runs)/({name}|{datasets.SUCCESS}|{temporary})"
+            rf"|{POSTS}/({digits}{{16}}-{digits}{{16}}-\d+-{digits}{{8}}\.parquet|{datasets.SUCCESS}|{temporary})"
             rf"|({STAGING}|{moves.SUPERSEDED})/.*|truth\.csv"
             rf"|{PROMPTS}/{digits}{{16}}\.json|{PICTURES}/{picture}"
         )

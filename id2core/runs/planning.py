@@ -27,9 +27,11 @@ from id2core.runs import listing as listings
 from id2core.runs.accounting import Account, Fate, Kind, Numbered, Outcome, Scope
 from id2core.runs.execution import Execution
 from id2core.runs.keys import Keys
-from id2core.runs.listing import REMOVALS, Folder, Listing, Outputs, Source
+from id2core.runs.listing import REMOVALS, Lister, Listing, Outputs
 from id2core.runs.parts import PARTS, READ_THREADS, REJECTS, STAGING, Lineage, PartRecord, Product
-from id2core.store import datasets, parquet, schemas, storage
+from id2core.sources.base import Source
+from id2core.sources.folders import FolderSource
+from id2core.store import datasets, members, parquet, schemas, storage
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Commit, Dataset, FileRecord, Mode, Segment, SourceRecord
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
@@ -181,6 +183,8 @@ def make(
     excluded: frozenset[str] = frozenset(),
     allow_shrink: bool = False,
     retention_days: float | None = None,
+    add_source: bool = False,
+    lister: Lister = Source.items,
 ) -> Plan:
     """List `images`, subtract what `out` holds already, and stage a manifest of the rest.
 
@@ -199,18 +203,22 @@ def make(
         excluded: URIs that are no images and are not listed, for example a file of prompts.
         allow_shrink: do not fail where a mirror of 100 objects or more loses over a tenth of its rows.
         retention_days: days for which rows of a source that is appended stay; None for ever.
+        add_source: whether `out` may hold rows of other sources already, and none of this one.
+        lister: gives the items of the source.
 
     Raises:
-        DatasetError: `out` holds rows made with other ids.
+        DatasetError: `out` holds rows made with other ids, or of other sources alone.
         StorageError: no such folder or bucket; or nothing in a mirror, while `out` holds rows of it; or far
             less than there was.
     """
-    source = Folder(images) if isinstance(images, str) else images
-    scope = Scope(source.uri, Mode(source.mode), tuple(source.places), retention_days)
+    source = FolderSource(images) if isinstance(images, str) else images
+    scope = Scope(source.uri, source.mode, source.places, retention_days)
     held = Held.find(product, out)
     for dataset in held.datasets:
         dataset.check_ids(ids)
-    outputs = Outputs(product, source.uri, results or out, out)
+        if not add_source:
+            _check_source(dataset, source.uri)
+    outputs = Outputs(product, source.folder, results or out, out)
     if refused := takedowns.refused(results or out):
         config = {**config, "taken_down": sorted(refused)}
     with Keys() as keys, TemporaryDirectory(prefix="id2-listing-") as folder:
@@ -220,6 +228,7 @@ def make(
             lambda uris: _seen_before(uris, product, held, scope),
             keys,
             Path(folder, "listing.parquet"),
+            lister,
         )
         _check_mounted(out, listing, held, scope, allow_shrink=allow_shrink)
         plan_id = datasets.digest_of(source.uri, ids, config, listing.digest)
@@ -242,6 +251,18 @@ def make(
             scope=scope,
         )
         return plan if plan.committed else _staged_plan(plan, listing, keys, segments, part_size)
+
+
+def _check_source(dataset: Dataset, source: str) -> None:
+    """Raise DatasetError where the rows are of other sources: a mistyped name would double a corpus."""
+    others = list(dataset.commit.sources)
+    if not others or source in others:
+        return
+    more = f" and {len(others) - 2} others" if len(others) > 3 else ""
+    raise DatasetError(
+        f"{dataset.uri} holds rows of {', '.join(others[:2] if more else others)}{more}, and none of "
+        f"{source}: give --add-source to add it beside them, or write to another --out"
+    )
 
 
 def _staged_plan(
@@ -298,30 +319,38 @@ def _in_parts(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
 def _seen_before(unseen: set[str], product: Product, held: Held, scope: Scope) -> list[Object]:
     """Give what cannot be looked at the versions that earlier runs saw of it, and of what lay below it.
 
-    A link whose disk is not mounted says nothing of the picture: its row stays as long as the link does.
+    A link whose disk is not mounted says nothing of the picture: its row stays as long as the link does. So
+    do those of the members of a shard that is gone since it was listed.
     """
     versions: dict[str, str] = {}
+    bounds = (min(unseen), max(f"{uri}0" for uri in unseen))  # what is below a URI is less than that
     for name, dataset in ((product.dataset, held.rows), (REJECTS, held.rejects)):
         columns = list(product.key if name == product.dataset else Product(name).key)
-        files = [f for f in dataset.files if scope.owns(f, dataset)] if dataset else []
+        own = (f for f in dataset.files if scope.owns(f, dataset)) if dataset else ()
+        files = [f for f in own if f.may_hold(*bounds)]
         for table in accounting.read_keys(dataset.uri, files, columns) if dataset else ():
             for uri, generation in zip(table[0].to_pylist(), table[1].to_pylist(), strict=True):
-                if generation != UNSEEN and not unseen.isdisjoint(_places(uri)):
+                if generation != UNSEEN and not unseen.isdisjoint(_places(uri, generation)):
                     versions.setdefault(uri, generation)
     never = (Object(uri, UNSEEN, 0) for uri in unseen - versions.keys())
     return sorted([*never, *(Object(uri, generation, 0) for uri, generation in versions.items())])
 
 
-def _places(uri: str) -> list[str]:
-    """Return a URI and those of the folders that it is in."""
+def _places(uri: str, generation: str) -> list[str]:
+    """Return a URI, those of the folders that it is in, and that of the shard which it is a member of."""
+    member = members.parse(Object(uri, generation, 0))
+    shards = [member.shard.uri] if member and member.shard.uri else []
     cuts = [i for i, c in enumerate(uri) if c == "/" and i]
-    return [uri, *(uri[:cut] for cut in cuts)]
+    return [uri, *shards, *(uri[:cut] for cut in cuts)]
 
 
 def _check_mounted(out: str, listing: Listing, held: Held, scope: Scope, *, allow_shrink: bool) -> None:
     """Fail where nothing is left of images that have rows; a disk that is not mounted looks like that."""
     if scope.mode is Mode.APPEND or not any(
-        file.rows for dataset in held.datasets for file in dataset.files if scope.owns(file, dataset)
+        file.rows and scope.bears_on(file, (), set(), own=True)
+        for dataset in held.datasets
+        for file in dataset.files
+        if scope.owns(file, dataset)
     ):
         return
     if not listing.rows or (not listing.visible and not allow_shrink):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, ClassVar, Final, final
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, ClassVar, Final, Self, final
 
 from id2core.errors import EmptyPlaceError, OptionError
 from id2core.sources import dates
 from id2core.sources.seen import Seen
 from id2core.store import members, storage
-from id2core.store.base import Noted, Object, Remark
+from id2core.store.base import UNSEEN, Noted, Object, Remark
+from id2core.store.datasets import Mode as Mode
 from id2core.store.rejects import Reason, Reject
 
 # More members than any honest shard has; the rest of such a shard is one reject row.
@@ -21,13 +22,6 @@ MAX_MEMBERS: Final = 1 << 24
 # Longer names and URIs have no use but to fill memory.
 NAME_BYTES: Final = 4096
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
-
-
-class Mode(StrEnum):
-    """What happens to rows whose object a source no longer lists."""
-
-    MIRROR = "mirror"
-    APPEND = "append"
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,7 @@ class Source(ABC):
         allowed: places that a list may name beside its own, normalized.
         within: for a place of one night, where nothing may have come yet, what must be there nonetheless;
             empty for a place that must exist.
+        nights: of a dated source those that are read, the earliest first; none until `on` has chosen them.
     """
 
     PREFIX: ClassVar[str] = ""
@@ -61,6 +56,7 @@ class Source(ABC):
     mode: Mode = Mode.MIRROR
     allowed: tuple[str, ...] = ()
     within: str = ""
+    nights: tuple[date, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -72,16 +68,57 @@ class Source(ABC):
         """Whether the source is another place every night."""
         return dates.is_dated(self.place)
 
+    @property
+    def folder(self) -> str:
+        """What relative names of its images are below; of a dated source what is the same every night."""
+        return dates.fixed_part(self.place) if self.is_dated else self.place
+
+    @final
+    def on(self, night: date, late_days: int) -> Self:
+        """Return the source as it is read in a night: a dated one with the late days before it, too.
+
+        Args:
+            night: see `dates.today` for the one in a time zone.
+            late_days: days before the night whose places are read again.
+        """
+        return replace(self, nights=tuple(dates.nights(night, late_days))) if self.is_dated else self
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """Sources of the nights that are read; of a source that is not dated itself.
+
+        Raises:
+            OptionError: the source is dated, and `on` has not been called.
+        """
+        if not self.is_dated:
+            return (self,)
+        if not self.nights:
+            raise OptionError(f"{self.uri} stands for one place a night: say which night")
+        within = dates.fixed_part(self.place)
+        places = (dates.filled(self.place, night) for night in self.nights)
+        return tuple(replace(self, place=place, within=within, nights=()) for place in places)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What is listed now of a source that is dated: rows of other nights are not missing from a listing.
+
+        Empty where all that the source has is listed.
+        """
+        return tuple(part.place for part in self.parts) if self.is_dated else ()
+
     @final
     def items(self) -> Iterator[Item | Noted]:
         """Yield every object with its fields, one by one, in an order that is always the same.
 
         Raises:
-            OptionError: the source is dated; `registry.expand` gives those of a night.
-            StorageError: the place cannot be listed or read, or holds nothing and must not be empty.
+            OptionError: the source is dated, and no night is said.
+            StorageError: a place cannot be listed or read, or holds nothing and must not be empty.
         """
-        if self.is_dated:
-            raise OptionError(f"{self.uri} stands for one place a night: say which night")
+        for part in self.parts:
+            yield from part._listed()
+
+    def _listed(self) -> Iterator[Item | Noted]:
+        """Yield the items of the place; none where there may be none."""
         try:
             yield from self._items()
         except EmptyPlaceError:
@@ -118,11 +155,19 @@ class ShardedSource(Source):
 
     SUFFIXES: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def folder(self) -> str:
+        """What the names of its shards are below."""
+        is_shard = self.place.lower().endswith(self.SUFFIXES) and not self.is_dated
+        return _parent(self.place) if is_shard else super().folder
+
     @final
     def _items(self) -> Iterator[Item | Noted]:
         for item in storage.walk(self.place):
             if isinstance(item, Noted):
                 yield item
+            elif item.generation == UNSEEN:  # a shard, or a folder of some
+                yield Item(item)
             elif item.uri == self.place or item.uri.lower().endswith(self.SUFFIXES):
                 yield from self._members_of(item)
             else:
@@ -134,8 +179,8 @@ class ShardedSource(Source):
             yield from self._shard(shard)
         except ShardUnreadableError as error:
             yield refuse_shard(shard, error.reject)
-        except FileNotFoundError:
-            yield refuse_shard(shard, Reject(Reason.VANISHED, "listed, but gone when it was read"))
+        except FileNotFoundError:  # what it holds is not known to be gone
+            yield Item(Object(shard.uri, UNSEEN, 0))
 
     @abstractmethod
     def _shard(self, shard: Object) -> Iterator[Item | Noted]:
@@ -144,6 +189,10 @@ class ShardedSource(Source):
         Raises:
             ShardUnreadableError: there are no more, because it is damaged, or takes too much.
         """
+
+
+def _parent(uri: str) -> str:
+    return uri.rpartition("/")[0] or "/"
 
 
 def refuse_shard(shard: Object, reject: Reject) -> Item:

@@ -41,6 +41,11 @@ class ListSource(Source):
 
     PREFIX: ClassVar[str] = "list:"
 
+    @property
+    def folder(self) -> str:
+        """What relative URIs are below."""
+        return super().folder if self.is_dated else self._folder
+
     def _items(self) -> Iterator[Item]:
         try:
             obj = storage.find(self.place)

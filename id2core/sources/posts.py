@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.errors import printable
-from id2core.sources.base import Item
+from id2core.sources.base import Item, Source
 from id2core.store import datasets, schemas, storage
 from id2core.store.base import Noted, Object
 from id2core.store.datasets import Dataset, FileRecord
@@ -206,6 +206,31 @@ class PostsWriter:
         key = np.uint64(_key(obj.uri, obj.generation))
         at = int(np.searchsorted(self._held, key))
         return at < len(self._held) and bool(self._held[at] == key)
+
+
+class PostsRecorder:
+    """Writes the posts of a source while it is listed: of a dated one, each night's for itself.
+
+    Args:
+        out: parent of the data set.
+        run_id: the execution.
+    """
+
+    def __init__(self, out: str, run_id: str) -> None:
+        self._out, self._run_id = out, run_id
+        self._writers: list[PostsWriter] = []
+
+    def items(self, source: Source) -> Iterator[Item | Noted]:
+        """Yield what `Source.items` yields."""
+        for part in source.parts:
+            writer = PostsWriter(self._out, part.uri, self._run_id)
+            self._writers.append(writer)
+            yield from writer.through(part.items())
+
+    def commit(self) -> None:
+        """Add what was written to the data set. Called again, it changes nothing."""
+        for writer in self._writers:
+            writer.commit()
 
 
 def _key(uri: str, generation: str) -> int:
