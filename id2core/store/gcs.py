@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from id2core.errors import ChangedObjectError, EmptyPlaceError, StorageError
-from id2core.store.base import Entry, Noted, Object, Remark, Store
+from id2core.store.base import UNSEEN, Entry, Noted, Object, Remark, Store
 from id2core.store.rejects import Reason, Reject
 
 SCHEME = "gs://"
@@ -81,6 +81,10 @@ class GcsStore(Store):
 
     def read(self, obj: Object) -> bytes | Reject:
         """Return the bytes of the generation that was listed."""
+        if obj.generation == UNSEEN:  # asked for "", a bucket gives the latest
+            if self.exists(obj.uri):
+                return Reject(Reason.CHANGED, "it could not be seen when it was listed")
+            raise FileNotFoundError(obj.uri)
         try:
             with self._version(obj):
                 return _download(_blob(obj.uri, obj.generation))

@@ -45,6 +45,17 @@ def test_a_prefix_is_a_folder_not_a_beginning_of_names(root: str) -> None:
     assert [o.uri for o in storage.list_objects(storage.join(root, "set"))] == [storage.join(root, "set/x")]
 
 
+def test_what_came_after_the_listing_is_not_read(root: str) -> None:
+    unseen = Object(storage.join(root, "x"), storage.UNSEEN, 0)
+    reasons = []
+    for data in (None, b"new"):
+        if data:
+            storage.write_bytes(unseen.uri, data)
+        read = storage.read_object(unseen, LIMIT)
+        reasons += [read.reason] if isinstance(read, Reject) else [read]
+    assert reasons == [Reason.VANISHED, Reason.CHANGED]
+
+
 def test_only_the_listed_version_is_read(root: str) -> None:
     uri = storage.join(root, "x")
     storage.write_bytes(uri, b"old")
