@@ -54,7 +54,7 @@ _PART: Final = rf"(part-|merged-)?[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"
 _OWN: Final[dict[str, re.Pattern[str]]] = {
     **{name: re.compile(_PART) for name in (schemas.EMBEDDINGS, "rejects", _TRANSLATIONS)},
     "backgrounds": re.compile(
-        rf"background=[0-9a-f]{{16}}/[0-9a-f]{{16}}-[\w-]+-{_HASH}\.parquet|{_PARTIAL}"
+        rf"(background=[0-9a-f]{{16}}/)?([0-9a-f]{{16}}-[\w-]+|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
     ),
     "posts": re.compile(
         rf"([0-9a-f]{{16}}-[0-9a-f]{{16}}-\d{{5}}|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"

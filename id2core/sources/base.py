@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, ClassVar, Final, Self, final
 
-from id2core.errors import EmptyPlaceError, OptionError
+from id2core.errors import EmptyPlaceError, OptionError, StorageError, StoreUnavailableError
 from id2core.sources import dates
 from id2core.sources.seen import Seen
 from id2core.store import members, storage
@@ -179,7 +179,10 @@ class ShardedSource(Source):
             yield from self._shard(shard)
         except ShardUnreadableError as error:
             yield refuse_shard(shard, error.reject)
-        except FileNotFoundError:  # what it holds is not known to be gone
+        except (FileNotFoundError, StorageError) as error:
+            if isinstance(error, StoreUnavailableError):
+                raise
+            # What it holds is not known to be gone. Reading the shard says what is wrong with it.
             yield Item(Object(shard.uri, UNSEEN, 0))
 
     @abstractmethod

@@ -111,7 +111,8 @@ def _json(value: Any) -> str:
 class PostsWriter:
     """Writes the posts of one source in one run, as its objects are listed.
 
-    Rows that the data set has from earlier runs of the source are not written again.
+    Rows that the data set has from earlier runs of the source are not written again. It is read when the
+    first fields come: most folders have none.
 
         writer = PostsWriter("/scan/queries", source.uri, run_id)
         for item in writer.through(source.items()):
@@ -132,8 +133,8 @@ class PostsWriter:
         # The source's part of the name tells which files may hold the same objects.
         self._tail = f"-{datasets.digest_of(source)}-"
         self._plan_id = datasets.digest_of(source, run_id)
-        self._last = Dataset.find_own(self._uri)
-        self._held = self._held_keys()
+        self._last: Dataset | None = None
+        self._held: NDArray[np.uint64] | None = None
         self._rows: list[dict[str, Any]] = []
         self._size = self._cut = self._written = 0
         self._files: list[FileRecord] = []
@@ -147,7 +148,10 @@ class PostsWriter:
 
     def add(self, item: Item) -> None:
         """Write the row of one item, unless it is there."""
-        if self._is_held(item.obj):
+        if self._held is None:
+            self._last = Dataset.find_own(self._uri)
+            self._held = self._held_keys(self._last)
+        if self._is_held(self._held, item.obj):
             return
         made = row(item.obj, item.fields or {})
         extra = made["extra"] or ""
@@ -158,7 +162,7 @@ class PostsWriter:
             self._write()
 
     def commit(self) -> Dataset | None:
-        """Add what was written to the data set; return it as it is now, None where there is none.
+        """Add what was written to the data set; return it as it is now, None where no fields came.
 
         Called again, it changes nothing.
         """
@@ -189,9 +193,8 @@ class PostsWriter:
         written = datasets.write_file(self._uri, key, [table], schemas.POSTS, 1 << 16)
         self._files.append(replace(written, segments=(self._run_id,), source=self._source))
 
-    def _held_keys(self) -> NDArray[np.uint64]:
+    def _held_keys(self, last: Dataset | None) -> NDArray[np.uint64]:
         """Return the keys of rows that other runs of this source wrote, sorted."""
-        last = self._last
         files = last.files if last else ()
         own = [f for f in files if f.source == self._source or self._tail in f.name]
         others = [f for f in own if not f.belongs_to(self._plan_id)]
@@ -202,10 +205,11 @@ class PostsWriter:
         ]
         return np.sort(np.array(keys, np.uint64))
 
-    def _is_held(self, obj: Object) -> bool:
+    @staticmethod
+    def _is_held(held: NDArray[np.uint64], obj: Object) -> bool:
         key = np.uint64(_key(obj.uri, obj.generation))
-        at = int(np.searchsorted(self._held, key))
-        return at < len(self._held) and bool(self._held[at] == key)
+        at = int(np.searchsorted(held, key))
+        return at < len(held) and bool(held[at] == key)
 
 
 class PostsRecorder:
