@@ -60,6 +60,12 @@ _OWN: Final[dict[str, re.Pattern[str]]] = {
         rf"([0-9a-f]{{16}}-[0-9a-f]{{16}}-\d{{5}}|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
     ),
     "takedowns": re.compile(rf"{Execution.PATTERN}-{_HASH}\.parquet|{_PARTIAL}"),
+    **{
+        name: re.compile(
+            rf"({Execution.PATTERN}-[0-9a-f]{{16}}|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
+        )
+        for name in ("ledger", "segments")
+    },
     "verdicts": re.compile(
         rf"({Execution.PATTERN}-[\w-]+|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
     ),
