@@ -24,11 +24,10 @@ from tests.drawing import scene
 from tests.fork_server import ForkServer
 
 # What differs between two runs that did the same work.
-OF_A_RUN = {"run_id", "embedded_at", "scanned_at", "searched_at", "added_at", "segment", "index_id"}
-OF_A_RUN = {"run_id", "embedded_at", "scanned_at", "requested_at"}
+OF_A_RUN = {"run_id", "embedded_at", "scanned_at", "searched_at", "added_at", "requested_at", "segment"}
 KILLED = -9
 # Columns that name a row, of every data set.
-GLOBBED = ["uri", "generation", "query_uri", "reference_uri", "rank", "run_id", "status"]
+GLOBBED = ["uri", "generation", "query_uri", "reference_uri", "rank", "run_id", "status", "corpus", "segment"]
 PICTURES = ["image_id", "query_id", "reference_id"]
 
 
