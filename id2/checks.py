@@ -8,12 +8,8 @@ from pathlib import Path
 
 from id2core import defaults
 from id2core.errors import DatasetError, ID2Error, MissingExtraError, OptionError, SearchError, StorageError
-from id2core.sources import dates, registry
-from id2core.sources.base import Item, Mode
-from id2core.sources.folders import FolderSource
 from id2core.store import storage
-from id2core.store.datasets import Dataset
-from id2core.store.schemas import EMBEDDINGS
+from id2core.store.base import Mode
 
 
 def require_images(uri: str | None, name: str, out: str | None = None) -> None:
@@ -30,6 +26,9 @@ def require_images(uri: str | None, name: str, out: str | None = None) -> None:
     """
     if uri is None:
         return
+    from id2core.sources import registry
+    from id2core.sources.folders import FolderSource
+
     source = registry.parse(uri)
     if not isinstance(source, FolderSource) or source.is_dated:
         raise OptionError(
@@ -56,6 +55,9 @@ def require_source(uri: str, name: str, out: str, rows: str, mode: str | None = 
         StorageError: there is nothing.
         OptionError: `out` is inside it.
     """
+    from id2core.sources import dates, registry
+    from id2core.sources.base import Item
+
     source = registry.parse(uri, Mode(mode) if mode else None)
     if source.is_dated:
         dates.require(source.folder)
@@ -73,6 +75,9 @@ def require_source(uri: str, name: str, out: str, rows: str, mode: str | None = 
 
 
 def _has_rows_of(source: str, place: str) -> bool:
+    from id2core.store.datasets import Dataset
+    from id2core.store.schemas import EMBEDDINGS
+
     dataset = Dataset.find_own(storage.join(storage.normalize(place), EMBEDDINGS))
     return dataset is not None and source in dataset.commit.sources
 

@@ -17,8 +17,8 @@ from id2core.errors import (
     TrainError,
     TranslatorError,
 )
-from id2core.sources.base import Mode
 from id2core.store import storage
+from id2core.store.base import Mode
 from id2core.training.config import FinetuneConfig, GradientConfig, Shrinkage
 from id2core.translation.config import TranslationConfig
 

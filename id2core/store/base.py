@@ -20,6 +20,13 @@ _ATTEMPTS = 20
 UNSEEN: Final = ""
 
 
+class Mode(StrEnum):
+    """Whether rows follow the listing of a source."""
+
+    MIRROR = "mirror"  # an object that is no longer listed loses its rows
+    APPEND = "append"  # rows stay when the listing forgets their object
+
+
 @dataclass(frozen=True, order=True)
 class Object:
     """One version of one object.

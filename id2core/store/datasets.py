@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Any, Self, TypeVar
 
 import pyarrow as pa
@@ -30,6 +29,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from id2core.errors import DatasetError
 from id2core.store import moves, parquet, schemas, storage, strict_json
 from id2core.store.ahead import in_order
+from id2core.store.base import Mode as Mode
 from id2core.store.parquet import FileRecord as FileRecord
 
 Counts = TypeVar("Counts", bound=BaseModel)
@@ -69,13 +69,6 @@ class Segment:
             raise ValueError(f"a segment has the number {segment.number!r}")
         _check_time(segment.added_at)
         return segment
-
-
-class Mode(StrEnum):
-    """Whether rows follow the listing of a source."""
-
-    MIRROR = "mirror"  # an object that is no longer listed loses its rows
-    APPEND = "append"  # rows stay when the listing forgets their object
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import chain
 
 import pyarrow as pa
@@ -198,6 +199,8 @@ class _Judging:
     by: Judge
     references: int
     execution: Execution
+    # Later than any judging before: two may begin in one second.
+    judged_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     verdicts: Counter[str] = field(default_factory=Counter)
     skipped: int = 0
 
@@ -231,7 +234,7 @@ class _Judging:
         if not held.num_rows:
             return schemas.VERDICTS.empty_table()
         judged = self.by.judge(schemas.completed(held, schemas.MATCHES, None, held.num_rows), self.references)
-        constants = {"judged_at": self.execution.started, "run_id": self.execution.run_id}
+        constants = {"judged_at": self.judged_at, "run_id": self.execution.run_id}
         columns = [
             judged[field.name]
             if field.name in (*_PAIR, *VERDICT_COLUMNS)
