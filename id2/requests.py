@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from id2 import checks
 from id2.options import BeamRequest, Request, option, setting
-from id2core.encoders.embed_job import Feed
 from id2core.errors import (
     CalibrationError,
     ExperimentError,
@@ -23,6 +22,7 @@ from id2core.training.config import FinetuneConfig, GradientConfig, Shrinkage
 from id2core.translation.config import TranslationConfig
 
 if TYPE_CHECKING:
+    from id2core.encoders.embed_job import Feed  # loads Parquet
     from id2core.translation.models import Overrides
 
 OUT_HELP = "Where results go: a folder or gs:// prefix. Re-run with the same place to resume."
@@ -51,7 +51,7 @@ class SourceRequest(BeamRequest):
 
     mode: Literal["mirror", "append"] | None = option(
         "What happens to rows whose image the source no longer lists: mirror (they go) or append (they "
-        "stay). For id2 scan, those of uploads.",
+        "stay). For id2 scan and nightly, those of uploads.",
         None,
         unset="append for a source with {date}, else mirror",
     )
@@ -65,7 +65,7 @@ class SourceRequest(BeamRequest):
     @property
     def feed(self) -> Feed:
         """What is said of the source."""
-        return Feed(mode=self.mode and Mode(self.mode), night=self._night, add_source=self.add_source)
+        return {"mode": self.mode and Mode(self.mode), "night": self._night, "add_source": self.add_source}
 
     @property
     def _night(self) -> datetime.date | None:
@@ -206,7 +206,7 @@ class ScanRequest(SourceRequest):
         checks.require_writable(self.out)
 
 
-class NightlyRequest(BeamRequest):
+class NightlyRequest(SourceRequest):
     """Scan what a night brings: new uploads, and earlier uploads against new references.
 
     Each pair of an upload and a reference is scored once, over any number of nights. Re-run to resume.
@@ -250,10 +250,12 @@ class NightlyRequest(BeamRequest):
         super().check()
         checks.require_index(self.settings().index)
         checks.require_faiss()
-        for source in self.reference:
-            checks.require_images(source, "reference", self.out)
-        for source in self.queries:
-            checks.require_images(source, "queries", self.out)
+        for name, sources, mode in (
+            ("reference", self.reference, None),
+            ("queries", self.queries, self.mode),
+        ):
+            for source in sources:
+                checks.require_source(source, name, self.out, storage.join(self.out, name), mode)
         checks.require_corpus(self.background, "background", self.out)
         checks.require_file(self.calibration, "calibration", CalibrationError)
         checks.require_writable(self.out)

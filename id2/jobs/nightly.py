@@ -25,8 +25,10 @@ from id2core.runs.ledger import Event, Span
 from id2core.runs.records import Recorder, recorded
 from id2core.search.match_rows import MATCHES
 from id2core.search.results import SearchResult
+from id2core.sources import registry
 from id2core.store import datasets, storage
 from id2core.store.datasets import Dataset
+from id2core.store.schemas import EMBEDDINGS
 from id2core.transforms.files import source_of
 from id2core.verdicts import judging, rejudging
 from id2core.verdicts.judging import Judge
@@ -110,10 +112,17 @@ class _Night:
     def _embed(self, name: str, sources: list[str], recorder: Recorder) -> _Growth:
         """Embed every source of a corpus; each after the first adds a segment of its own."""
         listed, added = 0, 0
+        feed, place = self._request.feed, storage.join(self.out, name)
+        if name == "reference":
+            feed["mode"] = None
+        # A source beside one that the corpus has is asked for; one in place of all others may be mistyped.
+        held = Dataset.find_own(storage.join(place, EMBEDDINGS))
+        known = held.commit.sources if held else {}
+        feed["add_source"] |= not known or any(registry.parse(source).uri in known for source in sources)
         made: EmbeddedCorpus | None = None
         for i, source in enumerate(sources):
             execution = recorder.execution if not i else Execution.begin()
-            job = EmbedJob.from_settings(source, storage.join(self.out, name), self._settings, self.out)
+            job = EmbedJob.from_settings(source, place, self._settings, self.out, **feed)
             title = f"embed {name} {i + 1} of {len(sources)}" if len(sources) > 1 else f"embed {name}"
             with recorder.stage(title):
                 result = stage(title, functools.partial(embed_images, job, execution, self._request.beam))

@@ -29,7 +29,7 @@ def test_every_command_with_options_has_a_section() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
     documented = {option_tables.command_name(function) for function in option_tables.functions()}
-    assert documented == commands(group) - {"doctor", "experiment list"}
+    assert documented == commands(group) - {"experiment list"}
 
 
 @pytest.mark.parametrize("function", option_tables.functions(), ids=lambda function: function.name)

@@ -10,6 +10,7 @@ import pytest
 
 import id2
 from id2.results import NightlySummary
+from id2core.errors import DatasetError
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from tests.drawing import draw_photos
@@ -54,3 +55,18 @@ def test_each_night_searches_what_is_new_on_either_side(inbox: Path, tmp_path: P
     assert searched == [(15,)]
     segments = duckdb.sql(f"select corpus, sum(rows) from '{out}/segments/*.parquet' group by 1 order by 1")
     assert segments.fetchall() == [("queries", 5), ("reference", 3)]
+
+
+def test_a_night_reads_its_dated_uploads_and_late_ones(inbox: Path, tmp_path: Path) -> None:
+    put(inbox, tmp_path / "originals", 0, 1)
+    put(inbox, tmp_path / "in/2026-11-24", 0, 2)
+    out = tmp_path / "out"
+    given = {"reference": [str(tmp_path / "originals")], "queries": [f"{tmp_path}/in/{{date}}"]}
+    assert night(out, **given, date="2026-11-24").new_uploads == 2
+    put(inbox, tmp_path / "in/2026-11-24", 3)
+    put(inbox, tmp_path / "in/2026-11-25", 4)
+    (tmp_path / "in/2026-11-24/0.jpg").unlink()
+    second = night(out, **given, date="2026-11-25")
+    assert (second.new_uploads, second.uploads, second.pairs) == (2, 4, 4)
+    with pytest.raises(DatasetError, match="--add-source"):
+        night(out, **given | {"queries": [str(tmp_path / "in/2026-11-24")]})
