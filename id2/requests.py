@@ -236,6 +236,9 @@ class NightlyRequest(SourceRequest):
     back_scan_days: float | None = option(
         "Search new references among the uploads of so many days.", None, unset="all", ge=0, example=365.0
     )
+    canary: bool = option(
+        "Check that known pairs are found with the settings of the night; it fails where they are not.", True
+    )
     deadline_hours: float | None = option(
         "Hours after which no further back-scan begins; the next night goes on with it.",
         None,

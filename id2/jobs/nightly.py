@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from id2.corpora import Corpus, EmbeddedCorpus, embed_images
+from id2.jobs import canary
 from id2.jobs.compact import compact_if_needed
 from id2.requests import NightlyRequest
 from id2.results import NightlySummary
@@ -105,6 +106,8 @@ class _Night:
             self._searcher.judge_earlier(corpora, matches, judge, recorder)
         held = {"reference": references.corpus.embeddings, "queries": queries.corpus.embeddings}
         public_tables.write(self.out, recorder.execution.run_id, matches, held)
+        if self._request.canary:
+            canary.run(self._settings, self.out, recorder.execution.run_id, self._request.background)
         stage("compact", lambda: compact_if_needed(self.out))
         report = stage("write report", lambda: self._report(corpora, matches, recorder))
         return self._summary(references, queries, searches, report, recorder)

@@ -17,7 +17,7 @@ from tests.drawing import draw_photos
 
 
 def night(out: Path, **given: Any) -> NightlySummary:
-    return id2.nightly(out=str(out), encoder="pdq", transform="none", **given)
+    return id2.nightly(out=str(out), encoder="pdq", transform="none", **{"canary": False} | given)
 
 
 @pytest.fixture

@@ -348,9 +348,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2_com
 @pytest.mark.parametrize(
     "kill_at",
     [
-        "reference/embeddings/part-*",
-        pytest.param("background/matches/*/*.parquet", marks=pytest.mark.slow),
-        pytest.param("matches/*/*.parquet", marks=pytest.mark.slow),
+        "reference/_staging/files/embeddings/part-*",
+        pytest.param("queries/_staging/files/backgrounds/*/*.parquet", marks=pytest.mark.slow),
+        pytest.param("_staging/files/matches/*/*.parquet", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_run_again_gives_the_same_matches_bit_for_bit(

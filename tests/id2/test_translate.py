@@ -53,7 +53,7 @@ def test_killed_and_run_again_gives_the_same_pictures_and_none_twice(
     assert "translate: 11/11 origins, 1 of them rejected" in result.stderr
 
     killed = place / "killed"
-    run_until(killed, "translations/part-*", [id2_command, *command("killed")], place, home)
+    run_until(killed, "_staging/files/translations/part-*", [id2_command, *command("killed")], place, home)
     assert not (killed / "translations/_SUCCESS").exists(), "it ended before it could be killed"
     again = call(*command("killed"), folder=place, environment=home)
     assert again.returncode == 0, again.stderr
