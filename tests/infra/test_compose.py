@@ -63,7 +63,8 @@ def test_volumes_are_declared_and_mounted_files_exist(services: dict[str, dict[s
 def test_the_setup_service_serves_the_deployment_and_the_pool(services: dict[str, dict[str, Any]]) -> None:
     deployments = yaml.safe_load((ROOT / "infra/prefect.yaml").read_text())["deployments"]
     names = {f"{d['entrypoint'].rpartition(':')[2]}/{d['name']}" for d in deployments}
-    assert up.NIGHTLY in names and {d["work_pool"]["name"] for d in deployments} == {up.POOL}
+    pools = {d["work_pool"]["name"] for d in deployments}
+    assert up.NIGHTLY in names and pools == {up.POOL, up.GPU_POOL}
     assert services["setup"]["command"][:3] == ["python", "infra/up.py", "deploy"]
     assert up.POOL in services["worker"]["command"]
     assert (up.DEMO / "references").is_dir() and (up.DEMO / "uploads").is_dir()

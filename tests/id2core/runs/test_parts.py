@@ -117,10 +117,13 @@ def test_a_slow_part_leaves_records_on_its_way_and_is_taken_up_where_it_ended(tm
     next(rest)
     records = parts.write(out, product, left, LINEAGE, rest, seconds=0)
     assert parts.remaining(out, OBJECTS, LINEAGE) == []
-    made = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "copies").iterdir())
-    assert sorted(made["uri"].to_pylist()) == pq.read_table(tmp_path / "whole/copies")["uri"].to_pylist()
+    made = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "_staging/files/copies").iterdir())
+    assert (
+        sorted(made["uri"].to_pylist())
+        == pq.read_table(tmp_path / "whole/_staging/files/copies")["uri"].to_pylist()
+    )
     assert sum(r.objects for r in records) == len(left) and whole[0].objects == len(OBJECTS)
-    next((tmp_path / "copies").iterdir()).unlink()
+    next((tmp_path / "_staging/files/copies").iterdir()).unlink()
     assert parts.remaining(out, OBJECTS, LINEAGE)
 
 
