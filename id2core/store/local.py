@@ -298,19 +298,21 @@ def _entries(folder: str) -> Iterator[_Entry]:
     A folder of millions is kept as Arrow text, at a third of the memory of Python's.
     """
     spelled: list[str] = []
-    import pyarrow as pa  # only who lists a folder needs it
-    import pyarrow.compute as pc
-
     chunks: list[pa.Array] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             is_link, is_folder = _says(entry.is_symlink), _says(entry.is_dir)
             spelled.append(f"{names.spell(entry.name)}{'/' * is_folder}\0{int(is_link)}")
             if len(spelled) == _CHUNK:
+                import pyarrow as pa  # only a large folder needs it
+
                 chunks.append(pa.array(spelled))
                 spelled = []
     if not chunks:
         return (_entry(folder, text) for text in sorted(spelled))
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     column = pa.chunked_array([*chunks, pa.array(spelled, pa.string())])
     return _in_order(folder, column.take(pc.array_sort_indices(column)))
 
