@@ -152,7 +152,7 @@ def test_without_origins_or_without_matches_there_is_nothing_to_measure() -> Non
     ("table", "hint"),
     [
         (matches(GOLDEN_ROWS).drop_columns("rank"), "no column rank"),
-        (matches([*GOLDEN_ROWS, *GOLDEN_ROWS], run_id=["a"] * 4 + ["b"] * 4), "several runs"),
+        (matches(GOLDEN_ROWS, rank=[1, 1, 1, 1], run_id=["a", "a", "b", "b"]), "several runs"),
         (matches(GOLDEN_ROWS, normalized_score=[0.5, None, 0.1, 0.1]), "not known in every row"),
         (matches(GOLDEN_ROWS, score=[0.5, float("nan"), 0.1, 0.1]), "finite"),
     ],
