@@ -12,6 +12,7 @@ from uuid import UUID
 from prefect import Flow, flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.task_engine import TaskRunTimeoutError
 from pydantic import Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
@@ -24,8 +25,6 @@ from id2core.settings import EnvironmentSettings
 
 R = TypeVar("R", bound=Request)
 T = TypeVar("T")
-# Name that Prefect gives the state of what took too long.
-_TIMED_OUT = "TimedOut"
 
 
 class FlowSettings(EnvironmentSettings):
@@ -52,10 +51,10 @@ def load_settings() -> FlowSettings:
 
 def _worth_retrying(task: Any, run: TaskRun, state: State[Any]) -> bool:
     """A user's mistake would only be repeated; what else went wrong may pass."""
-    if state.name == _TIMED_OUT:
-        return False
     try:
         state.result()
+    except TaskRunTimeoutError:
+        return False  # it would take as long again
     except ID2Error as error:
         return error.transient
     except Exception:

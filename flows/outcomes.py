@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
@@ -21,13 +26,15 @@ from id2core.runs import health, records
 from id2core.runs.health import Finding
 from id2core.runs.records import COUNTS, Run, Status
 from id2core.search.match_rows import MATCHES
-from id2core.store import schemas, storage
+from id2core.store import storage
 from id2core.store.datasets import Dataset
 from id2core.verdicts.calibration import Verdict
 
 log = logging.getLogger("id2.outcomes")
 # Verdicts that somebody looks at.
 NEWS = (Verdict.MATCH, Verdict.REVIEW)
+_EVER = datetime.min.replace(tzinfo=UTC)
+_SCAN_DATE = re.compile(r"scan_date=(\d{4}-\d\d-\d\d)/")
 _BROWSE_OBJECT = "https://storage.cloud.google.com/"
 _BROWSE_PREFIX = "https://console.cloud.google.com/storage/browser/"
 
@@ -95,18 +102,26 @@ def read(out: str, run: Run) -> Outcome:
     return Outcome(run, new_pairs(place, _unreported(runs, run)), health.check(runs, run.run_id), links)
 
 
-def new_pairs(out: str, run_ids: Sequence[str]) -> dict[str, int]:
+def new_pairs(out: str, runs: Sequence[Run]) -> dict[str, int]:
     """Return verdict → pairs that runs have stored, for the verdicts that somebody looks at.
+
+    Only files of days since the first of these runs are read.
 
     Raises:
         DatasetError: `matches/` is damaged.
     """
     matches = Dataset.find(storage.join(out, MATCHES))
+    if matches is None:
+        return {}
+    since = min((run.started.astimezone(UTC).date().isoformat() for run in runs if run.started), default="")
+    ids = pa.array([run.run_id for run in runs], pa.string())
     counts: Counter[str] = Counter()
-    for run_id in run_ids:
-        if matches and run_id in matches.runs:
-            verdicts = matches.of_run(run_id).read(schemas.MATCHES, ["verdict"])["verdict"]
-            counts.update(dict(entry.values() for entry in verdicts.value_counts().to_pylist()))
+    for file in matches.files:
+        day = _SCAN_DATE.match(file.name)
+        if day is None or day[1] >= since:
+            table = matches.read_file(file, ["run_id", "verdict"])
+            own = table.filter(pc.is_in(table["run_id"].cast(pa.string()), ids))
+            counts.update(own["verdict"].to_pylist())
     return {verdict.value: counts[verdict.value] for verdict in NEWS if counts[verdict.value]}
 
 
@@ -118,15 +133,11 @@ def link(uri: str) -> str:
     return browse + quote(uri.removeprefix("gs://"))
 
 
-def _unreported(runs: Sequence[Run], run: Run) -> list[str]:
+def _unreported(runs: Sequence[Run], run: Run) -> list[Run]:
     """Return the run and the runs of its flow right before it that did not end well."""
-    earlier = [other for other in runs if other.flow == run.flow]
-    ids = [run.run_id]
-    for other in reversed(earlier[: [o.run_id for o in earlier].index(run.run_id)]):
-        if other.status is Status.DONE:
-            break
-        ids.append(other.run_id)
-    return ids
+    earlier = [other for other in runs if other.flow == run.flow and other.run_id != run.run_id]
+    before = [other for other in earlier if (other.started or _EVER) <= (run.started or _EVER)]
+    return [run, *takewhile(lambda other: other.status is not Status.DONE, reversed(before))]
 
 
 def _runs(out: object) -> list[Run]:
