@@ -118,7 +118,6 @@ def run_of(out: str) -> UUID:
         return next(run.id for run in client.read_flow_runs() if run.parameters.get("out") == out)
 
 
-@pytest.mark.xfail(reason="the report of outcomes does not know nights yet", strict=False)
 def test_a_night_leaves_a_summary_links_and_a_message_of_what_is_new(
     webhook: Webhook, tmp_path: Path
 ) -> None:
