@@ -249,10 +249,8 @@ def search_background(
 
 def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> Dataset:
     """Search what is planned and wait for the end; return the data set. Errors as of `run`."""
-    if plan.scope is None and plan.last:
-        return plan.last
-    if plan.scope is None or not plan.scope.pairs:  # an event without pairs is known, too
-        return plan.product.commit(plan, ())
+    if (made := matching.without_work(plan)) is not None:
+        return made
     with runners.running(beam_arguments) as pipeline:
         build(pipeline, plan)
     return _COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out)

@@ -98,10 +98,8 @@ class Corpus:
 
 def search_here(plan: SearchPlan) -> Dataset:
     """Run a search as its job does, but step by step in this process."""
-    if plan.scope is None and plan.last:
-        return plan.last
-    if plan.scope is None:
-        return plan.product.commit(plan, ())
+    if (made := matching.without_work(plan)) is not None:
+        return made
     partial: dict[QueryBlock, list[tuple[int, pa.Table]]] = {}
     for file, blocks in matching.tasks(plan, 2):
         shard = matching.load_shard(plan, file)

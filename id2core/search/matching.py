@@ -264,6 +264,18 @@ def write_bin(plan: SearchPlan, chosen: Bin) -> Bin:
     return replace(chosen, files=(_write(plan, f"{chosen.number:04d}", plan.product.sorted(rows)),))
 
 
+def without_work(plan: SearchPlan) -> Dataset | None:
+    """Return the data set of a plan that has no pair to score; None where there is something to do.
+
+    That nothing is left is committed where the data set does not say so yet.
+    """
+    if plan.scope is None and plan.last:
+        return plan.last
+    if plan.scope is None or not plan.scope.pairs:
+        return plan.product.commit(plan, ())
+    return None
+
+
 def commit(plan: SearchPlan, written: Iterable[Bin]) -> Dataset:
     """Add the files of a search to its data set. Safe to repeat.
 
