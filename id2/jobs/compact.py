@@ -24,7 +24,7 @@ def run(request: CompactRequest) -> CompactReport:
         LostRowsError: a merged file has other rows than its parts; nothing was committed.
     """
     out = storage.normalize(request.out)
-    before = {uri: _size(uri) for uri in _places(out)}
+    before = {dataset.uri: _size(dataset) for dataset in _datasets(out)}
     config = request.model_dump(exclude={"progress"})
     with recorded(out, "compact", config) as recorder, recorder.stage("compact"):
         done = stage("compact", lambda: compact_all(out, before, everything=request.everything))
@@ -59,25 +59,23 @@ def compact_if_needed(out: str) -> dict[str, Compacted]:
     Returns:
         URI of each data set that was compacted → what was done.
     """
-    due = [uri for uri in _places(out) if (dataset := Dataset.find_own(uri)) and compaction.needed(dataset)]
+    due = [dataset.uri for dataset in _datasets(out) if compaction.needed(dataset)]
     return compact_all(out, due, everything=False)
 
 
-def _places(out: str) -> Iterator[str]:
+def _datasets(out: str) -> Iterator[Dataset]:
     """Yield the data sets below an `--out` that can be compacted."""
     for corpus in leftovers.CORPORA:
         place = storage.join(out, corpus) if corpus else out
         for name in compaction.ORDERS:
-            uri = storage.join(place, name)
-            dataset = Dataset.find_own(uri)
+            dataset = Dataset.find_own(storage.join(place, name))
             if dataset and dataset.commit.dataset == name:
-                yield uri
+                yield dataset
 
 
-def _size(uri: str) -> tuple[int, int]:
+def _size(dataset: Dataset) -> tuple[int, int]:
     """Return how many files a data set has, and their bytes."""
-    files = Dataset.open(uri).files
-    return len(files), sum(file.bytes for file in files)
+    return len(dataset.files), sum(file.bytes for file in dataset.files)
 
 
 def _kept(uri: str) -> int:
@@ -86,7 +84,7 @@ def _kept(uri: str) -> int:
 
 
 def _described(uri: str, out: str, before: tuple[int, int], done: Compacted) -> CompactedDataset:
-    files, size = _size(uri)
+    files, size = _size(Dataset.open(uri))
     return CompactedDataset(
         dataset=uri.removeprefix(f"{out}/"),
         files_before=before[0],
