@@ -32,7 +32,7 @@ _TABLES: Final = (schemas.EMBEDDINGS, *schemas.TABLES.keys() - {"removals"})
 # Columns that name a row, which stands once.
 _KEYS: Final = {
     schemas.EMBEDDINGS: ("uri", "generation", "encoder_id"),
-    MATCHES: ("query_uri", "query_generation", "reference_id", "encoder_id", "transform_id", "channel"),
+    MATCHES: schemas.PAIR,
 }
 _PAIR: Final = ("query_uri", "query_generation", "reference_id", "run_id")
 _AGAIN: Final = "restore it from a copy, or make the data set again in another --out"

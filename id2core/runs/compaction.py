@@ -41,7 +41,7 @@ ROW_GROUP: Final = 16 * schemas.ROW_GROUP
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
     schemas.EMBEDDINGS: (),
     "rejects": (),
-    "matches": ("verdict", "query_uri", "rank"),
+    "matches": tuple(name for name, _ in schemas.MATCHES_ORDER),
     "runs": ("started", "run_id"),
     "verdicts": ("query_uri", "judged_at"),
     "backgrounds": ("uri",),

@@ -47,7 +47,7 @@ def _segments(corpora: Mapping[str, Dataset]) -> pa.Table:
     rows = [
         {"corpus": name, "segment": run_id, "number": segment.number}
         | {"added_at": datetime.fromisoformat(segment.added_at)}
-        | {"rows": sum(file.rows for file in dataset.files if run_id in file.segments)}
+        | {"rows": dataset.rows_of(run_id)}
         for name, dataset in corpora.items()
         for run_id, segment in datasets.segments_of(dataset).items()
     ]

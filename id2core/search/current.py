@@ -26,19 +26,8 @@ from id2core.store.datasets import Dataset
 # Rows that are put together at once, 1 kB each at most.
 ROWS_AT_ONCE = 500_000
 _UPLOAD = ["query_uri", "query_generation"]
-_PAIR = [*_UPLOAD, "reference_id", "encoder_id", "transform_id", "channel"]
 VERDICT_COLUMNS = ("verdict", "verdict_reason", "false_positive_rate", "calibration_id")
-_KEYS = [
-    *_UPLOAD,
-    "channel",
-    "rank",
-    "score",
-    "reference_id",
-    "reference_uri",
-    "encoder_id",
-    "transform_id",
-    "run_id",
-]
+_KEYS = (*schemas.PAIR, "rank", "score", "reference_uri", "run_id")
 _ORDER = [
     ("query_uri", "ascending"),
     ("query_generation", "ascending"),
@@ -157,8 +146,8 @@ class CurrentMatches:
 def _newest(later: pa.Table, pairs: pa.Table) -> tuple[pa.Array, pa.Table]:
     """Return which pairs have a later verdict, bool[n], and n rows: theirs, or any others."""
     ordered = later.sort_by([("judged_at", "descending"), ("run_id", "descending")])
-    keys, first = np.unique(histories.row_keys(ordered.select(_PAIR)), return_index=True)
-    own = histories.row_keys(pairs.select(_PAIR))
+    keys, first = np.unique(histories.row_keys(ordered.select(schemas.PAIR)), return_index=True)
+    own = histories.row_keys(pairs.select(schemas.PAIR))
     places = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
     return pa.array(keys[places] == own), ordered.take(pa.array(first[places]))
 

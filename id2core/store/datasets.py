@@ -326,6 +326,10 @@ class Dataset:
         only_run = run_id if any(f.is_merged for f in files) else ""
         return replace(self, commit=replace(self.commit, files=files), only_run=only_run)
 
+    def rows_of(self, segment: str) -> int:
+        """Return how many rows the files with rows of a segment have; before they are merged, its own."""
+        return sum(file.rows for file in self.files if segment in file.segments)
+
     def check_ids(self, wanted: dict[str, str]) -> None:
         """Raise DatasetError when rows with the ids `wanted` may not be compared with these."""
         check_ids(self.commit, wanted, self.uri)

@@ -32,6 +32,8 @@ ROW_IDS = ("encoder_id", "transform_id", "preprocess_id")
 LATENT_IDS = ("encoder_id", "preprocess_id")
 # Columns of vectors: nearly all bytes of an embeddings table.
 VECTORS = frozenset({"latent", "descriptor"})
+# What names a pair of an upload and a reference picture in `matches/` and `verdicts/`.
+PAIR = ("query_uri", "query_generation", "reference_id", "encoder_id", "transform_id", "channel")
 # How a large file of `matches/` is laid out, so that 100 million rows can be filtered by verdict, by upload,
 # or by id: sorted by these columns, in row groups of this size. benchmarks/dashboard.py measures it.
 MATCHES_ORDER = (("verdict", "ascending"), ("query_uri", "ascending"), ("rank", "ascending"))

@@ -26,9 +26,8 @@ from id2core.verdicts.judging import Judge
 VERDICTS = "verdicts"
 # Where an `--out` keeps the calibrations that it was judged by.
 CALIBRATIONS = "calibrations"
-_PAIR = ("query_uri", "query_generation", "reference_id", "encoder_id", "transform_id", "channel")
 # Columns of `matches/` that a verdict follows from.
-_READ = (*_PAIR, "score", "information")
+_READ = (*schemas.PAIR, "score", "information")
 # Pairs that are judged at once, about 100 MB.
 _ROWS_AT_ONCE = 2**17
 
@@ -237,7 +236,7 @@ class _Judging:
         constants = {"judged_at": self.judged_at, "run_id": self.execution.run_id}
         columns = [
             judged[field.name]
-            if field.name in (*_PAIR, *VERDICT_COLUMNS)
+            if field.name in (*schemas.PAIR, *VERDICT_COLUMNS)
             else pa.repeat(pa.scalar(constants[field.name], field.type), held.num_rows)
             for field in schemas.VERDICTS
         ]
