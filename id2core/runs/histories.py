@@ -84,8 +84,7 @@ def of_uploads(queries: Dataset, span: Span) -> Classes:
         if not numbers.keys().isdisjoint(datasets.segments_in(queries.uri, file))
     ]
     rows = _Rows.read(queries, files, OCCURRENCE, numbers)
-    earlier = _Removed.read(queries, OCCURRENCE, rows)
-    return rows.classes(numbers, earlier.homes, {})
+    return rows.classes(numbers, _earlier(queries, OCCURRENCE, rows), {})
 
 
 def of_pictures(references: Dataset) -> Classes:
@@ -96,8 +95,7 @@ def of_pictures(references: Dataset) -> Classes:
     """
     numbers = _numbers(references)
     rows = _Rows.read(references, references.files, PICTURE, numbers)
-    earlier = _Removed.read(references, PICTURE, rows)
-    return rows.classes(numbers, earlier.homes, _repeated(references, rows))
+    return rows.classes(numbers, _earlier(references, PICTURE, rows), _repeated(references, rows))
 
 
 def _numbers(dataset: Dataset) -> dict[str, int]:
@@ -209,28 +207,21 @@ class _Rows:
         return in_file, in_own
 
 
-@dataclass(frozen=True)
-class _Removed:
-    """Where uploads or pictures that stand in a corpus stood before, by key."""
-
-    homes: dict[bytes, list[Home]]
-
-    @staticmethod
-    def read(dataset: Dataset, key: tuple[str, ...], rows: _Rows) -> _Removed:
-        """Read the removal log for the keys of some rows."""
-        homes: dict[bytes, list[Home]] = {}
-        numbers = _numbers(dataset)
-        place = datasets.removals_of(dataset.uri)
-        columns = [*key, "segment", "removed_in", "reason"]
-        for table in datasets.read_each(place, dataset.commit.removals, columns):
-            # The pairs of what was taken down are gone, too: they have not been searched.
-            table = table.filter(pc.not_equal(table["reason"], str(Removal.TAKEN_DOWN)))
-            keys = row_keys(table.select(list(key)))
-            for i in np.flatnonzero(rows.find(keys) >= 0).tolist():
-                if number := numbers.get(table["segment"][i].as_py()):
-                    home = Home(number, table["removed_in"][i].as_py())
-                    homes.setdefault(bytes(keys[i]), []).append(home)
-        return _Removed(homes)
+def _earlier(dataset: Dataset, key: tuple[str, ...], rows: _Rows) -> dict[bytes, list[Home]]:
+    """Return where uploads or pictures that stand in a corpus stood before, by key: the removal log."""
+    homes: dict[bytes, list[Home]] = {}
+    numbers = _numbers(dataset)
+    place = datasets.removals_of(dataset.uri)
+    columns = [*key, "segment", "removed_in", "reason"]
+    for table in datasets.read_each(place, dataset.commit.removals, columns):
+        # The pairs of what was taken down are gone, too: they have not been searched.
+        table = table.filter(pc.not_equal(table["reason"], str(Removal.TAKEN_DOWN)))
+        keys = row_keys(table.select(list(key)))
+        for i in np.flatnonzero(rows.find(keys) >= 0).tolist():
+            if number := numbers.get(table["segment"][i].as_py()):
+                home = Home(number, table["removed_in"][i].as_py())
+                homes.setdefault(bytes(keys[i]), []).append(home)
+    return homes
 
 
 def _repeated(dataset: Dataset, rows: _Rows) -> dict[bytes, list[int]]:

@@ -35,11 +35,6 @@ class Scope:
         """How many pairs are to be scored."""
         return int(self.queries.counts @ self.open @ self.references.counts)
 
-    @property
-    def uploads(self) -> int:
-        """How many uploads have a pair that is to be scored."""
-        return int(self.queries.counts[(self.open @ self.references.counts) > 0].sum())
-
     def depth(self, top_k: int) -> NDArray[np.int64]:
         """Return how many matches an upload of each class has at most, int64[Q]."""
         return np.minimum(self.open @ self.references.counts, top_k)
@@ -96,17 +91,15 @@ def every_row(references: Dataset, queries: Dataset, segments: Iterable[str]) ->
         references, queries: embeddings data sets.
         segments: run_ids of the query segments.
     """
-    chosen = set(segments)
-    segments = datasets.segments_of(queries)
-    numbers = [segments[name].number for name in chosen]
-    if not numbers:
+    known = datasets.segments_of(queries)
+    chosen = {name: known[name].number for name in segments}
+    if not chosen:
         return None
-    span = min(numbers), max(numbers)
+    span = min(chosen.values()), max(chosen.values())
     asked = histories.of_uploads(queries, span)
-    wanted = [i in {asked.of_segment[name] for name in chosen} for i in range(len(asked.histories))]
-    asked = histories.only(asked, np.array(wanted, bool))
-    open_pairs = np.array(wanted, bool)[:, None]
-    return Scope(span, asked, histories.one_class(references), open_pairs)
+    wanted = np.zeros(len(asked.histories), bool)
+    wanted[[asked.of_segment[name] for name in chosen]] = True
+    return Scope(span, histories.only(asked, wanted), histories.one_class(references), wanted[:, None])
 
 
 def whole(dataset: Dataset) -> Span:
