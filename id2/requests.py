@@ -34,6 +34,7 @@ BACKGROUND_HELP = (
     f"Pictures that are neither references nor copies of them: {_IMAGES_OR_DATASET}. A share of what an "
     "upload scores against them is subtracted from its scores."
 )
+SCAN_BACKGROUND_HELP = f"{BACKGROUND_HELP} A calibration that was made with a background needs the same one."
 TRANSLATIONS_HELP = (
     "Data set of id2 translate, or its --out. It says which picture is a translation of which."
 )
@@ -178,7 +179,7 @@ class ScanRequest(SourceRequest):
     top_k: int | None = setting("top_k")
     calibration: str | None = setting("calibration")
     background: str | None = option(
-        f"{BACKGROUND_HELP} A calibration that was made with a background needs the same one.",
+        SCAN_BACKGROUND_HELP,
         None,
         unset="the one that ships with the calibration",
     )
@@ -226,7 +227,7 @@ class NightlyRequest(SourceRequest):
     top_k: int | None = setting("top_k")
     calibration: str | None = setting("calibration")
     background: str | None = option(
-        f"{BACKGROUND_HELP} A calibration that was made with a background needs the same one.",
+        SCAN_BACKGROUND_HELP,
         None,
         unset="the one that ships with the calibration",
     )

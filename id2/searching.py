@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 from id2.corpora import EmbeddedCorpus
 from id2.stages import stage
+from id2core import environment
 from id2core.errors import CalibrationError
+from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
+from id2core.reports.inputs import ReportInputs
+from id2core.runs import public_tables
 from id2core.runs.ledger import Span
 from id2core.runs.records import Recorder
-from id2core.search import background_rows, match_rows
+from id2core.search import background_rows, match_rows, matching
 from id2core.search.background_rows import Backgrounds
 from id2core.search.match_rows import MATCHES
 from id2core.search.matching import SearchPlan
@@ -18,6 +22,7 @@ from id2core.search.results import SearchResult
 from id2core.settings import Settings
 from id2core.store import storage
 from id2core.store.datasets import Dataset
+from id2core.transforms.files import source_of
 from id2core.verdicts import judging, rejudging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.judging import Judge
@@ -110,7 +115,7 @@ class Searcher:
         with recorder.stage("search"):
             return stage(title, lambda: match_rows.result(plan, run_planned(plan, self.beam)))
 
-    def judge_earlier(
+    def _judge_earlier(
         self, corpora: EmbeddedCorpora, matches: Dataset, judge: Judge, recorder: Recorder
     ) -> None:
         """Judge pairs of earlier searches anew, where another calibration judged them."""
@@ -119,11 +124,64 @@ class Searcher:
             references = corpora.references.embeddings.rows
             stage("judge", lambda: rejudging.judge(matches, self.out, judge, references, recorder.execution))
 
+    def finish(
+        self, corpora: EmbeddedCorpora, matches: Dataset, judge: Judge | None, recorder: Recorder
+    ) -> None:
+        """Judge what other calibrations have judged, and write the tables of what was searched."""
+        if judge:
+            self._judge_earlier(corpora, matches, judge, recorder)
+        held = {"reference": corpora.references.embeddings, "queries": corpora.queries.embeddings}
+        public_tables.write(self.out, recorder.execution.run_id, matches, held)
+
+    def report_inputs(
+        self,
+        corpora: EmbeddedCorpora,
+        matches: Dataset,
+        search_run: str,
+        plan_id: str,
+        config: ScanConfig,
+        recorder: Recorder,
+    ) -> ReportInputs:
+        """Return what a report is made from, without a truth.
+
+        Args:
+            corpora: embedded.
+            matches: of all runs.
+            search_run: the last run that searched.
+            plan_id: names the content of what is reported.
+            config: settings and places.
+            recorder: of the run that reports.
+        """
+        transform_id = self.ids["transform_id"]
+        origin = source_of(self.settings.transform, transform_id, self.ids["encoder_id"])
+        background = corpora.background.embeddings.uri if corpora.background else None
+        references = corpora.references.embeddings
+        return ReportInputs(
+            matches,
+            search_run,
+            references,
+            corpora.queries.embeddings,
+            corpora.references.rejects,
+            corpora.queries.rejects,
+            ScanFacts(
+                run_id=recorder.execution.run_id,
+                plan_id=plan_id,
+                config=config,
+                seconds=recorder.seconds,
+                versions=environment.versions(),
+                transform=TransformFacts(id=transform_id, origin=origin),
+                calibration=judging.facts(
+                    self.calibration, self.settings.calibration, references.rows, background
+                ),
+            ),
+            verdicts=Dataset.find(storage.join(self.out, rejudging.VERDICTS)),
+        )
+
 
 def run_planned(plan: SearchPlan, beam: list[str]) -> Dataset:
     """Search; where nothing is left to do, Beam is not loaded."""
-    if plan.scope is None and plan.last:
-        return plan.last
+    if (made := matching.without_work(plan)) is not None:
+        return made
     from beam_jobs import search
 
     return search.run_planned(plan, beam)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from id2.corpora import Corpus, EmbeddedCorpus, embed_images
@@ -14,13 +14,11 @@ from id2.requests import NightlyRequest
 from id2.results import NightlySummary
 from id2.searching import EmbeddedCorpora, Searcher
 from id2.stages import stage
-from id2core import environment
 from id2core.encoders.embed_job import EmbedJob
 from id2core.reports import page
-from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
-from id2core.reports.inputs import ReportInputs
+from id2core.reports.facts import ScanConfig, ScanSummary
 from id2core.reports.summary import summarize
-from id2core.runs import ledger, public_tables
+from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
 from id2core.runs.records import Recorder, recorded
@@ -30,8 +28,8 @@ from id2core.sources import registry
 from id2core.store import datasets, storage
 from id2core.store.datasets import Dataset
 from id2core.store.schemas import EMBEDDINGS
-from id2core.transforms.files import source_of
-from id2core.verdicts import judging, rejudging
+from id2core.verdicts import judging
+from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.judging import Judge
 
 # Uploads that one back-scan takes at a time where a deadline may end the night in between.
@@ -77,15 +75,14 @@ class _Night:
         self._began = time.monotonic()
         self._ids = EmbedJob(".", ".", self._settings.encoder, self._settings.transform).identify()
         calibration = judging.choose(self._settings.calibration, self._ids)
-        self._background = self._find_background()
-        self._searcher = Searcher(self.out, self._settings, self._ids, calibration, request.beam)
+        self._background = self._find_background(calibration)
         background = self._background
         judging.check_background(calibration, background.uri if background else None)
+        self._searcher = Searcher(self.out, self._settings, self._ids, calibration, request.beam)
 
-    def _find_background(self) -> Corpus | None:
+    def _find_background(self, calibration: Calibration | None) -> Corpus | None:
         if self._request.background:
             return Corpus.open("background", self._request.background)
-        calibration = judging.choose(self._settings.calibration, self._ids)
         bundled = judging.bundled_background(calibration)
         return Corpus("background", bundled.uri, bundled) if bundled else None
 
@@ -102,10 +99,7 @@ class _Night:
         judge = self._searcher.judge(corpora, recorder)
         searches = self._search(corpora, judge, recorder)
         matches = searches[-1].dataset
-        if judge:
-            self._searcher.judge_earlier(corpora, matches, judge, recorder)
-        held = {"reference": references.corpus.embeddings, "queries": queries.corpus.embeddings}
-        public_tables.write(self.out, recorder.execution.run_id, matches, held)
+        self._searcher.finish(corpora, matches, judge, recorder)
         if self._request.canary:
             canary.run(self._settings, self.out, recorder.execution.run_id, self._request.background)
         stage("compact", lambda: compact_if_needed(self.out))
@@ -130,7 +124,7 @@ class _Night:
             with recorder.stage(title):
                 result = stage(title, functools.partial(embed_images, job, execution, self._request.beam))
             listed += result.listed
-            added += sum(f.rows for f in result.embeddings.files if execution.run_id in f.segments)
+            added += result.embeddings.rows_of(execution.run_id)
             made = EmbeddedCorpus(result.embeddings, result.rejects, listed)
         if made is None:
             raise ValueError(f"the {name} corpus has no source")
@@ -161,73 +155,43 @@ class _Night:
         days = self._request.back_scan_days
         oldest = datetime.now(UTC) - timedelta(days=days) if days is not None else None
         numbers = sorted(
-            (s.number, self._rows_of(queries, run_id))
+            (s.number, queries.rows_of(run_id))
             for run_id, s in segments.items()
             if s.number <= touched and (oldest is None or datetime.fromisoformat(s.added_at) >= oldest)
         )
         most = BACK_SCAN_UPLOADS if self._request.deadline_hours else None
         return (touched + 1, last), _parts(numbers, most)
 
-    @staticmethod
-    def _rows_of(queries: Dataset, run_id: str) -> int:
-        return sum(file.rows for file in queries.files if run_id in file.segments)
-
     @property
     def _is_late(self) -> bool:
         hours = self._request.deadline_hours
         return hours is not None and time.monotonic() - self._began > hours * 3600
 
-    def _report(self, corpora: EmbeddedCorpora, matches: Dataset, recorder: Recorder) -> str:
+    def _report(self, corpora: EmbeddedCorpora, matches: Dataset, recorder: Recorder) -> ScanSummary:
         """Write the report of what this night found."""
-        settings, chosen = self._settings, self._searcher.calibration
-        transform_id = self._ids["transform_id"]
-        background = corpora.background.embeddings.uri if corpora.background else None
         run_id = recorder.execution.run_id
-        facts = ScanFacts(
-            run_id=run_id,
-            plan_id=run_id,
-            config=ScanConfig(
-                **settings.model_dump(),
-                reference=", ".join(self._request.reference),
-                queries=", ".join(self._request.queries),
-                out=self.out,
-                background=self._background.spelled if self._background else None,
-                truth=None,
-            ),
-            seconds=recorder.seconds,
-            versions=environment.versions(),
-            transform=TransformFacts(
-                id=transform_id, origin=source_of(settings.transform, transform_id, self._ids["encoder_id"])
-            ),
-            calibration=judging.facts(
-                chosen, settings.calibration, corpora.references.embeddings.rows, background
-            ),
+        config = ScanConfig(
+            **self._settings.model_dump(),
+            reference=", ".join(self._request.reference),
+            queries=", ".join(self._request.queries),
+            out=self.out,
+            background=self._background.spelled if self._background else None,
+            truth=None,
         )
-        inputs = ReportInputs(
-            matches,
-            run_id,
-            corpora.references.embeddings,
-            corpora.queries.embeddings,
-            corpora.references.rejects,
-            corpora.queries.rejects,
-            facts,
-            only_run=True,
-            verdicts=Dataset.find(storage.join(self.out, rejudging.VERDICTS)),
-        )
-        page.save_report(inputs, summarize(inputs), self.out)
-        return storage.join(self.out, "report.html")
+        inputs = self._searcher.report_inputs(corpora, matches, run_id, run_id, config, recorder)
+        inputs = replace(inputs, only_run=True)
+        return page.save_report(inputs, summarize(inputs), self.out)
 
     def _summary(
         self,
         references: _Growth,
         queries: _Growth,
         searches: list[SearchResult],
-        report: str,
+        report: ScanSummary,
         recorder: Recorder,
     ) -> NightlySummary:
         matches = searches[-1].dataset
         events = ledger.events(matches.commit, self._ids)
-        found = page.read_summary(self.out)
         return NightlySummary(
             run_id=recorder.execution.run_id,
             references=references.corpus.embeddings.rows,
@@ -238,9 +202,9 @@ class _Night:
             rejected=sum(g.corpus.rejects.rows for g in (references, queries) if g.corpus.rejects),
             pairs=sum(search.pairs for search in searches),
             pairs_stored=sum(search.matches for search in searches),
-            verdicts=found.verdicts if found else {},
+            verdicts=report.verdicts,
             back_scan_open=_open_segments(queries.corpus.embeddings, references.corpus.embeddings, events),
-            report=report,
+            report=storage.join(self.out, page.HTML),
         )
 
 

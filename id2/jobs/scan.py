@@ -10,21 +10,18 @@ from id2.corpora import CorpusPair
 from id2.requests import ReportRequest, ScanRequest
 from id2.searching import EmbeddedCorpora, Searcher
 from id2.stages import stage
-from id2core import environment
 from id2core.errors import DatasetError
 from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
 from id2core.reports import page
-from id2core.reports.facts import ScanConfig, ScanFacts, ScanSummary, TransformFacts
+from id2core.reports.facts import ScanConfig, ScanSummary
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.summary import summarize
-from id2core.runs import public_tables
 from id2core.runs.records import Recorder, recorded
 from id2core.search.results import SearchResult
 from id2core.store import datasets, storage
 from id2core.store.datasets import Dataset
-from id2core.transforms.files import source_of
-from id2core.verdicts import judging, rejudging
+from id2core.verdicts import judging
 
 
 def run(request: ScanRequest) -> ScanSummary:
@@ -98,10 +95,7 @@ class _Scan:
         corpora = self._embed(recorder)
         judge = self._searcher.judge(corpora, recorder)
         matches = self._searcher.search(corpora, judge, recorder)
-        if judge:
-            self._searcher.judge_earlier(corpora, matches.dataset, judge, recorder)
-        held = {"reference": corpora.references.embeddings, "queries": corpora.queries.embeddings}
-        public_tables.write(self.pair.out, recorder.execution.run_id, matches.dataset, held)
+        self._searcher.finish(corpora, matches.dataset, judge, recorder)
         inputs = self._inputs(corpora, matches, recorder)
         return stage("write report", lambda: _write_report(inputs, self.pair.out)), inputs
 
@@ -130,42 +124,16 @@ class _Scan:
         )
 
     def _inputs(self, corpora: EmbeddedCorpora, matches: SearchResult, recorder: Recorder) -> ReportInputs:
-        self._spell_truth(corpora)
-        settings, transform_id = self._settings, self._ids["transform_id"]
-        origin = source_of(settings.transform, transform_id, self._ids["encoder_id"])
-        background = corpora.background.embeddings.uri if corpora.background else None
-        return ReportInputs(
-            matches.dataset,
-            matches.run_id,
-            corpora.references.embeddings,
-            corpora.queries.embeddings,
-            corpora.references.rejects,
-            corpora.queries.rejects,
-            ScanFacts(
-                run_id=recorder.execution.run_id,
-                plan_id=self._plan_id(corpora, matches),
-                config=self.config,
-                seconds=recorder.seconds,
-                versions=environment.versions(),
-                transform=TransformFacts(id=transform_id, origin=origin),
-                calibration=judging.facts(
-                    self._calibration, settings.calibration, matches.corpus, background
-                ),
-            ),
+        self._truth, self._groups = _spelled(
             self._truth,
             self._groups,
-            verdicts=Dataset.find(storage.join(self.pair.out, rejudging.VERDICTS)),
+            *((corpus.embeddings, corpus.rejects) for corpus in (corpora.queries, corpora.references)),
         )
-
-    def _spell_truth(self, corpora: EmbeddedCorpora) -> None:
-        """Name the objects of the truth as the data sets do, whatever the Unicode form of the file."""
-        queries, references = (
-            list(filter(None, (corpus.embeddings, corpus.rejects)))
-            for corpus in (corpora.queries, corpora.references)
+        plan_id = self._plan_id(corpora, matches)
+        inputs = self._searcher.report_inputs(
+            corpora, matches.dataset, matches.run_id, plan_id, self.config, recorder
         )
-        if self._truth:
-            self._truth = truth_files.spelled(self._truth, queries, references)
-            self._groups = truth_files.spelled_groups(self._groups, queries)
+        return replace(inputs, truth=self._truth, groups=self._groups)
 
     def _plan_id(self, corpora: EmbeddedCorpora, matches: SearchResult) -> str:
         """Return an id of the scan's content: what was used, not how it was asked for."""
@@ -235,14 +203,23 @@ def with_truth(inputs: ReportInputs) -> ReportInputs:
     pair = CorpusPair.open(config.reference, config.queries, None, config.out, [])
     truth = pair.truth(config.truth) if config.truth else None
     groups = pair.groups(config.truth) if config.truth else {}
-    queries, references = (
-        list(filter(None, side))
-        for side in (
-            (inputs.query_embeddings, inputs.query_rejects),
-            (inputs.reference_embeddings, inputs.reference_rejects),
-        )
+    truth, groups = _spelled(
+        truth,
+        groups,
+        (inputs.query_embeddings, inputs.query_rejects),
+        (inputs.reference_embeddings, inputs.reference_rejects),
     )
-    if truth:
-        truth = truth_files.spelled(truth, queries, references)
-        groups = truth_files.spelled_groups(groups, queries)
     return replace(inputs, truth=truth, groups=groups)
+
+
+def _spelled(
+    truth: Truth | None,
+    groups: dict[str, str],
+    queries: tuple[Dataset | None, ...],
+    references: tuple[Dataset | None, ...],
+) -> tuple[Truth | None, dict[str, str]]:
+    """Name the objects of a truth as the data sets do, whatever the Unicode form of its file."""
+    if not truth:
+        return truth, groups
+    asked, held = (list(filter(None, side)) for side in (queries, references))
+    return truth_files.spelled(truth, asked, held), truth_files.spelled_groups(groups, asked)
