@@ -199,6 +199,13 @@ class Store(ABC):
         """
         raise self._read_only(target)
 
+    def copy(self, uri: str, target: str) -> None:
+        """Put an object at another place too, whole, over what is there; no byte passes through this machine.
+
+        Raises FileNotFoundError where there is none.
+        """
+        raise self._read_only(target)
+
     def delete(self, uri: str) -> None:
         """Remove an object; raise FileNotFoundError where there is none."""
         raise self._read_only(uri)

@@ -175,24 +175,33 @@ class GcsStore(Store):
         from google.api_core.exceptions import PreconditionFailed
 
         with _not_found(uri):
-            source = _blob(uri)
-            source.reload(**_patient())
-            generation, token = source.generation, None
-            while True:  # a large object is copied in several calls
-                token, _, _ = _blob(target).rewrite(
-                    source, token=token, if_source_generation_match=generation, **_patient()
-                )
-                if token is None:
-                    break
+            source = _rewritten(uri, target)
             try:
-                source.delete(if_generation_match=generation, **_patient())
+                source.delete(if_generation_match=source.generation, **_patient())
             except PreconditionFailed as error:
                 raise FileNotFoundError(uri) from error
+
+    def copy(self, uri: str, target: str) -> None:
+        """Have the bucket copy one generation of an object."""
+        with _not_found(uri):
+            _rewritten(uri, target)
 
     def delete(self, uri: str) -> None:
         """Remove an object."""
         with _not_found(uri):
             _blob(uri).delete(**_patient())
+
+
+def _rewritten(uri: str, target: str) -> Any:
+    """Have the bucket copy an object; return the blob of the generation that was copied."""
+    source, token = _blob(uri), None
+    source.reload(**_patient())
+    while True:  # a large object is copied in several calls
+        token, _, _ = _blob(target).rewrite(
+            source, token=token, if_source_generation_match=source.generation, **_patient()
+        )
+        if token is None:
+            return source
 
 
 def _retry() -> Any:

@@ -34,6 +34,8 @@ def _umask() -> int:
 _CHUNK = 50_000
 # Read once: asking for it means setting it, for all threads.
 _UMASK = _umask()
+# What a disk answers that gives a file no second name there.
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 
 
 class LocalStore(Store):
@@ -163,11 +165,28 @@ class LocalStore(Store):
             self._move_across(source, target)
 
     def _move_across(self, source: Path, target: str) -> None:
+        self._copy_bytes(source, target)
+        source.unlink()
+
+    def copy(self, uri: str, target: str) -> None:
+        """Give a file a second name; where the disk knows no such names, its bytes are copied."""
+        source, place = path_of(uri), path_of(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, place)
+        except FileExistsError:
+            if not source.samefile(place):
+                self._copy_bytes(source, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy_bytes(source, target)
+
+    def _copy_bytes(self, source: Path, target: str) -> None:
         partial = path_of(target).with_name(f"{PARTIAL}{os.getpid()}-{source.name}")
         try:
             shutil.copyfile(source, partial)
             self.publish(partial, target)
-            source.unlink()
         finally:
             partial.unlink(missing_ok=True)
 

@@ -331,6 +331,17 @@ def move(uri: str, target: str) -> None:
         store.move(uri, target)
 
 
+def copy(uri: str, target: str) -> None:
+    """Put an object that nobody will change at another place in the same store too; safe to repeat.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the store refuses.
+    """
+    with _control_path(uri) as store:
+        store.copy(uri, target)
+
+
 def delete(uri: str) -> None:
     """Remove an object; one that is gone already is no error."""
     with suppress(FileNotFoundError), _control_path(uri) as store:

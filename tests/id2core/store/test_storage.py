@@ -80,12 +80,26 @@ def test_a_move_takes_an_object_whole_over_what_is_there(root: str) -> None:
     assert [o.uri for o in storage.list_objects(root)] == [target]
 
 
-def test_a_move_to_another_disk_copies(tmp_path: Path) -> None:
+def test_a_copy_outlives_what_it_is_of_and_can_be_made_again(root: str) -> None:
+    source, target = (storage.join(root, name) for name in ("from/x", "to/below/x"))
+    storage.write_bytes(target, b"before")
+    storage.write_bytes(source, b"copied" * 10_000)
+    for _ in range(2):
+        storage.copy(source, target)
+    storage.delete(source)
+    assert storage.read_bytes(target) == b"copied" * 10_000
+    with pytest.raises(FileNotFoundError):
+        storage.copy(source, target)
+
+
+def test_what_goes_to_another_disk_is_copied(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
         source, target = tmp_path / "x", Path(elsewhere) / "below" / "x"
-        source.write_bytes(b"moved")
+        source.write_bytes(b"content")
+        storage.copy(str(source), str(target))
+        assert target.read_bytes() == source.read_bytes()
         storage.move(str(source), str(target))
-        assert target.read_bytes() == b"moved" and not source.exists()
+        assert target.read_bytes() == b"content" and not source.exists()
         assert [path.name for path in target.parent.iterdir()] == ["x"]
 
 
