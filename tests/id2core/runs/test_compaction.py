@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from id2core.runs import compaction, leftovers, parts, records
 from id2core.store import datasets, moves, schemas, storage
 from id2core.store.datasets import Commit, Dataset
-from id2core.store.local import LocalStore
+from tests.kills import is_killed
 
 IDS = {"encoder_id": "e", "transform_id": "t", "preprocess_id": "p"}
 RUNS = [f"20260101T0000{i:02d}-abcdef" for i in range(12)]
@@ -191,10 +192,6 @@ def test_rows_of_runs_are_merged_once_they_have_ended(tmp_path: Path) -> None:
     assert len(records.read(out)) == 4
 
 
-class _KilledError(BaseException):
-    pass
-
-
 def test_a_kill_at_any_change_of_the_store_loses_and_doubles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,22 +201,7 @@ def test_a_kill_at_any_change_of_the_store_loses_and_doubles_nothing(
         for run_id in RUNS[:8]:
             add_matches(uri, run_id)
         held, seen = content(uri), sorted(globbed(uri))
-        with monkeypatch.context() as context:
-            left = iter(range(1, number))
-            for name in ("publish", "move", "delete", "write_if"):
-                change = getattr(LocalStore, name)
-
-                def or_die(*given: Any, change: Any = change, left: Iterator[int] = left) -> Any:
-                    if next(left, None) is None:
-                        raise _KilledError
-                    return change(*given)
-
-                context.setattr(LocalStore, name, or_die)
-            try:
-                compaction.compact(uri)
-                killed = False
-            except _KilledError:
-                killed = True
+        killed = is_killed(number, partial(compaction.compact, uri), monkeypatch)
         assert content(uri) == held
         by_glob = globbed(uri) if any(Path(uri).rglob("*.parquet")) else []
         assert len(set(by_glob)) == len(by_glob) and set(by_glob) <= set(seen)
