@@ -92,6 +92,11 @@ class Held:
         """Return the data sets that exist."""
         return [dataset for dataset in (self.rows, self.rejects) if dataset]
 
+    def check_ids(self, ids: dict[str, str]) -> None:
+        """Raise DatasetError where the rows were made with other ids."""
+        for dataset in self.datasets:
+            dataset.check_ids(ids)
+
     def objects(self, product: Product, scope: Scope) -> int:
         """Return how many objects of a source have rows."""
         files = self.rows.files if self.rows else ()
@@ -214,10 +219,9 @@ def make(
     source = FolderSource(images) if isinstance(images, str) else images
     scope = Scope(source.uri, source.mode, source.places, retention_days)
     held = Held.find(product, out)
-    for dataset in held.datasets:
-        dataset.check_ids(ids)
-        if not add_source:
-            _check_source(dataset, source.uri)
+    held.check_ids(ids)
+    for dataset in held.datasets if not add_source else ():
+        _check_source(dataset, source.uri)
     outputs = Outputs(product, source.folder, results or out, out)
     if refused := takedowns.refused(results or out):
         config = {**config, "taken_down": sorted(refused)}
@@ -562,6 +566,7 @@ def _listing_tables(plan: Plan) -> Iterator[pa.Table]:
 
 def _write_commits(plan: Plan, held: Held, records: list[PartRecord]) -> Held | None:
     """Commit rejects, then rows, beside what is held; return None where that is out of date."""
+    held.check_ids(plan.lineage.ids)  # another transform may have been put in use meanwhile
     segments = datasets.segments_of(held.rows) if held.rows else {}
     runs = {plan.lineage.run_id, *plan.adopted} - segments.keys()
     records = [record for record in records if record.run_id in runs]
