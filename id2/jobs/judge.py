@@ -73,12 +73,12 @@ def run(request: JudgeRequest) -> JudgeReport:
         DatasetError: `out` holds no matches, or a file is damaged.
     """
     place = _Place.open(request.out)
+    ids = {name: place.references.ids[name] for name in schemas.ROW_IDS}
     chosen = (
-        rejudging.earlier(place.matches, place.out)
+        rejudging.earlier(place.matches, place.out, ids)
         if request.back
         else calibration.load(str(request.calibration))
     )
-    ids = {name: place.references.ids[name] for name in schemas.ROW_IDS}
     chosen.check_ids(ids)
     rejudging.check_floor(place.matches, place.out, chosen)
     config = request.model_dump(exclude={"progress"}) | {"calibration_id": chosen.calibration_id}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -91,19 +91,15 @@ def _searches_after(judgings: list[_Counts], matches: Dataset) -> list[Event]:
     return [e for r in matches.runs for e in ledger.events_of(matches.commit, r)[seen.get(r, 0) :]]
 
 
-def _events(matches: Dataset) -> list[Event]:
-    return _searches_after([], matches)
-
-
 def check_floor(matches: Dataset, out: str, chosen: Calibration) -> None:
     """Raise CalibrationError when a calibration would judge pairs that were never stored.
 
     A floor is one of the score that its calibration judges. What a search left out by another score is not
     known.
     """
-    for floor, calibration_id in {
-        (event.floor, event.calibration_id) for event in _events(matches) if event.floor is not None
-    }:
+    ids = {name: getattr(chosen, name) for name in schemas.ROW_IDS}
+    events = ledger.events(matches.commit, ids)
+    for floor, calibration_id in {(e.floor, e.calibration_id) for e in events if e.floor is not None}:
         if floor > chosen.review.score:
             raise CalibrationError(
                 f"{matches.uri} keeps pairs with a score of {floor:.4f} or more, but this "
@@ -139,20 +135,26 @@ def place_of(out: str, calibration_id: str) -> str:
     return storage.join(out, CALIBRATIONS, f"{calibration_id}.json")
 
 
-def earlier(matches: Dataset, out: str) -> Calibration:
+def earlier(matches: Dataset, out: str, ids: Mapping[str, str]) -> Calibration:
     """Return the calibration that judged before the present one.
+
+    Args:
+        matches: the data set.
+        out: parent of `verdicts/`.
+        ids: `schemas.ROW_IDS` of the corpora; a calibration for others is passed over.
 
     Raises:
         CalibrationError: there is none.
     """
     now = active(matches, out)
-    known = [e.calibration_id for e in _events(matches)] + [j.calibration_id for j in _judgings(out)]
-    others = [calibration_id for calibration_id in known if calibration_id and calibration_id != now]
-    if not others:
-        raise CalibrationError(
-            f"{out} has been judged by one calibration only: there is nothing to go back to"
-        )
-    return calibration.load(place_of(out, others[-1]))
+    events = ledger.events(matches.commit)
+    known = [event.calibration_id for event in events] + [j.calibration_id for j in _judgings(out)]
+    for calibration_id in reversed(known):
+        if calibration_id and calibration_id != now:
+            chosen = calibration.load(place_of(out, calibration_id))
+            if all(getattr(chosen, name) == ids[name] for name in schemas.ROW_IDS):
+                return chosen
+    raise CalibrationError(f"{out} has been judged by one calibration only: there is nothing to go back to")
 
 
 def judge(matches: Dataset, out: str, by: Judge, references: int, execution: Execution) -> Judged:
