@@ -65,8 +65,7 @@ def compact_if_needed(out: str) -> dict[str, Compacted]:
 
 def _datasets(out: str) -> Iterator[Dataset]:
     """Yield the data sets below an `--out` that can be compacted."""
-    for corpus in leftovers.CORPORA:
-        place = storage.join(out, corpus) if corpus else out
+    for place in leftovers.corpora(out):
         for name in compaction.ORDERS:
             dataset = Dataset.find_own(storage.join(place, name))
             if dataset and dataset.commit.dataset == name:

@@ -94,9 +94,9 @@ def check(out: str, references: str = "", queries: str = "") -> Checked:
     done = Checked()
     found = {
         dataset.uri: dataset
-        for corpus in leftovers.CORPORA
+        for place in leftovers.places(out)
         for name in sorted(_TABLES)
-        if (dataset := _open(out, storage.join(*filter(None, (corpus, name))), done))
+        if (dataset := _open(out, storage.join(place, name).removeprefix(f"{out}/"), done))
     }
     for uri, dataset in found.items():
         place = uri.removeprefix(f"{out}/")

@@ -91,8 +91,7 @@ def _placed(out: str) -> Iterator[pa.Table]:
 def _datasets(out: str, names: Iterable[str]) -> Iterator[Dataset]:
     """Yield data sets below an `--out`, by name, then by place."""
     for name in names:
-        for corpus in leftovers.CORPORA:
-            place = storage.join(out, corpus) if corpus else out
+        for place in leftovers.places(out):
             dataset = Dataset.find_own(storage.join(place, name))
             if dataset and dataset.commit.dataset == name:
                 yield dataset
@@ -184,8 +183,7 @@ def erase(out: str, image_ids: Iterable[str], execution: Execution) -> Erased:
             erased.pictures += _delete_pictures(dataset, going)
         if rows := _erase_rows(dataset.uri, going, execution):
             erased.rows[dataset.uri.removeprefix(f"{out}/")] += rows
-    for corpus in leftovers.CORPORA:
-        place = storage.join(out, corpus) if corpus else out
+    for place in leftovers.places(out):
         erased.files += sum(_purge(place, name, wanted) for name in _PICTURES)
     return erased
 

@@ -45,6 +45,8 @@ from id2core.store.datasets import Dataset, FileRecord
 
 # Folders below an `--out` that hold data sets of their own, beside the `--out` itself.
 CORPORA: Final = ("", "reference", "queries", "background")
+# The folder of corpora with the descriptors of another transform, each below the transform's id.
+REPROJECTED: Final = "reprojected"
 _TRANSLATIONS: Final = "translations"
 _HASH: Final = "[0-9a-f]{8}"
 _LEASE: Final = r"lease-[0-9a-f]{16}\.json"
@@ -89,14 +91,27 @@ def sweep(out: str, before: float) -> None:
         out: parent of data sets, or of the corpora that hold some.
         before: only what was last touched before this time goes, in seconds since 1970.
     """
-    for name in CORPORA:
-        _sweep_corpus(storage.join(out, name) if name else out, before)
+    for place in places(out):
+        _sweep_corpus(place, before)
 
 
 def settle(out: str) -> None:
     """Finish what commits were moving that were killed, below an `--out`; see `datasets.settle`."""
-    for name in CORPORA:
-        datasets.settle(storage.join(out, name) if name else out)
+    for place in places(out):
+        datasets.settle(place)
+
+
+def corpora(out: str) -> list[str]:
+    """Return an `--out`, and the folders below it that hold data sets in use."""
+    return [storage.join(out, name) if name else out for name in CORPORA]
+
+
+def places(out: str) -> list[str]:
+    """Return every folder of an `--out` that may hold data sets, also reprojected ones, itself among them."""
+    beside = storage.join(out, REPROJECTED)
+    below = {_name(entry.uri, beside).split("/")[0] for entry in storage.entries(beside)}
+    roots = [out, *(storage.join(beside, transform_id) for transform_id in sorted(below))]
+    return [place for root in roots for place in corpora(root)]
 
 
 def _sweep_corpus(place: str, before: float) -> None:

@@ -32,6 +32,8 @@ from id2core.store.ahead import in_order
 from id2core.store.base import Mode as Mode
 from id2core.store.parquet import FileRecord as FileRecord
 
+# How rows come to have the id that is asked for.
+_MENDS = {"transform_id": ", or give them descriptors of this transform: id2 reproject"}
 Counts = TypeVar("Counts", bound=BaseModel)
 Value = TypeVar("Value")
 SUCCESS = "_SUCCESS"
@@ -676,7 +678,7 @@ def check_ids(commit: Commit, wanted: dict[str, str], uri: str) -> None:
         if held != value:
             raise DatasetError(
                 f"{uri} holds rows with {key} {held}, this run has {value}. They do not belong together: "
-                "write to another --out, or use what those rows were made with."
+                f"write to another --out, or use what those rows were made with{_MENDS.get(key, '')}."
             )
 
 

@@ -145,9 +145,10 @@ def _whole(x: NDArray[np.float64], bits: int, axis: int) -> tuple[NDArray[np.flo
     A product of matrices of such numbers rounds nowhere, so the order in which it adds does not matter. The
     rounding here is that of a float32 product: 20 bits of the largest component where n is 4,096.
     """
-    largest = np.abs(x).max(axis=axis, keepdims=True, initial=0)
+    largest = np.maximum(x.max(axis, keepdims=True, initial=0), -x.min(axis, keepdims=True, initial=0))
     scale = np.ldexp(1.0, np.frexp(largest)[1] - bits)
-    return np.rint(x / scale), scale
+    whole = x / scale
+    return np.rint(whole, out=whole), scale
 
 
 def _normalized(y: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -1,0 +1,281 @@
+"""Give the rows of a corpus the descriptors of another transform, from their latents: no picture is read.
+
+    OUT/reference/embeddings/                            in use
+    OUT/reprojected/TRANSFORM_ID/reference/embeddings/   beside it, until `put_in_use` puts it there
+
+What is made beside a corpus is a data set like any other, with the same rows. It can be searched, calibrated,
+and measured while the corpus is searched as before. It is brought up to date file by file: a file that was
+projected is not projected again.
+
+A switch is one compare-and-swap of the corpus. Segments, sources, and the log of removals stay, so the ledger
+knows that no pair has been searched with the new descriptors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pyarrow as pa
+
+from id2core.errors import DatasetError, LostRowsError, StoreUnavailableError, TransformError
+from id2core.runs import leftovers, parts
+from id2core.runs.execution import Execution
+from id2core.runs.parts import PartRecord
+from id2core.store import datasets, moves, parquet, schemas, storage
+from id2core.store.ahead import in_order
+from id2core.store.datasets import SUCCESS, Commit, Dataset, FileRecord
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
+
+# Row groups that are read and projected while others are written.
+_AHEAD = 2
+# Files that are copied at a time, by a store that copies them itself.
+_COPIES = 16
+# Columns that depend on the transform.
+_PROJECTED = {"descriptor", "transform_id"}
+
+
+@dataclass(frozen=True)
+class Reprojection:
+    """A corpus, and what is made beside it.
+
+    Attributes:
+        corpus: its embeddings, as they were when this was planned.
+        place: parent of the data set beside it.
+        transform: as `load_transform` takes it.
+        ids: of the rows that are made.
+        execution: who makes them.
+        beside: the data set as it was; None for one that was not there.
+    """
+
+    corpus: Dataset
+    place: str
+    transform: str
+    ids: dict[str, str]
+    execution: Execution
+    beside: Dataset | None
+
+    @property
+    def uri(self) -> str:
+        """URI of the data set that is made."""
+        return storage.join(self.place, schemas.EMBEDDINGS)
+
+    @cached_property
+    def todo(self) -> tuple[FileRecord, ...]:
+        """Files of the corpus that are not projected yet."""
+        kept = self._kept
+        return tuple(file for file in self.corpus.files if file.name not in kept)
+
+    @property
+    def _kept(self) -> dict[str, FileRecord]:
+        """Name of a file of the corpus → the one that was made of it before."""
+        made = {file.key: file for file in self.beside.files} if self.beside else {}
+        pairs = ((file, made.get(self.key_of(file))) for file in self.corpus.files)
+        return {file.name: own for file, own in pairs if own and own.rows == file.rows}
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the data set beside the corpus has exactly its rows."""
+        return self.beside is not None and not self.todo and len(self.beside.files) == len(self.corpus.files)
+
+    def key_of(self, file: FileRecord) -> str:
+        """Return the name, without the hash of its bytes, of what is made of a file."""
+        prefix = parquet.MERGED if file.is_merged else "part-"
+        return prefix + self._digest_of(file)
+
+    def _digest_of(self, file: FileRecord) -> str:
+        return datasets.digest_of(file.key, file.rows, self.ids["transform_id"])
+
+    def load(self) -> Transform:
+        """Load the transform.
+
+        Raises:
+            TransformError: it is not the one that this was planned with.
+        """
+        chosen = load_transform(self.transform, self.ids["encoder_id"])
+        if chosen.transform_id != self.ids["transform_id"]:
+            raise TransformError(
+                f"this worker loaded transform {chosen.transform_id}, the run was planned with "
+                f"{self.ids['transform_id']}: give every worker the same file"
+            )
+        return chosen
+
+    def record_uri(self, file: FileRecord) -> str:
+        """Return where the record of what is made of a file is staged."""
+        return parts.record_uri(self.place, self._digest_of(file))
+
+
+def place_beside(out: str, corpus: str, transform_id: str) -> str:
+    """Return the parent of the data set that is made beside a corpus.
+
+    Args:
+        out: the `--out` that the corpus is in.
+        corpus: its name below `out`; empty where `out` is the corpus.
+        transform_id: of the descriptors.
+    """
+    return storage.join(out, leftovers.REPROJECTED, transform_id, *filter(None, [corpus]))
+
+
+def plan(corpus: Dataset, place: str, transform: str, execution: Execution) -> Reprojection:
+    """Plan what is to be made beside a corpus.
+
+    Args:
+        corpus: its embeddings.
+        place: see `place_beside`.
+        transform: as `load_transform` takes it.
+        execution: who makes it.
+
+    Raises:
+        DatasetError: the corpus holds no latents.
+        TransformError: the transform belongs to another encoder.
+    """
+    chosen = load_transform(transform, corpus.ids["encoder_id"])
+    chosen.check_encoder(corpus.ids["encoder_id"])
+    if not corpus.has_values("latent"):
+        raise DatasetError(f"{corpus.uri} holds no latents: embed its images again")
+    ids = corpus.ids | {"transform_id": chosen.transform_id}
+    beside = Dataset.find_own(storage.join(place, schemas.EMBEDDINGS))
+    if beside:
+        beside.check_ids(ids)
+    return Reprojection(corpus, place, transform, ids, execution, beside)
+
+
+def project(work: Reprojection, file: FileRecord, transform: Transform) -> FileRecord:
+    """Make the file that has the rows of another with new descriptors, and its record after it.
+
+    What an earlier attempt has recorded is taken as it is.
+
+    Raises:
+        DatasetError: the file is gone or damaged.
+        TransformError: the transform does not take these latents.
+    """
+    if made := _recorded(work, file):
+        return made
+    tables = _projected(work, file, transform)
+    first = next(tables, None)
+    if first is None:
+        raise DatasetError(f"{work.corpus.uri}/{file.name} has no row")
+
+    def every() -> Iterator[pa.Table]:
+        yield first
+        yield from tables
+
+    made = datasets.write_file(work.uri, work.key_of(file), every(), first.schema)
+    made = replace(made, segments=file.segments, source=file.source, bounds=file.bounds)
+    record = PartRecord(
+        work.key_of(file), work.execution.run_id, work.ids, made.rows, schemas.EMBEDDINGS, made, None
+    )
+    storage.write_bytes(work.record_uri(file), record.to_json())
+    return made
+
+
+def _recorded(work: Reprojection, file: FileRecord) -> FileRecord | None:
+    """Return what an earlier attempt made of a file, if it is whole."""
+    with suppress(FileNotFoundError, DatasetError):
+        record = PartRecord.from_json(storage.read_marked(work.record_uri(file))[0])
+        if record.ids == work.ids and parts.is_whole(work.place, record):
+            return record.rows
+    return None
+
+
+def _projected(work: Reprojection, file: FileRecord, transform: Transform) -> Iterator[pa.Table]:
+    """Yield the row groups of a file with new descriptors; some are made ahead by threads."""
+    uri = work.corpus.uri
+    held = parquet.schema_of(moves.folders(uri), file).names
+    columns = [name for name in held if name not in _PROJECTED]
+
+    def one(group: int) -> pa.Table:
+        table = datasets.read_file(uri, file, columns, group)
+        latents = schemas.column_to_vectors(table["latent"])
+        descriptors = transform.apply(latents)
+        schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
+        table = schemas.completed(table, schema, None, len(table))
+        for name, values in (
+            ("descriptor", schemas.vectors_to_array(descriptors, descriptors.shape[1])),
+            ("transform_id", pa.repeat(pa.scalar(work.ids["transform_id"], pa.string()), len(table))),
+        ):
+            table = table.set_column(schema.get_field_index(name), schema.field(name), values)
+        return table
+
+    return in_order(range(file.row_groups), one, _AHEAD)
+
+
+def commit(work: Reprojection, made: Iterable[tuple[str, FileRecord]]) -> Dataset:
+    """Make the data set beside a corpus have its rows: what was made before, and what is new. Safe to repeat.
+
+    Args:
+        work: what was planned.
+        made: name of a file of the corpus, and what was made of it.
+
+    Raises:
+        LostRowsError: a file was not projected.
+        StoreUnavailableError: another run has committed meanwhile.
+    """
+    files = work._kept | dict(made)
+    missing = [file.name for file in work.corpus.files if file.name not in files]
+    if missing:
+        raise LostRowsError(f"{len(missing)} files were not projected, {missing[0]} among them; run again")
+    run_id, source = work.execution.run_id, work.corpus.commit
+    base = work.beside.commit if work.beside else Commit(schemas.EMBEDDINGS, run_id, work.ids)
+    changed = replace(
+        base,
+        run_id=run_id,
+        files=tuple(files[file.name] for file in source.files),
+        runs=base.runs | {run_id: {"rows": source.rows}},
+        sources=source.sources,
+        segments=datasets.segments_of(work.corpus),
+    )
+    committed = datasets.replace_commit(work.uri, changed, work.beside)
+    if committed is None:
+        committed = Dataset.open(work.uri)
+        if committed.run_id != run_id:
+            raise StoreUnavailableError(f"{work.uri}: run {committed.run_id} has committed; run again")
+    for file in source.files:
+        storage.delete(work.record_uri(file))
+    return committed
+
+
+def put_in_use(work: Reprojection) -> Dataset:
+    """Give a corpus the rows that were made beside it; return it. Safe to repeat.
+
+    The rejects beside the corpus follow first: whoever adds rows meanwhile is refused by its ids.
+
+    Raises:
+        StoreUnavailableError: another run has committed to the corpus since this was planned.
+        DatasetError: what was made beside it does not have its rows.
+    """
+    if work.beside is None or not work.is_current:
+        raise DatasetError(f"{work.uri} does not have the rows of {work.corpus.uri} yet")
+    staged = moves.staged(work.corpus.uri)
+
+    def copy(file: FileRecord) -> None:
+        storage.copy(storage.join(work.uri, file.name), storage.join(staged, file.name))
+
+    for _ in in_order(work.beside.files, copy, _COPIES):
+        pass
+    rejects = Dataset.find_own(storage.join(moves.place_of(work.corpus.uri)[0], parts.REJECTS))
+    if rejects:
+        _swap(work, rejects, rejects.commit)
+    return _swap(work, work.corpus, replace(work.corpus.commit, files=work.beside.files))
+
+
+def _swap(work: Reprojection, dataset: Dataset, changed: Commit) -> Dataset:
+    run_id = work.execution.run_id
+    runs = changed.runs | {run_id: {"rows": changed.rows}}
+    changed = replace(changed, ids=work.ids, run_id=run_id, runs=runs, digests={})
+    swapped = datasets.replace_commit(dataset.uri, changed, dataset)
+    if swapped is None:
+        raise StoreUnavailableError(f"{dataset.uri}: another run has committed to it; run again")
+    return swapped
+
+
+def drop(place: str) -> int:
+    """Remove what was made beside a corpus; return how many files that were."""
+    storage.delete(storage.join(place, schemas.EMBEDDINGS, SUCCESS))
+    entries = storage.entries(place)
+    for entry in entries:
+        storage.delete(entry.uri)
+    return len(entries)

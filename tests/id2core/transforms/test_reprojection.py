@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from id2core.errors import DatasetError, StoreUnavailableError, TransformError
+from id2core.runs.execution import Execution
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Dataset
+from id2core.transforms import reprojection
+from id2core.transforms.linear import Transform
+from id2core.transforms.reprojection import Reprojection
+from tests import latent_sets
+from tests.kills import is_killed
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Dataset:
+    latents = latent_sets.origins(120, 1)
+    uri = latent_sets.write_embeddings(tmp_path / "out/reference/embeddings", latents, "r", files=3)
+    latent_sets.good_w().save(tmp_path / "w.safetensors")
+    return Dataset.open(uri)
+
+
+def plan(corpus: Dataset) -> Reprojection:
+    """The work for the corpus as it is now, with the W beside its place."""
+    out = Path(corpus.uri).parents[1]
+    w = latent_sets.good_w()
+    place = reprojection.place_beside(str(out), "reference", w.transform_id)
+    spec = str(out.parent / "w.safetensors")
+    return reprojection.plan(Dataset.open(corpus.uri), place, spec, Execution.begin())
+
+
+def project_all(work: Reprojection) -> Dataset:
+    transform = work.load()
+    made = [(file.name, reprojection.project(work, file, transform)) for file in work.todo]
+    return reprojection.commit(work, made)
+
+
+def descriptors(dataset: Dataset) -> np.ndarray:
+    """float32[n,m] in the order of the URIs."""
+    rows = pa.concat_tables(dataset.tables(["uri", "descriptor"])).sort_by("uri")
+    return schemas.column_to_vectors(rows["descriptor"])
+
+
+def test_a_file_that_is_recorded_is_not_projected_again(
+    corpus: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = plan(corpus)
+    transform = work.load()
+    first = reprojection.project(work, work.todo[0], transform)
+    again = plan(corpus)
+    monkeypatch.setattr(type(transform), "apply", lambda *_: pytest.fail("projected again"))
+    assert reprojection.project(again, again.todo[0], transform) == first
+
+
+def test_a_record_whose_file_is_not_whole_counts_for_nothing(corpus: Dataset) -> None:
+    work = plan(corpus)
+    first = reprojection.project(work, work.todo[0], work.load())
+    [staged] = Path(work.place).rglob(first.name)
+    staged.write_bytes(staged.read_bytes()[:-1])
+    beside = project_all(plan(corpus))
+    want = latent_sets.good_w().apply(latent_sets.origins(120, 1))
+    assert np.array_equal(descriptors(beside), want)
+
+
+def test_a_switch_that_is_killed_at_any_change_of_the_store_is_completed_by_the_next(
+    corpus: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project_all(plan(corpus))
+    want = latent_sets.good_w().apply(latent_sets.origins(120, 1))
+    for number in count(1):
+        is_killed(number, lambda: reprojection.put_in_use(plan(corpus)), monkeypatch)
+        held = Dataset.open(corpus.uri)
+        if is_new := held.ids["transform_id"] == latent_sets.good_w().transform_id:
+            break
+        assert held.commit == corpus.commit
+    assert (number > 4, is_new) == (True, True)
+    assert np.array_equal(descriptors(held), want)
+    datasets.settle(str(Path(corpus.uri).parent))
+    assert {path.name for path in Path(corpus.uri).glob("*.parquet")} == {file.name for file in held.files}
+
+
+def test_a_corpus_that_changed_meanwhile_is_not_switched(corpus: Dataset) -> None:
+    with pytest.raises(DatasetError, match="does not have the rows"):
+        reprojection.put_in_use(plan(corpus))
+    project_all(plan(corpus))
+    work = plan(corpus)
+    datasets.replace_commit(corpus.uri, corpus.commit, corpus)
+    with pytest.raises(StoreUnavailableError, match="run again"):
+        reprojection.put_in_use(work)
+
+
+def test_latents_that_are_gone_and_another_w_are_refused(corpus: Dataset, tmp_path: Path) -> None:
+    w = latent_sets.good_w()
+    bare = latent_sets.write_descriptors(tmp_path / "bare/embeddings", latent_sets.origins(4, 1), "b", w)
+    with pytest.raises(DatasetError, match="holds no latents"):
+        reprojection.plan(Dataset.open(bare), str(tmp_path / "beside"), "none", Execution.begin())
+    work = plan(corpus)
+    (tmp_path / "w.safetensors").unlink()
+    Transform(np.ones((latent_sets.N, 2), np.float32), w.metadata).save(tmp_path / "w.safetensors")
+    with pytest.raises(TransformError, match="planned with"):
+        work.load()
