@@ -136,7 +136,8 @@ class _Night:
         """Search new uploads in all references, then new references in earlier uploads, newest first."""
         queries = corpora.queries.embeddings
         matches = Dataset.find(storage.join(self.out, MATCHES))
-        events = ledger.events(matches.commit, self._ids) if matches else []
+        # An upload that was searched with another transform is not new: it waits for those that are.
+        events = ledger.events(matches.commit) if matches else []
         new, earlier = self._spans(queries, events)
         searches = [self._searcher.search(corpora, judge, recorder, "search new uploads", new)]
         for span in earlier:

@@ -104,19 +104,19 @@ def _outlasts(home: Home, version: int) -> bool:
     return home.removed_in is None or home.removed_in > version
 
 
-def events(commit: Commit, ids: Mapping[str, str]) -> list[Event]:
-    """Return what was searched with descriptors of some ids, in the order of the runs.
+def events(commit: Commit, ids: Mapping[str, str] | None = None) -> list[Event]:
+    """Return what was searched, in the order of the runs.
 
     Args:
         commit: of `matches/`.
-        ids: `schemas.ROW_IDS`.
+        ids: only with descriptors of these `schemas.ROW_IDS`; by default of any.
 
     Raises:
         DatasetError: an event in it is damaged.
     """
-    wanted = {name: ids[name] for name in schemas.ROW_IDS}
+    wanted = ids and {name: ids[name] for name in schemas.ROW_IDS}
     every = (event for run_id in commit.runs for event in events_of(commit, run_id))
-    return [event for event in every if event.ids == wanted]
+    return [event for event in every if wanted is None or event.ids == wanted]
 
 
 def events_of(commit: Commit, run_id: str) -> tuple[Event, ...]:
