@@ -173,7 +173,8 @@ def read_matches(out: str) -> pa.Table:
         DatasetError: `out` is not the output of a finished scan.
     """
     summary = _summary(storage.normalize(out))
-    return ReportInputs.open(summary.inputs, run=summary.facts).current.read()
+    inputs = ReportInputs.open(summary.inputs, run=summary.facts)
+    return replace(inputs, only_run=False).current.read()
 
 
 def _summary(out: str) -> ScanSummary:
