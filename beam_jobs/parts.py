@@ -190,7 +190,7 @@ def run(job: Job, beam_arguments: Sequence[str] = ()) -> Committed:
         if in_process and plan.parts:  # a model that cannot be loaded is an error of its own, not Beam's
             job.check(job.maker.load())
         with (
-            nullcontext() if in_process else _counted_by_records(job),
+            nullcontext() if in_process else counted_by_records(job.stage, plan.out, plan.objects),
             runners.running(beam_arguments) as pipeline,
         ):
             build(pipeline, job)
@@ -218,9 +218,14 @@ def write_template(job: Job, beam_arguments: Sequence[str]) -> str:
 
 
 @contextmanager
-def _counted_by_records(job: Job) -> Iterator[None]:
-    """While other processes work, count the parts whose records they leave in the store."""
-    out = job.plan.out
+def counted_by_records(stage: str, out: str, total: int) -> Iterator[None]:
+    """While other processes work, count the parts whose records they leave in the store.
+
+    Args:
+        stage: name of the stage in progress.
+        out: parent of the data sets.
+        total: objects that are worked on.
+    """
     seen = set(planning.staged_by_uri(out))
     stop = threading.Event()
     objects = 0
@@ -232,14 +237,14 @@ def _counted_by_records(job: Job) -> Iterator[None]:
                 new = planning.staged_by_uri(out, seen)
                 seen.update(new)
                 for record in new.values():
-                    tally.add(job.stage, *record.counts)
+                    tally.add(stage, *record.counts)
                     objects += record.objects
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
-        tally.add(job.stage, job.plan.objects - objects)
+        tally.add(stage, total - objects)
     finally:
         stop.set()
         thread.join()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ImportSummary,
         JudgeReport,
         NightlySummary,
+        ReprojectReport,
         ScanSummary,
         StagedJob,
         TakedownReport,
@@ -108,6 +109,14 @@ def judge(request: requests.JudgeRequest) -> JudgeReport:
     from id2.jobs import judge
 
     return judge.run(request)
+
+
+@function(requests.ReprojectRequest)
+def reproject(request: requests.ReprojectRequest) -> ReprojectReport:
+    """Give corpora descriptors of another W."""
+    from id2.jobs import reproject
+
+    return reproject.run(request)
 
 
 @function(requests.CompactRequest)
@@ -256,6 +265,7 @@ __all__ = [
     "matches",
     "nightly",
     "report",
+    "reproject",
     "requests",
     "scan",
     "takedown",

@@ -14,6 +14,7 @@ from id2core.errors import (
     FinetuneError,
     OptionError,
     TrainError,
+    TransformError,
     TranslatorError,
 )
 from id2core.store import storage
@@ -317,6 +318,33 @@ class JudgeRequest(BeamRequest):
         checks.require_dataset(self.out, "out", "matches")
         checks.require_file(self.calibration, "calibration", CalibrationError)
         checks.require_corpus(self.background, "background", self.out)
+        checks.require_writable(self.out)
+
+
+class ReprojectRequest(BeamRequest):
+    """Give the corpora below an --out descriptors of another W, from their latents. No image is read.
+
+    They lie in OUT/reprojected, beside those in use, until --switch. Re-run to bring them up to date. Corpora
+    that were given as dataset: are not below it. Repeat the command with the --out that they are in.
+    """
+
+    out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
+    transform: str = option(
+        "The other W: a file of id2 train or gs:// URI, auto for that of the encoder, none for raw latents.",
+        example="w/W.safetensors",
+    )
+    switch: bool = option(
+        "Put the new descriptors in use. From then on, runs name this W, and search every pair by it.", False
+    )
+    drop: bool = option("Remove what was made beside the corpora for this W, instead.", False)
+
+    def check(self) -> None:
+        """Refuse a place in which nothing has run, and a missing file."""
+        super().check()
+        if self.switch and self.drop:
+            raise OptionError("give --switch or --drop, one of them")
+        checks.require_file(self.transform, "transform", TransformError)
+        checks.require_runs(self.out)
         checks.require_writable(self.out)
 
 

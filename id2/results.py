@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from id2core.evaluation.comparison import EvaluateReport as EvaluateReport
@@ -208,6 +210,46 @@ class JudgeReport(Result):
     pairs: int
     verdicts: dict[str, int]
     skipped: int
+    out: str
+
+
+# Whether a scan uses the descriptors, or they lie beside those that it uses.
+ReprojectionState = Literal["beside", "in use", "dropped"]
+
+
+class ReprojectedCorpus(Result):
+    """A corpus with the descriptors of another W.
+
+    Attributes:
+        corpus: its folder below the --out; empty where the --out is the corpus.
+        rows: how many it has.
+        projected: how many of them this run gave descriptors.
+        state: `beside` what is in use, `in use`, or `dropped`.
+        place: URI of the folder that has its `embeddings/`.
+    """
+
+    corpus: str
+    rows: int
+    projected: int
+    state: ReprojectionState
+    place: str
+
+
+class ReprojectReport(Result):
+    """What `id2 reproject` did.
+
+    Attributes:
+        run_id: the run.
+        transform_id: of the other W.
+        corpora: each that has latents below the --out.
+        elsewhere: corpora of the last scan that lie in other places.
+        out: where they are.
+    """
+
+    run_id: str
+    transform_id: str
+    corpora: list[ReprojectedCorpus]
+    elsewhere: list[str]
     out: str
 
 

@@ -1,0 +1,141 @@
+"""Give the corpora below an `--out` descriptors of another W, beside those in use; then switch to them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from id2.requests import ReprojectRequest
+from id2.results import ReprojectedCorpus, ReprojectionState, ReprojectReport
+from id2.stages import stage
+from id2core.errors import DatasetError, RunInProgressError
+from id2core.reports import page
+from id2core.runs import leases, leftovers
+from id2core.runs.execution import Execution
+from id2core.runs.records import at_work, recorded
+from id2core.store import schemas, storage
+from id2core.store.datasets import Dataset
+from id2core.transforms import reprojection
+from id2core.transforms.files import load_transform
+from id2core.transforms.reprojection import Reprojection
+
+
+def run(request: ReprojectRequest) -> ReprojectReport:
+    """Project what is not projected yet; switch to it, or drop it, where that is asked for. Safe to repeat.
+
+    Raises:
+        DatasetError: `out` holds no corpus with latents, or a file is damaged.
+        TransformError: the transform belongs to another encoder.
+        RunInProgressError: another run is at work on `out`, and a switch was asked for.
+        LostRowsError: a file was not projected; nothing was committed.
+    """
+    job = _Job(request, storage.normalize(request.out))
+    job.plan(Execution.begin())  # what can be refused is refused before anything is written
+    if request.switch and at_work(job.out):
+        raise RunInProgressError(
+            f"{job.out}: another run is at work, with the transform that is in use. Switch when it has ended"
+        )
+    with recorded(job.out, "reproject", request.model_dump(exclude={"progress"})) as recorder:
+        execution = recorder.execution
+        with recorder.stage("reproject"):
+            corpora = job.drop() if request.drop else job.project(execution)
+        if request.switch:
+            corpora = stage("switch", lambda: job.switch(execution, corpora))
+        recorder.count(embedded=sum(corpus.projected for corpus in corpora))
+    summary = page.read_summary(job.out)
+    used = [summary.inputs.reference_embeddings, summary.inputs.query_embeddings] if summary else []
+    return ReprojectReport(
+        run_id=execution.run_id,
+        transform_id=job.transform_id,
+        corpora=corpora,
+        elsewhere=[uri for uri in used if not uri.startswith(f"{job.out}/")],
+        out=job.out,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for, of the corpora below an `--out`."""
+
+    request: ReprojectRequest
+    out: str
+
+    @functools.cached_property
+    def transform_id(self) -> str:
+        """The id of the other W."""
+        encoder_id = next(iter(self._corpora().values())).ids["encoder_id"]
+        return load_transform(self.request.transform, encoder_id).transform_id
+
+    def _corpora(self) -> dict[str, Dataset]:
+        """Return the embeddings below the `--out` by the name of their corpus."""
+        found = {
+            name: dataset
+            for name, place in zip(leftovers.CORPORA, leftovers.corpora(self.out), strict=True)
+            if (dataset := Dataset.find_own(storage.join(place, schemas.EMBEDDINGS)))
+            and dataset.commit.dataset == schemas.EMBEDDINGS
+        }
+        if not found:
+            raise DatasetError(
+                f"{self.out} holds no corpus: give the --out of id2 embed, scan or nightly. A corpus that "
+                "was given as dataset: is in the --out of the id2 embed that made it"
+            )
+        return found
+
+    def _place(self, name: str) -> str:
+        return reprojection.place_beside(self.out, name, self.transform_id)
+
+    def plan(self, execution: Execution) -> dict[str, Reprojection]:
+        """Plan the work for each corpus that has other descriptors."""
+        return {
+            name: reprojection.plan(dataset, self._place(name), self.request.transform, execution)
+            for name, dataset in self._corpora().items()
+            if dataset.ids["transform_id"] != self.transform_id
+        }
+
+    def project(self, execution: Execution) -> list[ReprojectedCorpus]:
+        """Bring what lies beside each corpus up to date."""
+        works = self.plan(execution)
+        done = []
+        for name, dataset in self._corpora().items():
+            if (work := works.get(name)) is None:
+                done.append(self._described(name, dataset.rows, 0, "in use"))
+                continue
+            title = f"reproject {name or 'corpus'}"
+            made = stage(title, functools.partial(self._project, work))
+            done.append(self._described(name, made.rows, sum(file.rows for file in work.todo), "beside"))
+        return done
+
+    def _project(self, work: Reprojection) -> Dataset:
+        """Project the files of a corpus that are not projected; where none is left, Beam is not loaded."""
+        with leases.held(work.place, work.corpus.uri, work.execution):
+            if work.is_current and work.beside:
+                return work.beside
+            if not work.todo:
+                return reprojection.commit(work, ())
+            from beam_jobs import reproject
+
+            return reproject.run(work, self.request.beam)
+
+    def switch(self, execution: Execution, corpora: list[ReprojectedCorpus]) -> list[ReprojectedCorpus]:
+        """Put in use what lies beside, background and uploads first, and remove it there."""
+        for work in reversed(self.plan(execution).values()):
+            reprojection.put_in_use(work)
+        for corpus in corpora:
+            reprojection.drop(self._place(corpus.corpus))
+        return [self._described(corpus.corpus, corpus.rows, corpus.projected, "in use") for corpus in corpora]
+
+    def drop(self) -> list[ReprojectedCorpus]:
+        """Remove what lies beside each corpus."""
+
+        def remove() -> list[ReprojectedCorpus]:
+            corpora = self._corpora().items()
+            for name, _ in corpora:
+                reprojection.drop(self._place(name))
+            return [self._described(name, dataset.rows, 0, "dropped") for name, dataset in corpora]
+
+        return stage("drop", remove)
+
+    def _described(self, name: str, rows: int, projected: int, state: ReprojectionState) -> ReprojectedCorpus:
+        place = storage.join(self.out, name) if name else self.out
+        where = self._place(name) if state == "beside" else place
+        return ReprojectedCorpus(corpus=name, rows=rows, projected=projected, state=state, place=where)

@@ -1,0 +1,136 @@
+"""Corpora get descriptors of another W: beside those in use, then in their place. No scan mixes the two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+import id2
+from beam_jobs import embed
+from id2.results import NightlySummary
+from id2core.encoders.embed_job import EmbedJob, plan_embed
+from id2core.encoders.registry import load_encoder
+from id2core.errors import DatasetError, OptionError, RunInProgressError, TransformError
+from id2core.runs import checkup, records
+from id2core.runs.execution import Execution
+from id2core.store.datasets import Dataset
+from id2core.transforms.linear import Transform
+from tests.drawing import draw_photos
+
+NONE = "none"
+
+
+def night(folder: Path, transform: str) -> NightlySummary:
+    return id2.nightly(
+        reference=[str(folder / "originals")],
+        queries=[str(folder / "uploads")],
+        out=str(folder / "out"),
+        encoder="pdq",
+        transform=transform,
+        canary=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five originals and three uploads, searched by raw latents in a night, and another transform."""
+    draw_photos(tmp_path / "originals", 5)
+    draw_photos(tmp_path / "uploads", 3)
+    encoder = load_encoder("pdq")
+    weights = np.random.default_rng(0).standard_normal((encoder.latent_size, 16)).astype(np.float32)
+    Transform(weights, {"encoder_id": encoder.encoder_id}).save(tmp_path / "w.safetensors")
+    night(tmp_path, NONE)
+    return tmp_path
+
+
+def reproject(folder: Path, **given: Any) -> id2.ReprojectReport:
+    w = {"transform": str(folder / "w.safetensors")}
+    return id2.reproject(out=str(folder / "out"), **w | given)
+
+
+def rows_of(place: str | Path, without: tuple[str, ...] = ()) -> list[str]:
+    """Every row of the embeddings of a place, in one order."""
+    tables = Dataset.open(f"{place}/embeddings").tables()
+    return sorted(repr(row) for table in tables for row in table.drop_columns(list(without)).to_pylist())
+
+
+def test_rows_beside_are_those_of_an_embed_with_the_other_w_and_follow_the_corpus(folder: Path) -> None:
+    used = folder / "out/reference"
+    before, w = rows_of(used), str(folder / "w.safetensors")
+    report = reproject(folder)
+    done = [(corpus.corpus, corpus.projected, corpus.state) for corpus in report.corpora]
+    assert done == [("reference", 5, "beside"), ("queries", 3, "beside")]
+    id2.embed(images=str(folder / "originals"), out=str(folder / "fresh"), encoder="pdq", transform=w)
+    places, run = [corpus.place for corpus in report.corpora], ("run_id", "embedded_at")
+    assert rows_of(places[0], run) == rows_of(folder / "fresh", run)
+    assert rows_of(used) == before
+    trial = {"transform": w, "out": str(folder / "trial")}
+    scanned = id2.scan(reference=f"dataset:{places[0]}", queries=f"dataset:{places[1]}", **trial)
+    assert (scanned.counts.references, scanned.counts.queries) == (5, 3)
+    with pytest.raises(DatasetError, match="id2 reproject"):
+        night(folder, w)
+    draw_photos(folder / "originals", 1, first_seed=90)
+    sorted((folder / "originals").iterdir())[0].unlink()
+    assert night(folder, NONE).new_references == 1
+    again = reproject(folder)
+    assert [(corpus.rows, corpus.projected) for corpus in again.corpora] == [(5, 5), (3, 0)]
+    assert rows_of(places[0], ("descriptor", "transform_id")) == rows_of(used, ("descriptor", "transform_id"))
+    assert not checkup.check(str(folder / "out")).findings
+
+
+def test_a_switch_searches_every_pair_once_and_the_step_back_only_what_is_missing(folder: Path) -> None:
+    report = reproject(folder, switch=True)
+    assert {corpus.state for corpus in report.corpora} == {"in use"}
+    assert not list((folder / "out/reprojected").rglob("*.parquet"))
+    with pytest.raises(DatasetError, match="transform_id"):
+        night(folder, NONE)
+    draw_photos(folder / "uploads", 1, first_seed=90)
+    w = str(folder / "w.safetensors")
+    first = night(folder, w)
+    assert (first.new_uploads, first.new_references, first.pairs) == (1, 0, 4 * 5)
+    assert night(folder, w).pairs == 0
+    matches = f"select transform_id = 'identity', count(*) from '{folder}/out/matches/**/*.parquet'"
+    assert duckdb.sql(f"{matches} group by 1 order by 1").fetchall() == [(False, 20), (True, 15)]
+    assert set(id2.matches(str(folder / "out"))["transform_id"].to_pylist()) == {report.transform_id}
+    assert not checkup.check(str(folder / "out")).findings
+    reproject(folder, transform=NONE, switch=True)
+    assert night(folder, NONE).pairs == 1 * 5
+
+
+def test_a_takedown_reaches_what_lies_beside_and_a_drop_leaves_nothing(folder: Path) -> None:
+    reproject(folder)
+    gone = id2.matches(str(folder / "out"))["reference_id"][0].as_py()
+    id2.takedown(out=str(folder / "out"), image_id=[gone])
+    files = [str(path) for path in (folder / "out").rglob("*.parquet") if "embeddings" in path.parts]
+    left = duckdb.sql(f"select count(*) from read_parquet({files}) where image_id = '{gone}'").fetchall()
+    assert (len(files) >= 4, left) == (True, [(0,)])
+    assert reproject(folder).corpora[0].rows == 4
+    assert {corpus.state for corpus in reproject(folder, drop=True).corpora} == {"dropped"}
+    assert not list((folder / "out/reprojected").rglob("*.parquet"))
+
+
+def test_what_must_not_be_mixed_is_refused_by_name(folder: Path) -> None:
+    wrong = folder / "wrong.safetensors"
+    Transform(np.ones((3, 2), np.float32), {"encoder_id": "other-000000000000"}).save(wrong)
+    with pytest.raises(TransformError, match="trained for other"):
+        reproject(folder, transform=str(wrong))
+    with pytest.raises(TransformError, match="no such file"):
+        reproject(folder, transform=str(folder / "missing.safetensors"))
+    with pytest.raises(OptionError, match="one of them"):
+        reproject(folder, switch=True, drop=True)
+    with pytest.raises(DatasetError, match="no command of id2 has run"):
+        id2.reproject(out=str(folder / "nowhere"), transform=NONE)
+    out = str(folder / "out")
+    with records.recorded(out, "nightly", {}), pytest.raises(RunInProgressError, match="at work"):
+        reproject(folder, switch=True)
+    draw_photos(folder / "originals", 1, first_seed=90)
+    late = EmbedJob(str(folder / "originals"), f"{out}/reference", "pdq", NONE, results=out)
+    work = plan_embed(late, Execution.begin())
+    reproject(folder, switch=True)
+    with pytest.raises(DatasetError, match="transform_id"):
+        embed.run_planned(late, work)
+    assert night(folder, str(folder / "w.safetensors")).new_references == 1
