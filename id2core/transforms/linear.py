@@ -36,8 +36,9 @@ TENSOR = "W"
 METADATA, HEAD = "id2", "head"
 # Whole numbers up to 2⁵³ are exact in float64.
 _EXACT_BITS = 53
-# Latents that are widened to float64 at once: 32 MB where n is 4,096.
-_ROWS = 1024
+# Latents that are multiplied at once, 32 MB as float64 where n is 4,096, and of them those that are prepared
+# at once: what a processor's cache holds.
+_ROWS, _CACHED_ROWS = 1024, 128
 
 # float64[b,n], float64[n,m] → float64[b,m].
 Multiply = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
@@ -110,10 +111,12 @@ class Transform:
         n = latents.shape[1]
         out = np.empty((len(latents), self.output_size(n)), np.float32)
         for i in range(0, len(latents), _ROWS):
-            y = latents[i : i + _ROWS].astype(np.float64)
-            if self.weights is not None:
+            block = latents[i : i + _ROWS]
+            if self.weights is None:
+                y = _widened(block)
+            else:
                 weights, scale = self._whole_weights
-                y = multiply(_whole(y, _bits(n)[0], axis=1)[0], weights) * scale
+                y = multiply(_whole_rows(block, _bits(n)[0]), weights) * scale
             out[i : i + _ROWS] = _normalized(y)
         return out
 
@@ -149,6 +152,28 @@ def _whole(x: NDArray[np.float64], bits: int, axis: int) -> tuple[NDArray[np.flo
     scale = np.ldexp(1.0, np.frexp(largest)[1] - bits)
     whole = x / scale
     return np.rint(whole, out=whole), scale
+
+
+def _whole_rows(latents: NDArray[Any], bits: int) -> NDArray[np.float64]:
+    """`_whole` of each latent, without the scales: a descriptor has the length 1 anyway."""
+    out = np.empty(latents.shape, np.float64)
+    for i in range(0, len(latents), _CACHED_ROWS):
+        rows = slice(i, i + _CACHED_ROWS)
+        out[rows] = _whole(_widened(latents[rows]), bits, axis=1)[0]
+    return out
+
+
+def _widened(latents: NDArray[Any]) -> NDArray[np.float64]:
+    """Return latents as float64. NumPy converts halves one by one; a table of all of them is 10 × faster."""
+    if latents.dtype == np.float16:
+        return np.take(_halves(), np.ascontiguousarray(latents).view(np.uint16), mode="clip")
+    return latents.astype(np.float64)
+
+
+@functools.cache
+def _halves() -> NDArray[np.float64]:
+    """The value of each float16 at the number that its bits are, float64[65536]."""
+    return np.arange(2**16).astype(np.uint16).view(np.float16).astype(np.float64)
 
 
 def _normalized(y: NDArray[np.float64]) -> NDArray[np.float32]:
