@@ -34,6 +34,7 @@ NAMES = (
     "fuzz",
     "dashboard",
     "rejudging",
+    "reprojection",
 )
 VERSIONS = (
     "python",
@@ -60,6 +61,7 @@ QUICK = {
     "fuzz": ["--count", "100"],
     "dashboard": ["--uploads", "2000", "--days", "2", "--rounds", "1"],
     "rejudging": ["--uploads", "2000"],
+    "reprojection": ["--latents", "4096", "--rounds", "1"],
 }
 
 
@@ -75,9 +77,12 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
         ["closed_form"],
         ["training"],
         ["memory", *photos],
+        ["planning"],
         ["startup", *photos],
         ["fuzz"],
         ["dashboard"],
+        ["rejudging"],
+        ["reprojection"],
     ]
     if options.long:
         chosen.append(["memory", *photos, "--encoder", "mini"])
