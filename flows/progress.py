@@ -18,6 +18,7 @@ LIVE_EVERY_SECONDS = 0.2
 RUN_LOG_SECONDS = 30.0
 UNITS = {
     "embed": "images",
+    "reproject": "rows",
     "search": "blocks of uploads × shards",
     "translate": "origins",
     "features": "files",

@@ -38,7 +38,7 @@ def run(request: ReprojectRequest) -> ReprojectReport:
     with recorded(job.out, "reproject", request.model_dump(exclude={"progress"})) as recorder:
         execution = recorder.execution
         with recorder.stage("reproject"):
-            corpora = job.drop() if request.drop else job.project(execution)
+            corpora = job.drop(execution) if request.drop else job.project(execution)
         if request.switch:
             corpora = stage("switch", lambda: job.switch(execution, corpora))
         recorder.count(embedded=sum(corpus.projected for corpus in corpora))
@@ -124,13 +124,14 @@ class _Job:
             reprojection.drop(self._place(corpus.corpus))
         return [self._described(corpus.corpus, corpus.rows, corpus.projected, "in use") for corpus in corpora]
 
-    def drop(self) -> list[ReprojectedCorpus]:
-        """Remove what lies beside each corpus."""
+    def drop(self, execution: Execution) -> list[ReprojectedCorpus]:
+        """Remove what lies beside each corpus, unless another run is adding to it."""
 
         def remove() -> list[ReprojectedCorpus]:
             corpora = self._corpora().items()
-            for name, _ in corpora:
-                reprojection.drop(self._place(name))
+            for name, dataset in corpora:
+                with leases.held(self._place(name), dataset.uri, execution):
+                    reprojection.drop(self._place(name))
             return [self._described(name, dataset.rows, 0, "dropped") for name, dataset in corpora]
 
         return stage("drop", remove)
