@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 # What changes a local store: a file appears whole, replaces another one, or goes.
-CHANGES = ("publish", "move", "delete", "write_if", "update")
+CHANGES = ("publish", "move", "copy", "delete", "write_if", "update")
 
 
 class ForkServer:

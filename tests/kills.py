@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from id2core.store.local import LocalStore
-
-CHANGES = ("publish", "move", "copy", "delete", "write_if", "update")
+from tests.fork_server import CHANGES
 
 
 class _KilledError(BaseException):
