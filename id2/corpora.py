@@ -15,6 +15,7 @@ from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
 from id2core.runs import leases
 from id2core.runs.execution import Execution
+from id2core.runs.planning import NOTHING, Made
 from id2core.runs.records import Recorder
 from id2core.settings import Settings
 from id2core.sources import registry
@@ -55,11 +56,13 @@ class EmbeddedCorpus:
         embeddings: the data set.
         rejects: objects that have no row there; None where the corpus came as a data set.
         listed: objects that were listed.
+        made: what this run added to it.
     """
 
     embeddings: Dataset
     rejects: Dataset | None
     listed: int
+    made: Made = NOTHING
 
 
 def embed_images(job: EmbedJob, execution: Execution, beam: list[str]) -> EmbedResult:
@@ -139,7 +142,8 @@ class Corpus:
         title = f"embed {self.name}"
         with recorder.stage(title):
             made = stage(title, lambda: embed_images(job, recorder.execution, beam))
-        return EmbeddedCorpus(made.embeddings, made.rejects, made.listed)
+        counts = Made.by(recorder.execution.run_id, made.embeddings)
+        return EmbeddedCorpus(made.embeddings, made.rejects, made.listed, counts)
 
 
 @dataclass(frozen=True)

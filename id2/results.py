@@ -61,7 +61,7 @@ class NightlySummary(Result):
         references, uploads: rows of the corpora after it.
         new_references, new_uploads: rows that it added.
         listed: objects that it listed.
-        rejected: objects of the corpora that have no row.
+        rejected: objects that it rejected, and that no earlier run had rejected.
         pairs: pairs that it scored.
         pairs_stored: pairs of these that it stored.
         verdicts: verdict → uploads of this night's pairs.

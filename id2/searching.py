@@ -36,6 +36,19 @@ class EmbeddedCorpora:
     queries: EmbeddedCorpus
     background: EmbeddedCorpus | None
 
+    def count(self, recorder: Recorder) -> None:
+        """Count what this run added to references and uploads, and what stands, in the row of the run."""
+        both = self.references, self.queries
+        recorder.count(
+            references=self.references.embeddings.rows,
+            queries=self.queries.embeddings.rows,
+            new_references=self.references.made.added,
+            new_queries=self.queries.made.added,
+            listed=sum(corpus.listed for corpus in both),
+            embedded=sum(corpus.made.added for corpus in both),
+            rejected=sum(corpus.made.rejected for corpus in both),
+        )
+
 
 @dataclass(frozen=True)
 class Searcher:
@@ -99,8 +112,13 @@ class Searcher:
         recorder: Recorder,
         title: str = "search references",
         span: Span | None = None,
+        *,
+        are_new: bool = False,
     ) -> SearchResult:
-        """Score the pairs of some query segments, by default all, that no search has scored."""
+        """Score the pairs of some query segments, by default all, that no search has scored.
+
+        What it stores is counted in the row of the run; with `are_new`, what became of the uploads, too.
+        """
         plan = match_rows.make(
             corpora.references.embeddings,
             corpora.queries.embeddings,
@@ -113,7 +131,16 @@ class Searcher:
             span,
         )
         with recorder.stage("search"):
-            return stage(title, lambda: match_rows.result(plan, run_planned(plan, self.beam)))
+            made = stage(title, lambda: match_rows.result(plan, run_planned(plan, self.beam)))
+        recorder.count(matches=made.matches)
+        if are_new:
+            recorder.count(first_searched=made.searched)
+        if judge:
+            tally = judging.tally(made.dataset, made.files)
+            recorder.count(match_pairs=tally.match_pairs, review_pairs=tally.review_pairs)
+            if are_new:
+                recorder.count(first_matched=tally.matched)
+        return made
 
     def _judge_earlier(
         self, corpora: EmbeddedCorpora, matches: Dataset, judge: Judge, recorder: Recorder

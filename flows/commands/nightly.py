@@ -27,7 +27,8 @@ app = typer.Typer()
 def show(summary: NightlySummary, request: NightlyRequest) -> None:
     """Print what the night did, and where its report is."""
     lines = [
-        f"{summary.new_uploads} new uploads and {summary.new_references} new references; "
+        f"{summary.new_uploads} new uploads and {summary.new_references} new references, "
+        f"{summary.rejected} rejected; "
         f"{summary.uploads} uploads and {summary.references} references in all",
         f"{summary.pairs} pairs scored, {summary.pairs_stored} stored",
     ]

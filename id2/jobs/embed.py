@@ -8,6 +8,7 @@ from id2.results import EmbedSummary, StagedJob
 from id2.stages import stage
 from id2core.encoders.embed_job import EmbedJob
 from id2core.runs.execution import Execution
+from id2core.runs.planning import Made
 from id2core.runs.records import recorded
 from id2core.store import storage
 
@@ -28,5 +29,6 @@ def run(request: EmbedRequest) -> EmbedSummary | StagedJob:
     with recorded(storage.normalize(request.out), "embed", request.model_dump()) as recorder:
         with recorder.stage("embed"):
             made = stage("embed", lambda: embed_images(job, recorder.execution, request.beam))
-        recorder.count(listed=made.listed, embedded=made.embedded, rejected=made.rejected)
+        counts = Made.by(recorder.execution.run_id, made.embeddings)
+        recorder.count(listed=made.listed, embedded=counts.added, rejected=counts.rejected)
     return EmbedSummary.model_validate(made, from_attributes=True)

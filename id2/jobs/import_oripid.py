@@ -6,9 +6,12 @@ from id2.requests import ImportOripidRequest
 from id2.stages import stage
 from id2core.oripid import imports
 from id2core.oripid.imports import ImportSummary
+from id2core.runs.planning import Made
 from id2core.runs.progress import into_tally
 from id2core.runs.records import recorded
 from id2core.store import storage
+from id2core.store.datasets import Dataset
+from id2core.store.schemas import EMBEDDINGS
 from id2core.transforms.files import load_transform
 
 
@@ -35,5 +38,6 @@ def run(request: ImportOripidRequest) -> ImportSummary:
                     allow_shrink=request.settings().allow_shrink,
                 ),
             )
-        recorder.count(listed=summary.listed, embedded=summary.embedded, rejected=summary.rejected)
+        counts = Made.by(recorder.execution.run_id, Dataset.open(storage.join(summary.out, EMBEDDINGS)))
+        recorder.count(listed=summary.listed, embedded=counts.added, rejected=counts.rejected)
     return summary

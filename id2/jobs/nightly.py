@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from id2.corpora import Corpus, EmbeddedCorpus, embed_images
@@ -21,6 +21,7 @@ from id2core.reports.summary import summarize
 from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
+from id2core.runs.planning import NOTHING, Made
 from id2core.runs.records import Recorder, recorded
 from id2core.search.match_rows import MATCHES
 from id2core.search.results import SearchResult
@@ -46,24 +47,7 @@ def run(request: NightlyRequest) -> NightlySummary:
     """
     night = _Night(request)
     with recorded(night.out, "nightly", request.model_dump(mode="json")) as recorder:
-        summary = night.run(recorder)
-        recorder.count(
-            references=summary.references,
-            queries=summary.uploads,
-            listed=summary.listed,
-            embedded=summary.new_uploads + summary.new_references,
-            rejected=summary.rejected,
-            matches=summary.pairs_stored,
-        )
-    return summary
-
-
-@dataclass(frozen=True)
-class _Growth:
-    """What a night found in the sources of a corpus, and how many rows it added."""
-
-    corpus: EmbeddedCorpus
-    added: int
+        return night.run(recorder)
 
 
 class _Night:
@@ -95,7 +79,8 @@ class _Night:
             if self._background
             else None
         )
-        corpora = EmbeddedCorpora(references.corpus, queries.corpus, background)
+        corpora = EmbeddedCorpora(references, queries, background)
+        corpora.count(recorder)
         judge = self._searcher.judge(corpora, recorder)
         searches = self._search(corpora, judge, recorder)
         matches = searches[-1].dataset
@@ -104,11 +89,11 @@ class _Night:
             canary.run(self._settings, self.out, recorder.execution.run_id, self._request.background)
         stage("compact", lambda: compact_if_needed(self.out))
         report = stage("write report", lambda: self._report(corpora, matches, recorder))
-        return self._summary(references, queries, searches, report, recorder)
+        return self._summary(corpora, searches, report, recorder)
 
-    def _embed(self, name: str, sources: list[str], recorder: Recorder) -> _Growth:
+    def _embed(self, name: str, sources: list[str], recorder: Recorder) -> EmbeddedCorpus:
         """Embed every source of a corpus; each after the first adds a segment of its own."""
-        listed, added = 0, 0
+        listed, added = 0, NOTHING
         feed, place = self._request.feed, storage.join(self.out, name)
         if name == "reference":
             feed["mode"] = None
@@ -124,11 +109,11 @@ class _Night:
             with recorder.stage(title):
                 result = stage(title, functools.partial(embed_images, job, execution, self._request.beam))
             listed += result.listed
-            added += result.embeddings.rows_of(execution.run_id)
-            made = EmbeddedCorpus(result.embeddings, result.rejects, listed)
+            added = added.plus(Made.by(execution.run_id, result.embeddings))
+            made = EmbeddedCorpus(result.embeddings, result.rejects, listed, added)
         if made is None:
             raise ValueError(f"the {name} corpus has no source")
-        return _Growth(made, added)
+        return made
 
     def _search(
         self, corpora: EmbeddedCorpora, judge: Judge | None, recorder: Recorder
@@ -139,7 +124,7 @@ class _Night:
         # An upload that was searched with another transform is not new: it waits for those that are.
         events = ledger.events(matches.commit) if matches else []
         new, earlier = self._spans(queries, events)
-        searches = [self._searcher.search(corpora, judge, recorder, "search new uploads", new)]
+        searches = [self._searcher.search(corpora, judge, recorder, "search new uploads", new, are_new=True)]
         for span in earlier:
             if self._is_late:
                 break
@@ -185,26 +170,25 @@ class _Night:
 
     def _summary(
         self,
-        references: _Growth,
-        queries: _Growth,
+        corpora: EmbeddedCorpora,
         searches: list[SearchResult],
         report: ScanSummary,
         recorder: Recorder,
     ) -> NightlySummary:
-        matches = searches[-1].dataset
-        events = ledger.events(matches.commit, self._ids)
+        references, queries = corpora.references, corpora.queries
+        events = ledger.events(searches[-1].dataset.commit, self._ids)
         return NightlySummary(
             run_id=recorder.execution.run_id,
-            references=references.corpus.embeddings.rows,
-            uploads=queries.corpus.embeddings.rows,
-            new_references=references.added,
-            new_uploads=queries.added,
-            listed=references.corpus.listed + queries.corpus.listed,
-            rejected=sum(g.corpus.rejects.rows for g in (references, queries) if g.corpus.rejects),
+            references=references.embeddings.rows,
+            uploads=queries.embeddings.rows,
+            new_references=references.made.added,
+            new_uploads=queries.made.added,
+            listed=references.listed + queries.listed,
+            rejected=references.made.rejected + queries.made.rejected,
             pairs=sum(search.pairs for search in searches),
             pairs_stored=sum(search.matches for search in searches),
             verdicts=report.verdicts,
-            back_scan_open=_open_segments(queries.corpus.embeddings, references.corpus.embeddings, events),
+            back_scan_open=_open_segments(queries.embeddings, references.embeddings, events),
             report=storage.join(self.out, page.HTML),
         )
 

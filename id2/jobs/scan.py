@@ -42,15 +42,6 @@ def run_with_inputs(request: ScanRequest) -> tuple[ScanSummary, ReportInputs]:
     config = scan.config.model_dump() | {"beam_arguments": request.beam}
     with recorded(scan.pair.out, "scan", config) as recorder:
         summary, inputs = scan.run(recorder)
-        counts = summary.counts
-        recorder.count(
-            references=counts.references,
-            queries=counts.queries,
-            listed=scan.listed,
-            embedded=counts.references + counts.queries,
-            rejected=counts.reference_rejects + counts.query_rejects,
-            matches=counts.matches,
-        )
     return summary, inputs
 
 
@@ -67,7 +58,6 @@ class _Scan:
         self.pair = self._with_background(pair)
         self._truth: Truth | None = pair.truth(request.truth) if request.truth else None
         self._groups = pair.groups(request.truth) if request.truth else {}
-        self.listed = 0
         self._searcher = Searcher(
             self.pair.out,
             self._settings,
@@ -115,13 +105,14 @@ class _Scan:
             pair.out, settings, pair.beam, recorder, night=feed["night"], add_source=feed["add_source"]
         )
         queries = pair.queries.embed(pair.out, settings, pair.beam, recorder, **feed)
-        self.listed = references.listed + queries.listed
         background = pair.background
-        return EmbeddedCorpora(
+        corpora = EmbeddedCorpora(
             references,
             queries,
             background.embed(pair.out, settings, pair.beam, recorder) if background else None,
         )
+        corpora.count(recorder)
+        return corpora
 
     def _inputs(self, corpora: EmbeddedCorpora, matches: SearchResult, recorder: Recorder) -> ReportInputs:
         self._truth, self._groups = _spelled(

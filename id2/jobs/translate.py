@@ -9,6 +9,7 @@ from id2.results import StagedJob, TranslateSummary
 from id2.stages import stage
 from id2core.oripid.readers import PairSet
 from id2core.runs.execution import Execution
+from id2core.runs.planning import Made
 from id2core.runs.records import recorded
 from id2core.store import storage
 from id2core.store.datasets import Dataset
@@ -45,7 +46,8 @@ def run(request: TranslateRequest) -> StagedJob | TranslateSummary:
         with recorder.stage("translate"):
             made = stage("translate", lambda: translate_job.run(job, recorder.execution, request.beam))
         truth = stage("write truth", lambda: write_truth(made.translations, job.out))
-        recorder.count(listed=made.listed, translated=made.translated, rejected=made.rejected)
+        counts = Made.by(recorder.execution.run_id, made.translations)
+        recorder.count(listed=made.listed, translated=counts.added, rejected=counts.rejected)
     return TranslateSummary.model_validate(vars(made) | {"truth": truth, "out": job.out})
 
 

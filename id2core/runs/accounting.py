@@ -139,6 +139,8 @@ class Outcome:
         fates: uint8[n] of `Fate`, for each row of the files.
         listed: distinct objects of the listing.
         transient: own rejects that the next run tries again.
+        added: rows that were not committed before, and stay.
+        rejected: objects that have a reject now and had none.
         missing: objects with too few rows, and some of their numbers in the listing.
         surplus: objects with too many.
     """
@@ -146,6 +148,8 @@ class Outcome:
     fates: NDArray[np.uint8]
     listed: int
     transient: int
+    added: int
+    rejected: int
     missing: tuple[int, list[int]]
     surplus: int
 
@@ -235,7 +239,7 @@ class Account:
         flags, kinds = self._all_flags(), self._starts()
         starts = np.array([file.start for file in self.files], np.int64)
         fates = np.zeros(self._rows, np.uint8)
-        listed = transient = missing = surplus = 0
+        listed = transient = added = rejected = missing = surplus = 0
         examples: list[int] = []
         for groups in self._keys.groups():
             decided = _Decided.of(groups, self._listed, kinds, starts, flags, self._product.rows_each)
@@ -243,11 +247,13 @@ class Account:
             fates[groups.rows[is_row] - self._listed] = decided.fates[is_row]
             listed += int(np.count_nonzero(decided.listed))
             transient += decided.transient
+            added += decided.added
+            rejected += decided.rejected
             surplus += int(np.count_nonzero(decided.surplus))
             missing += int(np.count_nonzero(decided.missing))
             first = groups.first[decided.missing]
             examples = (examples + first[first < self._listed].tolist())[:3]
-        return Outcome(fates, listed, transient, (missing, examples), surplus)
+        return Outcome(fates, listed, transient, added, rejected, (missing, examples), surplus)
 
     def _all_flags(self) -> NDArray[np.uint8]:
         self._flags = [np.concatenate([*self._flags, np.zeros(0, np.uint8)])]
@@ -267,6 +273,8 @@ class _Decided:
     missing: NDArray[np.bool_]
     surplus: NDArray[np.bool_]
     transient: int
+    added: int
+    rejected: int
 
     @staticmethod
     def of(
@@ -307,7 +315,17 @@ class _Decided:
 
         fewer = (count < rows_each) & ((count > 0) | (listed & ~expired & (groups.total(kept_reject) == 0)))
         transient = kept_reject & ((flags & _Flag.TRANSIENT) > 0)
-        return _Decided(fates, listed, fewer, count > rows_each, int(np.count_nonzero(transient)))
+        committed = (flags & _Flag.COMMITTED) > 0
+        had_reject = groups.greatest(is_reject & committed)
+        return _Decided(
+            fates=fates,
+            listed=listed,
+            missing=fewer,
+            surplus=count > rows_each,
+            transient=int(np.count_nonzero(transient)),
+            added=int(np.count_nonzero(kept & ~committed)),
+            rejected=int(np.count_nonzero(kept_reject & ~committed & ~had_reject[of_row])),
+        )
 
 
 def read_keys(uri: str, files: Sequence[FileRecord], columns: list[str]) -> Iterator[pa.Table]:

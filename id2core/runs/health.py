@@ -23,15 +23,20 @@ NIGHTS, LEAST_NIGHTS = 14, 7
 DEVIATIONS = 3.0
 # Least share of the median throughput that counts as a change: machines are busy now and then.
 THROUGHPUT_SHARE = 0.1
+# Pictures that a night embeds at least to have a throughput: of fewer, loading the model takes the time.
+LEAST_EMBEDDED = 100
 # Stages of a run that embed pictures begin with this.
 _EMBED = "embed"
+# Flows that compare uploads with references.
+_SCANS = frozenset({"nightly", "scan"})
 
 
 class Measure(StrEnum):
     """What is watched.
 
-    `reject_rate` is the share of the night's files that were rejected, `match_rate` the matches for each
-    upload, `throughput` the pictures embedded a second.
+    `reject_rate` is the share of the night's new files that were rejected, `match_rate` the share of the
+    uploads compared for the first time that have a match, `throughput` the pictures embedded a second. What a
+    back-scan finds in earlier uploads is in none of them.
     """
 
     REJECT_RATE = "reject_rate"
@@ -124,25 +129,27 @@ def _least_margin(measure: Measure, median: float, size: int) -> float:
     if measure is Measure.THROUGHPUT:
         return THROUGHPUT_SHARE * median
     # Standard error of a share of `size` objects. One success and one failure are added: a share that has
-    # always been 0 would have no error at all. Matches for each upload may be more than one.
-    share = (min(median, 1.0) * size + 1) / (size + 2)
+    # always been 0 would have no error at all.
+    share = (median * size + 1) / (size + 2)
     return DEVIATIONS * math.sqrt(share * (1 - share) / size)
 
 
 def _reject_rate(run: Run) -> _Sample | None:
+    if run.flow in _SCANS and run.new_queries is None:
+        return None  # an earlier version counted all rejects that stood
     files = (run.embedded or 0) + (run.rejected or 0)
     return _Sample((run.rejected or 0) / files, files) if files else None
 
 
 def _match_rate(run: Run) -> _Sample | None:
-    if not run.queries or run.matches is None:
+    if not run.first_searched or run.first_matched is None:
         return None
-    return _Sample(run.matches / run.queries, run.queries)
+    return _Sample(run.first_matched / run.first_searched, run.first_searched)
 
 
 def _throughput(run: Run) -> _Sample | None:
-    seconds = sum(_embed_seconds(run))
-    return _Sample(run.embedded / seconds, run.embedded) if run.embedded and seconds > 0 else None
+    seconds, embedded = sum(_embed_seconds(run)), run.embedded or 0
+    return _Sample(embedded / seconds, embedded) if embedded >= LEAST_EMBEDDED and seconds > 0 else None
 
 
 def _embed_seconds(run: Run) -> Iterator[float]:

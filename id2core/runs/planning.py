@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -56,12 +57,40 @@ class _Counts(BaseModel):
         source: URI of its source.
         listed: objects of the source.
         transient: objects that the next run tries again.
+        added, rejected: what the run made, see `Made`.
     """
 
     plan_id: str = ""
     source: str = ""
     listed: int = 0
     transient: int = 0
+    added: int = 0
+    rejected: int = 0
+
+
+class Made(NamedTuple):
+    """What one run added to the two data sets.
+
+    Attributes:
+        added: objects that it gave rows, parts that it adopted from killed runs included.
+        rejected: objects that it rejected, and that no earlier run had rejected.
+    """
+
+    added: int = 0
+    rejected: int = 0
+
+    @staticmethod
+    def by(run_id: str, rows: Dataset) -> Made:
+        """Return what a run added to a data set, and rejected beside it; nothing where it had no work."""
+        counts = rows.commit.counts_of(run_id, _Counts)
+        return Made(counts.added, counts.rejected)
+
+    def plus(self, more: Made) -> Made:
+        """Return both together."""
+        return Made(self.added + more.added, self.rejected + more.rejected)
+
+
+NOTHING = Made()
 
 
 @dataclass(frozen=True)
@@ -585,8 +614,15 @@ def _write_commits(plan: Plan, held: Held, records: list[PartRecord]) -> Held | 
     each = plan.product.rows_each
     before = held.objects(plan.product, plan.scope)
     _check_shrink(plan, before, rewritten.own_rows // each)
+    # A stage that is tried again after its commit adds to what it made at first.
+    earlier = Made.by(plan.lineage.run_id, held.rows) if held.rows else NOTHING
     counts = _Counts(
-        plan_id=plan.plan_id, source=plan.source, listed=outcome.listed, transient=outcome.transient
+        plan_id=plan.plan_id,
+        source=plan.source,
+        listed=outcome.listed,
+        transient=outcome.transient,
+        added=earlier.added + outcome.added // each,
+        rejected=earlier.rejected + outcome.rejected,
     )
     written = []
     segments = _extended(segments, {record.run_id for record in records})

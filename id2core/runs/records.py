@@ -32,7 +32,21 @@ from id2core.store import datasets, schemas, storage, strict_json
 from id2core.store.datasets import Commit, Dataset, FileRecord
 
 RUNS = "runs"
-COUNTS = ("listed", "embedded", "rejected", "references", "queries", "matches", "translated")
+COUNTS = (
+    "listed",
+    "embedded",
+    "rejected",
+    "new_references",
+    "new_queries",
+    "references",
+    "queries",
+    "matches",
+    "match_pairs",
+    "review_pairs",
+    "first_searched",
+    "first_matched",
+    "translated",
+)
 _ERROR_CHARACTERS = 1000
 # Another run may replace a row's file between the commit and the file: read the commit again.
 _READS = 5
@@ -68,8 +82,15 @@ class Run(BaseModel):
         started, ended: in UTC; a killed run has no end, a row of schema version 1 neither.
         status: running, done, failed or killed.
         error: type and message of what stopped it.
-        listed, embedded, rejected, references, queries, matches, translated: counts; None where the flow
-            does not count such things.
+        listed: objects that the run listed. Counts are None where the flow does not count such things.
+        embedded, rejected, translated: objects of which the run made something, or that it rejected and no
+            earlier run had. What it adopted from a killed run counts; what stands from earlier runs does not.
+        references, queries: pictures in the corpora at its end.
+        matches: pairs that the run stored; of `judge`, pairs that it judged.
+        new_references, new_queries: pictures that the run added to each corpus.
+        match_pairs, review_pairs: pairs that it stored with that verdict; None without a calibration.
+        first_searched, first_matched: uploads that a night compared for the first time, and those of them
+            with a match.
         seconds: per stage.
         config: what was asked for.
         versions: of Python and packages.
@@ -90,6 +111,12 @@ class Run(BaseModel):
     queries: int | None = None
     matches: int | None = None
     translated: int | None = None
+    new_references: int | None = None
+    new_queries: int | None = None
+    match_pairs: int | None = None
+    review_pairs: int | None = None
+    first_searched: int | None = None
+    first_matched: int | None = None
     seconds: dict[str, float] = {}
     config: dict[str, JsonValue] = {}
     versions: dict[str, str] = {}

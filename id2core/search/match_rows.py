@@ -222,11 +222,14 @@ def check_stored(out: str, events: Iterable[Event], top_k: int, floor: float | N
 def result(plan: SearchPlan, matches: Dataset) -> SearchResult:
     """Return the result of a search that `matches` holds."""
     searched = [run_id for run_id in matches.runs if ledger.events_of(matches.commit, run_id)]
+    own = tuple(file for file in matches.files if file.belongs_to(plan.plan_id))
     return SearchResult(
         dataset=matches,
+        files=own,
         run_id=searched[-1] if searched else plan.execution.run_id,
         queries=plan.queries.rows,
-        matches=sum(file.rows for file in matches.files if file.belongs_to(plan.plan_id)),
+        searched=plan.scope.uploads if plan.scope else 0,
+        matches=sum(file.rows for file in own),
         pairs=plan.scope.pairs if plan.scope else 0,
         index_id=shards.index_id(plan.references, plan.index),
         corpus=plan.references.rows,

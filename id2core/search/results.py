@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from id2core.store.datasets import Dataset
+from id2core.store.datasets import Dataset, FileRecord
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,10 @@ class SearchResult:
 
     Attributes:
         dataset: the matches of all runs.
+        files: those that this search added.
         run_id: the last run that searched: this one, or an earlier one where nothing was left to do.
         queries: uploads of the corpus.
+        searched: uploads that this search compared.
         matches: rows that this search added.
         pairs: pairs that it scored.
         index_id: names the index over the references.
@@ -23,8 +25,10 @@ class SearchResult:
     """
 
     dataset: Dataset = field(compare=False)
+    files: tuple[FileRecord, ...] = field(compare=False)
     run_id: str
     queries: int
+    searched: int
     matches: int
     pairs: int
     index_id: str

@@ -35,6 +35,11 @@ class Scope:
         """How many pairs are to be scored."""
         return int(self.queries.counts @ self.open @ self.references.counts)
 
+    @property
+    def uploads(self) -> int:
+        """How many uploads have a pair to score."""
+        return int(self.queries.counts @ self.open.any(axis=1))
+
     def depth(self, top_k: int) -> NDArray[np.int64]:
         """Return how many matches an upload of each class has at most, int64[Q]."""
         return np.minimum(self.open @ self.references.counts, top_k)

@@ -275,7 +275,7 @@ TAKEDOWNS = table_schema(
 
 RUNS = table_schema(
     "runs",
-    2,
+    3,
     [
         ("run_id", pa.string()),
         ("flow", pa.string()),
@@ -293,6 +293,12 @@ RUNS = table_schema(
         ("error", pa.string()),
         ("references", pa.int64()),
         ("queries", pa.int64()),
+        ("new_references", pa.int64()),
+        ("new_queries", pa.int64()),
+        ("match_pairs", pa.int64()),
+        ("review_pairs", pa.int64()),
+        ("first_searched", pa.int64()),
+        ("first_matched", pa.int64()),
     ],
 )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ from id2core.errors import CalibrationError
 from id2core.search import shards
 from id2core.search.background_rows import Backgrounds
 from id2core.store import storage
-from id2core.store.datasets import Dataset
+from id2core.store.datasets import Dataset, FileRecord
 from id2core.transforms.files import bundled_folder
 from id2core.transforms.linear import AUTO, BUNDLED, NONE
 from id2core.verdicts import calibration
@@ -53,6 +54,36 @@ def _belonging_to(ids: Mapping[str, str], folder: Path) -> Calibration | None:
     return (
         bundled if bundled and all(getattr(bundled, name) == value for name, value in ids.items()) else None
     )
+
+
+class Tally(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        match_pairs, review_pairs: pairs with that verdict.
+        matched: uploads with a match.
+    """
+
+    match_pairs: int
+    review_pairs: int
+    matched: int
+
+
+def tally(matches: Dataset, files: Iterable[FileRecord]) -> Tally:
+    """Count the verdicts in the files of one search, which has all pairs of an upload in one file.
+
+    Raises:
+        DatasetError: a file is gone or damaged.
+    """
+    pairs: Counter[str] = Counter()
+    matched = 0
+    for file in files:
+        table = matches.read_file(file, ["query_uri", "query_generation", "verdict"])
+        verdicts = table["verdict"].cast(pa.string())
+        pairs.update(verdicts.to_pylist())
+        matches_only = table.filter(pc.equal(verdicts, Verdict.MATCH.value))
+        matched += matches_only.group_by(["query_uri", "query_generation"]).aggregate([]).num_rows
+    return Tally(pairs[Verdict.MATCH], pairs[Verdict.REVIEW], matched)
 
 
 def load(spec: str | None, folder: Path | None = None) -> Calibration | None:

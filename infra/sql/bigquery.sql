@@ -226,7 +226,13 @@ CREATE OR REPLACE EXTERNAL TABLE id2.runs (
   ended TIMESTAMP,
   error STRING,
   `references` INT64,
-  queries INT64
+  queries INT64,
+  new_references INT64,
+  new_queries INT64,
+  match_pairs INT64,
+  review_pairs INT64,
+  first_searched INT64,
+  first_matched INT64
 )
 OPTIONS (
   format = 'PARQUET',

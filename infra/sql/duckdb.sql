@@ -413,7 +413,13 @@ SELECT
   ended,
   error,
   "references",
-  queries
+  queries,
+  new_references,
+  new_queries,
+  match_pairs,
+  review_pairs,
+  first_searched,
+  first_matched
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS run_id,
@@ -431,7 +437,13 @@ FROM (
   CAST(NULL AS TIMESTAMPTZ) AS ended,
   CAST(NULL AS VARCHAR) AS error,
   CAST(NULL AS BIGINT) AS "references",
-  CAST(NULL AS BIGINT) AS queries
+  CAST(NULL AS BIGINT) AS queries,
+  CAST(NULL AS BIGINT) AS new_references,
+  CAST(NULL AS BIGINT) AS new_queries,
+  CAST(NULL AS BIGINT) AS match_pairs,
+  CAST(NULL AS BIGINT) AS review_pairs,
+  CAST(NULL AS BIGINT) AS first_searched,
+  CAST(NULL AS BIGINT) AS first_matched
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import id2
-from id2core.encoders.registry import load_encoder
 from id2core.errors import CalibrationError, OptionError
 from id2core.search import shards
 from id2core.store.datasets import Dataset
-from id2core.verdicts import calibration
-from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import Normalization
+from tests.calibrations import calibrated
 from tests.drawing import draw_photos
 
 GIVEN = {"encoder": "pdq", "transform": "none", "top_k": 3}
-
-
-def calibrated(score: float, normalization: Normalization | None = None) -> Calibration:
-    """A calibration that matches from about `score` on; the review threshold is 0.1 below."""
-    encoder = load_encoder("pdq")
-    ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
-    scores = np.repeat([score - 0.1, score, score + 0.01], [480, 510, 10])
-    given = {"references": 8, "ids": ids | {"transform_id": "identity"}, "normalization": normalization}
-    return calibration.calibrate(scores, match=0.01, review=1 - 1e-9, **given)
 
 
 @pytest.fixture

@@ -11,8 +11,12 @@ import pytest
 import id2
 from id2.results import NightlySummary
 from id2core.errors import DatasetError
+from id2core.runs import health, records
+from id2core.runs.health import Measure
+from id2core.runs.records import COUNTS
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
+from tests.calibrations import calibrated
 from tests.drawing import draw_photos
 
 
@@ -70,3 +74,54 @@ def test_a_night_reads_its_dated_uploads_and_late_ones(inbox: Path, tmp_path: Pa
     assert (second.new_uploads, second.uploads, second.pairs) == (2, 4, 4)
     with pytest.raises(DatasetError, match="--add-source"):
         night(out, **given | {"queries": [str(tmp_path / "in/2026-11-24")]})
+
+
+def counts(out: Path) -> dict[str, int]:
+    """What the last night counted in `runs/`, without what is 0."""
+    run = records.read(str(out))[-1]
+    return {name: value for name in COUNTS if (value := getattr(run, name))}
+
+
+def test_the_row_of_a_night_says_what_that_night_did(inbox: Path, tmp_path: Path) -> None:
+    originals, uploads, out = tmp_path / "originals", tmp_path / "up", tmp_path / "out"
+    calibrated(0.99).save(str(tmp_path / "calibration.json"))
+    given = {"calibration": str(tmp_path / "calibration.json"), "reference": [str(originals)]}
+    put(inbox, originals, 0, 1)
+    put(inbox, uploads / "1", 0, 2)
+    (uploads / "1/broken.jpg").write_bytes(b"no picture")
+    night(out, **given, queries=[str(uploads / "1")])
+    standing = {"references": 2, "queries": 2, "listed": 5}
+    new = {"new_references": 2, "new_queries": 2, "embedded": 4, "rejected": 1}
+    found = {"first_searched": 2, "first_matched": 1, "match_pairs": 1, "matches": 1}
+    assert counts(out) == standing | new | found
+    night(out, **given, queries=[str(uploads / "1")])
+    assert counts(out) == standing
+    assert records.read(str(out))[-1].rejected == 0
+    put(inbox, originals, 2)
+    night(out, **given, queries=[str(uploads / "1")])  # a back-scan, and no upload
+    back_scan = {"new_references": 1, "embedded": 1, "match_pairs": 1, "matches": 1}
+    assert counts(out) == {"references": 3, "queries": 2, "listed": 6} | back_scan
+    put(inbox, uploads / "2", 1, 3)
+    put(inbox, uploads / "3", 4)
+    for number in (2, 3):
+        (uploads / f"{number}/broken.jpg").write_bytes(b"nothing")
+    night(out, **given, queries=[str(uploads / str(number)) for number in (1, 2, 3)])
+    three_sources = {"new_queries": 3, "embedded": 3, "rejected": 2} | found | {"first_searched": 3}
+    assert counts(out) == {"references": 3, "queries": 5, "listed": 11} | three_sources
+
+
+def test_only_the_night_with_many_rejects_is_off(tmp_path: Path) -> None:
+    photos = sorted(draw_photos(tmp_path / "photos", 4).iterdir())
+    (tmp_path / "in").mkdir()
+    out, off = tmp_path / "out", {}
+    for number in range(1, 17):  # the corpus grows, and no night re-counts what stands
+        folder = tmp_path / f"in/2026-11-{number:02d}"
+        folder.mkdir()
+        for photo in () if number == 4 else photos:  # one night has no upload
+            (folder / photo.name).write_bytes(photo.read_bytes() + bytes([number]))
+        for broken in range(8 if number == 15 else 1):
+            (folder / f"{broken}.gif").write_bytes(b"no picture")
+        given = {"images": f"{tmp_path}/in/{{date}}", "date": f"2026-11-{number:02d}"}
+        made = id2.embed(**given, out=str(out), encoder="pdq", transform="none")
+        off[number] = [finding.measure for finding in health.check(records.read(str(out)), made.run_id)]
+    assert {number: measures for number, measures in off.items() if measures} == {15: [Measure.REJECT_RATE]}

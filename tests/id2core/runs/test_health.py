@@ -14,7 +14,7 @@ from id2core.runs.health import LEAST_NIGHTS, NIGHTS, Measure
 from id2core.runs.records import Run, Status
 
 FIRST = datetime(2026, 11, 1, 2, tzinfo=UTC)
-NORMAL = {"embedded": 990, "rejected": 10, "queries": 500, "matches": 25}
+NORMAL = {"embedded": 990, "rejected": 10, "new_queries": 490, "first_searched": 500, "first_matched": 25}
 
 
 def night(number: int, status: Status = Status.DONE, seconds: float = 100.0, **counts: int) -> Run:
@@ -41,12 +41,13 @@ GOOD = [night(i) for i in range(NIGHTS)]
     [
         ({}, 100, set()),
         ({"rejected": 100}, 100, {Measure.REJECT_RATE}),
-        ({"matches": 250}, 100, {Measure.MATCH_RATE}),
-        ({"matches": 0}, 100, {Measure.MATCH_RATE}),
+        ({"first_matched": 250}, 100, {Measure.MATCH_RATE}),
+        ({"first_matched": 0}, 100, {Measure.MATCH_RATE}),
         ({}, 1000, {Measure.THROUGHPUT}),
         ({}, 10, {Measure.THROUGHPUT}),
-        ({"rejected": 500, "matches": 400}, 1000, set(Measure)),
-        ({"embedded": 0, "rejected": 0, "queries": 0, "matches": 0}, 1, set()),
+        ({"rejected": 500, "first_matched": 400}, 1000, set(Measure)),
+        ({"embedded": 0, "rejected": 0, "first_searched": 0, "first_matched": 0}, 1, set()),
+        ({"queries": 10**6, "references": 10**6, "match_pairs": 10**5}, 100, set()),  # of a back-scan
     ],
 )
 def test_each_measure_is_found_where_it_is_off(
@@ -56,10 +57,11 @@ def test_each_measure_is_found_where_it_is_off(
 
 
 def test_nights_that_are_all_alike_leave_room_for_chance() -> None:
-    assert found(*GOOD, night(50, seconds=105, rejected=14, matches=30)) == set()
-    never = [night(i, rejected=0, matches=0) for i in range(NIGHTS)]
-    assert found(*never, night(50, rejected=1, matches=1)) == set()
-    assert found(*never, night(50, rejected=50, matches=50)) == {Measure.REJECT_RATE, Measure.MATCH_RATE}
+    assert found(*GOOD, night(50, seconds=105, rejected=14, first_matched=30)) == set()
+    never = [night(i, rejected=0, first_matched=0) for i in range(NIGHTS)]
+    assert found(*never, night(50, rejected=1, first_matched=1)) == set()
+    bad = night(50, rejected=50, first_matched=50)
+    assert found(*never, bad) == {Measure.REJECT_RATE, Measure.MATCH_RATE}
 
 
 def test_few_good_nights_say_nothing() -> None:
@@ -71,6 +73,24 @@ def test_few_good_nights_say_nothing() -> None:
     others = [run.model_copy(update={"flow": "embed"}) for run in GOOD]
     assert found(*others, bad) == set()
     assert health.check(GOOD, "no-such-night") == []
+
+
+def test_nights_without_uploads_do_not_count_among_the_good_ones() -> None:
+    idle = {"embedded": 0, "rejected": 0, "new_queries": 0, "first_searched": 0, "first_matched": 0}
+    quiet = [night(20 + i, seconds=1, **idle) for i in range(20)]
+    assert found(*GOOD, *quiet, night(50)) == set()
+    [rejects] = health.check([*GOOD, *quiet, night(50, rejected=900)], "night-050")
+    assert (rejects.median, rejects.nights) == (0.01, NIGHTS)
+
+
+def test_a_few_pictures_have_no_throughput_and_rows_of_an_earlier_version_no_rates() -> None:
+    few = [night(i, embedded=3, rejected=0, seconds=1) for i in range(NIGHTS)]
+    assert found(*few, night(50, embedded=3, rejected=0, seconds=60)) == set()
+    old = [
+        run.model_copy(update={"new_queries": None, "first_searched": None, "rejected": 10**6})
+        for run in GOOD
+    ]
+    assert found(*old, night(50)) == set()
 
 
 def test_only_the_last_good_nights_count() -> None:

@@ -113,6 +113,7 @@ def test_a_finished_run_is_committed_and_leaves_nothing_staged(source: Path) -> 
     for name, rows in (("copies", 6), (REJECTS, 1)):
         commit = Dataset.open(work.uri_of(name)).commit
         counts = {"plan_id": work.plan_id, "source": str(source), "listed": 7, "transient": 0, "rows": rows}
+        counts |= {"added": 6, "rejected": 1}
         assert (commit.run_id, commit.runs) == (FIRST.run_id, {FIRST.run_id: counts})
         assert (commit.ids, commit.source) == (IDS, str(source))
     assert staged(work) == []

@@ -1,0 +1,19 @@
+"""Calibrations for scores of the encoder `pdq` without a transform, as tests want them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from id2core.encoders.registry import load_encoder
+from id2core.verdicts import calibration
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.normalization import Normalization
+
+
+def calibrated(score: float, normalization: Normalization | None = None) -> Calibration:
+    """A calibration that matches from about `score` on; the review threshold is 0.1 below."""
+    encoder = load_encoder("pdq")
+    ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
+    scores = np.repeat([score - 0.1, score, score + 0.01], [480, 510, 10])
+    given = {"references": 8, "ids": ids | {"transform_id": "identity"}, "normalization": normalization}
+    return calibration.calibrate(scores, match=0.01, review=1 - 1e-9, **given)
