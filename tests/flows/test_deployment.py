@@ -16,10 +16,12 @@ import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from id2core.runs import records
+from id2core.store.datasets import Dataset
 from infra import automations
 from tests.conftest import free_port, listening, wait_until
 from tests.drawing import draw_photos
@@ -194,6 +196,54 @@ def test_the_automation_is_created_once_and_brought_up_to_date(
         prefect.automate(within)
         [standing] = client.read_automations_by_name(automations.NAME)
         assert standing.enabled and standing.trigger.within.total_seconds() == within
+
+
+def test_a_backfill_runs_its_nights_in_order_and_names_the_one_that_failed(
+    prefect: Prefect, client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    photos = sorted(draw_photos(tmp_path / "photos", 4).iterdir())
+    days = ["2026-11-09", "2026-11-10", "2026-11-11"]
+    for day, photo in zip(days, photos, strict=False):
+        (tmp_path / f"{day}.csv").write_text(f"uri\n{photo}\n")
+    broken = tmp_path / f"{days[1]}.csv"
+    broken.write_text("no column of that name\n")
+    out = tmp_path / "out"
+    common = {"reference": [str(tmp_path / "photos")], "out": str(out), "encoder": "pdq", "canary": False}
+    parameters = {
+        "first": days[0],
+        "last": days[2],
+        "queries": [f"list:{tmp_path}/{{date}}.csv"],
+        "parameters": common | {"transform": "none"},
+    }
+    deployment = client.read_deployment_by_name("backfill/backfill")
+
+    def backfilled() -> tuple[str, str]:
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+        def state() -> State | None:
+            return client.read_flow_run(run.id).state
+
+        wait_until(lambda: bool((ended := state()) and ended.is_final()), 1800, "the backfill")
+        ended = state()
+        assert ended
+        return str(ended.name), str(ended.message)
+
+    name, message = backfilled()
+    assert name == "Failed" and "1 of 3 nights did not end well: 2026-11-10 (Failed)" in message
+    embeddings = Dataset.open(str(out / "queries/embeddings"))
+    assert embeddings.rows == 2
+    nights = records.read(str(out))
+    assert [(run.config["date"], run.status, run.new_queries) for run in nights] == [
+        (days[0], "done", 1),
+        (days[1], "failed", None),
+        (days[2], "done", 1),
+    ]
+    broken.write_text(f"uri\n{photos[1]}\n")
+    assert backfilled()[0] == "Completed"
+    again = records.read(str(out))[3:]
+    assert [(run.config["date"], run.new_queries) for run in again] == list(zip(days, (0, 1, 0), strict=True))
+    scored = Dataset.open(str(out / "matches")).rows
+    assert scored == 3 * 4
 
 
 @pytest.mark.slow
