@@ -40,9 +40,9 @@ def require_images(uri: str | None, name: str, out: str | None = None) -> None:
 
 
 def require_source(uri: str, name: str, out: str, rows: str, mode: str | None = None) -> None:
-    """Refuse a source that is missing or empty, or that `out` is part of.
+    """Refuse a source that is missing, a mirror that is empty, and a place that `out` is part of.
 
-    A dated source may be empty, and one whose rows stay once it has some.
+    A source whose rows stay may be empty: nothing has come yet, or all was taken away.
 
     Args:
         uri: the source, as `sources.registry.parse` takes it.
@@ -62,24 +62,19 @@ def require_source(uri: str, name: str, out: str, rows: str, mode: str | None = 
     if source.is_dated:
         dates.require(source.folder)
         source = source.on(dates.today(defaults.TIME_ZONE), defaults.LATE_DAYS)
-    elif not (source.mode is Mode.APPEND and _has_rows_of(source.uri, rows)):
+    elif source.mode is Mode.MIRROR:
         storage.require(source.place)
         if not any(isinstance(item, Item) for item in source.items()):
-            raise StorageError(f"--{name} {uri} is empty: give a source that holds images")
+            append = ", or --mode append where uploads are still to come" if name != "reference" else ""
+            raise StorageError(f"--{name} {uri} is empty: give a source that holds images{append}")
+    else:
+        next(source.items(), None)  # raises where there is no such place
     for part in source.parts:
         place = storage.normalize(rows)
         _require_apart(out, part.place, f"--out {out} is inside --{name} {uri}: results")
         _require_apart(
             place, part.place, f"the embeddings of --{name} go to {place}, inside --{name} {uri}: they"
         )
-
-
-def _has_rows_of(source: str, place: str) -> bool:
-    from id2core.store.datasets import Dataset
-    from id2core.store.schemas import EMBEDDINGS
-
-    dataset = Dataset.find_own(storage.join(storage.normalize(place), EMBEDDINGS))
-    return dataset is not None and source in dataset.commit.sources
 
 
 def _require_apart(out: str, images: str, what: str) -> None:

@@ -99,6 +99,8 @@ def take(
     with schemas.parquet_writer(path, schemas.MANIFEST) as writer:
         for group in _batched(batches, ROW_GROUP // BATCH):
             writer.write_table(pa.Table.from_batches(group))
+    if not taken.rows:
+        _log.warning("%s is empty: this run adds nothing of it", printable(source.uri))
     if remarks:
         counts = "; ".join(f"{count} {remark}" for remark, count in sorted(remarks.items()))
         _log.warning("%s: %s", printable(source.uri), counts)

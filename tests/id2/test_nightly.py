@@ -10,7 +10,7 @@ import pytest
 
 import id2
 from id2.results import NightlySummary
-from id2core.errors import DatasetError
+from id2core.errors import DatasetError, StorageError
 from id2core.runs import health, records
 from id2core.runs.health import Measure
 from id2core.runs.records import COUNTS
@@ -74,6 +74,29 @@ def test_a_night_reads_its_dated_uploads_and_late_ones(inbox: Path, tmp_path: Pa
     assert (second.new_uploads, second.uploads, second.pairs) == (2, 4, 4)
     with pytest.raises(DatasetError, match="--add-source"):
         night(out, **given | {"queries": [str(tmp_path / "in/2026-11-24")]})
+
+
+def test_uploads_that_are_still_to_come_make_a_night_without_uploads(
+    inbox: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(inbox, tmp_path / "originals", 0, 1)
+    out, uploads = tmp_path / "out", tmp_path / "up"
+    given = {"reference": [str(tmp_path / "originals")], "queries": [str(uploads)]}
+    with pytest.raises(StorageError, match="no such folder"):
+        night(out, **given, mode="append")
+    uploads.mkdir()
+    with pytest.raises(StorageError, match="or --mode append"):
+        night(out, **given)
+    first = night(out, **given, mode="append")
+    assert (first.new_references, first.uploads, first.pairs) == (2, 0, 0)
+    assert f"{uploads} is empty: this run adds nothing of it" in caplog.text
+    put(inbox, uploads, 0, 2)
+    assert night(out, **given, mode="append").pairs == 4
+    for path in uploads.iterdir():
+        path.unlink()
+    assert night(out, **given, mode="append").uploads == 2
+    with pytest.raises(StorageError, match="is empty"):  # a mirror of what may not be mounted
+        night(out, **given)
 
 
 def counts(out: Path) -> dict[str, int]:
