@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from id2core.encoders import embedding
 from id2core.errors import OptionError
-from id2core.runs import parts, planning
+from id2core.runs import leases, parts, planning
 from id2core.runs.execution import Execution
 from id2core.runs.parts import Lineage
 from id2core.runs.planning import Plan
@@ -244,6 +244,7 @@ def import_features(
         TransformError: the transform does not take these latents.
         DatasetError: `out` holds rows of another folder, encoder, transform or latent size.
         StorageError: no such folder.
+        RunInProgressError: another run imports the same folder.
     """
     if transform:
         transform.output_size(latent_size)
@@ -254,16 +255,23 @@ def import_features(
         "preprocess_id": f"npy-{latent_size}",
     }
     source, target = storage.normalize(folder), storage.normalize(out)
-    plan = planning.make(
-        embedding.PRODUCT,
-        source,
-        target,
-        ids,
-        {"kind": "features"},
-        execution,
-        allow_shrink=allow_shrink,
-    )
-    check(plan)
+    with leases.held(target, source, execution):
+        plan = planning.make(
+            embedding.PRODUCT,
+            source,
+            target,
+            ids,
+            {"kind": "features"},
+            execution,
+            allow_shrink=allow_shrink,
+        )
+        check(plan)
+        _import_parts(plan, latent_size, transform, progress)
+        planning.commit(plan)
+    return plan
+
+
+def _import_parts(plan: Plan, latent_size: int, transform: Transform | None, progress: OnStage) -> None:
     completed = 0
     for index in range(plan.parts):
         objects = planning.read_part(plan, index)
@@ -271,8 +279,6 @@ def import_features(
         counted = _counted(stream, completed, plan.objects, progress)
         parts.write(plan.out, plan.product, objects, plan.lineage, counted)
         completed += len(objects)
-    planning.commit(plan)
-    return plan
 
 
 def _rows(blocks: Iterator[FeatureBlock], transform: Transform | None, lineage: Lineage) -> parts.Stream:

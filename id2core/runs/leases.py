@@ -5,7 +5,8 @@ same source is refused by name. The lease of a run that was killed does not coun
 this machine, and elsewhere for three minutes after it was renewed last, by the clocks of both machines.
 
 A lease keeps two runs from doing the same work twice. What keeps the data right where a lease is lost is the
-commit, which counts every row.
+commit, which counts every row and replaces no other run's commit. A job that is started from a template holds
+no lease: no process of this program is there to renew it.
 """
 
 from __future__ import annotations

@@ -540,7 +540,8 @@ def commit(plan: Plan) -> Held | None:
 
     Rows that the source no longer keeps go to the log of removals, and rejects that a later part superseded
     are dropped: the files that hold them are rewritten without them. Safe to repeat. Where another run has
-    committed since the plan was made, its commit is read and the work is added to it.
+    committed since the plan was made, its commit is read and the work is added to it. If that was a run of
+    the same source, its listing is the newer one, and this one drops nothing.
 
     Returns:
         The data sets as they are now; None where the work was committed before.
@@ -596,6 +597,9 @@ def _listing_tables(plan: Plan) -> Iterator[pa.Table]:
 def _write_commits(plan: Plan, held: Held, records: list[PartRecord]) -> Held | None:
     """Commit rejects, then rows, beside what is held; return None where that is out of date."""
     held.check_ids(plan.lineage.ids)  # another transform may have been put in use meanwhile
+    source = SourceRecord(plan.scope.mode)
+    if _is_overtaken(plan, held):  # the other listing is newer, so nothing that this one lacks is gone
+        plan = replace(plan, scope=replace(plan.scope, mode=Mode.APPEND, retention_days=None))
     segments = datasets.segments_of(held.rows) if held.rows else {}
     runs = {plan.lineage.run_id, *plan.adopted} - segments.keys()
     records = [record for record in records if record.run_id in runs]
@@ -630,7 +634,7 @@ def _write_commits(plan: Plan, held: Held, records: list[PartRecord]) -> Held | 
         (REJECTS, rewritten.rejects, held.rejects),
         (plan.product.dataset, rewritten.rows, held.rows),
     ):
-        commit = _next_commit(plan, name, files, last, counts)
+        commit = _next_commit(plan, name, files, last, counts, source)
         if name == plan.product.dataset:
             removals = (*commit.removals, *rewritten.removals)
             commit = replace(commit, segments=segments, removals=removals)
@@ -641,12 +645,26 @@ def _write_commits(plan: Plan, held: Held, records: list[PartRecord]) -> Held | 
     return Held(rows=written[1], rejects=written[0])
 
 
+def _is_overtaken(plan: Plan, held: Held) -> bool:
+    """Return whether another run of the source has committed since the plan was made.
+
+    A lease keeps such runs apart. A job that a template describes holds none, and starts whenever it likes.
+    """
+    then, now = (_last_of(side.rows, plan.source) if side.rows else None for side in (plan.held, held))
+    return now not in (then, plan.lineage.run_id)
+
+
 def _next_commit(
-    plan: Plan, name: str, files: list[FileRecord], last: Dataset | None, counts: _Counts
+    plan: Plan,
+    name: str,
+    files: list[FileRecord],
+    last: Dataset | None,
+    counts: _Counts,
+    source: SourceRecord,
 ) -> Commit:
     run_id = plan.lineage.run_id
     base = last.commit if last else Commit(name, run_id, plan.lineage.ids)
-    sources = base.sources | {plan.source: SourceRecord(plan.scope.mode)}
+    sources = base.sources | {plan.source: source}
     others = {r: c for r, c in base.runs.items() if r != run_id}  # the last one is the latest
     runs = others | {run_id: {**dict(counts), "rows": sum(f.rows for f in files)}}
     return replace(base, files=tuple(files), run_id=run_id, runs=runs, sources=sources)

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 import id2
 from id2.corpora import CorpusPair
-from id2core.errors import DatasetError, ExperimentError, ReaderError, StorageError
+from id2core.errors import DatasetError, ExperimentError, ReaderError, RunInProgressError, StorageError
 from id2core.experiments import evaluation_sets
 from id2core.experiments.evaluation_sets import EvaluationSet
+from id2core.runs import leases
+from id2core.runs.execution import Execution
 from id2core.settings import Settings
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
@@ -61,6 +63,16 @@ def features(tmp_path: Path) -> Path:
 
 def load(features: Path, out: str) -> dict[str, Any]:
     return as_json(id2.import_oripid(features=str(features), out=out, latent_size=N))
+
+
+def test_two_imports_of_one_folder_do_not_work_at_once(features: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "oripid")
+    with (
+        leases.held(out, str(features), Execution.begin()),
+        pytest.raises(RunInProgressError, match=f"is adding {features} to {out}"),
+    ):
+        load(features, out)
+    assert load(features, out)["resumed"] is False
 
 
 def test_what_is_imported_is_trained_on_and_every_file_is_accounted_for(

@@ -118,6 +118,21 @@ def test_sources_that_list_the_same_object_make_it_once(tmp_path: Path) -> None:
     assert removals(tmp_path) == []
 
 
+def test_a_job_that_commits_after_a_newer_listing_drops_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    source = Drawn("/in", objects={"a": "1", "b": "1"})
+    template = plan(source, tmp_path, 1)  # without a lease: it is started later
+    source.objects = {"b": "1", "c": "1"}
+    run(source, tmp_path, 2)
+    make(template)
+    assert planning.commit(template)
+    assert rows(tmp_path) == ["/in/a 1 run-1", "/in/b 1 run-2", "/in/c 1 run-2"]
+    assert Dataset.open(str(tmp_path / "copies")).commit.sources["/in"].mode is Mode.MIRROR
+    assert planning.commit(template) is None, "it is started again"
+    run(source, tmp_path, 3)
+    assert rows(tmp_path) == ["/in/b 1 run-2", "/in/c 1 run-2"]
+    assert [(uri, reason) for uri, _, _, reason, _ in removals(tmp_path)] == [("/in/a", "unlisted")]
+
+
 def test_a_mirror_logs_what_it_drops_and_an_appended_source_keeps_it(tmp_path: Path) -> None:
     for mode, left in (
         ("mirror", ["/in/a 2 run-2", "/in/c 1 run-1"]),
