@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 # Ways to fail: half a body, no answer to a request that was done, silence; or the number of an HTTP status.
 CUT, LOST, SILENT = "cut", "lost", "silent"
+# A request that does not fail, before one that does.
+PASS = "pass"
 _HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "content-length", "keep-alive"})
 
 
@@ -61,6 +63,8 @@ class FaultProxy:
         fault = self._next(handler.command, handler.path)
         if fault == SILENT:
             time.sleep(self._silence)
+        if fault == PASS:
+            fault = None
         if isinstance(fault, int):
             self._answer(handler, fault, {}, b"not now")
         elif fault != SILENT:
