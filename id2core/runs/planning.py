@@ -273,7 +273,7 @@ def make(
             held=held,
             source=source.uri,
             plan_id=plan_id,
-            lineage=Lineage(ids, run_id or execution.run_id, execution.started, source.uri),
+            lineage=Lineage(ids, run_id or _unused(execution, segments), execution.started, source.uri),
             listed=listing.rows,
             objects=0,
             parts=0,
@@ -284,6 +284,14 @@ def make(
             scope=scope,
         )
         return plan if plan.committed else _staged_plan(plan, listing, keys, segments, part_size)
+
+
+def _unused(execution: Execution, segments: Collection[str]) -> str:
+    """Return the run_id of new rows: the execution's, or another one where its segment is committed.
+
+    A stage that failed behind its commit is tried again, and may find more objects than before.
+    """
+    return execution.run_id if execution.run_id not in segments else Execution.begin().run_id
 
 
 def _check_source(dataset: Dataset, source: str) -> None:
@@ -618,15 +626,13 @@ def _write_commits(plan: Plan, held: Held, records: list[PartRecord]) -> Held | 
     each = plan.product.rows_each
     before = held.objects(plan.product, plan.scope)
     _check_shrink(plan, before, rewritten.own_rows // each)
-    # A stage that is tried again after its commit adds to what it made at first.
-    earlier = Made.by(plan.lineage.run_id, held.rows) if held.rows else NOTHING
     counts = _Counts(
         plan_id=plan.plan_id,
         source=plan.source,
         listed=outcome.listed,
         transient=outcome.transient,
-        added=earlier.added + outcome.added // each,
-        rejected=earlier.rejected + outcome.rejected,
+        added=outcome.added // each,
+        rejected=outcome.rejected,
     )
     written = []
     segments = _extended(segments, {record.run_id for record in records})

@@ -198,6 +198,7 @@ def test_the_automation_is_created_once_and_brought_up_to_date(
         assert standing.enabled and standing.trigger.within.total_seconds() == within
 
 
+@pytest.mark.slow
 def test_a_backfill_runs_its_nights_in_order_and_names_the_one_that_failed(
     prefect: Prefect, client: SyncPrefectClient, tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ def feed(out: str, name: str) -> set[str]:
     source = Drawn(f"/{name}")
     for night in range(NIGHTS):
         source.objects = {"kept": "1", f"night{night}": "1", f"bad{night}": "1"}
-        run(source, out, f"{name}-{night}")  # type: ignore[arg-type]
+        run(source, out, f"{name}-{night}")
     return {f"/{name}/{object}" for object in source.objects if "bad" not in object}
 
 
@@ -95,12 +95,12 @@ def test_processes_commit_side_by_side(out: str) -> None:
 @pytest.mark.parametrize("proxy", ["/rewriteTo/"], indirect=True)
 def test_what_a_commit_did_not_move_is_moved_by_the_next_run(proxy: FaultProxy, out: str) -> None:
     source = Drawn("/in", objects={"a": "1", "b": "1", "c": "1", "d": "1"})
-    run(source, out, 1)  # type: ignore[arg-type]
+    run(source, out, 1)
     for number, moved in enumerate(range(3), 2):
         gone = min(source.objects)
         del source.objects[gone]
         source.objects[f"x{number}"] = "1"
-        work = plan(source, out, number)  # type: ignore[arg-type]
+        work = plan(source, out, number)
         make(work)
         proxy.faults = [("POST", PASS)] * moved + [("POST", 403)]
         with pytest.raises(StorageError):
@@ -111,7 +111,7 @@ def test_what_a_commit_did_not_move_is_moved_by_the_next_run(proxy: FaultProxy, 
         left = {f"/in/{name}" for name in source.objects}
         # Rejects are committed first: where their moves failed, the rows are not committed yet.
         if Dataset.open(storage.join(out, "copies")).commit.version < number:
-            planning.commit(plan(source, out, number))  # type: ignore[arg-type]
+            planning.commit(plan(source, out, number))
         check(out, left)
 
 

@@ -133,6 +133,16 @@ def test_a_job_that_commits_after_a_newer_listing_drops_nothing_and_doubles_noth
     assert [(uri, reason) for uri, _, _, reason, _ in removals(tmp_path)] == [("/in/a", "unlisted")]
 
 
+def test_a_run_that_is_tried_again_behind_its_commit_adds_what_came_meanwhile(tmp_path: Path) -> None:
+    source = Drawn("/in", "append", objects={"a": "1"})
+    run(source, tmp_path, 1)
+    assert plan(source, tmp_path, 1).committed
+    source.objects["b"] = "1"
+    second = run(source, tmp_path, 1).lineage.run_id
+    assert second != "run-1"
+    assert rows(tmp_path) == ["/in/a 1 run-1", f"/in/b 1 {second}"]
+
+
 def test_a_mirror_logs_what_it_drops_and_an_appended_source_keeps_it(tmp_path: Path) -> None:
     for mode, left in (
         ("mirror", ["/in/a 2 run-2", "/in/c 1 run-1"]),
