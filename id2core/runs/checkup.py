@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from id2core.errors import DatasetError
 from id2core.runs import histories, ledger, leftovers
-from id2core.runs.keys import Keys
+from id2core.runs.keys import KEY, Keys, row_keys
 from id2core.runs.ledger import Event, Span
 from id2core.store import datasets, moves, schemas, storage
 from id2core.store.ahead import in_order
@@ -325,7 +325,7 @@ class _Numbers:
         segments = datasets.segments_of(corpus)
         names = pa.array(list(segments), pa.string())
         numbers = np.array([0, *(segment.number for segment in segments.values())], np.int32)
-        keys, found = [np.empty(0, "S16")], [np.empty(0, np.int32)]
+        keys, found = [np.empty(0, KEY)], [np.empty(0, np.int32)]
         log = datasets.removals_of(corpus.uri)
         for uri, files, column in (
             (corpus.uri, corpus.files, "run_id"),
@@ -333,7 +333,7 @@ class _Numbers:
         ):
             for file in files:
                 table = datasets.read_file(uri, file, [*key, column])
-                keys.append(histories.row_keys(table.select(list(key))))
+                keys.append(row_keys(table.select(list(key))))
                 places = pc.fill_null(pc.index_in(table[column], value_set=names), -1).to_numpy()
                 found.append(numbers[places + 1])
         every, values = np.concatenate(keys), np.concatenate(found)
@@ -349,7 +349,7 @@ class _Numbers:
         if not len(self.keys):
             return np.tile(np.array([[1], [0]], np.int32) * np.iinfo(np.int32).max, table.num_rows)
         filled = pa.table([pc.fill_null(column, "") for column in table.columns], names=table.column_names)
-        wanted = histories.row_keys(filled)
+        wanted = row_keys(filled)
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         hit = self.keys[places] == wanted
         never = np.iinfo(np.int32)

@@ -7,17 +7,17 @@ A reference picture is searched once, wherever it lies: of its rows the first by
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from id2core.runs.ledger import History, Home, Span, history
+from id2core.runs.keys import Groups, Keys
+from id2core.runs.ledger import History, Home, history
 from id2core.store import datasets
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
@@ -29,7 +29,12 @@ UNSEARCHED = -1
 OCCURRENCE = ("uri", "generation")
 PICTURE = ("image_id",)
 _FILES_AHEAD = 8
-_KEY = np.dtype("S16")
+# Among the keys, the number of a row is its segment, and its place among the rows of all files. So equal keys
+# come in the order of segments. The number of a row of the log is greater: its segment, and the version
+# without it.
+_SHIFT: Final = 38
+_PLACE: Final = (1 << _SHIFT) - 1
+_LOGGED: Final = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -68,23 +73,21 @@ class Classes:
         return np.asarray(labels, np.int64)
 
 
-def of_uploads(queries: Dataset, span: Span) -> Classes:
+def of_uploads(queries: Dataset, segments: Collection[int]) -> Classes:
     """Return the classes of the uploads of some segments.
 
     Args:
         queries: an embeddings data set.
-        span: first and last number of the segments.
+        segments: their numbers.
     """
-    first, last = span
-    segments = datasets.segments_of(queries)
-    numbers = {run: s.number for run, s in segments.items() if first <= s.number <= last}
+    wanted = set(segments)
+    numbers = {run: number for run, number in _numbers(queries).items() if number in wanted}
     files = [
         file
         for file in queries.files
         if not numbers.keys().isdisjoint(datasets.segments_in(queries.uri, file))
     ]
-    rows = _Rows.read(queries, files, OCCURRENCE, numbers)
-    return rows.classes(numbers, _earlier(queries, OCCURRENCE, rows), {})
+    return _classes(queries, files, OCCURRENCE, numbers)
 
 
 def of_pictures(references: Dataset) -> Classes:
@@ -93,19 +96,11 @@ def of_pictures(references: Dataset) -> Classes:
     Args:
         references: an embeddings data set.
     """
-    numbers = _numbers(references)
-    rows = _Rows.read(references, references.files, PICTURE, numbers)
-    return rows.classes(numbers, _earlier(references, PICTURE, rows), _repeated(references, rows))
+    return _classes(references, references.files, PICTURE, _numbers(references))
 
 
 def _numbers(dataset: Dataset) -> dict[str, int]:
     return {run: segment.number for run, segment in datasets.segments_of(dataset).items()}
-
-
-def only(classes: Classes, wanted: NDArray[np.bool_]) -> Classes:
-    """Return classes, of which only some are searched: bool[C]."""
-    in_file = {name: labels[wanted[labels]] for name, labels in classes.in_file.items()}
-    return replace(classes, counts=np.where(wanted, classes.counts, 0), in_file=in_file)
 
 
 def one_class(dataset: Dataset) -> Classes:
@@ -115,160 +110,161 @@ def one_class(dataset: Dataset) -> Classes:
     return Classes(of_segment, ((),), np.array([dataset.rows]), in_file)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of a corpus as columns: 28 bytes each.
+def _classes(
+    dataset: Dataset, files: Sequence[FileRecord], key: tuple[str, ...], numbers: Mapping[str, int]
+) -> Classes:
+    """Return the classes of the rows of some segments.
 
-    Attributes:
-        files: in which they are.
-        keys: what names an upload or picture, see `row_keys`.
-        numbers: int32[n], of their segments; 0 for rows of other segments.
-        file, row: int32[n], where they are.
+    Args:
+        dataset: the corpus.
+        files: those with rows of the segments.
+        key: columns that name an upload or a picture.
+        numbers: run_id of a segment → its number.
     """
-
-    files: tuple[FileRecord, ...]
-    keys: NDArray[np.bytes_]
-    numbers: NDArray[np.int32]
-    file: NDArray[np.int32]
-    row: NDArray[np.int32]
-
-    @staticmethod
-    def read(
-        dataset: Dataset, files: Iterable[FileRecord], key: tuple[str, ...], numbers: Mapping[str, int]
-    ) -> _Rows:
-        """Read the rows of some segments."""
-        chosen = tuple(files)
-        tables = datasets.read_each(dataset.uri, chosen, [*key, "run_id"])
-        parts = [_columns(table, key, numbers, i) for i, table in enumerate(tables)]
-        empty = (np.empty(0, _KEY), *(np.empty(0, np.int32),) * 3)
-        columns = [np.concatenate(column) for column in zip(empty, *parts, strict=True)]
-        return _Rows(chosen, *columns)
-
-    @cached_property
-    def order(self) -> NDArray[np.int64]:
-        """The order of the keys."""
-        return np.argsort(self.keys, kind="stable")
-
-    @cached_property
-    def _sorted(self) -> NDArray[np.bytes_]:
-        return self.keys[self.order]
-
-    def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Return a row with each key; -1 where there is none."""
-        if not len(self.keys):
-            return np.full(len(keys), -1)
-        places = np.minimum(np.searchsorted(self._sorted, keys), len(self.keys) - 1)
-        return np.where(self._sorted[places] == keys, self.order[places], -1)
-
-    def classes(
-        self,
-        numbers: Mapping[str, int],
-        earlier: Mapping[bytes, list[Home]],
-        repeated: Mapping[bytes, list[int]],
-    ) -> Classes:
-        """Return the classes of the rows.
-
-        Args:
-            numbers: run_id of a segment → its number.
-            earlier: key → where it stood before it was removed.
-            repeated: key that several rows have → these rows, the one that is searched first.
-        """
-        every = sorted(set(numbers.values()))
-        of_number = {number: i for i, number in enumerate(every)}
-        histories: dict[History, int] = {(Home(number),): i for number, i in of_number.items()}
-        default = np.full(max(every, default=0) + 1, UNSEARCHED, np.int64)
-        default[every] = np.arange(len(every))
-        labels = default[self.numbers]
-        own = np.zeros(len(labels), bool)
-        for key in earlier.keys() | repeated.keys():
-            rows = repeated.get(key) or [int(self.find(np.array([key], _KEY))[0])]
-            homes = [Home(int(self.numbers[row])) for row in rows] + earlier.get(key, [])
-            label = histories.setdefault(history(homes), len(histories))
-            own[rows] = labels[rows] != UNSEARCHED
-            labels[rows[0]] = label
-            labels[rows[1:]] = UNSEARCHED
-        searched = labels[labels != UNSEARCHED]
-        counts = np.bincount(searched, minlength=len(histories)).astype(np.int64)
-        in_file, in_own = self._by_file(labels, own)
-        of_segment = {run: of_number[number] for run, number in numbers.items()}
-        return Classes(of_segment, tuple(histories), counts, in_file, in_own)
-
-    def _by_file(
-        self, labels: NDArray[np.int64], own: NDArray[np.bool_]
-    ) -> tuple[dict[str, NDArray[np.int64]], dict[str, tuple[NDArray[np.int32], NDArray[np.int32]]]]:
-        """Return the classes in each file, and the rows with classes of their own."""
-        edges = np.searchsorted(self.file, np.arange(len(self.files) + 1))
-        in_file, in_own = {}, {}
-        for file, start, end in zip(self.files, edges[:-1], edges[1:], strict=True):
-            within = labels[start:end]
-            in_file[file.name] = np.unique(within[within != UNSEARCHED])
-            if (marked := np.flatnonzero(own[start:end])).size:
-                in_own[file.name] = self.row[start:end][marked], within[marked].astype(np.int32)
-        return in_file, in_own
+    starts = np.cumsum([0, *(file.rows for file in files)])
+    of_number = {number: label for label, number in enumerate(sorted(set(numbers.values())))}
+    known: dict[History, int] = {(Home(number),): label for number, label in of_number.items()}
+    with Keys() as index:
+        tables = datasets.read_each(dataset.uri, files, [*key, "run_id"])
+        held = [
+            _add_rows(index, table, key, numbers, start)
+            for start, table in zip(starts[:-1].tolist(), tables, strict=True)
+        ]
+        _add_log(index, dataset, files, key)
+        own = _Own.join([_Own.of(groups, known) for groups in index.groups()])
+    rows, labels = own.settled(lambda places: _uris(dataset, files, starts, places))
+    edges = np.searchsorted(rows & _PLACE, starts)
+    counts = np.zeros(len(known), np.int64)
+    in_file, in_own = {}, {}
+    for i, (file, (segments, count)) in enumerate(zip(files, held, strict=True)):
+        marked, marks = rows[edges[i] : edges[i + 1]], labels[edges[i] : edges[i + 1]]
+        usual = count - np.bincount(np.searchsorted(segments, marked >> _SHIFT), minlength=len(count))
+        classes = np.array([of_number[number] for number in segments.tolist()], np.int64)
+        searched = marks[marks != UNSEARCHED]
+        counts[classes] += usual
+        counts += np.bincount(searched, minlength=len(counts))
+        in_file[file.name] = np.union1d(classes[usual > 0], searched)
+        if len(marked):
+            in_own[file.name] = ((marked & _PLACE) - starts[i]).astype(np.int32), marks.astype(np.int32)
+    of_segment = {run: of_number[number] for run, number in numbers.items()}
+    return Classes(of_segment, tuple(known), counts, in_file, in_own)
 
 
-def _earlier(dataset: Dataset, key: tuple[str, ...], rows: _Rows) -> dict[bytes, list[Home]]:
-    """Return where uploads or pictures that stand in a corpus stood before, by key: the removal log."""
-    homes: dict[bytes, list[Home]] = {}
+def _add_rows(
+    index: Keys, table: pa.Table, key: tuple[str, ...], numbers: Mapping[str, int], start: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Add the rows of a file that are of some segments; return the segments, and how many rows of each."""
+    segments = _segments(table["run_id"], numbers)
+    rows = np.flatnonzero(segments)
+    chosen = table.take(pa.array(rows)) if len(rows) < table.num_rows else table
+    hashes = index.hash(*(chosen[name].to_pylist() for name in key))
+    index.add_rows(hashes, (segments[rows] << _SHIFT) + start + rows)
+    return np.unique(segments[rows], return_counts=True)
+
+
+def _add_log(index: Keys, dataset: Dataset, files: Sequence[FileRecord], key: tuple[str, ...]) -> None:
+    """Add where the uploads or pictures of some files may have stood before: the removal log."""
     numbers = _numbers(dataset)
-    place = datasets.removals_of(dataset.uri)
+    log = dataset.commit.removals
+    if key == OCCURRENCE:  # a picture may come back with another URI
+        log = tuple(r for r in log if not r.bounds or any(f.may_hold(*r.bounds) for f in files))
     columns = [*key, "segment", "removed_in", "reason"]
-    for table in datasets.read_each(place, dataset.commit.removals, columns):
+    for table in datasets.read_each(datasets.removals_of(dataset.uri), log, columns):
         # The pairs of what was taken down are gone, too: they have not been searched.
         table = table.filter(pc.not_equal(table["reason"], str(Removal.TAKEN_DOWN)))
-        keys = row_keys(table.select(list(key)))
-        for i in np.flatnonzero(rows.find(keys) >= 0).tolist():
-            if number := numbers.get(table["segment"][i].as_py()):
-                home = Home(number, table["removed_in"][i].as_py())
-                homes.setdefault(bytes(keys[i]), []).append(home)
-    return homes
+        segments = _segments(table["segment"], numbers)
+        rows = np.flatnonzero(segments)
+        table = table.take(pa.array(rows))
+        versions = table["removed_in"].to_numpy().astype(np.int64)
+        hashes = index.hash(*(table[name].to_pylist() for name in key))
+        index.add_rows(hashes, _LOGGED + (segments[rows] << _SHIFT) + versions)
 
 
-def _repeated(dataset: Dataset, rows: _Rows) -> dict[bytes, list[int]]:
-    """Return the keys that several rows have → these rows, by segment, then by URI."""
-    ordered = rows.keys[rows.order]
-    equal = ordered[1:] == ordered[:-1]
-    several = rows.order[np.union1d(np.flatnonzero(equal), np.flatnonzero(equal) + 1)]
-    uris = dict(_uris(dataset, rows, np.sort(several)))
-    groups: dict[bytes, list[int]] = {}
-    for row in several.tolist():
-        groups.setdefault(bytes(rows.keys[row]), []).append(row)
-    return {key: sorted(own, key=lambda r: (rows.numbers[r], uris[r])) for key, own in groups.items()}
+@dataclass(frozen=True)
+class _Own:
+    """Rows with classes of their own.
+
+    Attributes:
+        rows: int64[n], as they are numbered among the keys.
+        labels: int64[n], their classes.
+        ties: int64[n], 0 or what names the picture of which several rows are of its first segment: the first
+            of them by URI has the class, and the others are not searched.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    ties: NDArray[np.int64]
+
+    @staticmethod
+    def of(groups: Groups, known: dict[History, int]) -> _Own:
+        """Return those of one partition; add their histories to the known ones."""
+        stands = groups.rows[groups.starts] < _LOGGED
+        several = stands & (groups.sizes > 1)
+        flat = groups.rows[several[groups.of_row]].tolist()
+        rows, labels, ties = [], [], []
+        start = 0
+        for size in groups.sizes[several].tolist():
+            every = flat[start : start + size]
+            start += size
+            standing = [row for row in every if row < _LOGGED]
+            homes = [Home(row >> _SHIFT) for row in standing]
+            homes += [Home((row - _LOGGED) >> _SHIFT, row & _PLACE) for row in every[len(standing) :]]
+            label = known.setdefault(history(homes), len(known))
+            first = sum(home.number == homes[0].number for home in homes[: len(standing)])
+            rows += standing
+            labels += [label] * first + [UNSEARCHED] * (len(standing) - first)
+            ties += ([standing[0]] * first if first > 1 else [0]) + [0] * (len(standing) - max(first, 1))
+        return _Own(*(np.array(column, np.int64) for column in (rows, labels, ties)))
+
+    @staticmethod
+    def join(parts: Sequence[_Own]) -> _Own:
+        """Return the rows of all partitions in the order of their places."""
+        nothing = np.empty(0, np.int64)
+        columns = [
+            np.concatenate([nothing, *(getattr(part, name) for part in parts)])
+            for name in ("rows", "labels", "ties")
+        ]
+        order = np.argsort(columns[0] & _PLACE)
+        return _Own(*(column[order] for column in columns))
+
+    def settled(
+        self, uris: Callable[[NDArray[np.int64]], Iterator[str]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rows and classes once URIs have decided between rows of one segment.
+
+        Args:
+            uris: gives those of places, which ascend.
+        """
+        labels = self.labels.copy()
+        tied = np.flatnonzero(self.ties)
+        first: dict[int, tuple[str, int]] = {}
+        for i, uri in zip(tied.tolist(), uris(self.rows[tied] & _PLACE), strict=True):
+            picture = int(self.ties[i])
+            first[picture] = min(first.get(picture, (uri, i)), (uri, i))
+        losers = np.setdiff1d(tied, [i for _, i in first.values()])
+        labels[losers] = UNSEARCHED
+        return self.rows, labels
 
 
-def _uris(dataset: Dataset, rows: _Rows, wanted: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
-    """Yield the rows that are wanted, each with its URI."""
-    files = np.unique(rows.file[wanted])
-    tables = in_order(files.tolist(), lambda i: dataset.read_file(rows.files[i], ["uri"]), _FILES_AHEAD)
-    for file, table in zip(files, tables, strict=True):
-        own = wanted[rows.file[wanted] == file]
-        yield from zip(own.tolist(), table["uri"].take(pa.array(rows.row[own])).to_pylist(), strict=True)
+def _uris(
+    dataset: Dataset, files: Sequence[FileRecord], starts: NDArray[np.int64], places: NDArray[np.int64]
+) -> Iterator[str]:
+    """Yield the URIs of rows, which ascend."""
+    edges = np.searchsorted(places, starts)
+    chosen = np.flatnonzero(np.diff(edges))
+    tables = in_order(chosen.tolist(), lambda i: dataset.read_file(files[i], ["uri"]), _FILES_AHEAD)
+    for i, table in zip(chosen.tolist(), tables, strict=True):
+        rows = places[edges[i] : edges[i + 1]] - starts[i]
+        yield from table["uri"].take(pa.array(rows)).to_pylist()
 
 
-def _columns(
-    table: pa.Table, key: tuple[str, ...], numbers: Mapping[str, int], file: int
-) -> tuple[NDArray[np.bytes_], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Return keys, segments, file and place of the rows of a file that are of some segments."""
-    names = pa.array(list(numbers), pa.string())
-    of_name = np.append(np.fromiter(numbers.values(), np.int32, len(numbers)), 0).astype(np.int32)
-    segments = of_name[_places(table["run_id"], names)]
-    row = np.flatnonzero(segments).astype(np.int32)
-    return (
-        row_keys(table.take(pa.array(row)).select(list(key))),
-        segments[row],
-        np.full(len(row), file, np.int32),
-        row,
-    )
+def _segments(run_ids: pa.ChunkedArray, numbers: Mapping[str, int]) -> NDArray[np.int64]:
+    """Return the number of each row's segment, int64[n]; 0 for one of another."""
+    of_place = np.array([*numbers.values(), 0], np.int64)
+    return np.asarray(of_place[_places(run_ids, pa.array(list(numbers), pa.string()))])
 
 
 def _places(segments: pa.ChunkedArray, names: pa.Array) -> NDArray[np.integer]:
     """Return the place of each row's segment among names, their number for one of another."""
     places = pc.index_in(pc.fill_null(segments, ""), value_set=names)
     return np.asarray(pc.fill_null(places, len(names)).to_numpy())
-
-
-def row_keys(table: pa.Table) -> NDArray[np.bytes_]:
-    """Return a digest of each row of a table of text: 16 bytes each, which sort and compare."""
-    texts = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    digests = b"".join(hashlib.blake2b("\0".join(text).encode(), digest_size=16).digest() for text in texts)
-    return np.frombuffer(digests, _KEY)

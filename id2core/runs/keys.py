@@ -9,6 +9,8 @@ A key is any number of texts, such as URI and generation, or an image_id. Equal 
             is_held = groups.last >= len(listed_uris)
             ...
 
+Where all keys fit in memory, `row_keys` gives them as one column that sorts and compares.
+
 Names come from whoever uploads, so the hash has a random key: nobody can make two names collide. By chance
 two of 10^9 keys are equal with a probability of 10^-21.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 # Rows in memory before they are spilled, 24 bytes each.
@@ -33,6 +36,9 @@ SPILL_ROWS = 2**18
 # A partition has the keys with one value of their first byte.
 _SHIFT = np.uint64(56)
 _ROW = np.dtype([("high", np.uint64), ("low", np.uint64), ("row", np.int64)])
+# A key as a value of a column, and what the keys of this process are hashed with.
+KEY = np.dtype("S16")
+_SECRET = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True)
@@ -111,15 +117,16 @@ class Keys:
 
     def hash_bytes(self, texts: Sequence[bytes]) -> NDArray[np.uint64]:
         """Return uint64[n,2]: the keys of n rows that `encode` returned."""
-        blake2b, secret = hashlib.blake2b, self._secret
-        digests = b"".join([blake2b(text, digest_size=16, key=secret).digest() for text in texts])
-        return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+        return np.frombuffer(_digests(texts, self._secret), np.uint64).reshape(-1, 2)
 
     def add(self, hashes: NDArray[np.uint64], first: int) -> None:
         """Add rows with the numbers `first`, `first` + 1, … and the keys `hashes`."""
+        self.add_rows(hashes, np.arange(first, first + len(hashes)))
+
+    def add_rows(self, hashes: NDArray[np.uint64], numbers: NDArray[np.int64]) -> None:
+        """Add rows with numbers of their own, int64[n], and the keys `hashes`."""
         rows = np.empty(len(hashes), _ROW)
-        rows["high"], rows["low"] = hashes[:, 0], hashes[:, 1]
-        rows["row"] = np.arange(first, first + len(hashes))
+        rows["high"], rows["low"], rows["row"] = hashes[:, 0], hashes[:, 1], numbers
         self._waiting.append(rows)
         self._count += len(rows)
         if self._count >= self._spill_rows:
@@ -160,6 +167,20 @@ def encode(*columns: Sequence[str]) -> list[bytes]:
         f"{','.join([str(len(text)) for text in row])}:{''.join(row)}".encode()
         for row in zip(*columns, strict=True)
     ]
+
+
+def row_keys(table: pa.Table) -> NDArray[np.bytes_]:
+    """Return the keys of a table's rows, each made of all its columns of text: `KEY`[n].
+
+    They compare with other keys of this process only.
+    """
+    texts = encode(*(column.to_pylist() for column in table.columns))
+    return np.frombuffer(_digests(texts, _SECRET), KEY)
+
+
+def _digests(texts: Iterable[bytes], secret: bytes) -> bytes:
+    blake2b = hashlib.blake2b
+    return b"".join([blake2b(text, digest_size=16, key=secret).digest() for text in texts])
 
 
 def _grouped(rows: NDArray[Any]) -> Groups:

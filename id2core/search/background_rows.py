@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, JsonValue
 
 from id2core.errors import DatasetError, NormalizationError
-from id2core.runs import histories
 from id2core.runs.execution import Execution
+from id2core.runs.keys import KEY, row_keys
 from id2core.search import matching, scope, shards
 from id2core.search.indexes import FLAT
 from id2core.search.matching import SearchPlan
@@ -244,20 +244,20 @@ def _distinct(
 ) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
     """Return the keys of n uploads, each once, and int64[n], which of them each row is of."""
     if not len(uris):
-        return np.empty(0, "S16"), np.empty(0, np.int64)
+        return np.empty(0, KEY), np.empty(0, np.int64)
     uri, generation = (pa.concat_arrays(c.chunks).dictionary_encode() for c in (uris, generations))
     codes = uri.indices.to_numpy().astype(np.int64) * len(generation.dictionary)
     _, first, upload_of = np.unique(
         codes + generation.indices.to_numpy(), return_index=True, return_inverse=True
     )
     uploads = pa.table({"uri": uris, "generation": generations}).take(pa.array(first))
-    return histories.row_keys(uploads), upload_of
+    return row_keys(uploads), upload_of
 
 
 @functools.lru_cache(maxsize=16)
 def _read(uri: str, file: FileRecord) -> tuple[NDArray[np.bytes_], NDArray[np.float32]]:
     """Return keys of uploads in their order, and their background: 20 bytes an upload."""
     table = datasets.read_file(uri, file, ["uri", "generation", "background"])
-    keys = histories.row_keys(table.select(["uri", "generation"]))
+    keys = row_keys(table.select(["uri", "generation"]))
     order = np.argsort(keys)
     return keys[order], table["background"].to_numpy()[order]

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from id2core.runs import histories
+from id2core.runs.keys import KEY, row_keys
 from id2core.search import shards
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
@@ -120,7 +120,7 @@ class CurrentMatches:
     def _ranked(self, table: pa.Table) -> pa.Table:
         """Return the best rows of each upload, ranked anew, each with a URI where its reference is."""
         ordered = table.sort_by(_ORDER)
-        keys = histories.row_keys(ordered.select(_UPLOAD))
+        keys = row_keys(ordered.select(_UPLOAD))
         starts = np.cumsum(np.append(False, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
         ranks = shards.ranks(starts) + 1
         kept = ordered.filter(pa.array(ranks <= self.top_k))
@@ -139,15 +139,15 @@ class CurrentMatches:
     @cached_property
     def _uploads(self) -> _Uploads:
         uploads = (t.group_by(_UPLOAD).aggregate([]) for t in self.matches.tables(_UPLOAD))
-        keys = [histories.row_keys(table.select(_UPLOAD)) for table in uploads]
-        return _Uploads.find(self.queries, np.unique(np.concatenate([np.empty(0, "S16"), *keys])))
+        keys = [row_keys(table.select(_UPLOAD)) for table in uploads]
+        return _Uploads.find(self.queries, np.unique(np.concatenate([np.empty(0, KEY), *keys])))
 
 
 def _newest(later: pa.Table, pairs: pa.Table) -> tuple[pa.Array, pa.Table]:
     """Return which pairs have a later verdict, bool[n], and n rows: theirs, or any others."""
     ordered = later.sort_by([("judged_at", "descending"), ("run_id", "descending")])
-    keys, first = np.unique(histories.row_keys(ordered.select(schemas.PAIR)), return_index=True)
-    own = histories.row_keys(pairs.select(schemas.PAIR))
+    keys, first = np.unique(row_keys(ordered.select(schemas.PAIR)), return_index=True)
+    own = row_keys(pairs.select(schemas.PAIR))
     places = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
     return pa.array(keys[places] == own), ordered.take(pa.array(first[places]))
 
@@ -195,12 +195,12 @@ class _Uploads:
     def find(queries: Dataset, wanted: NDArray[np.bytes_]) -> _Uploads:
         """Look for uploads in a corpus."""
         tables = queries.tables(["uri", "generation"])
-        held = [np.intersect1d(histories.row_keys(table), wanted) for table in tables]
-        return _Uploads(np.unique(np.concatenate([np.empty(0, "S16"), *held])))
+        held = [np.intersect1d(row_keys(table), wanted) for table in tables]
+        return _Uploads(np.unique(np.concatenate([np.empty(0, KEY), *held])))
 
     def has(self, uploads: pa.Table) -> NDArray[np.bool_]:
         """Return which uploads stand in the corpus, bool[n]."""
-        return np.isin(histories.row_keys(uploads), self.keys)
+        return np.isin(row_keys(uploads), self.keys)
 
 
 def _by_upload(tables: Iterator[pa.Table], number: int, folder: Path) -> Iterator[pa.Table]:
@@ -223,7 +223,7 @@ def _spill(tables: Iterator[pa.Table], paths: list[Path]) -> None:
         for table in tables:
             if not writers:
                 writers = [stack.enter_context(pa.ipc.new_file(str(path), table.schema)) for path in paths]
-            keys = histories.row_keys(table.select(_UPLOAD))
+            keys = row_keys(table.select(_UPLOAD))
             number = np.frombuffer(keys.tobytes(), np.uint64)[::2] % len(paths)
             for i, writer in enumerate(writers):
                 writer.write_table(table.filter(pa.array(number == i)))

@@ -68,9 +68,9 @@ def find(references: Dataset, queries: Dataset, events: list[Event], span: Span)
         events: of the ledger, with the ids of these data sets.
         span: first and last number of the query segments.
     """
-    if is_done(references, queries, events, span):
+    if not (segments := open_segments(references, queries, events, span)):
         return None
-    asked, held = histories.of_uploads(queries, span), _pictures(references)
+    asked, held = histories.of_uploads(queries, segments), _pictures(references)
     open_pairs = ~ledger.covered(events, asked.histories, held.histories)
     return Scope(span, asked, held, open_pairs) if open_pairs.any() else None
 
@@ -101,10 +101,9 @@ def every_row(references: Dataset, queries: Dataset, segments: Iterable[str]) ->
     if not chosen:
         return None
     span = min(chosen.values()), max(chosen.values())
-    asked = histories.of_uploads(queries, span)
-    wanted = np.zeros(len(asked.histories), bool)
-    wanted[[asked.of_segment[name] for name in chosen]] = True
-    return Scope(span, histories.only(asked, wanted), histories.one_class(references), wanted[:, None])
+    asked = histories.of_uploads(queries, chosen.values())
+    every = np.ones((len(asked.histories), 1), bool)
+    return Scope(span, asked, histories.one_class(references), every)
 
 
 def whole(dataset: Dataset) -> Span:
@@ -136,13 +135,22 @@ def by_references(
             yield np.flatnonzero(np.isin(labels, classes)), rows
 
 
-def is_done(references: Dataset, queries: Dataset, events: list[Event], span: Span) -> bool:
-    """Return whether the ledger alone says that nothing is left to do, without a look at any row."""
-    first, last = span
-    state = whole(references), queries.commit.version, references.commit.version
-    return first > last or any(
-        (event.references, event.query_version, event.reference_version) == state
-        and event.queries[0] <= first
-        and last <= event.queries[1]
-        for event in events
+def open_segments(references: Dataset, queries: Dataset, events: Iterable[Event], span: Span) -> list[int]:
+    """Return the query segments that some reference segment has not met, without a look at any row.
+
+    A row has met whatever its segment has met: one that stood elsewhere before may only have met more.
+
+    Args:
+        references, queries: embeddings data sets.
+        events: of the ledger, with the ids of these data sets.
+        span: first and last number of the query segments.
+    """
+    numbers = [segment.number for segment in datasets.segments_of(queries).values()]
+    asked = sorted(number for number in numbers if span[0] <= number <= span[1])
+    held = datasets.segments_of(references).values()
+    met = ledger.covered(
+        events,
+        [(ledger.Home(number),) for number in asked],
+        [(ledger.Home(segment.number),) for segment in held],
     )
+    return [number for number, row in zip(asked, met, strict=True) if not row.all()]
