@@ -4,8 +4,8 @@ Run `python -m benchmarks.planning [--sizes 250000 500000 1000000] [--behind 10]
 
 A listing is drawn (names of 90 characters). Every night is a process of its own, which reports the growth of
 its resident memory over what it had before the listing, and its seconds. A night plans, has its rows written
-by hand, without any picture, and commits. Then the last night is repeated on top of a corpus that is
-`--behind` times as large.
+by hand, without any picture, and commits. The largest night stands between two that have one part in
+`--behind` of its objects, and that are compared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +28,7 @@ from benchmarks.memory import peak_mebibytes
 from id2core.runs import parts, planning
 from id2core.runs.execution import Execution
 from id2core.runs.parts import Product
+from id2core.sources.base import Item, Mode, Source
 from id2core.store import datasets
 from id2core.store.base import Object
 
@@ -36,21 +38,20 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("image_id", "uri", "generat
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Source):
     """A night of a source that is appended."""
 
-    night: int
-    count: int
-    uri: str = "gs://uploads-of-a-platform/inbox"
-    mode: str = "append"
+    count: int = 0
 
-    @property
-    def places(self) -> list[str]:
-        return [f"{self.uri}/{self.night:04d}"]
-
-    def list(self) -> Iterator[Object]:
+    def _items(self) -> Iterator[Item]:
         for number in range(self.count):
-            yield Object(f"{self.places[0]}/{number:036d}.jpeg", f"{number + 10**15}", 10**5)
+            yield Item(Object(f"{self.place}/{number:036d}.jpeg", f"{number + 10**15}", 10**5))
+
+
+def drawn(night: int, count: int) -> Drawn:
+    """Return what a night brings to a dated source."""
+    source = Drawn("gs://uploads-of-a-platform/inbox/{date}", Mode.APPEND, count=count)
+    return source.on(date(2026, 1, 1) + timedelta(days=10 * night), 0)
 
 
 def write_rows(plan: planning.Plan) -> None:
@@ -67,9 +68,9 @@ def write_rows(plan: planning.Plan) -> None:
 def child(out: str, night: int, count: int) -> None:
     """Plan, write and commit one night; print the growth of memory, and seconds."""
     plans: list[planning.Plan] = []
-    source = Drawn(night, count)
+    source = drawn(night, count)
     # What the first objects load is no memory of an object.
-    planning.make(COPIES, Drawn(0, 10), f"{out}-warm", {}, {}, Execution.begin())
+    planning.make(COPIES, drawn(0, 10), f"{out}-warm", {}, {}, Execution.begin())
     gc.collect()
     before = peak_mebibytes()
 
@@ -95,13 +96,14 @@ def night(out: Path, number: int, count: int) -> dict[str, float]:
 
 
 def main(sizes: list[int], behind: int) -> None:
+    most = max(sizes)
+    small = most // behind
     with TemporaryDirectory(prefix="id2-bench-") as name:
-        alone = [night(Path(name, str(size)), 1, size) for size in sizes]
-        most, after = max(sizes), Path(name, "behind")
-        small = most // behind
-        first = night(after, 1, small)
-        night(after, 2, most)
-        late = night(after, 3, small)
+        place = Path(name, "behind")
+        first = night(place, 1, small)
+        figures = {small: first, most: night(place, 2, most)}
+        late = night(place, 3, small)
+        alone = [figures.get(size) or night(Path(name, str(size)), 1, size) for size in sizes]
     each = [figures["mebibytes"] * 2**20 / size for figures, size in zip(alone, sizes, strict=True)]
     per_object = [
         (figures["plan"] + figures["commit"]) / size * 1e6 for figures, size in zip(alone, sizes, strict=True)
