@@ -140,8 +140,9 @@ class _Night:
         touched = max((event.queries[1] for event in events), default=0)
         days = self._request.back_scan_days
         oldest = datetime.now(UTC) - timedelta(days=days) if days is not None else None
+        rows = queries.rows_by_segment()
         numbers = sorted(
-            (s.number, queries.rows_of(run_id))
+            (s.number, rows[run_id])
             for run_id, s in segments.items()
             if s.number <= touched and (oldest is None or datetime.fromisoformat(s.added_at) >= oldest)
         )

@@ -21,7 +21,6 @@ from itertools import chain
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from id2core.errors import LostRowsError
 from id2core.runs import planning
@@ -34,21 +33,19 @@ TARGET_BYTES: Final = 64 << 20
 FANOUT: Final = 8
 _SMALLEST: Final = 1 << 20
 # Rows that are sorted at once, about 350 MB of `matches/`. A larger file is sorted piece by piece.
-SORTED_ROWS: Final = 500_000
-# Rows in a row group of a table without vectors: readers skip and read whole groups.
-ROW_GROUP: Final = 16 * schemas.ROW_GROUP
+SORTED_ROWS: Final = 2 * schemas.MATCHES_ROW_GROUP
 # Data sets that are compacted → columns that their rows are sorted by. Others keep the order of their files.
 ORDERS: Final[dict[str, tuple[str, ...]]] = {
     schemas.EMBEDDINGS: (),
     "rejects": (),
     "matches": tuple(name for name, _ in schemas.MATCHES_ORDER),
     "runs": ("started", "run_id"),
+    "ledger": ("searched_at", "run_id"),
+    "segments": ("corpus", "number"),
     "verdicts": ("query_uri", "judged_at"),
     "backgrounds": ("uri",),
     "posts": ("uri",),
 }
-# Order of verdicts; a pair without one comes last.
-_VERDICTS: Final = pa.array(["match", "review", "none"])
 # Plans that are made while other runs supersede the files of earlier ones.
 _ROUNDS: Final = 5
 # A run that was taken for killed may still end by itself, and then replaces its row.
@@ -167,14 +164,15 @@ def _cut(files: list[FileRecord]) -> list[list[FileRecord]]:
 def _merge(dataset: Dataset, group: list[FileRecord]) -> FileRecord:
     """Write one file of the rows of others."""
     run_ids: set[str] = set()
-    read = _tables(dataset.uri, group, run_ids)
+    counts: Counter[str] = Counter()
+    read = _tables(dataset.uri, group, run_ids, counts)
     first = next(read)
     tables: Iterator[pa.Table] = chain([first], read)
-    has_vectors = not schemas.VECTORS.isdisjoint(first.schema.names)
-    row_group = schemas.ROW_GROUP if has_vectors else ROW_GROUP
-    if order := ORDERS[dataset.commit.dataset]:
-        tables = (_sorted(piece, order) for piece in _recut(tables, SORTED_ROWS))
     schema = first.schema
+    row_group = schemas.row_group_of(schema)
+    if order := ORDERS[dataset.commit.dataset]:
+        keys = [(name, "ascending") for name in order]
+        tables = (piece.sort_by(keys) for piece in _recut(tables, SORTED_ROWS))
     del first
     partition = group[0].name.rpartition("/")[0]
     name = f"{parquet.MERGED}{datasets.digest_of(sorted((f.key, f.rows) for f in group))}"
@@ -182,7 +180,10 @@ def _merge(dataset: Dataset, group: list[FileRecord]) -> FileRecord:
     written = datasets.write_file(dataset.uri, key, _recut(tables, row_group), schema, row_group)
     if written.rows != sum(file.rows for file in group):
         raise LostRowsError(f"{written.rows} rows were merged of {sum(f.rows for f in group)}; run again")
-    return replace(written, segments=tuple(sorted(run_ids)), source=group[0].source, bounds=_bounds(group))
+    record = replace(written, source=group[0].source, bounds=_bounds(group))
+    if run_ids == counts.keys():
+        return record.of_segments(counts)
+    return replace(record, segments=tuple(sorted(run_ids)))
 
 
 def _bounds(group: list[FileRecord]) -> tuple[str, ...]:
@@ -191,14 +192,13 @@ def _bounds(group: list[FileRecord]) -> tuple[str, ...]:
     return min(file.bounds[0] for file in group), max(file.bounds[1] for file in group)
 
 
-def _tables(uri: str, group: list[FileRecord], run_ids: set[str]) -> Iterator[pa.Table]:
-    """Yield whole files, whose SHA-256 is checked; add the runs that have rows in them."""
+def _tables(uri: str, group: list[FileRecord], run_ids: set[str], counts: Counter[str]) -> Iterator[pa.Table]:
+    """Yield whole files, whose SHA-256 is checked; add the runs that have rows in them, and count these."""
     for record in group:
         table = read_whole(uri, record)
-        if record.segments:  # of backgrounds these are the runs that added the uploads
-            run_ids.update(record.segments)
-        elif "run_id" in table.column_names:
-            run_ids.update(run_id for run_id in table["run_id"].unique().to_pylist() if run_id)
+        counts.update(datasets.rows_by_run(table) if "run_id" in table.column_names else ())
+        # Of backgrounds the record names the runs that added the uploads, and not those that wrote the rows.
+        run_ids.update(record.segments or filter(None, counts))
         yield table
         del table
 
@@ -236,16 +236,6 @@ def _recut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         del joined
     if count:
         yield pa.concat_tables(waiting).combine_chunks()
-
-
-def _sorted(table: pa.Table, order: tuple[str, ...]) -> pa.Table:
-    """Sort rows by columns; verdicts by how much they say."""
-    columns = {name: table[name] for name in order}
-    if "verdict" in columns:
-        places = pc.index_in(columns["verdict"], value_set=_VERDICTS)
-        columns["verdict"] = pc.fill_null(places, len(_VERDICTS))
-    keys = pa.table(columns)
-    return table.take(pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in order]))
 
 
 def _commit(dataset: Dataset, group: list[FileRecord], record: FileRecord) -> bool:

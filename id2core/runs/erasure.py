@@ -261,13 +261,12 @@ class _Change:
         if mask.all():
             return []
         table = compaction.read_whole(self.dataset.uri, file).filter(pa.array(~mask))
-        vectors = not schemas.VECTORS.isdisjoint(table.schema.names)
-        group = schemas.ROW_GROUP if vectors else compaction.ROW_GROUP
+        group = schemas.row_group_of(table.schema)
         written = datasets.write_file(self.dataset.uri, file.key, [table], table.schema, group)
-        segments = file.segments
-        if segments and self._name == schemas.EMBEDDINGS:
-            segments = tuple(sorted(set(table["run_id"].to_pylist())))
-        return [replace(written, segments=segments, source=file.source, bounds=file.bounds)]
+        recorded = _recorded(written, file)
+        if file.segments and self._name == schemas.EMBEDDINGS:
+            return [recorded.of_segments(datasets.rows_by_run(table))]
+        return [recorded]
 
     def _removed(self, file: FileRecord, mask: NDArray[np.bool_]) -> pa.Table:
         """Return what the log says of the rows of a file that go."""

@@ -841,8 +841,8 @@ def _rewrite(uri: str, record: FileRecord, mask: NDArray[np.bool_]) -> FileRecor
     table = datasets.read_file(uri, record).filter(pa.array(mask))
     name = f"part-{datasets.digest_of(record.key, mask.tolist())}"
     written = datasets.write_file(uri, name, [table], table.schema)
-    run_ids = tuple(sorted(set(table["run_id"].to_pylist())))
-    return replace(written, segments=run_ids, source=record.source, bounds=record.bounds)
+    counted = written.of_segments(datasets.rows_by_run(table))
+    return replace(counted, source=record.source, bounds=record.bounds)
 
 
 def _check_accounted(plan: Plan, outcome: Outcome) -> None:

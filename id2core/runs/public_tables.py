@@ -44,13 +44,15 @@ def _events(matches: Dataset) -> pa.Table:
 
 
 def _segments(corpora: Mapping[str, Dataset]) -> pa.Table:
-    rows = [
-        {"corpus": name, "segment": run_id, "number": segment.number}
-        | {"added_at": datetime.fromisoformat(segment.added_at)}
-        | {"rows": dataset.rows_of(run_id)}
-        for name, dataset in corpora.items()
-        for run_id, segment in datasets.segments_of(dataset).items()
-    ]
+    rows = []
+    for name, dataset in corpora.items():
+        counts = dataset.rows_by_segment()
+        rows += [
+            {"corpus": name, "segment": run_id, "number": segment.number}
+            | {"added_at": datetime.fromisoformat(segment.added_at)}
+            | {"rows": counts[run_id]}
+            for run_id, segment in datasets.segments_of(dataset).items()
+        ]
     return pa.Table.from_pylist(rows, schemas.SEGMENTS)
 
 

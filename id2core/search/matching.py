@@ -216,7 +216,8 @@ def write_block(plan: SearchPlan, block: QueryBlock, pairs: int, candidates: pa.
 
 def _write(plan: SearchPlan, name: str, rows: pa.Table) -> FileRecord:
     key = f"{plan.product.folder}{plan.plan_id}-{name}"
-    return datasets.write_file(plan.out, key, [rows], plan.product.schema, schemas.MATCHES_ROW_GROUP)
+    schema = plan.product.schema
+    return datasets.write_file(plan.out, key, [rows], schema, schemas.row_group_of(schema))
 
 
 def _check_depth(plan: SearchPlan, block: QueryBlock, queries: pa.Table, candidates: pa.Table) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -196,6 +197,12 @@ def segments_of(dataset: Dataset) -> dict[str, Segment]:
     return {r: Segment(number, _begun(r, commit)) for number, r in enumerate(run_ids, 1)}
 
 
+def rows_by_run(table: pa.Table) -> Counter[str]:
+    """Return how many rows of a table each run has made: run_id → rows."""
+    counts = table["run_id"].value_counts().to_pylist()
+    return Counter({one["values"] or "": one["counts"] for one in counts})
+
+
 def segments_in(uri: str, record: FileRecord) -> tuple[str, ...]:
     """Return the run_ids whose rows a file has; the column is read where its record does not say."""
     if record.segments or not record.rows:
@@ -329,8 +336,34 @@ class Dataset:
         return replace(self, commit=replace(self.commit, files=files), only_run=only_run)
 
     def rows_of(self, segment: str) -> int:
-        """Return how many rows the files with rows of a segment have; before they are merged, its own."""
-        return sum(file.rows for file in self.files if segment in file.segments)
+        """Return how many rows of a segment stand; see `rows_by_segment`."""
+        files = (file for file in self.files if segment in file.segments)
+        return sum(self._segment_rows(file)[segment] for file in files)
+
+    def rows_by_segment(self) -> Counter[str]:
+        """Return how many rows of each segment stand: run_id → rows.
+
+        Raises:
+            DatasetError: the record of a file does not say, and the file is gone or damaged.
+        """
+        counts: Counter[str] = Counter()
+        for file in self.files:
+            counts.update(self._segment_rows(file))
+        return counts
+
+    def _segment_rows(self, file: FileRecord) -> Counter[str]:
+        """Return the rows of each segment in a file, whose column is read where its record does not say."""
+        if len(file.segments) == 1:
+            return Counter({file.segments[0]: file.rows})
+        if file.segment_rows or not file.rows:
+            return Counter(dict(zip(file.segments, file.segment_rows, strict=False)))
+        return rows_by_run(read_file(self.uri, file, ["run_id"]))
+
+    def among(self, uris: Iterable[str]) -> Self:
+        """Return the data set reduced to the files that may have rows of some objects."""
+        wanted = sorted(uris)
+        files = tuple(file for file in self.files if file.may_hold_any(wanted))
+        return replace(self, commit=replace(self.commit, files=files))
 
     def check_ids(self, wanted: dict[str, str]) -> None:
         """Raise DatasetError when rows with the ids `wanted` may not be compared with these."""

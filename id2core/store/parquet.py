@@ -15,8 +15,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -56,6 +57,7 @@ class FileRecord:
         sha256: of all its bytes.
         footer: first 16 hex of the SHA-256 of its footer; empty in records of earlier versions.
         segments: run_ids whose rows it has; empty in records of earlier versions, see `segments_in`.
+        segment_rows: how many rows of each of them; empty where that is not known.
         source: URI of the source that its rows are of; empty where there is none.
         bounds: the least and the greatest URI of an object that it has rows of; empty where not known.
     """
@@ -69,6 +71,7 @@ class FileRecord:
     segments: tuple[str, ...] = ()
     source: str = ""
     bounds: tuple[str, ...] = ()
+    segment_rows: tuple[int, ...] = ()
 
     @staticmethod
     def of_json(raw: Any) -> FileRecord:
@@ -81,13 +84,15 @@ class FileRecord:
         if not isinstance(raw, dict) or not known - _ADDED <= raw.keys() <= known:
             raise DatasetError(f"its record of a file is {str(raw)[:80]!r}")
         texts = {name: _texts(raw.get(name, [])) for name in ("segments", "bounds")}
-        record = FileRecord(**raw | texts)
+        record = FileRecord(**raw | texts | {"segment_rows": _counts(raw.get("segment_rows", []))})
         if not isinstance(record.name, str) or not _PLAIN_NAME.fullmatch(record.name):
             raise DatasetError(f"it lists a file {str(record.name)[:80]!r}: names are plain and below it")
         counts = (record.rows, record.row_groups, record.bytes)
         whole = all(type(count) is int and count >= 0 for count in counts)
         if not whole or not all(isinstance(t, str) for t in (record.sha256, record.footer, record.source)):
             raise DatasetError(f"its record of {record.name} has {counts} rows, row groups and bytes")
+        if record.segment_rows and len(record.segment_rows) != len(record.segments):
+            raise DatasetError(f"its record of {record.name} does not count the rows of each segment")
         return record
 
     @property
@@ -108,15 +113,38 @@ class FileRecord:
         """Return whether it may have rows of an object whose URI is within bounds."""
         return not self.bounds or (self.bounds[0] <= greatest and least <= self.bounds[1])
 
+    def may_hold_any(self, uris: Sequence[str]) -> bool:
+        """Return whether it may have rows of one of some objects; the URIs are sorted."""
+        if not self.bounds:
+            return bool(uris)
+        return bisect_left(uris, self.bounds[0]) < bisect_right(uris, self.bounds[1])
+
+    def may_have(self, run_id: str) -> bool:
+        """Return whether it may have rows of a run."""
+        return not self.segments or run_id in self.segments
+
+    def of_segments(self, rows: Mapping[str, int]) -> FileRecord:
+        """Return the record with the run_ids whose rows it has, and how many of each."""
+        names = tuple(sorted(rows))
+        return replace(self, segments=names, segment_rows=tuple(rows[name] for name in names))
+
 
 # Fields that records of earlier versions lack.
-_ADDED = {"footer", "segments", "source", "bounds"}
+_ADDED = {"footer", "segments", "source", "bounds", "segment_rows"}
 
 
 def _texts(values: Any) -> tuple[str, ...]:
     """Return a list of JSON as a tuple of texts. Raises DatasetError where it is none."""
     if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
         raise DatasetError(f"{str(values)[:80]!r} is no list of texts")
+    return tuple(values)
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    """Return a list of JSON as a tuple of counts. Raises DatasetError where it is none."""
+    whole = isinstance(values, list | tuple) and all(type(v) is int and v >= 0 for v in values)
+    if not whole:
+        raise DatasetError(f"{str(values)[:80]!r} is no list of counts")
     return tuple(values)
 
 

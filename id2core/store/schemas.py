@@ -34,10 +34,12 @@ LATENT_IDS = ("encoder_id", "preprocess_id")
 VECTORS = frozenset({"latent", "descriptor"})
 # What names a pair of an upload and a reference picture in `matches/` and `verdicts/`.
 PAIR = ("query_uri", "query_generation", "reference_id", "encoder_id", "transform_id", "channel")
-# How a large file of `matches/` is laid out, so that 100 million rows can be filtered by verdict, by upload,
-# or by id: sorted by these columns, in row groups of this size. benchmarks/dashboard.py measures it.
+# How every file of `matches/` is laid out, so that 100 million rows can be filtered by verdict, by upload, or
+# by id: sorted by these columns, in row groups of this size. benchmarks/dashboard.py measures it.
 MATCHES_ORDER = (("verdict", "ascending"), ("query_uri", "ascending"), ("rank", "ascending"))
 MATCHES_ROW_GROUP = 2**18
+# Rows in a row group of other tables without vectors: readers skip and read whole groups.
+_ROW_GROUP_WITHOUT_VECTORS = 2**14
 # Text of these tables comes again and again within a row group, ids too: the dictionary holds all of it.
 _DICTIONARY_TABLES = frozenset({b"matches", b"verdicts"})
 _DICTIONARY_BYTES = 32 * 2**20
@@ -398,6 +400,14 @@ def column_to_vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=column.type)
     numbers = array.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(numbers).reshape(-1, array.type.list_size)
+
+
+def row_group_of(schema: pa.Schema) -> int:
+    """Return how many rows a row group of a table has, where a file has so many."""
+    if not VECTORS.isdisjoint(schema.names):
+        return ROW_GROUP
+    large = (schema.metadata or {}).get(_TABLE) in _DICTIONARY_TABLES
+    return MATCHES_ROW_GROUP if large else _ROW_GROUP_WITHOUT_VECTORS
 
 
 @contextmanager

@@ -85,9 +85,12 @@ def test_small_files_of_a_partition_are_merged_and_sorted(tmp_path: Path) -> Non
     [merged] = [file for file in after.files if file.is_merged]
     assert merged.name.startswith("scan_date=2026-01-01/") and merged.segments == tuple(RUNS[:8])
     table = after.read_file(merged)
-    rank = {"match": 0, "review": 1, "none": 2, None: 3}
-    rows = [(rank[r["verdict"]], r["query_uri"], r["rank"]) for r in table.to_pylist()]
-    assert rows == sorted(rows)
+    assert table == table.sort_by(list(schemas.MATCHES_ORDER))  # as a search lays them out
+    assert (after.rows_of(RUNS[3]), after.rows_of(RUNS[9])) == (6, 6)
+    assert after.rows_by_segment() == dict.fromkeys(RUNS[:10], 6)
+    plain = replace(merged, segment_rows=())  # as an earlier version recorded it
+    older = replace(after, commit=replace(after.commit, files=(plain,)))
+    assert older.rows_by_segment() == dict.fromkeys(RUNS[:8], 6)
     assert before.read(schemas.MATCHES).num_rows == 60  # a reader of the earlier commit
     assert compaction.compact(uri, everything=True) == compaction.Compacted(2, 1, 12)
     assert Dataset.open(uri).digest == before.digest and content(uri) == held
