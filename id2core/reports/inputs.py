@@ -125,7 +125,7 @@ def among(column: pa.ChunkedArray, wanted: Iterable[str]) -> pa.ChunkedArray:
 
 def rows_of(dataset: Dataset, wanted: set[str], columns: list[str]) -> Iterator[pa.Table]:
     """Read the rows of an embeddings or rejects data set whose `uri` is wanted, file by file."""
-    for table in dataset.tables(columns) if wanted else ():
+    for table in dataset.among(wanted).tables(columns):
         yield table.filter(among(table["uri"], wanted)).select(columns)
 
 

@@ -7,11 +7,12 @@ corpora, put together by upload. `infra/sql/` has the same as views for dashboar
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 
 from id2core.runs.keys import KEY, row_keys
 from id2core.search import shards
-from id2core.store import schemas
-from id2core.store.datasets import Dataset
+from id2core.store import datasets, schemas
+from id2core.store.datasets import Dataset, FileRecord
 
 # Rows that are put together at once, 1 kB each at most.
 ROWS_AT_ONCE = 500_000
@@ -69,13 +70,16 @@ class CurrentMatches:
         wanted = list(columns) if columns is not None else schemas.MATCHES.names
         verdicts = [] if set(VERDICT_COLUMNS).isdisjoint(wanted) else VERDICT_COLUMNS
         read = list(dict.fromkeys([*wanted, *_KEYS, *verdicts]))
-        number = max(1, -(-self.matches.rows // ROWS_AT_ONCE))
+        files = [f for f in self.matches.files if self.run_id is None or f.may_have(self.run_id)]
+        number = max(1, -(-sum(file.rows for file in files) // ROWS_AT_ONCE))
         with tempfile.TemporaryDirectory() as folder:
-            parts = _by_upload(self._chosen(read), number, Path(folder, "matches"))
+            seen = _Seen()
+            parts = _by_upload(self._chosen(files, read, seen), number, Path(folder, "matches"))
             judged = _by_upload(self._later_verdicts(), number, Path(folder, "verdicts"))
             for table, later in zip(parts, judged, strict=True):
-                if table.num_rows:
-                    yield self._ranked(self._judged(table, later)).select(wanted)
+                standing = self._standing(table, seen)  # all rows have been seen once the first part is there
+                if standing.num_rows:
+                    yield self._ranked(self._judged(standing, later)).select(wanted)
 
     def _later_verdicts(self) -> Iterator[pa.Table]:
         yield schemas.VERDICTS.empty_table()
@@ -106,16 +110,26 @@ class CurrentMatches:
             [(n, "ascending") for n in ("query_uri", "rank") if n in wanted]
         )
 
-    def _chosen(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Yield the rows of what stands, file by file."""
+    def _chosen(self, files: Sequence[FileRecord], columns: list[str], seen: _Seen) -> Iterator[pa.Table]:
+        """Yield the rows of the run and the ids, file by file, and remember what they are of."""
         yield schemas.MATCHES.empty_table().select(columns)
-        for table in self.matches.tables(columns):
+        for table in datasets.read_each(self.matches.uri, files, columns):
             for name in ("encoder_id", "transform_id"):
                 table = table.filter(pc.equal(table[name], self.references.ids[name]))
             if self.run_id is not None:
                 table = table.filter(pc.equal(table["run_id"], self.run_id))
-            keep = self._pictures.has(table["reference_id"]) & self._uploads.has(table.select(_UPLOAD))
-            yield table.filter(pa.array(keep))
+            seen.add(table)
+            yield table
+
+    def _standing(self, table: pa.Table, seen: _Seen) -> pa.Table:
+        """Return the rows whose upload and reference stand in their corpora."""
+        if not self._found:
+            self._found["pictures"] = _Pictures.find(self.references, seen.pictures)
+            self._found["uploads"] = _Uploads.find(self.queries, seen)
+        keep = self._pictures.has(table["reference_id"])
+        if keep.any():
+            keep &= self._found["uploads"].has(table.select(_UPLOAD))
+        return table.filter(pa.array(keep))
 
     def _ranked(self, table: pa.Table) -> pa.Table:
         """Return the best rows of each upload, ranked anew, each with a URI where its reference is."""
@@ -132,15 +146,44 @@ class CurrentMatches:
         return pa.Table.from_arrays(arrays, schema=kept.schema)
 
     @cached_property
-    def _pictures(self) -> _Pictures:
-        ids = [t["reference_id"].unique() for t in self.matches.tables(["reference_id"])]
-        return _Pictures.find(self.references, pa.chunked_array(ids, pa.string()).unique())
+    def _found(self) -> dict[str, Any]:
+        """What stands of all that was seen: every reading of the matches asks for the same."""
+        return {}
 
-    @cached_property
-    def _uploads(self) -> _Uploads:
-        uploads = (t.group_by(_UPLOAD).aggregate([]) for t in self.matches.tables(_UPLOAD))
-        keys = [row_keys(table.select(_UPLOAD)) for table in uploads]
-        return _Uploads.find(self.queries, np.unique(np.concatenate([np.empty(0, KEY), *keys])))
+    @property
+    def _pictures(self) -> _Pictures:
+        pictures: _Pictures = self._found["pictures"]
+        return pictures
+
+
+class _Seen:
+    """Of which uploads and pictures the rows are that were read.
+
+    Attributes:
+        uploads: keys of uploads.
+        bounds: the least and the greatest URI of an upload; empty without rows.
+    """
+
+    def __init__(self) -> None:
+        self.uploads = np.empty(0, KEY)
+        self.bounds: tuple[str, ...] = ()
+        self._pictures: list[pa.ChunkedArray] = []
+
+    def add(self, rows: pa.Table) -> None:
+        """Remember rows."""
+        if not rows.num_rows:
+            return
+        self._pictures.append(rows["reference_id"].unique())
+        distinct = rows.group_by(_UPLOAD).aggregate([])
+        self.uploads = np.union1d(self.uploads, row_keys(distinct.select(_UPLOAD)))
+        extremes = pc.min_max(distinct["query_uri"]).as_py()
+        known = [*self.bounds, extremes["min"], extremes["max"]]
+        self.bounds = min(known), max(known)
+
+    @property
+    def pictures(self) -> pa.Array:
+        """The image_ids of the pictures, each once."""
+        return pa.chunked_array(self._pictures, pa.string()).unique()
 
 
 def _newest(later: pa.Table, pairs: pa.Table) -> tuple[pa.Array, pa.Table]:
@@ -167,10 +210,8 @@ class _Pictures:
     @staticmethod
     def find(references: Dataset, ids: pa.Array) -> _Pictures:
         """Look for pictures in a corpus."""
-        standing = [
-            table.filter(pc.is_in(table["image_id"], value_set=ids))
-            for table in references.tables(["image_id", "uri"])
-        ]
+        tables = references.tables(["image_id", "uri"]) if len(ids) else ()
+        standing = [table.filter(pc.is_in(table["image_id"], value_set=ids)) for table in tables]
         if not standing:
             return _Pictures(*(pa.array([], pa.string()),) * 2)
         first = pa.concat_tables(standing).group_by("image_id").aggregate([("uri", "min")])
@@ -192,10 +233,11 @@ class _Uploads:
     keys: NDArray[np.bytes_]
 
     @staticmethod
-    def find(queries: Dataset, wanted: NDArray[np.bytes_]) -> _Uploads:
-        """Look for uploads in a corpus."""
-        tables = queries.tables(["uri", "generation"])
-        held = [np.intersect1d(row_keys(table), wanted) for table in tables]
+    def find(queries: Dataset, seen: _Seen) -> _Uploads:
+        """Look for uploads in the files of a corpus that may have them."""
+        files = [file for file in queries.files if seen.bounds and file.may_hold(*seen.bounds)]
+        tables = datasets.read_each(queries.uri, files, ["uri", "generation"])
+        held = [np.intersect1d(row_keys(table), seen.uploads) for table in tables]
         return _Uploads(np.unique(np.concatenate([np.empty(0, KEY), *held])))
 
     def has(self, uploads: pa.Table) -> NDArray[np.bool_]:

@@ -113,6 +113,7 @@ class MatchRows:
             StoreUnavailableError: another run has searched meanwhile.
         """
         run_id = plan.execution.run_id
+        made = tuple(file.of_segments({run_id: file.rows}) for file in files)
 
         def add(present: Commit | None) -> Commit:
             base = present or Commit(MATCHES, run_id, {})
@@ -125,7 +126,7 @@ class MatchRows:
             searched: list[JsonValue] = [e.model_dump(mode="json") for e in (*own, event)]
             counts: dict[str, JsonValue] = base.runs.get(run_id, {}) | {ledger.EVENTS: searched}
             runs = base.runs | {run_id: counts}
-            return replace(base, run_id=run_id, files=(*base.files, *files), runs=runs)
+            return replace(base, run_id=run_id, files=(*base.files, *made), runs=runs)
 
         return datasets.update_commit(plan.out, add, plan.last)
 
