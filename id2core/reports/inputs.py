@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -129,14 +129,23 @@ def rows_of(dataset: Dataset, wanted: set[str], columns: list[str]) -> Iterator[
         yield table.filter(among(table["uri"], wanted)).select(columns)
 
 
-def read_rejects(rejects: Dataset | None) -> tuple[Counter[str], dict[str, list[dict[str, str]]]]:
-    """Count rejects by reason, and keep the first few rows of each."""
+def count_rejects(rejects: Dataset | None) -> Counter[str]:
+    """Return how many rejects there are of each reason."""
     counts: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, str]]] = {}
-    for table in rejects.tables(["uri", "reason", "detail"]) if rejects else ():
+    for table in rejects.tables(["reason"]) if rejects else ():
         counts.update(table["reason"].to_pylist())
-        for reason in table["reason"].unique().to_pylist():
-            first = examples.setdefault(reason, [])
-            rows = table.filter(pc.equal(table["reason"], reason)).slice(0, EXAMPLES - len(first))
-            first.extend(rows.to_pylist())
-    return counts, examples
+    return counts
+
+
+def reject_examples(rejects: Dataset | None, counts: Mapping[str, int]) -> dict[str, list[dict[str, str]]]:
+    """Return the first few rejects of each reason, whose counts say when there are no more to look for."""
+    examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in counts}
+    for record in rejects.files if rejects else ():
+        few = {reason for reason, first in examples.items() if len(first) < min(EXAMPLES, counts[reason])}
+        if not few or rejects is None:
+            break
+        table = rejects.read_file(record, ["uri", "reason", "detail"])
+        for reason in few.intersection(table["reason"].unique().to_pylist()):
+            rows = table.filter(pc.equal(table["reason"], reason))
+            examples[reason] += rows.slice(0, EXAMPLES - len(examples[reason])).to_pylist()
+    return examples

@@ -21,7 +21,7 @@ from PIL import Image
 from id2core.encoders import decoder_pool
 from id2core.encoders.budget import Limits
 from id2core.reports.facts import ScanSummary
-from id2core.reports.inputs import ReportInputs, among, match_tables, read_rejects, rows_of
+from id2core.reports.inputs import ReportInputs, among, match_tables, reject_examples, rows_of
 from id2core.store import schemas, storage, strict_json
 from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason, Reject
@@ -75,7 +75,9 @@ def render(inputs: ReportInputs, summary: ScanSummary, max_pairs: int = 200) -> 
     return environment.get_template(f"{HTML}.j2").render(
         summary=summary,
         pairs=_pairs(inputs, max_pairs),
-        examples={side: read_rejects(rejects)[1] for side, rejects in inputs.rejects.items()},
+        examples={
+            side: reject_examples(rejects, summary.rejects[side]) for side, rejects in inputs.rejects.items()
+        },
         made_with=dict(summary.config),
     )
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from id2core.evaluation import metrics, streaming
 from id2core.reports.facts import GroupFacts, Histogram, Quantiles, ScanCounts, ScanSummary
-from id2core.reports.inputs import ReportInputs, among, match_tables, read_rejects, rows_of
+from id2core.reports.inputs import ReportInputs, among, count_rejects, match_tables, rows_of
 from id2core.store import schemas
 from id2core.verdicts.calibration import Verdict
 
@@ -28,7 +28,7 @@ def summarize(inputs: ReportInputs) -> ScanSummary:
         DatasetError: a data set is incomplete or damaged.
     """
     reference, query = inputs.reference_embeddings, inputs.query_embeddings
-    rejects = {side: dict(read_rejects(r)[0].most_common()) for side, r in inputs.rejects.items()}
+    rejects = {side: dict(count_rejects(r).most_common()) for side, r in inputs.rejects.items()}
     best = _Rank1Stats(inputs)
     return ScanSummary(
         **dict(inputs.run),
