@@ -111,3 +111,35 @@ def current(matches: Dataset, held: Dataset, asked: Dataset) -> list[tuple[str, 
     table: pa.Table = CurrentMatches(matches, held, asked, PICTURES).read()
     names = ("query_uri", "rank", "reference_uri", "score")
     return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+def test_what_a_night_found_is_read_from_its_own_files(tmp_path: Path) -> None:
+    queries = Corpus(tmp_path / "queries", unit(6, 8, 1))
+    references = Corpus(tmp_path / "reference", unit(4, 8, 2))
+    held = references.change("n1", [(f"/a/{i}", i) for i in range(4)], [])
+    runs = []
+    for night in range(2):
+        asked = queries.change(f"n{night}", [(f"/up/{i}", i) for i in range(3 * night, 3 * night + 3)], [])
+        plan = match_rows.make(held, asked, str(tmp_path / "matches"), Execution.begin(), 2)
+        stored = search_here(plan)
+        runs.append((plan.execution.run_id, {file.name for file in stored.files}))
+    (first, old), (second, _) = runs
+    assert CurrentMatches(stored, held, asked, 2, first).read().num_rows == 6
+    for name in old:
+        (tmp_path / "matches" / name).unlink()
+    found = CurrentMatches(stored, held, asked, 2, second)
+    for _ in range(2):  # a report reads them more than once
+        assert set(found.read()["query_uri"].to_pylist()) == {"/up/3", "/up/4", "/up/5"}
+
+
+def test_that_all_segments_have_met_is_known_without_a_row(tmp_path: Path) -> None:
+    queries = Corpus(tmp_path / "queries", unit(6, 8, 1))
+    references = Corpus(tmp_path / "reference", unit(4, 8, 2))
+    for night in range(3):
+        held = references.change(f"n{night}", [(f"/a/{night}", night)], [("/a/0", 0)] if night == 2 else [])
+        asked = queries.change(f"n{night}", [(f"/up/{night}", night)], [])
+        search_here(match_rows.make(held, asked, str(tmp_path / "matches"), Execution.begin(), 5))
+    asked = queries.change("n3", [], [("/up/1", 1)])
+    for corpus in (held, asked):
+        shutil.rmtree(corpus.uri)
+    assert match_rows.make(held, asked, str(tmp_path / "matches"), Execution.begin(), 5).scope is None

@@ -202,6 +202,16 @@ def test_a_commit_is_read_as_it_was_written_and_counted(tmp_path: Path) -> None:
         assert dataset and dataset == Dataset.open(str(tmp_path)) and dataset.commit.version == version
     assert datasets.segments_of(dataset) == commit.segments
     assert record.may_hold("/in/aa", "/in/c") and not record.may_hold("/in/c", "/in/d")
+    assert record.may_hold_any(["/in", "/in/aa", "/in/z"]) and not record.may_hold_any(["/in", "/in/z"])
+    assert [f.name for f in dataset.among({"/in/b"}).files] == [record.name] and not dataset.among(()).files
+
+
+@pytest.mark.parametrize("counts", [[1], [1, 2, 3], [1, -2], [1, "2"], "12"])
+def test_counts_of_segments_that_do_not_fit_are_damage(counts: object, tmp_path: Path) -> None:
+    record = FILE | {"segments": ["a", "b"], "segment_rows": counts}
+    commit_file(str(tmp_path), json.dumps(COMMIT | {"dataset": "x", "files": [record]}).encode())
+    with pytest.raises(DatasetError, match="/_SUCCESS is damaged"):
+        Dataset.find(str(tmp_path))
 
 
 def test_a_commit_is_refused_by_its_size(tmp_path: Path) -> None:
