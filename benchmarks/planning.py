@@ -3,9 +3,9 @@
 Run `python -m benchmarks.planning [--sizes 250000 500000 1000000] [--behind 10]`; prints one line of JSON.
 
 A listing is drawn (names of 90 characters). Every night is a process of its own, which reports the growth of
-its resident memory over what it had before the listing, and its seconds. A night plans, has its rows written
-by hand, without any picture, and commits. The largest night stands between two that have one part in
-`--behind` of its objects, and that are compared.
+its resident memory over what it had before the listing, and its seconds of the processors. A night plans, has
+its rows written by hand, without any picture, and commits. The largest night stands between two that have one
+part in `--behind` of its objects, and that are compared.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def child(out: str, night: int, count: int) -> None:
     def plan() -> None:
         plans.append(planning.make(COPIES, source, out, {}, {}, Execution.begin(), 10_000))
 
-    planned = common.seconds(plan)
+    planned = common.processor_seconds(plan)
     grown = peak_mebibytes() - before
     write_rows(plans[0])
-    committed = common.seconds(lambda: planning.commit(plans[0]))
+    committed = common.processor_seconds(lambda: planning.commit(plans[0]))
     held = datasets.Dataset.open(f"{out}/copies")
     if plans[0].objects != count or held.commit.runs[held.run_id]["listed"] != count:
         raise SystemExit("the night is not the one that was drawn")
