@@ -31,6 +31,8 @@ EXTRA_BYTES: Final = 8 << 10
 # Stands in `extra` where fields were left out, with how many.
 LEFT_OUT: Final = "id2_left_out"
 _TEXT_CHARACTERS: Final = 1024
+# Fields that may go to `extra`: more do not fit, and each costs time.
+_MAX_FIELDS: Final = 1000
 # Seconds since 1970 above this are milliseconds.
 _MILLISECONDS_FROM: Final = 1e11
 # Rows in memory, by what they take.
@@ -40,7 +42,12 @@ _log = logging.getLogger("id2")
 
 
 def row(obj: Object, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of `schemas.POSTS` that the fields of an object make, less `source` and `run_id`.
+    """Return the row of `schemas.POSTS` that the fields of an object make, less `source` and `run_id`."""
+    return {"uri": obj.uri, "generation": obj.generation, **columns_of(fields)}
+
+
+def columns_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of `schemas.POSTS` that follow from fields.
 
     A field whose name is known, and whose value fits its column, goes there. The others become JSON in
     `extra`, in the order of their names. What does not fit into `EXTRA_BYTES` is left out and counted there.
@@ -49,8 +56,6 @@ def row(obj: Object, fields: Mapping[str, Any]) -> dict[str, Any]:
     post_id, uploader = (_take(rest, KNOWN[column], _text) for column in ("post_id", "uploader"))
     posted_at = _take(rest, KNOWN["posted_at"], _time)
     return {
-        "uri": obj.uri,
-        "generation": obj.generation,
         "post_id": post_id,
         "uploader": uploader,
         "posted_at": posted_at,
@@ -90,7 +95,7 @@ def _extra(fields: dict[str, Any]) -> str:
     """Return fields as one JSON object of bounded size."""
     kept: list[str] = []
     room = EXTRA_BYTES - len(LEFT_OUT) - 20
-    for name in sorted(fields):
+    for name in sorted(fields)[:_MAX_FIELDS]:
         pair = f"{_json(name)}: {_json(fields[name])}"
         size = len(pair.encode()) + 2
         if name != LEFT_OUT and size <= room:
@@ -135,6 +140,9 @@ class PostsWriter:
         self._plan_id = datasets.digest_of(source, run_id)
         self._last: Dataset | None = None
         self._held: NDArray[np.uint64] | None = None
+        # Many pictures may share the fields of one post.
+        self._fields: Mapping[str, Any] | None = None
+        self._columns: dict[str, Any] = {}
         self._rows: list[dict[str, Any]] = []
         self._size = self._cut = self._written = 0
         self._files: list[FileRecord] = []
@@ -153,11 +161,13 @@ class PostsWriter:
             self._held = self._held_keys(self._last)
         if self._is_held(self._held, item.obj):
             return
-        made = row(item.obj, item.fields or {})
-        extra = made["extra"] or ""
-        self._cut += f'"{LEFT_OUT}"' in extra
-        self._rows.append(made | {"source": self._source, "run_id": self._run_id})
-        self._size += _ROW_BYTES + len(extra)
+        if item.fields is not self._fields:
+            self._fields, self._columns = item.fields, columns_of(item.fields or {})
+        own = {"uri": item.obj.uri, "generation": item.obj.generation}
+        self._cut += f'"{LEFT_OUT}"' in (self._columns["extra"] or "")
+        self._rows.append({**own, **self._columns, "source": self._source, "run_id": self._run_id})
+        texts = (*own.values(), *self._columns.values())
+        self._size += _ROW_BYTES + sum(len(text) for text in texts if isinstance(text, str))
         if self._size >= _FILE_BYTES:
             self._write()
 

@@ -6,6 +6,7 @@ Written for this and not taken from `tarfile`, which reads extension headers of 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Final, Protocol
@@ -15,8 +16,12 @@ from id2core.store.rejects import Reason
 from id2core.store.unpacking import Gunzip, UnpackError
 
 BLOCK: Final = 512
-# Of a header that holds names, such as PAX.
+# Of a header that holds names, such as PAX; records of such a header; headers of one member. Each is far
+# above what archivers write, and each costs time.
 _EXTENSION_BYTES: Final = 1 << 20
+_PAX_RECORDS: Final = 1000
+_MAX_EXTENSIONS: Final = 16
+_LEADING_DOTS: Final = re.compile(rb"(?:\./+)+")
 _SKIP: Final = 1 << 20
 # Writers fill the last record, of 10 KiB by default, with zeros.
 _AFTER_END: Final = 1 << 20
@@ -121,6 +126,7 @@ class _Names:
     name: bytes | None = None
     size: int | None = None
     is_sparse: bool = False
+    headers: int = 0
 
 
 def entries(file: Forward, wants: Callable[[bytes, int], bool]) -> Iterator[Entry]:
@@ -216,9 +222,8 @@ def _name(block: bytes) -> bytes:
 
 
 def _plain(name: bytes) -> bytes:
-    while name.startswith(b"./"):
-        name = name[2:].lstrip(b"/")
-    return name
+    dots = _LEADING_DOTS.match(name)
+    return name[dots.end() :] if dots else name
 
 
 def _extension(file: Forward, size: int, at: int) -> bytes:
@@ -232,6 +237,10 @@ def _extension(file: Forward, size: int, at: int) -> bytes:
 
 def _extend(names: _Names, kind: bytes, data: bytes, at: int) -> int:
     """Note what an extension header says; return its length with padding."""
+    names.headers += 1
+    if names.headers > _MAX_EXTENSIONS:
+        detail = f"the member at byte {at} has more than {_MAX_EXTENSIONS} headers"
+        raise ShardUnreadableError(Reason.OVER_BUDGET, detail)
     if kind == _LONG_NAME:
         names.name = data.rstrip(b"\0")
     elif kind in _PAX:
@@ -247,8 +256,12 @@ def _extend(names: _Names, kind: bytes, data: bytes, at: int) -> int:
 
 def _pax(data: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield the records `LENGTH KEY=VALUE\\n` of a PAX header."""
-    start = 0
+    start = records = 0
     while start < len(data) and data[start] != 0:
+        records += 1
+        if records > _PAX_RECORDS:
+            detail = f"the PAX header at byte {at} has more than {_PAX_RECORDS} records"
+            raise ShardUnreadableError(Reason.OVER_BUDGET, detail)
         digits, space, _ = data[start : start + 20].partition(b" ")
         length = int(digits) if space and digits.isdigit() else 0
         record = data[start + len(digits) + 1 : start + length]

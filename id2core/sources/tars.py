@@ -16,7 +16,7 @@ from id2core.store.rejects import Reason
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _FIELDS = b".json"
-# A post with its fields has some kB.
+# Of all fields of one name: a post with its fields has some kB.
 _FIELDS_BYTES: Final = 1 << 20
 # Members that are held until the next name begins.
 _MAX_SAMPLE: Final = 64
@@ -78,9 +78,18 @@ class _Shard:
         JSON that is no object, or has no picture beside it, is listed like any other member: what is called
         `.json` is not hidden by its name.
         """
-        parsed = {entry.offset: _parse(entry) for entry in sample}
-        fields = next((value for value in parsed.values() if value is not None), None)
-        pictures = [entry for entry in sample if parsed[entry.offset] is None]
+        fields: dict[str, Any] | None = None
+        pictures: list[Entry] = []
+        room = _FIELDS_BYTES
+        for entry in sample:
+            parsed = None
+            if entry.content is not None and len(entry.content) <= room:
+                room -= len(entry.content)
+                parsed = _parse(entry.content)
+            if parsed is None:
+                pictures.append(entry)
+            elif fields is None:
+                fields = parsed
         for entry in pictures or sample:
             yield self._item(entry, fields if pictures else None)
 
@@ -96,10 +105,8 @@ class _Shard:
         return Item(obj, fields if good else None)
 
 
-def _parse(entry: Entry) -> dict[str, Any] | None:
-    if entry.content is None:
-        return None
+def _parse(content: bytes) -> dict[str, Any] | None:
     try:
-        return strict_json.parse_object(entry.content, _FIELDS_BYTES)
+        return strict_json.parse_object(content, _FIELDS_BYTES)
     except strict_json.JsonError:
         return None

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -166,6 +167,10 @@ def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
     return bytes(block)
 
 
+def extension(kind: bytes, data: bytes) -> bytes:
+    return header("x", b"%011o\0" % len(data), kind) + data + bytes(-len(data) % 512)
+
+
 GOOD = tar([("good.jpg", b"good")])[:1024]
 HUGE = b"\x80" + (10**13).to_bytes(11)
 
@@ -188,6 +193,8 @@ HUGE = b"\x80" + (10**13).to_bytes(11)
             + header("x", b"%011o\0" % 0),
             Reason.CORRUPT,
         ),
+        (extension(b"x", b"6 a=b\n" * 2000), Reason.OVER_BUDGET),
+        (extension(b"x", b"6 a=b\n") * 20, Reason.OVER_BUDGET),
         (b"noise" * 400, Reason.CORRUPT),
         (bytes(1024) + b"hidden" * 300_000, Reason.CORRUPT),
         (bytes(9000), None),
@@ -201,6 +208,22 @@ def test_what_was_whole_is_kept_and_the_rest_is_one_row(
     assert results.pop("good.jpg") == b"good"
     assert list(results.values()) == ([reason] if reason else [])
     assert set(results) <= {str(tmp_path / "x.tar")}
+
+
+def test_a_name_of_a_million_dots_costs_no_time(tmp_path: Path) -> None:
+    data = GOOD + extension(b"L", b"./" * (1 << 19)) + header("x", b"%011o\0" % 0) + bytes(1024)
+    began = time.process_time()
+    assert outcomes(tmp_path, data) == {"good.jpg": b"good", "": Reason.UNSAFE_MEMBER}
+    assert time.process_time() - began < 5  # it took 20 s where each `./` was cut off for itself
+
+
+def test_fields_of_one_name_have_a_budget(tmp_path: Path) -> None:
+    heavy = b'{"x": "%s"}' % (b"y" * (700 << 10))
+    data = tar([("a.1.json", heavy), ("a.2.json", heavy), ("a.3.json", b'{"p": 1}'), ("a.jpg", b"a")])
+    (tmp_path / "x.tar").write_bytes(data)
+    listed = {below(str(tmp_path / "x.tar"), item.obj): item for item in items(f"tar:{tmp_path}/x.tar")}
+    assert listed.keys() == {"a.2.json", "a.jpg"}  # what is not read as fields is listed like any member
+    assert listed["a.jpg"].fields == json.loads(heavy)
 
 
 def test_sparse_members_are_refused_and_what_follows_is_read(tmp_path: Path) -> None:
