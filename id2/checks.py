@@ -147,7 +147,7 @@ def _require_content(uri: str, name: str, wanted: str) -> str:
 def inside(uri: str, folder: str) -> bool:
     """Return whether a place is a folder or below it; links are followed."""
     if not storage.is_remote(uri) and not storage.is_remote(folder):
-        return storage.local_path(uri).resolve().is_relative_to(storage.local_path(folder).resolve())
+        return storage.contains(folder, uri)
     return f"{uri}/".startswith(f"{folder.rstrip('/')}/")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from id2 import checks
 from id2.options import BeamRequest, Request, option, setting
+from id2core import defaults
 from id2core.errors import (
     CalibrationError,
     ExperimentError,
@@ -236,7 +237,12 @@ class NightlyRequest(SourceRequest):
     keep: str | None = setting("keep")
     floor_margin: float | None = setting("floor_margin")
     back_scan_days: float | None = option(
-        "Search new references among the uploads of so many days.", None, unset="all", ge=0, example=365.0
+        "Search new references among the uploads of so many days.",
+        None,
+        unset="all",
+        ge=0,
+        le=defaults.MOST_DAYS,
+        example=365.0,
     )
     canary: bool = option(
         "Check that known pairs are found with the settings of the night; it fails where they are not.", True

@@ -22,6 +22,8 @@ LEFTOVER_HOURS: Final = 24.0
 # Days before a night whose dated places are read again, and where a night begins.
 LATE_DAYS: Final = 2
 TIME_ZONE: Final = "UTC"
+# Days that an option may reach back, a hundred years: the calendar has an end.
+MOST_DAYS: Final = 36_525
 # Bytes of the largest file that is read, and pixels of the largest picture that is decoded: above a photo of
 # 100 megapixels, also where it is stored as it is.
 MAX_BYTES: Final = 512 * 2**20

@@ -148,6 +148,7 @@ class Settings(EnvironmentSettings):
     retention_days: float | None = Field(
         None,
         gt=0,
+        le=defaults.MOST_DAYS,
         description="Days for which rows of a source with mode append stay. They are not made again.",
         examples=[90],
     )

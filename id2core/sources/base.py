@@ -95,7 +95,8 @@ class Source(ABC):
         if not self.nights:
             raise OptionError(f"{self.uri} stands for one place a night: say which night")
         within = dates.fixed_part(self.place)
-        places = (dates.filled(self.place, night) for night in self.nights)
+        # Nights of one month may be one place.
+        places = dict.fromkeys(dates.filled(self.place, night) for night in self.nights)
         return tuple(replace(self, place=place, within=within, nights=()) for place in places)
 
     @property

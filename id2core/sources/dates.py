@@ -31,7 +31,8 @@ def filled(uri: str, night: date) -> str:
 
 def nights(night: date, late_days: int) -> Iterator[date]:
     """Yield the nights whose places are read for a night, the earliest first: objects come late."""
-    for days in range(late_days, -1, -1):
+    first = min(late_days, night.toordinal() - 1)  # the calendar begins with the year 1
+    for days in range(first, -1, -1):
         yield night - timedelta(days=days)
 
 

@@ -125,7 +125,8 @@ class LocalStore(Store):
 
     def contains(self, folder: str, uri: str) -> bool:
         """Return whether a file lies below the folder when links are resolved."""
-        return path_of(uri).resolve().is_relative_to(path_of(folder).resolve())
+        # Not `Path.resolve`, which raises RuntimeError at links in a circle: these lead nowhere.
+        return Path(os.path.realpath(path_of(uri))).is_relative_to(os.path.realpath(path_of(folder)))
 
     def staging_folder(self, folder: str) -> Path | None:
         """Return the folder itself: a file is renamed within one disk."""
@@ -223,7 +224,7 @@ class _Walk:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._seen: set[tuple[int, int]] = set()
-        self._above = {_identity(folder.stat()) for folder in root.resolve().parents}
+        self._above = {_identity(folder.stat()) for folder in Path(os.path.realpath(root)).parents}
         self._links: list[str] = []
 
     def objects(self) -> Iterator[Object | Noted]:

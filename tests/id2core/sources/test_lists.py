@@ -37,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("in/a.jpg", "in/sub/b#c.jpg", "other/o.jpg"):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "in/link.jpg").symlink_to(tmp_path / "other/o.jpg")
+    (tmp_path / "in/circle.jpg").symlink_to(tmp_path / "in/circle.jpg")
     return tmp_path / "in"
 
 
@@ -62,6 +63,7 @@ def test_each_line_ends_in_one_row(folder: Path) -> None:
         b"y" * 5000,
         b"a" * 300,
         b"sub",
+        b"circle.jpg",
     ]
     path = folder / "list.txt"
     path.write_bytes(b"\n".join(lines))
@@ -78,7 +80,7 @@ def test_each_line_ends_in_one_row(folder: Path) -> None:
         *[Reason.NOT_ALLOWED] * 7,
         *[Reason.CORRUPT] * 3,
         *[Reason.UNSAFE_MEMBER] * 2,
-        *[Reason.UNREADABLE] * 2,
+        *[Reason.UNREADABLE] * 3,
     ]
     assert items[3].obj.generation == UNSEEN
 

@@ -39,6 +39,12 @@ def test_a_night_has_late_days(tmp_path: Path) -> None:
     assert list(registry.expand(plain, NIGHT, 2)) == [plain]
 
 
+def test_nights_of_one_place_are_read_once_and_none_is_before_the_calendar(tmp_path: Path) -> None:
+    monthly = registry.parse(f"{tmp_path}/{{date:%Y-%m}}")
+    assert monthly.on(NIGHT, 40).places == tuple(f"{tmp_path}/2026-0{month}" for month in (1, 2, 3))
+    assert registry.parse(f"{tmp_path}/{{date}}").on(date.min, 2).places == (f"{tmp_path}/0001-01-01",)
+
+
 def test_a_night_without_objects_is_empty(tmp_path: Path, gcs: str) -> None:
     (tmp_path / "in").mkdir()
     for place in (f"{tmp_path}/in/{{date}}", f"gs://{gcs}/none/{{date}}", f"list:{tmp_path}/in/{{date}}.csv"):
