@@ -79,7 +79,7 @@ def read_parquet(file: IO[bytes]) -> Iterator[Record]:
         if URI not in rows.columns:
             raise StorageError(f"its flat columns are {str(rows.columns)[:200]}: it needs one named {URI}")
         numbers = count(1)
-        for group in range(rows.metadata.num_row_groups):
+        for group in range(len(rows.groups)):
             for values in rows.rows(group, rows.columns):
                 yield _record(next(numbers), values)
     except ShardUnreadableError as error:

@@ -12,6 +12,8 @@ from id2core.store.base import Object
 from id2core.store.parquet_images import ShardError
 from id2core.store.rejects import Reason
 
+# That a row takes at least, with its picture.
+_ROW_BYTES: Final = 32
 # Columns that name a row, the first that a file has; else its number does.
 _NAME_COLUMNS: Final = ("uri", "id")
 
@@ -24,9 +26,9 @@ class ParquetSource(ShardedSource):
 
     def _shard(self, shard: Object) -> Iterator[Item]:
         with storage.open_version(shard) as file:
-            rows = RowFile(file)
+            rows = RowFile(file, _ROW_BYTES)
             try:
-                image = parquet_images.image_column(rows.parquet.schema_arrow)
+                image = parquet_images.image_column(rows.shard.parquet.schema_arrow)
             except ShardError as error:
                 raise ShardUnreadableError(error.reject.reason, error.reject.detail) from None
             yield from _Shard(shard, rows, image.path).items()
@@ -37,29 +39,28 @@ class _Shard:
 
     def __init__(self, shard: Object, rows: RowFile, image: str) -> None:
         self._shard, self._rows, self._names = shard, rows, MemberNames(shard)
-        self._leaf = parquet_images.leaf_indexes(rows.metadata)[image]
+        self._image = image
         self._name = next((name for name in _NAME_COLUMNS if name in rows.columns), None)
 
     def items(self) -> Iterator[Item]:
         """Yield the rows; a row group that takes too much is one refusal."""
         first = 0
-        for group in range(self._rows.metadata.num_row_groups):
+        for group, info in enumerate(self._rows.groups):
             try:
                 yield from self._group(group, first)
             except ShardUnreadableError as error:
                 name, place = f"row-group-{group}".encode(), f"row group {group}"
                 yield Item(self._names.refuse(name, place, error.reject.reason, error.reject.detail))
-            first += max(0, self._rows.metadata.row_group(group).num_rows)
+            first += info.rows
 
     def _group(self, group: int, first: int) -> Iterator[Item]:
-        info = self._rows.metadata.row_group(group)
-        unpacked = info.column(self._leaf).total_uncompressed_size
+        unpacked = self._rows.shard.chunk(group, self._image).unpacked
         if unpacked > parquet_images.ROW_GROUP_BYTES:
             limit = parquet_images.ROW_GROUP_BYTES
             raise ShardUnreadableError(
                 Reason.OVER_BUDGET, f"{unpacked} bytes of pictures; the limit is {limit}"
             )
-        mean = max(0, unpacked) // max(1, info.num_rows)
+        mean = unpacked // max(1, self._rows.groups[group].rows)
         for row, values in enumerate(self._rows.rows(group, self._rows.columns)):
             yield self._item(values, f"{group}+{row}", first + row, mean)
 

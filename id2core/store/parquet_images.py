@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from id2core.store import parquet_pages
+from id2core.store import parquet_footers, parquet_pages
 from id2core.store.base import Object, Store
+from id2core.store.parquet_footers import Chunk, Footer, FooterError
 from id2core.store.rejects import Reason, Reject
 from id2core.store.shared_values import SharedValues
 
@@ -52,48 +55,117 @@ class ImageColumn:
     path: str
 
 
-def open_file(file: IO[bytes], dictionaries: Iterable[str] = ()) -> pq.ParquetFile:
-    """Open a Parquet file of anybody's.
+@dataclass(frozen=True)
+class ShardFile:
+    """A Parquet file of anybody's, opened.
 
-    Args:
+    Attributes:
         file: it, seekable.
-        dictionaries: paths of columns that are read as dictionaries, so that a value that is there a million
-            times is in memory once.
-
-    Raises:
-        ShardError: it is none, is encrypted, or has a footer that is too large or damaged.
+        parquet: Arrow's reader. It is never asked for the metadata of a row group or column: it ends the
+            process where it dislikes one.
+        footer: what the file says of these.
     """
-    size = file.seek(0, 2)
+
+    file: IO[bytes]
+    parquet: pq.ParquetFile
+    footer: Footer
+
+    @staticmethod
+    def open(file: IO[bytes]) -> ShardFile:
+        """Open a file.
+
+        Raises:
+            ShardError: it is none, is encrypted, or has a footer that is too large or damaged.
+        """
+        footer = _read_footer(file)
+        try:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            columns = parquet.metadata.num_columns
+            parquet.schema_arrow  # noqa: B018 (damaged ones raise)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise_unless_damage(error)
+            raise ShardError(Reason.CORRUPT, f"the footer is damaged: {error}") from None
+        if columns > _MAX_COLUMNS:
+            raise ShardError(Reason.OVER_BUDGET, f"more than {_MAX_COLUMNS} columns")
+        if any(len(group.chunks) != columns for group in footer.groups):
+            raise ShardError(Reason.CORRUPT, "a row group has other columns than the schema")
+        return ShardFile(file, parquet, footer)
+
+    def with_dictionaries(self, columns: Collection[str]) -> pq.ParquetFile:
+        """Return a reader that reads columns as dictionaries.
+
+        A value that is there a million times is then in memory once. Only a column that has a dictionary can
+        be read so in every encoding.
+
+        Args:
+            columns: paths of these columns.
+        """
+        if not columns:
+            return self.parquet
+        return pq.ParquetFile(
+            self.file,
+            metadata=self.parquet.metadata,
+            read_dictionary=list(columns),
+            page_checksum_verification=True,
+        )
+
+    def chunk(self, group: int, path: str) -> Chunk:
+        """Return what the footer says of a leaf column of a row group."""
+        return self.footer.groups[group].chunks[self._leaf_indexes[path]]
+
+    @cached_property
+    def _leaf_indexes(self) -> dict[str, int]:
+        schema = self.parquet.metadata.schema
+        return {schema.column(i).path: i for i in range(len(schema))}
+
+    def check_columns(self, group: int, paths: Iterable[str], most: int) -> set[str]:
+        """Return which leaf columns of a row group have a dictionary.
+
+        Raises:
+            ShardError: they unpack to more than `most` bytes together, or cannot be read.
+        """
+        with_dictionary = set()
+        left = most
+        for path in paths:
+            chunk = self.chunk(group, path)
+            if chunk.unpacked > left:
+                detail = f"row group {group} has {chunk.unpacked} bytes in {path}; the limit is {most}"
+                raise ShardError(Reason.OVER_BUDGET, detail)
+            try:
+                if parquet_pages.check_chunk(self.file, chunk, left):
+                    with_dictionary.add(path)
+            except parquet_pages.PageError as error:
+                detail = f"row group {group}, column {path}: {error}"
+                raise ShardError(Reason.OVER_BUDGET, detail) from None
+            left -= chunk.unpacked
+        return with_dictionary
+
+
+def _read_footer(file: IO[bytes]) -> Footer:
+    size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _TAIL))
     tail = file.read(_TAIL)
     if tail.endswith(_ENCRYPTED):
         raise ShardError(Reason.UNSUPPORTED, "an encrypted Parquet file")
     if not tail.endswith(_MAGIC) or size < _TAIL + len(_MAGIC):
         raise ShardError(Reason.TRUNCATED, "no Parquet file, or one that is cut off: it has no footer")
-    footer = int.from_bytes(tail[:4], "little")
-    if footer > min(_FOOTER_BYTES, size - _TAIL):
-        raise ShardError(Reason.OVER_BUDGET, f"a footer of {footer} bytes in a file of {size}")
+    length = int.from_bytes(tail[:4], "little")
+    if length > min(_FOOTER_BYTES, size - _TAIL):
+        raise ShardError(Reason.OVER_BUDGET, f"a footer of {length} bytes in a file of {size}")
+    file.seek(size - _TAIL - length)
     try:
-        parquet = pq.ParquetFile(file, read_dictionary=list(dictionaries), page_checksum_verification=True)
-        too_wide = parquet.metadata.num_columns > _MAX_COLUMNS
-        parquet.schema_arrow  # noqa: B018 (damaged ones raise)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise_unless_damage(error)
-        raise ShardError(Reason.CORRUPT, f"the footer is damaged: {error}") from None
-    if too_wide:
-        raise ShardError(Reason.OVER_BUDGET, f"more than {_MAX_COLUMNS} columns")
-    return parquet
+        footer = parquet_footers.parse(file.read(length))
+    except FooterError as error:
+        raise ShardError(Reason.CORRUPT, str(error)) from None
+    if any(chunk.is_encrypted for group in footer.groups for chunk in group.chunks):
+        raise ShardError(Reason.UNSUPPORTED, "a Parquet file with encrypted columns")
+    return footer
 
 
 def raise_unless_damage(error: Exception) -> None:
     """Raise an error of the store again: Arrow's own are OSError, too, but have no number and no subclass."""
     if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         raise error
-
-
-def leaf_indexes(metadata: pq.FileMetaData) -> dict[str, int]:
-    """Return the index of each leaf column by its path."""
-    return {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
 
 
 def image_column(schema: pa.Schema) -> ImageColumn:
@@ -116,27 +188,8 @@ def image_column(schema: pa.Schema) -> ImageColumn:
 
 def _is_bytes(kind: pa.DataType) -> bool:
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_binary(held) or pa.types.is_large_binary(held))
-
-
-def check_columns(
-    file: IO[bytes], metadata: pq.FileMetaData, group: int, paths: Iterable[str], most: int
-) -> None:
-    """Raise ShardError unless leaf columns of a row group together unpack to `most` bytes or fewer."""
-    indexes = leaf_indexes(metadata)
-    left = most
-    for path in paths:
-        chunk = metadata.row_group(group).column(indexes[path])
-        if chunk.total_uncompressed_size > left:
-            raise ShardError(
-                Reason.OVER_BUDGET,
-                f"row group {group} has {chunk.total_uncompressed_size} bytes in {path}; the limit is {most}",
-            )
-        try:
-            parquet_pages.check_chunk(file, chunk, left)
-        except parquet_pages.PageError as error:
-            raise ShardError(Reason.OVER_BUDGET, f"row group {group}, column {path}: {error}") from None
-        left -= chunk.total_uncompressed_size
+    known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(held) for is_kind in known)
 
 
 _ROW_GROUPS: Final = SharedValues[Any](
@@ -160,12 +213,12 @@ def read_row(store: Store, shard: Object, group: int, row: int) -> bytes | Rejec
 
 
 def _read_group(store: Store, shard: Object, group: int) -> pa.ChunkedArray | Reject:
-    """Read the pictures of a row group as a dictionary, in which equal ones are once."""
+    """Read the pictures of a row group, as a dictionary where they are one: equal ones are there once."""
     try:
         with store.open_version(shard) as file:
-            column = image_column(open_file(file).schema_arrow)
-            parquet = open_file(file, [column.path])
-            check_columns(file, parquet.metadata, group, [column.path], ROW_GROUP_BYTES)
+            opened = ShardFile.open(file)
+            column = image_column(opened.parquet.schema_arrow)
+            parquet = opened.with_dictionaries(opened.check_columns(group, [column.path], ROW_GROUP_BYTES))
             values = parquet.read_row_group(group, [column.path], use_threads=False)[column.name]
             return pc.struct_field(values, "bytes") if column.path != column.name else values
     except ShardError as error:

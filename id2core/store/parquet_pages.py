@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from typing import IO, Any, Final
 
+from id2core.store.compact_protocol import CompactError, Reader
+from id2core.store.parquet_footers import Chunk
+
 # Headers hold statistics, at most some kB; most are smaller than the first of these.
 _WINDOWS: Final = (1 << 9, 1 << 16, 1 << 20)
 # More pages of a column in a row group than any writer makes; each costs time.
@@ -36,22 +39,22 @@ class PageError(Exception):
     """Pages are damaged, or unpack to more than they may."""
 
 
-def check_chunk(file: IO[bytes], chunk: Any, most: int) -> bool:
+def check_chunk(file: IO[bytes], chunk: Chunk, most: int) -> bool:
     """Return whether a column of a row group has a dictionary, once its pages are seen to be bounded.
 
     Args:
         file: the Parquet file.
-        chunk: the column's metadata, a `pyarrow.parquet.ColumnChunkMetaData`.
+        chunk: the column, as the footer describes it.
         most: bytes that all its pages together may unpack to.
 
     Raises:
         PageError: they unpack to more, or are no pages.
     """
-    at = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < at:
-        at = chunk.dictionary_page_offset
+    at = chunk.data_at
+    if 0 < chunk.dictionary_at < at:
+        at = chunk.dictionary_at
     size = file.seek(0, os.SEEK_END)
-    end = at + chunk.total_compressed_size
+    end = at + chunk.packed
     if not 0 <= at <= end <= size:
         raise PageError(f"a column lies at bytes {at} to {end} of {size}")
     total, pages, has_dictionary = 0, 0, False
@@ -72,8 +75,12 @@ def _facts(page: dict[int, Any]) -> tuple[bool, int, int]:
         raise PageError("a page has no size, or a negative one")
     # Fields 5, 7 and 8: headers of a data page, a dictionary and a data page of version 2.
     for field, encoding in ((5, 2), (7, 2), (8, 4)):
-        if field in page and page[field].get(encoding) not in _BOUNDED:
-            raise PageError(f"a page has the encoding {page[field].get(encoding)}, which has no bound")
+        if field not in page:
+            continue
+        head = page[field]
+        found = head.get(encoding) if isinstance(head, dict) else None
+        if found not in _BOUNDED:
+            raise PageError(f"a page has the encoding {found}, which has no bound")
     return kind == _DICTIONARY_PAGE, int(unpacked or 0), int(packed or 0)
 
 
@@ -82,68 +89,12 @@ def _read_header(file: IO[bytes], at: int, end: int) -> tuple[dict[int, Any], in
     for window in _WINDOWS:
         file.seek(at)
         data = file.read(min(window, end - at))
-        reader = _Compact(data)
+        reader = Reader(data)
         try:
             return reader.struct(), reader.at
+        except CompactError as error:
+            raise PageError(f"a page header is damaged: {error}") from None
         except IndexError:
             if len(data) < window:
                 break
     raise PageError("a page has no header, or one of more than 1 MiB")
-
-
-class _Compact:
-    """Thrift's compact protocol, as far as page headers use it. Raises IndexError at the end of the data."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self.at = data, 0
-
-    def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Return the fields of a struct: numbers, truths and structs; binary is skipped."""
-        if depth > 4:
-            raise PageError("a page header is nested too deep")
-        fields: dict[int, Any] = {}
-        field = 0
-        while head := self._byte():
-            step, kind = head >> 4, head & 15
-            field = field + step if step else self._zigzag()
-            fields[field] = self._value(kind, depth)
-        return fields
-
-    def _value(self, kind: int, depth: int) -> Any:
-        match kind:
-            case 1 | 2:
-                return kind == 1
-            case 3:
-                return self._byte()
-            case 4 | 5 | 6:
-                return self._zigzag()
-            case 8:
-                return self._skip(self._varint())
-            case 12:
-                return self.struct(depth + 1)
-            case _:
-                raise PageError(f"a page header has a field of type {kind}")
-
-    def _skip(self, length: int) -> None:
-        self.at += length
-        if self.at > len(self._data):
-            raise IndexError
-
-    def _byte(self) -> int:
-        value = self._data[self.at]
-        self.at += 1
-        return value
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while shift < 64:
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-            shift += 7
-        raise PageError("a page header has a number of more than 64 bits")
-
-    def _zigzag(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)

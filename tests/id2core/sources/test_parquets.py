@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 
 from id2core.sources import parquet_rows, registry
 from id2core.sources.base import Item
+from id2core.sources.parquet_rows import RowFile
 from id2core.store import parquet_images, storage
 from id2core.store.rejects import Reason, Reject
 
@@ -107,3 +111,65 @@ def test_damage_anywhere_is_no_error(tmp_path: Path) -> None:
     for at in range(4, len(whole) - 8, max(1, len(whole) // 150)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
         outcomes(path)
+
+
+def test_whatever_a_footer_says_the_process_goes_on(tmp_path: Path) -> None:
+    """Arrow ends the process where it is asked for a column whose description it dislikes."""
+    table = pa.table({"image": [b"a", b"bb"], "id": ["x", "y"], "tags": [["t"], []]})
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    whole, path = file.getvalue(), tmp_path / "x.parquet"
+    length = int.from_bytes(whole[-8:-4], "little")
+    for at in range(len(whole) - 8 - length, len(whole) - 8, 3):
+        data = bytearray(whole)
+        data[at] ^= 1 + at % 7
+        path.write_bytes(data)
+        assert outcomes(path) is not None
+
+
+def test_columns_that_need_a_key_are_refused(tmp_path: Path) -> None:
+    class Client(encryption.KmsClient):  # type: ignore[misc]
+        def wrap_key(self, key: bytes, name: str) -> bytes:
+            return key
+
+    asked = encryption.EncryptionConfiguration("k", column_keys={"k": ["id"]}, plaintext_footer=True)
+    factory = encryption.CryptoFactory(lambda _: Client())
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), asked)
+    table = pa.table({"image": [b"a"], "id": ["x"]})
+    pq.write_table(table, tmp_path / "x.parquet", encryption_properties=properties)
+    assert outcomes(tmp_path / "x.parquet") == [("", Reason.UNSUPPORTED)]
+
+
+def test_a_few_bytes_do_not_make_millions_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": pa.nulls(1_000_000, pa.binary())}), path)
+    assert path.stat().st_size < 20_000
+    assert outcomes(path) == [("", Reason.OVER_BUDGET)]
+    pq.write_table(pa.table({"image": pa.nulls(1000, pa.binary())}), path)
+    assert len(outcomes(path)) == 1000
+
+
+def test_values_of_a_large_dictionary_are_made_once(tmp_path: Path) -> None:
+    """Asked for 1,024 rows at a time, Arrow makes a dictionary of millions of values anew each time."""
+    names = [f"{i:08x}" for i in range(100_000)]
+    rows = pa.array([*range(100_000), *[0] * 50_000], pa.int32())
+    table = pa.table({"uri": pa.DictionaryArray.from_arrays(rows, names)})
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, row_group_size=150_000, dictionary_pagesize_limit=1 << 30)
+    began = time.process_time()
+    with path.open("rb") as file:
+        read = RowFile(file)
+        assert [row["uri"] for row in read.rows(0, ["uri"])] == table["uri"].to_pylist()
+    assert time.process_time() - began < 20  # it took minutes
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_LENGTH_BYTE_ARRAY"])
+@pytest.mark.parametrize("kind", [(pa.string_view(), pa.binary_view()), (pa.large_string(), pa.binary())])
+def test_text_is_read_in_every_bounded_encoding(
+    tmp_path: Path, encoding: str, kind: tuple[pa.DataType, pa.DataType]
+) -> None:
+    images = pa.array([b"a", b"bb"], kind[1])
+    table = pa.table({"image": images, "id": pa.array(["x", "y"], kind[0])})
+    encodings = {"image": encoding, "id": encoding}
+    pq.write_table(table, tmp_path / "x.parquet", use_dictionary=False, column_encoding=encodings)
+    assert outcomes(tmp_path / "x.parquet") == [("#x", b"a"), ("#y", b"bb")]

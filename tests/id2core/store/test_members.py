@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from id2core.store import members, parquet_images, storage, unpacking
-from id2core.store.parquet_images import ShardError
+from id2core.store.parquet_images import ShardError, ShardFile
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
 
@@ -139,7 +139,7 @@ def test_a_row_group_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path) ->
     reject = storage.read_object(members.member(shard, "0", members.PARQUET, "0+0", 0), 1 << 30)
     assert isinstance(reject, Reject) and reject.reason == Reason.OVER_BUDGET
     with (tmp_path / "bomb.parquet").open("rb") as file:
-        chunk = pq.read_metadata(file).row_group(0).column(0)
+        chunk = ShardFile.open(file).chunk(0, "image")
         with pytest.raises(parquet_images.parquet_pages.PageError, match="more than"):
             parquet_images.parquet_pages.check_chunk(file, chunk, 100 << 20)
 
@@ -166,5 +166,5 @@ def test_values_that_repeat_the_one_before_are_refused(tmp_path: Path) -> None:
 )
 def test_what_is_no_parquet_file_of_pictures_is_named(data: bytes, kind: Reason) -> None:
     with pytest.raises(ShardError) as error:
-        parquet_images.image_column(parquet_images.open_file(io.BytesIO(data)).schema_arrow)
+        parquet_images.image_column(ShardFile.open(io.BytesIO(data)).parquet.schema_arrow)
     assert error.value.reject.reason == kind
