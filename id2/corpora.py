@@ -13,7 +13,7 @@ from id2core.encoders.registry import identify
 from id2core.errors import DatasetError
 from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
-from id2core.runs import leases
+from id2core.runs import erasure, leases, takedowns
 from id2core.runs.execution import Execution
 from id2core.runs.planning import NOTHING, Made
 from id2core.runs.records import Recorder
@@ -67,13 +67,19 @@ class EmbeddedCorpus:
 
 def embed_images(job: EmbedJob, execution: Execution, beam: list[str]) -> EmbedResult:
     """Embed the images that have no row; where all have one, Beam is not loaded."""
+    out = job.results or job.out
     with leases.held(job.out, job.images, execution):
+        known = takedowns.withheld(out, job.out)
         work = plan_embed(job, execution)
         if (before := finished(job, work)) is not None:
             return before
         from beam_jobs import embed
 
-        return embed.run_planned(job, work, beam)
+        made = embed.run_planned(job, work, beam)
+        # What a refused picture is could not be known before it was read, and its post was written by then.
+        if refused := takedowns.withheld(out, job.out) - known:
+            erasure.forget_posts(job.out, refused, execution)
+        return made
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from id2core.encoders.images import Limits
 from id2core.encoders.records import EncoderIds
 from id2core.encoders.registry import load_encoder, recorded
 from id2core.errors import EncoderError, OptionError
-from id2core.runs import planning
+from id2core.runs import planning, takedowns
 from id2core.runs.execution import Execution
 from id2core.runs.planning import Plan
 from id2core.settings import Settings
@@ -230,7 +230,8 @@ def plan_embed(job: EmbedJob, execution: Execution) -> Plan:
         StorageError, DatasetError, EncoderError, TransformError: the message says what to do.
     """
     config = {"limits": asdict(job.limits), "dtype": job.dtype}
-    posts = PostsRecorder(job.out, execution.run_id)
+    withheld = takedowns.withheld(job.results or job.out, job.out)
+    posts = PostsRecorder(job.out, execution.run_id, withheld)
     plan = planning.make(
         embedding.PRODUCT,
         job.source,

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.errors import StoreUnavailableError
-from id2core.runs import compaction, leftovers, planning
+from id2core.runs import compaction, leftovers, planning, takedowns
 from id2core.runs.execution import Execution
 from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.ahead import in_order
@@ -121,6 +121,10 @@ class _Wanted:
         for table in _placed(out):
             own = table.filter(pc.is_in(table["image_id"], value_set=wanted))
             uploads.update(_joined(own, ("uri", "generation")).to_pylist())
+        # Objects that came after the picture was taken down have posts at most.
+        for corpus in leftovers.CORPORA:
+            place = storage.join(out, corpus) if corpus else out
+            uploads.update(map("\0".join, takedowns.withheld(out, place)))
         return _Wanted(wanted, pa.array(sorted(uploads), pa.string()))
 
     def among(self, table: pa.Table, name: str) -> NDArray[np.bool_]:
@@ -186,6 +190,21 @@ def erase(out: str, image_ids: Iterable[str], execution: Execution) -> Erased:
     for place in leftovers.places(out):
         erased.files += sum(_purge(place, name, wanted) for name in _PICTURES)
     return erased
+
+
+def forget_posts(place: str, objects: Iterable[tuple[str, str]], execution: Execution) -> int:
+    """Remove the posts of objects that a run refused, as their pictures were taken down; return how many.
+
+    Args:
+        place: parent of the data sets of a corpus.
+        objects: URI and generation of each.
+        execution: who removes them.
+    """
+    uploads = pa.array(sorted(map("\0".join, objects)), pa.string())
+    wanted = _Wanted(pa.array([], pa.string()), uploads)
+    rows = _erase_rows(storage.join(place, "posts"), wanted, execution)
+    _purge(place, "posts", wanted)
+    return rows
 
 
 def _with_origins(dataset: Dataset, wanted: _Wanted) -> pa.Array:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from id2core.errors import DatasetError
+from id2core.runs import parts
 from id2core.runs.execution import Execution
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Commit, Dataset, FileRecord
@@ -64,6 +66,37 @@ def refused(out: str) -> frozenset[str]:
     """
     dataset = Dataset.find_own(storage.join(out, TAKEDOWNS))
     return _refused(dataset.uri, dataset.files) if dataset else frozenset()
+
+
+def withheld(out: str, place: str) -> frozenset[tuple[str, str]]:
+    """Return URI and generation of the objects of a corpus that are known to be refused pictures.
+
+    Args:
+        out: the `--out`, which has the table.
+        place: parent of the data sets of the corpus.
+
+    Raises:
+        DatasetError: a data set is damaged.
+    """
+    pictures = refused(out)
+    if not pictures:
+        return frozenset()
+    objects: set[tuple[str, str]] = set()
+    rejects = Dataset.find(storage.join(place, parts.REJECTS))
+    for table in rejects.tables(["reason", "uri", "generation"]) if rejects else ():
+        objects.update(_objects(table.filter(pc.equal(table["reason"], str(Reason.TAKEN_DOWN)))))
+    embeddings = Dataset.find(storage.join(place, schemas.EMBEDDINGS))
+    log = embeddings.commit.removals if embeddings else ()
+    columns, ids = ["image_id", "uri", "generation"], pa.array(sorted(pictures), pa.string())
+    for file in log:
+        table = datasets.read_file(storage.join(place, datasets.REMOVALS), file, columns)
+        objects.update(_objects(table.filter(pc.is_in(table["image_id"], value_set=ids))))
+    return frozenset(objects)
+
+
+def _objects(table: pa.Table) -> Iterator[tuple[str, str]]:
+    generations = pc.fill_null(table["generation"], "")
+    return zip(table["uri"].to_pylist(), generations.to_pylist(), strict=True)
 
 
 @functools.lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -125,14 +125,18 @@ class PostsWriter:
         writer.commit()
     """
 
-    def __init__(self, out: str, source: str, run_id: str) -> None:
+    def __init__(
+        self, out: str, source: str, run_id: str, withheld: Collection[tuple[str, str]] = ()
+    ) -> None:
         """Begin a run.
 
         Args:
             out: parent of the data set.
             source: URI of the source; a night's own for a dated one.
             run_id: the execution.
+            withheld: URI and generation of objects that get no row.
         """
+        self._withheld = withheld
         self._uri = storage.join(out, POSTS)
         self._source, self._run_id = source, run_id
         # The source's part of the name tells which files may hold the same objects.
@@ -156,6 +160,8 @@ class PostsWriter:
 
     def add(self, item: Item) -> None:
         """Write the row of one item, unless it is there."""
+        if (item.obj.uri, item.obj.generation) in self._withheld:
+            return
         if self._held is None:
             self._last = Dataset.find_own(self._uri)
             self._held = self._held_keys(self._last)
@@ -228,16 +234,17 @@ class PostsRecorder:
     Args:
         out: parent of the data set.
         run_id: the execution.
+        withheld: URI and generation of objects that get no row.
     """
 
-    def __init__(self, out: str, run_id: str) -> None:
-        self._out, self._run_id = out, run_id
+    def __init__(self, out: str, run_id: str, withheld: Collection[tuple[str, str]] = ()) -> None:
+        self._out, self._run_id, self._withheld = out, run_id, withheld
         self._writers: list[PostsWriter] = []
 
     def items(self, source: Source) -> Iterator[Item | Noted]:
         """Yield what `Source.items` yields."""
         for part in source.parts:
-            writer = PostsWriter(self._out, part.uri, self._run_id)
+            writer = PostsWriter(self._out, part.uri, self._run_id, self._withheld)
             self._writers.append(writer)
             yield from writer.through(part.items())
 

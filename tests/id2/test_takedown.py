@@ -15,6 +15,7 @@ from id2core.runs import takedowns
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from tests.drawing import draw_photos
+from tests.id2core.sources.test_tars import tar
 
 # Tables that say of a picture that it is gone.
 AUDIT = ("takedowns/", "removals/", "runs/")
@@ -142,3 +143,25 @@ def test_a_corpus_in_another_place_is_named(tmp_path: Path) -> None:
     assert report.elsewhere == [f"{tmp_path}/embedded/embeddings"] and report.rows["matches"] == 5
     assert not id2.takedown(out=str(tmp_path / "embedded"), uri=[uri]).elsewhere
     assert not id2.takedown(out=str(out), uri=[uri]).elsewhere
+
+
+def test_posts_of_a_refused_picture_do_not_come_back(tmp_path: Path) -> None:
+    data = draw_photos(tmp_path / "photos", 2)
+    picture = (data / "p0000.jpg").read_bytes()
+    shards, out = tmp_path / "in", tmp_path / "out"
+    shards.mkdir()
+
+    def night(name: str) -> list[str]:
+        members = [(f"{name}.jpg", picture), (f"{name}.json", b'{"caption": "a secret"}')]
+        (shards / f"{name}.tar").write_bytes(tar(members))
+        id2.embed(images=f"tar:{shards}", out=str(out), encoder="pdq", transform="none")
+        posts = Dataset.open(str(out / "posts")).read(schemas.POSTS)["uri"].to_pylist()
+        return sorted(uri.rpartition("#")[2] for uri in posts)
+
+    assert night("1") == ["1.jpg"]
+    image_id = hashlib.sha256(picture).hexdigest()
+    assert id2.takedown(out=str(out), image_id=[image_id]).rows["posts"] == 1
+    assert night("2") == night("2") == []
+    assert holding(out, "a secret") == set()
+    id2.takedown(out=str(out), image_id=[image_id], reinstate=True)
+    assert night("2") == ["1.jpg", "2.jpg"]
