@@ -61,20 +61,21 @@ def require_source(uri: str, name: str, out: str, rows: str, mode: str | None = 
     source = registry.parse(uri, Mode(mode) if mode else None)
     if source.is_dated:
         dates.require(source.folder)
-        source = source.on(dates.today(defaults.TIME_ZONE), defaults.LATE_DAYS)
-    elif source.mode is Mode.MIRROR:
+        if dates.holds(source.place, storage.normalize(out)):
+            raise OptionError(f"--out {out} is in a night of --{name} {uri}: choose another --out")
+        return
+    if source.mode is Mode.MIRROR:
         storage.require(source.place)
         if not any(isinstance(item, Item) for item in source.items()):
             append = ", or --mode append where uploads are still to come" if name != "reference" else ""
             raise StorageError(f"--{name} {uri} is empty: give a source that holds images{append}")
     else:
         next(source.items(), None)  # raises where there is no such place
-    for part in source.parts:
-        place = storage.normalize(rows)
-        _require_apart(out, part.place, f"--out {out} is inside --{name} {uri}: results")
-        _require_apart(
-            place, part.place, f"the embeddings of --{name} go to {place}, inside --{name} {uri}: they"
-        )
+    place = storage.normalize(rows)
+    _require_apart(out, source.place, f"--out {out} is inside --{name} {uri}: results")
+    _require_apart(
+        place, source.place, f"the embeddings of --{name} go to {place}, inside --{name} {uri}: they"
+    )
 
 
 def _require_apart(out: str, images: str, what: str) -> None:

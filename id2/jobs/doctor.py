@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from id2.requests import DoctorRequest
 from id2.results import DoctorReport, RebuiltLedger
+from id2core.errors import DatasetError
 from id2core.reports import page
 from id2core.runs import checkup, rebuilding
 from id2core.runs.records import at_work
@@ -15,7 +16,7 @@ def run(request: DoctorRequest) -> DoctorReport:
     """Check all data sets below an `--out`. Nothing is changed, unless the ledger is to be built again.
 
     Raises:
-        DatasetError: the ledger cannot be built again; the message says what to do.
+        DatasetError: there is no data set, or the ledger cannot be built again; the message says what to do.
     """
     out = storage.normalize(request.out)
     summary = page.read_summary(out)
@@ -29,6 +30,8 @@ def run(request: DoctorRequest) -> DoctorReport:
         done = rebuilding.rebuild(out, Dataset.open(references), Dataset.open(queries))
         made = RebuiltLedger(searches=done.searches, files=done.files, set_aside=list(done.set_aside))
     checked = checkup.check(out, references, queries)
+    if not checked.datasets and not checked.findings:
+        raise DatasetError(f"{out} has no data set: give the --out of a scan, a night, or id2 embed")
     return DoctorReport(
         datasets=checked.datasets,
         files=checked.files,

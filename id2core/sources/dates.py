@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from id2core.errors import EmptyPlaceError, OptionError
 from id2core.store import storage
 
+# Digits of a year, a month, a day, and a day of the year.
+_DIGITS: Final = {"Y": 4, "m": 2, "d": 2, "j": 3}
 _DATE = re.compile(r"\{date(?::((?:%[Ymdj]|[^%{}])+))?\}")
 
 
@@ -27,6 +30,20 @@ def filled(uri: str, night: date) -> str:
         'gs://inbox/2026/11/2026-11-25'
     """
     return _DATE.sub(lambda match: night.strftime(match[1]) if match[1] else night.isoformat(), uri)
+
+
+def holds(uri: str, place: str) -> bool:
+    """Return whether a place is that of some night of a dated URI, or below one."""
+    texts, at = [], 0
+    for match in _DATE.finditer(uri):
+        texts += [re.escape(uri[at : match.start()]), _digits(match[1] or "%Y-%m-%d")]
+        at = match.end()
+    return bool(re.match(f"{''.join(texts)}{re.escape(uri[at:])}(/|$)", place, re.DOTALL))
+
+
+def _digits(form: str) -> str:
+    """Return a pattern of the dates that a form gives."""
+    return re.sub("%([Ymdj])", lambda match: rf"\d{{{_DIGITS[match[1]]}}}", re.escape(form))
 
 
 def nights(night: date, late_days: int) -> Iterator[date]:

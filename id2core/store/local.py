@@ -45,7 +45,8 @@ class LocalStore(Store):
         """Return the absolute path, spelled as `names` says."""
         if "\0" in uri:
             raise StorageError(f"{uri!r}: a path holds no NUL")
-        return names.spell(os.path.abspath(path_of(uri).expanduser()))  # noqa: PTH100 (collapses ..)
+        # Not `Path.expanduser`, which raises where there is no such user; `abspath` collapses `..`.
+        return names.spell(os.path.abspath(os.path.expanduser(path_of(uri))))  # noqa: PTH100, PTH111
 
     def list(self, uri: str) -> Iterator[Object | Noted]:
         """Yield the files below a folder; links are followed, and a folder is listed once."""

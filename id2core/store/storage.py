@@ -7,6 +7,7 @@ image is the data path: its failures are `Reject` values. Everything else is the
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import tempfile
@@ -94,6 +95,22 @@ def _control_path(uri: str) -> Iterator[Store]:
     except store.errors as error:
         kind = StoreUnavailableError if isinstance(error, store.transient) else StorageError
         raise kind(f"{uri}: {type(error).__name__}: {error}"[:1000]) from error
+
+
+# What a place says that takes no more bytes.
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+
+
+@contextmanager
+def _writing(uri: str) -> Iterator[Store]:
+    """As `_control_path`, where something is written: a folder that is gone is a fault of the place, too."""
+    try:
+        with _control_path(uri) as store:
+            yield store
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{uri} cannot be written: its folder cannot be made, or is gone. Is a disk missing?"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -279,7 +296,7 @@ def write_if(uri: str, data: bytes, mark: str) -> bool:
         data: its new content.
         mark: what `read_marked` returned, or "" for an object that was not there.
     """
-    with _control_path(uri) as store:
+    with _writing(uri) as store:
         return store.write_if(uri, data, mark)
 
 
@@ -288,7 +305,7 @@ def update(uri: str, change: Callable[[bytes | None], bytes]) -> None:
 
     `change` may be called more than once. Raises StorageError when others keep writing.
     """
-    with _control_path(uri) as store:
+    with _writing(uri) as store:
         store.update(uri, change)
 
 
@@ -302,19 +319,27 @@ def replacing(uri: str) -> Iterator[Path]:
 
 @contextmanager
 def temporary(folder: str) -> Iterator[Path]:
-    """Give a local temporary file from which `publish` makes an object in `folder`; it is gone afterwards."""
-    with _control_path(folder) as store:
+    """Give a local temporary file from which `publish` makes an object in `folder`; it is gone afterwards.
+
+    Raises StorageError where it cannot be made, and where the block finds the disk full.
+    """
+    with _writing(folder) as store:
         handle, name = tempfile.mkstemp(dir=store.staging_folder(folder), prefix=PARTIAL)
         os.close(handle)
     try:
         yield Path(name)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageError(f"{folder} cannot be written: {os.strerror(error.errno)}") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # what stopped the writing is the error to show
+            Path(name).unlink(missing_ok=True)
 
 
 def publish(path: Path, uri: str) -> None:
     """Make a finished temporary file the object `uri`, whole: by upload, or by renaming it."""
-    with _control_path(uri) as store:
+    with _writing(uri) as store:
         store.publish(path, uri)
 
 

@@ -62,6 +62,12 @@ def test_a_sound_place_has_no_findings(out: Path) -> None:
     assert done.returncode == 0 and "no findings" in done.stderr
 
 
+def test_a_place_without_data_sets_is_not_sound(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "photos", 1)
+    with pytest.raises(DatasetError, match="has no data set"):
+        id2.doctor(out=str(tmp_path / "photos"))
+
+
 def test_each_fault_is_named(out: Path) -> None:
     embeddings = out / "reference" / "embeddings"
     stray = out / "matches" / "scan_date=2026-01-01" / "stray.parquet"

@@ -63,6 +63,13 @@ def test_a_disk_that_is_not_mounted_is_no_empty_night(tmp_path: Path) -> None:
         list(night.list())
 
 
+def test_a_place_in_any_night_is_known() -> None:
+    assert dates.holds("/in/{date}/x.y", "/in/2020-01-31/x.y/results")
+    assert dates.holds("gs://b/{date:%Y/%m.%d}", "gs://b/2020/01.31")
+    for place in ("/in/results", "/in/2020-01-31-old", "/in", "/in/2020-01-31/x_y"):
+        assert not dates.holds("/in/{date}" if "x_y" not in place else "/in/{date}/x.y", place)
+
+
 def test_dates_are_those_of_a_time_zone() -> None:
     late = datetime(2026, 2, 28, 23, 30, tzinfo=UTC)
     assert dates.today("UTC", late) == date(2026, 2, 28)

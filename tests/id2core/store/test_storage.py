@@ -354,3 +354,24 @@ def test_a_new_source_of_images_is_a_store_and_a_row(monkeypatch: pytest.MonkeyP
         storage.write_bytes(f"{root}/c.jpg", b"c")
     with pytest.raises(StorageError, match="can only be read"):
         storage.update(listed.uri, lambda old: b"c")
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for write in (
+        lambda uri: storage.write_bytes(uri, b"x"),
+        lambda uri: storage.write_if(uri, b"x", ""),
+        lambda uri: storage.update(uri, lambda _: b"x"),
+    ):
+        with pytest.raises(StorageError, match=r"x\.txt|file"):
+            write(f"{tmp_path}/file/below/x.txt")
+    with pytest.raises(StorageError, match="No space left"), storage.replacing(f"{tmp_path}/full") as path:
+        path.unlink()
+        path.symlink_to("/dev/full")
+        path.write_bytes(b"x" * 100)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.normalize("~no-such-user/x") == f"{tmp_path}/~no-such-user/x"
