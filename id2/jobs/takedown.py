@@ -13,9 +13,9 @@ from id2core.reports import page
 from id2core.runs import erasure, takedowns
 from id2core.runs.erasure import Erased
 from id2core.runs.execution import Execution
-from id2core.runs.records import at_work, recorded
+from id2core.runs.records import RUNS, at_work, recorded
 from id2core.store import storage
-from id2core.store.datasets import Dataset
+from id2core.store.datasets import SUCCESS, Dataset
 
 
 def run(request: TakedownRequest) -> TakedownReport:
@@ -86,9 +86,13 @@ def _erase(out: str, pictures: Iterable[str], execution: Execution) -> Erased:
 
 
 def _report_folders(out: str) -> list[str]:
-    """Return the folders below an `--out` that have a report, or had one."""
+    """Return the folders below an `--out` that have a report, or had one: a run is recorded beside each.
+
+    Files of other programs may bear these names.
+    """
     names = (f"/{page.HTML}", f"/{page.SUMMARY}")
-    return sorted({e.uri.rpartition("/")[0] for e in storage.entries(out) if e.uri.endswith(names)})
+    folders = sorted({e.uri.rpartition("/")[0] for e in storage.entries(out) if e.uri.endswith(names)})
+    return [folder for folder in folders if storage.exists(storage.join(folder, RUNS, SUCCESS))]
 
 
 def _renew_reports(out: str) -> dict[str, str]:

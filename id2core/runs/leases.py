@@ -2,7 +2,8 @@
 
 A run holds a lease: an object in `_staging/` that says who it is, and that it renews. A second run for the
 same source is refused by name. The lease of a run that was killed does not count where its process was on
-this machine, and elsewhere for three minutes after it was renewed last, by the clocks of both machines.
+this machine, and elsewhere after three minutes without renewal, by the clocks of both machines: where these
+differ by more, a lease does not count.
 
 A lease keeps two runs from doing the same work twice. What keeps the data right where a lease is lost is the
 commit, which counts every row and replaces no other run's commit. A job that is started from a template holds
@@ -50,7 +51,8 @@ class _Lease(BaseModel):
             return False
         if self.process[0] == platform.node():
             return execution.is_alive(self.process)
-        return (datetime.now(UTC) - self.renewed).total_seconds() < EXPIRE_SECONDS
+        # A clock that is ahead must not keep others away until they have reached it.
+        return abs((datetime.now(UTC) - self.renewed).total_seconds()) < EXPIRE_SECONDS
 
 
 @contextmanager

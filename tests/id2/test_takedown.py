@@ -72,6 +72,9 @@ def reasons(out: Path, corpus: str) -> list[str]:
 def test_a_picture_goes_is_refused_and_comes_back(scanned: Path) -> None:
     out, reference = scanned / "out", scanned / "references" / "p0001.jpg"
     image_id = hashlib.sha256(reference.read_bytes()).hexdigest()
+    foreign = out / "notes" / "report.html"
+    foreign.parent.mkdir()
+    foreign.write_text("of another program")
     before = pairs(out)
     assert len(holding(out, image_id)) >= 3
     report = id2.takedown(out=str(out), uri=[str(reference)], reason="request 1")
@@ -79,7 +82,7 @@ def test_a_picture_goes_is_refused_and_comes_back(scanned: Path) -> None:
     assert str(scanned / "uploads" / "p0001.jpg") in report.pictures[image_id]
     assert report.rows["reference/embeddings"] == report.rows["queries/embeddings"] == 1
     assert report.reports == {str(out): "written again"} and not report.elsewhere
-    assert holding(out, image_id) == set()
+    assert holding(out, image_id) == set() and foreign.read_text() == "of another program"
     rest = {pair for pair in before if not any("p0001" in str(value) for value in pair)}
     assert rest <= pairs(out) and not any("p0001" in str(pair) for pair in pairs(out))
     assert "p0001" not in (out / "report.html").read_text()

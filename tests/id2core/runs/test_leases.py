@@ -54,7 +54,9 @@ def test_the_lease_of_a_process_that_is_gone_counts_no_more(tmp_path: Path) -> N
         pass
 
 
-@pytest.mark.parametrize(("age", "counts"), [(0, True), (170, True), (190, False)])
+@pytest.mark.parametrize(
+    ("age", "counts"), [(0, True), (170, True), (190, False), (-170, True), (-190, False)]
+)
 def test_the_lease_of_another_machine_counts_for_three_minutes(
     age: int, counts: bool, tmp_path: Path
 ) -> None:
