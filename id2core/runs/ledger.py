@@ -38,6 +38,8 @@ class Event(BaseModel):
 
     Attributes:
         queries, references: which segments, by number.
+        query_segment, reference_segment: run_ids of the last of them, which tell the corpora from others
+            with the same numbers; empty where there is none, or an earlier version wrote the event.
         query_version, reference_version: versions of the commits of `embeddings/` that were searched.
         pairs: how many pairs it scored.
         ids: `schemas.ROW_IDS` of the descriptors.
@@ -52,6 +54,8 @@ class Event(BaseModel):
 
     queries: Span
     references: Span
+    query_segment: str = ""
+    reference_segment: str = ""
     query_version: int = Field(ge=0)
     reference_version: int = Field(ge=0)
     pairs: int = Field(ge=0)

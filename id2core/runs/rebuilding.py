@@ -63,7 +63,8 @@ def rebuild(out: str, references: Dataset, queries: Dataset) -> Rebuilt:
     """
     uri = storage.join(out, _MATCHES)
     files, unreadable, judges = _files(uri)
-    events = _events(out, judges)
+    names = datasets.segment_names(queries), datasets.segment_names(references)
+    events = _events(out, judges, *names)
     place = Dataset(uri, Commit(_MATCHES, "", {}, files))
     lost = {file.name for file in files if set(file.segments) - events.keys()}
     lost |= set(checkup.uncovered(place, files, events, queries, references).files)
@@ -84,7 +85,12 @@ def rebuild(out: str, references: Dataset, queries: Dataset) -> Rebuilt:
     return Rebuilt(sum(map(len, events.values())), len(kept), tuple(sorted(lost)))
 
 
-def _events(out: str, judges: Mapping[str, set[str | None]]) -> dict[str, tuple[Event, ...]]:
+def _events(
+    out: str,
+    judges: Mapping[str, set[str | None]],
+    queries: Mapping[int, str],
+    references: Mapping[int, str],
+) -> dict[str, tuple[Event, ...]]:
     """Return the searches of the public table by run_id, in their order."""
     table = Dataset.find(storage.join(out, LEDGER))
     rows = table.read(schemas.LEDGER).to_pylist() if table else []
@@ -98,6 +104,8 @@ def _events(out: str, judges: Mapping[str, set[str | None]]) -> dict[str, tuple[
         event = Event(
             queries=(row["query_from"], row["query_to"]),
             references=(row["reference_from"], row["reference_to"]),
+            query_segment=queries.get(row["query_to"], ""),
+            reference_segment=references.get(row["reference_to"], ""),
             ids={name: row[name] for name in schemas.ROW_IDS},
             calibration_id=min(filter(None, judges.get(row["run_id"], ())), default=None),
             **{name: row[name] for name in _SAME},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -155,8 +155,8 @@ def make(
         span: first and last number of the query segments; by default all.
 
     Raises:
-        DatasetError: their encoder, transform or preprocessing differ, or `out` holds matches of which fewer
-            were stored than are asked for.
+        DatasetError: their encoder, transform or preprocessing differ, or `out` holds matches of other
+            corpora, or of which fewer were stored than are asked for.
         SearchError: there is no such index.
         CalibrationError: the calibration is for other scores.
     """
@@ -167,11 +167,15 @@ def make(
     check_layout(last)
     events = ledger.events(last.commit, ids) if last else []
     check_stored(out, events, top_k, floor)
+    check_corpora(out, events, queries, references)
     span = span or scope.whole(queries)
+    searched = scope.whole(references)
     todo = scope.find(references, queries, events, span)
     event = Event(
         queries=span,
-        references=scope.whole(references),
+        references=searched,
+        query_segment=datasets.segment_names(queries).get(span[1], ""),
+        reference_segment=datasets.segment_names(references).get(searched[1], ""),
         query_version=queries.commit.version,
         reference_version=references.commit.version,
         pairs=todo.pairs if todo else 0,
@@ -218,6 +222,31 @@ def check_stored(out: str, events: Iterable[Event], top_k: int, floor: float | N
                 f"{out} keeps pairs with a score of {event.floor:.4f} or more, this run asks for {asked}: "
                 "what was not stored would have to be searched again. Write to another --out"
             )
+
+
+def check_corpora(out: str, events: Collection[Event], queries: Dataset, references: Dataset) -> None:
+    """Raise DatasetError when earlier searches were of other corpora, for example of one that was made again.
+
+    The ledger counts segments by number: it would take what was never searched for searched.
+    """
+    asked = {(e.query_segment, e.queries[1], e.query_version) for e in events}
+    held = {(e.reference_segment, e.references[1], e.reference_version) for e in events}
+    for side, corpus, states in (("uploads", queries, asked), ("references", references, held)):
+        # Another run may have searched a later state of the corpus meanwhile.
+        if not _had(corpus, states) and not _had(Dataset.open(corpus.uri), states):
+            raise DatasetError(
+                f"{out} keeps matches of other {side} than those in {corpus.uri}, which was made again, or "
+                "was not searched there before: scan into another --out"
+            )
+
+
+def _had(corpus: Dataset, states: Iterable[tuple[str, int, int]]) -> bool:
+    """Return whether a corpus may have had each last segment, by run_id and number, at a version."""
+    named = datasets.segment_names(corpus)
+    return all(
+        version <= corpus.commit.version and (not segment or named.get(number) == segment)
+        for segment, number, version in states
+    )
 
 
 def result(plan: SearchPlan, matches: Dataset) -> SearchResult:

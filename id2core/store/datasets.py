@@ -203,6 +203,11 @@ def rows_by_run(table: pa.Table) -> Counter[str]:
     return Counter({one["values"] or "": one["counts"] for one in counts})
 
 
+def segment_names(dataset: Dataset) -> dict[int, str]:
+    """Return the run_ids of the segments of a corpus by number."""
+    return {segment.number: run_id for run_id, segment in segments_of(dataset).items()}
+
+
 def segments_in(uri: str, record: FileRecord) -> tuple[str, ...]:
     """Return the run_ids whose rows a file has; the column is read where its record does not say."""
     if record.segments or not record.rows:

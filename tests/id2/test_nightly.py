@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,19 @@ def test_only_the_night_with_many_rejects_is_off(tmp_path: Path) -> None:
         made = id2.embed(**given, out=str(out), encoder="pdq", transform="none")
         off[number] = [finding.measure for finding in health.check(records.read(str(out)), made.run_id)]
     assert {number: measures for number, measures in off.items() if measures} == {15: [Measure.REJECT_RATE]}
+
+
+def test_another_corpus_in_place_of_one_that_was_searched_is_refused(inbox: Path, tmp_path: Path) -> None:
+    """The ledger counts segments by number: what was never searched must not pass for searched."""
+    given: dict[str, Any] = {"encoder": "pdq", "transform": "none"}
+    for name, numbers in (("a", (0, 1)), ("b", (2, 3)), ("up", (2, 4))):
+        put(inbox, tmp_path / name, *numbers)
+    for name in ("a", "b"):
+        id2.embed(images=str(tmp_path / name), out=str(tmp_path / f"id2-{name}"), **given)
+    asked = {"queries": str(tmp_path / "up"), "out": str(tmp_path / "out"), "calibration": "none", **given}
+    id2.scan(reference=f"dataset:{tmp_path}/id2-a", **asked)
+    with pytest.raises(DatasetError, match=r"matches of other references than those in .*id2-b"):
+        id2.scan(reference=f"dataset:{tmp_path}/id2-b", **asked)
+    shutil.rmtree(tmp_path / "out/queries")
+    with pytest.raises(DatasetError, match="matches of other uploads"):
+        id2.scan(reference=f"dataset:{tmp_path}/id2-a", **asked)
