@@ -171,7 +171,9 @@ def _sweep_dataset(dataset: Dataset, files: _Files, protected: set[FileRecord], 
     times = dataset.commit.superseded
     loose = []
     for name, entry in [*files.inside.items(), *files.staged.items()]:
-        if name in kept:
+        # Two runs that mark a third one killed write the same row: the second copy is not moved in.
+        is_copy = entry is files.staged.get(name) and name in files.inside
+        if name in kept and not is_copy:
             continue
         if name in times and entry is files.inside.get(name):  # an earlier version left it there
             _remove_superseded(name, entry, times, before)

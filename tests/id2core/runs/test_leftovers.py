@@ -174,3 +174,11 @@ def test_pictures_that_no_row_names_are_removed(tmp_path: Path) -> None:
     leftovers.sweep(str(out), time.time() - DAY)
     assert [name for name in names if (out / name).exists()] == names[:2]
     assert (out / "pictures/00/mine.jpeg").exists()
+
+
+def test_a_second_copy_of_a_committed_file_goes_and_the_file_stays(out: Path) -> None:
+    [record] = Dataset.open(str(out / "rejects")).files
+    copy = f"_staging/files/rejects/{record.name}"
+    touch(out, [copy], 2 * DAY)
+    leftovers.sweep(str(out), time.time() - DAY)
+    assert not (out / copy).exists() and (out / "rejects" / record.name).exists()
