@@ -34,8 +34,9 @@ _PLAIN_NAME = re.compile(r"(?:[\w=%+][\w=%+.,-]{0,250}/){0,8}[\w=%+][\w=%+.,-]{0
 MERGED = "merged-"
 # What a Parquet file ends in after its footer: four bytes of length, and the magic.
 _TAIL, _MAGIC = 8, b"PAR1"
-# Read at once from the end of a file; the footers of most files are smaller.
-_FOOTER_GUESS = 2**16
+# Read at once from the end of a file, where most footers are: at least, for each row group, and at most.
+# A night opens many small files, of which a larger guess would be most of what is read.
+_FOOTER_LEAST, _FOOTER_ROW_GROUP, _FOOTER_MOST = 2**12, 2**11, 2**18
 # Read at once to hash a whole file.
 _HASHED_BYTES = 2**20
 _MEND = "restore it from a copy, or make the data set again in another --out"
@@ -180,7 +181,7 @@ def write(
 def _record_of(path: Path, key: str, rows: int) -> FileRecord:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size, footer = file.tell(), _read_footer(file)
+        size, footer = file.tell(), _read_footer(file, 1)
     groups = _metadata(footer).num_row_groups
     return FileRecord(f"{key}-{digest[:8]}.parquet", rows, groups, size, digest, _footer_digest(footer))
 
@@ -237,7 +238,7 @@ def record_of(where: str, name: str) -> FileRecord:
             while data := file.read(_HASHED_BYTES):
                 digest.update(data)
                 size += len(data)
-            footer = _read_footer(file)
+            footer = _read_footer(file, 1)
             metadata = _metadata(footer)
     except (OSError, pa.ArrowException, _DamageError) as error:
         raise DatasetError(f"{where} is damaged: {error}; {_MEND}") from error
@@ -347,17 +348,18 @@ def _checked(file: IO[bytes], record: FileRecord, where: str, whole: bool) -> tu
         if hashlib.sha256(file.getbuffer()).hexdigest() != record.sha256:
             raise _DamageError("its SHA-256 is another one than when it was written")
         _CHECKED.add((where, record.sha256))
-    footer = _read_footer(file)
+    footer = _read_footer(file, record.row_groups)
     if record.footer and _footer_digest(footer) != record.footer:
         raise _DamageError("its footer is another one than when it was written")
     return file, footer
 
 
-def _read_footer(file: IO[bytes]) -> bytes:
-    """Read the end of a Parquet file: footer, its length, and the magic."""
+def _read_footer(file: IO[bytes], row_groups: int) -> bytes:
+    """Read the end of a Parquet file of about so many row groups: footer, its length, and the magic."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _FOOTER_GUESS))
-    end = file.read(_FOOTER_GUESS)
+    guess = min(_FOOTER_LEAST + _FOOTER_ROW_GROUP * row_groups, _FOOTER_MOST)
+    file.seek(max(0, size - guess))
+    end = file.read(guess)
     length = int.from_bytes(end[-_TAIL : -len(_MAGIC)], "little") + _TAIL
     if not end.endswith(_MAGIC) or length > size:
         raise _DamageError("it has no Parquet footer")
