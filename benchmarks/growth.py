@@ -6,7 +6,7 @@ Both corpora come from dated folders, and every night adds as much as any other.
 (768 numbers an image). A night is a process of its own. It counts at the door of the store what is listed,
 and what is read, by table. It times planning, the planning of searches, and commits. The bytes that a search
 must read follow from its tasks and from the column chunks that they need. Seconds are those of the
-processors, so that other work on the machine does not count, and medians of a night and its neighbors.
+processors, so that other work on the machine does not count, and medians of five nights.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ TABLES = (*(f"{c}/embeddings" for c in CORPORA), "rejects", "removals", "matches
 TABLES += ("segments", "runs")
 TIMED = ("plan", "commit", "plan search")
 ENCODER = "pool.pt"
+# Nights of which seconds are medians.
+NEAR = 5
 
 
 class Meter:
@@ -255,9 +257,8 @@ def simulate(root: Path, nights: int, uploads: int, references: int) -> list[dic
     return figures
 
 
-def typical(figures: list[dict[str, Any]], night: int) -> dict[str, Any]:
-    """Return a night's figures, where medians of it and its neighbors stand for what varies."""
-    near = figures[max(0, night - 2) : night + 1]
+def typical(figures: list[dict[str, Any]], night: int, near: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a night's figures, where medians of nights near it stand for what varies."""
     seconds = {name: median(one["seconds"][name] for one in near) for name in TIMED}
     return figures[night - 1] | {"seconds": seconds}
 
@@ -311,7 +312,10 @@ def main() -> None:
     given = parser.parse_args()
     with TemporaryDirectory(prefix="id2-bench-") as name:
         figures = simulate(Path(name), given.nights, given.uploads, given.references)
-    early, late = typical(figures, min(3, given.nights)), typical(figures, given.nights)
+    # From the third night on, as many late days are listed as ever.
+    third = min(3, given.nights)
+    early = typical(figures, third, figures[third - 1 :][:NEAR])
+    late = typical(figures, given.nights, figures[-NEAR:])
     common.report("growth", rows_of(early, late, given.uploads, given.references), nights=figures)
 
 
