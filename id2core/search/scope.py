@@ -76,11 +76,13 @@ def find(references: Dataset, queries: Dataset, events: list[Event], span: Span)
 
 
 # The classes of the last corpus: searches of one run have the same references.
-_LAST: dict[tuple[str, int, str], Classes] = {}
+_LAST: dict[tuple[str, ...], Classes] = {}
 
 
 def _pictures(references: Dataset) -> Classes:
-    key = references.uri, references.commit.version, references.digest
+    commit = references.commit  # the files count, too: a copy may have been put back in its place
+    names = (file.name for file in (*commit.files, *commit.removals))
+    key = references.uri, str(commit.version), datasets.digest_of(*names)
     if key not in _LAST:
         _LAST.clear()
         _LAST[key] = histories.of_pictures(references)
