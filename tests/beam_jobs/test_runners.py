@@ -59,7 +59,7 @@ def portable() -> Iterator[list[str]]:
 PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
 
 
-@pytest.mark.parametrize("way", ["worker processes", "job service"])
+@pytest.mark.parametrize("way", [pytest.param("worker processes", marks=pytest.mark.slow), "job service"])
 def test_every_runner_gives_the_same_rows(
     way: str, request: pytest.FixtureRequest, mixed_folder: Path, tiny_vae: str, tmp_path: Path
 ) -> None:

@@ -177,8 +177,12 @@ def test_what_was_made_otherwise_is_not_mixed(
     assert rows(tmp_path / "out").num_rows == 12
 
 
-def test_in_worker_processes_and_on_a_bucket(
-    photos: Path, pipeline: str, lines: str, tmp_path: Path, gcs: str
+PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+@pytest.mark.parametrize("beam", [[], pytest.param(PROCESSES, marks=pytest.mark.slow)], ids=["here", "there"])
+def test_in_a_bucket_and_in_worker_processes(
+    beam: list[str], photos: Path, pipeline: str, lines: str, tmp_path: Path, gcs: str
 ) -> None:
     where = f"gs://{gcs}/{tmp_path.name}"
     for path in photos.iterdir():
@@ -186,8 +190,7 @@ def test_in_worker_processes_and_on_a_bucket(
     here = job(photos, tmp_path / "out", pipeline, lines, part_size=3)
     there = job(f"{where}/in", f"{where}/out", pipeline, lines, part_size=3)
     translate.run(here, Execution.begin())
-    processes = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    summary = translate.run(there, Execution.begin(), processes)
+    summary = translate.run(there, Execution.begin(), beam)
     assert (summary.translated, summary.rejected) == (12, 0)
     assert made(f"{where}/out") == made(tmp_path / "out") and len(made(tmp_path / "out")) == 12
 
