@@ -238,13 +238,17 @@ class Takedown(Scan):
 SLOW = pytest.mark.slow
 
 
+CASES = (FirstEmbed, ChangedEmbed, Scan, Search, Takedown)
+
+
 @pytest.mark.parametrize(
-    "make",
-    [ChangedEmbed, Search, *(pytest.param(case, marks=SLOW) for case in (FirstEmbed, Scan, Takedown))],
+    ("make", "step"),
+    [(ChangedEmbed, 3), (Search, 4), *(pytest.param(case, 1, marks=SLOW) for case in CASES)],
 )
 def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
-    make: type[Case], server: ForkServer, tmp_path: Path
+    make: type[Case], step: int, server: ForkServer, tmp_path: Path
 ) -> None:
+    """Killed in place of every change, or of every third or fourth where minutes count."""
     case = make(server, tmp_path)
     clean = tmp_path / "clean"
     case.prepare(clean)
@@ -263,8 +267,8 @@ def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
         shutil.rmtree(out)
         return code == KILLED
 
-    killed = sum(1 for _ in takewhile(bool, in_order(count(1), kill, ahead=2)))
-    assert killed > 12
+    killed = sum(1 for _ in takewhile(bool, in_order(count(2 if step > 1 else 1, step), kill, ahead=2)))
+    assert killed * step > 12
 
 
 def test_a_kill_loses_little_of_a_slow_part(server: ForkServer, tmp_path: Path) -> None:
@@ -370,10 +374,14 @@ FAULTS: list[Callable[[Disturbed], None]] = [
 ]
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=SLOW) for seed in range(2, 12))])
-def test_twenty_disturbed_runs_end_as_one_clean_run(seed: int, server: ForkServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seed", "runs"), [(1, 6), *(pytest.param(seed, 20, marks=SLOW) for seed in range(1, 12))]
+)
+def test_disturbed_runs_end_as_one_clean_run(
+    seed: int, runs: int, server: ForkServer, tmp_path: Path
+) -> None:
     disturbed = Disturbed(server, tmp_path, seed)
-    for _ in range(20):
+    for _ in range(runs):
         disturbed.change()
         disturbed.random.choice(FAULTS)(disturbed)
     disturbed.run()
