@@ -43,7 +43,8 @@ def weights(pipeline: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("prediction", ["v_prediction", pytest.param("epsilon", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_a_training_killed_and_resumed_gives_the_weights_of_an_undisturbed_one(
     photo_folder: Path, tiny_vae: str, tmp_path: Path, prediction: str
 ) -> None:

@@ -27,6 +27,7 @@ def test_the_split_is_fixed_disjoint_and_spares_the_demo(photo_folder: Path) -> 
     assert any(name.startswith(photo_sets.NEVER_TRAINED) for name in split.held_out)
 
 
+@pytest.mark.slow
 def test_training_starts_where_pca_ends(photo_folder: Path) -> None:
     images = photo_sets.load(photo_folder, photo_sets.split(photo_folder).held_out[:12])
     model = vae.build(CONFIG)
@@ -37,6 +38,7 @@ def test_training_starts_where_pca_ends(photo_folder: Path) -> None:
     assert started > from_noise + 5 and started > pca - 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(photo_folder: Path, tmp_path: Path) -> None:
     class InterruptedRunError(Exception):
         pass

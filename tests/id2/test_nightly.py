@@ -134,6 +134,7 @@ def test_the_row_of_a_night_says_what_that_night_did(inbox: Path, tmp_path: Path
     assert counts(out) == {"references": 3, "queries": 5, "listed": 11} | three_sources
 
 
+@pytest.mark.slow
 def test_only_the_night_with_many_rejects_is_off(tmp_path: Path) -> None:
     photos = sorted(draw_photos(tmp_path / "photos", 4).iterdir())
     (tmp_path / "in").mkdir()

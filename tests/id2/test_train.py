@@ -95,6 +95,7 @@ def test_killed_and_run_again_gives_the_same_w(place: Path, id2_command: str) ->
     assert json.loads(resumed.stdout)["transform_id"] == json.loads(whole.stdout)["transform_id"]
 
 
+@pytest.mark.slow
 def test_under_torchrun_one_process_reports_and_writes(place: Path, id2_command: str) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--standalone"]
     command = [
