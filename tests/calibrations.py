@@ -10,10 +10,17 @@ from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import Normalization
 
 
-def calibrated(score: float, normalization: Normalization | None = None) -> Calibration:
+def calibrated(
+    score: float, normalization: Normalization | None = None, content: float | None = None
+) -> Calibration:
     """A calibration that matches from about `score` on; the review threshold is 0.1 below."""
     encoder = load_encoder("pdq")
     ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
     scores = np.repeat([score - 0.1, score, score + 0.01], [480, 510, 10])
-    given = {"references": 8, "ids": ids | {"transform_id": "identity"}, "normalization": normalization}
+    given = {
+        "references": 8,
+        "ids": ids | {"transform_id": "identity"},
+        "normalization": normalization,
+        "content": content,
+    }
     return calibration.calibrate(scores, match=0.01, review=1 - 1e-9, **given)

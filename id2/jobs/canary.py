@@ -26,12 +26,14 @@ from id2core.errors import NightError
 from id2core.settings import Settings
 from id2core.store import storage
 from id2core.verdicts.calibration import Verdict
+from id2core.verdicts.content import NO_CONTENT
 
 FOLDER: Final = "_canary"
 # Pairs, and references in all: the others must not be found in their place.
 PAIRS, REFERENCES = 4, 16
 # What an upload loses on its way: side in pixels, quality of JPEG.
 _SIDE, _QUALITY = 224, 60
+_NO_CONTENT = "its origin, which shows too little to be judged"
 
 
 class CanaryResult(BaseModel):
@@ -102,7 +104,10 @@ def _lost_pairs(settings: Settings, background: str | None, pictures: Path | Non
         rows = scan.read_matches(request.out).to_pylist()
         best = {Path(row["query_uri"]).stem: row for row in rows if row["rank"] == 1}
         names = sorted(path.stem for path in (place / "uploads").iterdir())
-    return {name: instead for name in names if (instead := _instead(name, best.get(name)))}
+    lost = {name: instead for name in names if (instead := _instead(name, best.get(name)))}
+    # An encoder may see too little in a picture of the demo to judge it, but not in all of them.
+    judged = {name: instead for name, instead in lost.items() if instead != _NO_CONTENT}
+    return judged if judged or len(lost) < len(names) else lost
 
 
 def _draw(place: Path, pictures: Path | None) -> None:
@@ -129,6 +134,8 @@ def _instead(name: str, best: dict[str, object] | None) -> str:
         return "nothing, as if it were not there"
     if (found := Path(str(best["reference_uri"])).stem) != name:
         return f"{found} with score {best['score']:.3f}"
+    if best["verdict_reason"] == NO_CONTENT:
+        return _NO_CONTENT
     if best["verdict"] == Verdict.NONE.value:
         return f"its origin with score {best['score']:.3f}, which the calibration takes for no match"
     return ""

@@ -11,6 +11,7 @@ from PIL import Image
 from id2.jobs import canary
 from id2core import settings
 from id2core.errors import NightError
+from tests.calibrations import calibrated
 
 
 def test_a_night_with_the_bundled_weights_finds_the_known_pairs(tmp_path: Path) -> None:
@@ -22,6 +23,22 @@ def test_a_night_with_the_bundled_weights_finds_the_known_pairs(tmp_path: Path) 
 
 def test_an_encoder_without_calibration_is_checked_by_rank(tmp_path: Path) -> None:
     assert canary.run(settings.load(encoder="pdq", transform="none"), str(tmp_path), "night-1").lost == {}
+
+
+def test_pictures_without_content_are_not_lost_unless_all_are(tmp_path: Path) -> None:
+    calibrated(0.5, content=0.5).save(str(tmp_path / "calibration.json"))
+    # PDQ sees too little in some pictures of the demo.
+    pdq = settings.load(encoder="pdq", transform="none", calibration=str(tmp_path / "calibration.json"))
+    assert canary.run(pdq, str(tmp_path), "night-1").lost == {}
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for number in range(8):
+        corner = (number % 4 * 60, number // 4 * 120)
+        picture = Image.new("L", (256, 256), 255)
+        picture.paste(235, (*corner, corner[0] + 50, corner[1] + 90))
+        picture.save(folder / f"{number}.png")
+    with pytest.raises(NightError, match=r"4 of 4.*shows too little"):
+        canary.run(pdq, str(tmp_path), "night-1", pictures=folder)
 
 
 def test_a_night_that_cannot_tell_pictures_apart_fails_and_says_what_to_do(tmp_path: Path) -> None:
