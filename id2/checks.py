@@ -53,11 +53,17 @@ def require_source(uri: str, name: str, out: str, rows: str, mode: str | None = 
 
     Raises:
         StorageError: there is nothing.
-        OptionError: `out` is inside it.
+        OptionError: `out` is inside it, or it is a data set.
     """
+    from id2.corpora import is_dataset
     from id2core.sources import dates, registry
     from id2core.sources.base import Item
 
+    if is_dataset(uri):
+        raise OptionError(
+            f"--{name} {uri}: give a source of images. id2 scan, calibrate, and evaluate take a data set "
+            f"(a folder of that name is written ./{uri})"
+        )
     source = registry.parse(uri, Mode(mode) if mode else None)
     if source.is_dated:
         dates.require(source.folder)

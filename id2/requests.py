@@ -54,7 +54,7 @@ class SourceRequest(BeamRequest):
 
     mode: Literal["mirror", "append"] | None = option(
         "What happens to rows whose image the source no longer lists: mirror (they go) or append (they "
-        "stay). For id2 scan and nightly, those of uploads.",
+        "stay). In id2 scan and nightly it applies to uploads: references are mirrored.",
         None,
         unset="append for a source with {date}, else mirror",
     )
@@ -216,12 +216,14 @@ class NightlyRequest(SourceRequest):
     """
 
     reference: list[str] = option(
-        "Sources of protected originals. Rows follow their listing. Give each.",
+        "Source of protected originals. Rows follow its listing. Repeat the option for more sources.",
         example=["gs://corpus/originals"],
         min_length=1,
     )
     queries: list[str] = option(
-        "Sources of uploads. Give each.", example=["gs://inbox/2026-11-25"], min_length=1
+        "Source of uploads. {date} in it stands for the night. Repeat the option for more sources.",
+        example=["gs://inbox/{date}"],
+        min_length=1,
     )
     out: str = option(OUT_HELP, example="gs://results/nightly")
     encoder: str | None = setting("encoder")
@@ -237,7 +239,7 @@ class NightlyRequest(SourceRequest):
     keep: str | None = setting("keep")
     floor_margin: float | None = setting("floor_margin")
     back_scan_days: float | None = option(
-        "Search new references among the uploads of so many days.",
+        "Search new references among uploads that came at most so many days ago.",
         None,
         unset="all",
         ge=0,
@@ -245,10 +247,11 @@ class NightlyRequest(SourceRequest):
         example=365.0,
     )
     canary: bool = option(
-        "Check that known pairs are found with the settings of the night; it fails where they are not.", True
+        "Check that known pairs are found with the settings of the night. If they are not, the night fails.",
+        True,
     )
     deadline_hours: float | None = option(
-        "Hours after which no further back-scan begins; the next night goes on with it.",
+        "Hours after which no further back-scan begins. The next night goes on with it.",
         None,
         unset="none",
         gt=0,
@@ -378,7 +381,7 @@ class TakedownRequest(Request):
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
     image_id: list[str] = option(
-        "The picture: SHA-256 of its file. Give it again for more.", [], example=["9f86d081…"]
+        "The picture: SHA-256 of its file. Repeat the option for more.", [], example=["9f86d081…"]
     )
     uri: list[str] = option(
         "URI of the picture, as matches/ and embeddings/ have it. Every picture that is or was there goes.",

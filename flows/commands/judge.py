@@ -26,8 +26,9 @@ app = typer.Typer()
 )
 def show(report: JudgeReport, request: JudgeRequest) -> None:
     """Print how many pairs got which verdict, and by which calibration."""
-    counts = ", ".join(f"{n:,} {verdict}" for verdict, n in sorted(report.verdicts.items())) or "no pairs"
-    lines = [f"{counts}; calibration {report.calibration_id}, before it {report.before or 'none'}"]
+    counts = ", ".join(f"{n:,} {verdict}" for verdict, n in sorted(report.verdicts.items()))
+    counted = f"{report.pairs:,} pairs judged" + (f": {counts}" if counts else "")
+    lines = [f"{counted}; calibration {report.calibration_id}, before it {report.before or 'none'}"]
     if report.skipped:
         lines.append(f"{report.skipped:,} pairs of uploads that are gone keep the verdict they had")
     console.echo_lines(lines)

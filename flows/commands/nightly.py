@@ -9,6 +9,7 @@ import typer
 import id2
 from flows.commands import console
 from flows.commands.options import command
+from flows.commands.scan import NO_VERDICTS
 from id2.requests import NightlyRequest
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ app = typer.Typer()
     app,
     id2.nightly,
     "flows.nightly:nightly",
-    epilog="Example: id2 nightly --reference gs://corpus/originals --queries gs://inbox/2026-11-25 --out "
+    epilog="Example: id2 nightly --reference gs://corpus/originals --queries 'gs://inbox/{date}' --out "
     "gs://results/nightly",
 )
 def show(summary: NightlySummary, request: NightlyRequest) -> None:
@@ -35,6 +36,8 @@ def show(summary: NightlySummary, request: NightlyRequest) -> None:
     if summary.verdicts:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
         lines.append(f"uploads of this night's pairs: {counts}")
+    elif summary.pairs_stored:
+        lines.append(NO_VERDICTS)
     if summary.back_scan_open:
         lines.append(f"{summary.back_scan_open} reference segments wait for the rest of their back-scan")
     console.echo_lines(lines)

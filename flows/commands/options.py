@@ -98,7 +98,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default = inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
     declare = typer.Argument if note(field, "positional") else typer.Option
     flag = "" if note(field, "positional") else f"--{name.replace('_', '-')}"
-    names = [flag] if flag else []
+    # What is on by default has a flag to turn it off.
+    names = [f"{flag}/--no-{flag[2:]}" if default is True else flag] if flag else []
     shown = default not in (None, [], "")
     info = declare(*names, help=_help(field, flag), show_default=shown, **_bounds(field))
     annotation: Any = Annotated[field.annotation, info]

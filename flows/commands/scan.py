@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from id2core.verdicts.judging import CalibrationFacts
 
 app = typer.Typer()
+NO_VERDICTS = "calibration: none, so there are scores and no verdicts"
 
 
 @command(
@@ -46,7 +47,7 @@ def summary_lines(summary: ScanSummary) -> Iterator[str]:
     if summary.calibration:
         yield _verdict_line(summary.verdicts, summary.calibration)
     else:
-        yield "calibration: none, so there are scores and no verdicts"
+        yield NO_VERDICTS
     if empty := summary.verdict_reasons.get("no_content"):
         yield f"none includes {empty} with no_content: the upload, or its best reference, shows nothing"
     lost = {side: reasons.get("not_encodable", 0) for side, reasons in summary.rejects.items()}

@@ -138,5 +138,5 @@ class _Job:
 
     def _described(self, name: str, rows: int, projected: int, state: ReprojectionState) -> ReprojectedCorpus:
         place = storage.join(self.out, name) if name else self.out
-        where = self._place(name) if state == "beside" else place
+        where = place if state == "in use" else self._place(name)
         return ReprojectedCorpus(corpus=name, rows=rows, projected=projected, state=state, place=where)

@@ -302,7 +302,8 @@ def _check_source(dataset: Dataset, source: str) -> None:
     more = f" and {len(others) - 2} others" if len(others) > 3 else ""
     raise DatasetError(
         f"{dataset.uri} holds rows of {', '.join(others[:2] if more else others)}{more}, and none of "
-        f"{source}: give --add-source (id2 embed, scan, translate) to add it, or write to another --out"
+        f"{source}: give --add-source to add it, or write to another --out. "
+        "For a folder that is new every night, write {date} in its place"
     )
 
 

@@ -75,6 +75,12 @@ def test_embed_counts_on_stderr_and_prints_one_object_on_stdout(
         ),
         (["embed", "--images", "PHOTOS", "--out", "OUT", "--speed", "9"], 2, "No such option"),
         (["scan", "--reference", "/a", "--queries", "/b", "--out", "OUT", "--top-k", "0"], 2, "top-k"),
+        (
+            ["nightly", "--reference", "/nowhere", "--queries", "/a", "--out", "OUT", "--no-canary"],
+            1,
+            "folder",
+        ),
+        (["nightly", "--reference", "dataset:x", "--queries", "/a", "--out", "OUT"], 2, "a source of images"),
         (["scan", "--reference", "EMPTY", "--queries", "PHOTOS", "--out", "OUT"], 1, "is empty"),
         (["scan", "--reference", "PHOTOS", "--queries", "PHOTOS", "--out", "PHOTOS/out"], 2, "is inside"),
     ],

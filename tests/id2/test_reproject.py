@@ -109,7 +109,9 @@ def test_a_takedown_reaches_what_lies_beside_and_a_drop_leaves_nothing(folder: P
     left = duckdb.sql(f"select count(*) from read_parquet({files}) where image_id = '{gone}'").fetchall()
     assert (len(files) >= 4, left) == (True, [(0,)])
     assert reproject(folder).corpora[0].rows == 4
-    assert {corpus.state for corpus in reproject(folder, drop=True).corpora} == {"dropped"}
+    dropped = reproject(folder, drop=True).corpora
+    assert {corpus.state for corpus in dropped} == {"dropped"}
+    assert all("/out/reprojected/" in corpus.place for corpus in dropped)
     assert not list((folder / "out/reprojected").rglob("*.parquet"))
 
 
