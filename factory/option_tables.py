@@ -105,7 +105,7 @@ def _option_row(name: str, field: FieldInfo) -> tuple[str, ...]:
     flag = "" if note(field, "positional") else f"--{name.replace('_', '-')}"
     label = flag or name.upper()
     if not field.is_required() and field.default is True:
-        label = f"--no-{flag[2:]}"  # the flag that changes something
+        label = f"{flag}/--no-{flag[2:]}"
     example = _example(field.examples[0], flag) if field.examples else ""
     if name == AFTER_DASHES and field.examples:
         label, example = "-- …", "-- " + " ".join(field.examples[0])
