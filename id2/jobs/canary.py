@@ -23,6 +23,7 @@ from id2.jobs import scan
 from id2.requests import ScanRequest
 from id2.stages import stage
 from id2core.errors import NightError
+from id2core.runs.progress import tally
 from id2core.settings import Settings
 from id2core.store import storage
 from id2core.verdicts.calibration import Verdict
@@ -70,7 +71,9 @@ def run(
         NightError: a known pair was not found; says which, and what to do.
         ID2Error: the pictures cannot be embedded or searched.
     """
+    tally.start("canary", PAIRS)
     lost = stage("canary", lambda: _lost_pairs(settings, background, pictures))
+    tally.add("canary", PAIRS - len(lost))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     result = CanaryResult(run_id=run_id, checked_at=now, pairs=PAIRS, lost=lost)
     place = storage.join(storage.normalize(out), FOLDER, "last.json")
@@ -88,8 +91,12 @@ def run(
 
 def _lost_pairs(settings: Settings, background: str | None, pictures: Path | None) -> dict[str, str]:
     """Return upload → what was found instead, for each known pair that was not found."""
-    # Its stages are no stages of the night.
-    with TemporaryDirectory(prefix="id2-canary-") as folder, stages.run_by(lambda _, work: work()):
+    # Its stages and counts are none of the night's.
+    with (
+        TemporaryDirectory(prefix="id2-canary-") as folder,
+        stages.run_by(lambda _, work: work()),
+        tally.muted(),
+    ):
         place = Path(folder)
         _draw(place, pictures)
         request = ScanRequest(

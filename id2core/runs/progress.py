@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 # Called with a stage, how much of it is completed, and of how much.
@@ -34,6 +35,7 @@ class Tally:
         self._lock = threading.Lock()
         self._counts: dict[str, Counts] = {}
         self._listeners: list[Listener] = []
+        self._is_muted = False
 
     def start(self, stage: str, total: int | None = None) -> None:
         """Begin a stage with counts of zero, also one that was begun before."""
@@ -50,8 +52,17 @@ class Tally:
         with self._lock:
             counts = change(self._counts.get(stage, Counts()))
             self._counts[stage] = counts
-        for listener in list(self._listeners):
+        for listener in [] if self._is_muted else list(self._listeners):
             listener(stage, counts)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Within, no listener hears of what is counted: work that is a part of another stage."""
+        self._is_muted = True
+        try:
+            yield
+        finally:
+            self._is_muted = False
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener(stage, counts)` after every change; return a function that ends this."""

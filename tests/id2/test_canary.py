@@ -11,11 +11,16 @@ from PIL import Image
 from id2.jobs import canary
 from id2core import settings
 from id2core.errors import NightError
+from id2core.runs.progress import tally
 from tests.calibrations import calibrated
 
 
 def test_a_night_with_the_bundled_weights_finds_the_known_pairs(tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int | None]] = []
+    stop = tally.listen(lambda stage, counts: heard.append((stage, counts.completed, counts.total)))
     result = canary.run(settings.load(encoder="mini"), str(tmp_path), "night-1")
+    stop()
+    assert heard == [("canary", 0, 4), ("canary", 4, 4)]
     assert (result.pairs, result.lost) == (canary.PAIRS, {})
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["last.json"]
     assert json.loads((tmp_path / "_canary/last.json").read_text())["run_id"] == "night-1"
