@@ -46,10 +46,15 @@ def option(
     return Field(default, description=help, examples=examples, json_schema_extra=notes, **bounds)
 
 
+def _typed(default: object) -> str:
+    """Return a default as a command line spells it."""
+    return "none" if default is None else str(default)
+
+
 def setting(name: str) -> Any:
     """Define an option that overrides a setting; help, bounds, default and example are the setting's."""
     field = Settings.model_fields[name]
-    notes: dict[str, JsonValue] = {"setting": name, "unset": f"ID2_{name.upper()} or {field.default}"}
+    notes: dict[str, JsonValue] = {"setting": name, "unset": f"ID2_{name.upper()} or {_typed(field.default)}"}
     return Field(None, description=field.description, examples=field.examples, json_schema_extra=notes)
 
 

@@ -310,7 +310,7 @@ class JudgeRequest(BeamRequest):
         unset="needed, unless --back is given",
         example="w/calibration.json",
     )
-    back: bool = option("Judge by the calibration before the present one.", False)
+    back: bool = option("Judge by the calibration that was in use before the present one.", False)
     background: str | None = option(
         "Background of the calibration: dataset: and the --out of id2 embed. It is needed once, for uploads "
         "that have never been searched in it.",
@@ -323,7 +323,7 @@ class JudgeRequest(BeamRequest):
         """Refuse a place without matches, and a missing file; one of calibration and back is needed."""
         super().check()
         if (self.calibration is None) is not self.back:
-            raise OptionError("give --calibration with a file, or --back, one of them")
+            raise OptionError("give either --calibration with a file or --back")
         checks.require_dataset(self.out, "out", "matches")
         checks.require_file(self.calibration, "calibration", CalibrationError)
         checks.require_corpus(self.background, "background", self.out)
@@ -333,8 +333,8 @@ class JudgeRequest(BeamRequest):
 class ReprojectRequest(BeamRequest):
     """Give the corpora below an --out descriptors of another W, from their latents. No image is read.
 
-    They lie in OUT/reprojected, beside those in use, until --switch. Re-run to bring them up to date. Corpora
-    that were given as dataset: are not below it. Repeat the command with the --out that they are in.
+    The descriptors lie in OUT/reprojected until --switch puts them in use. Re-run to bring them up to date.
+    Corpora that were given as dataset: lie in another --out. Repeat the command there.
     """
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
@@ -343,15 +343,17 @@ class ReprojectRequest(BeamRequest):
         example="w/W.safetensors",
     )
     switch: bool = option(
-        "Put the new descriptors in use. From then on, runs name this W, and search every pair by it.", False
+        "Put the new descriptors in use. From then on, runs need this W as --transform and search "
+        "all pairs with it.",
+        False,
     )
-    drop: bool = option("Remove what was made beside the corpora for this W, instead.", False)
+    drop: bool = option("Remove the descriptors of this W that are not in use.", False)
 
     def check(self) -> None:
         """Refuse a place in which nothing has run, and a missing file."""
         super().check()
         if self.switch and self.drop:
-            raise OptionError("give --switch or --drop, one of them")
+            raise OptionError("give either --switch or --drop")
         checks.require_file(self.transform, "transform", TransformError)
         checks.require_runs(self.out)
         checks.require_writable(self.out)
@@ -360,11 +362,11 @@ class ReprojectRequest(BeamRequest):
 class CompactRequest(Request):
     """Merge small files of all data sets below an --out, and remove superseded ones after ID2_LEFTOVER_HOURS.
 
-    Corpora that were given as dataset: are not below it: compact the --out that they are in.
+    Corpora that were given as dataset: lie in another --out. Repeat the command there.
     """
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
-    everything: bool = option("Merge all files below 64 MiB, also where few have come together.", False)
+    everything: bool = option("Merge all files below 64 MiB, however few there are.", False)
 
     def check(self) -> None:
         """Refuse a place that is not there or cannot be written."""
@@ -376,7 +378,7 @@ class CompactRequest(Request):
 class TakedownRequest(Request):
     """Remove pictures from everything below an --out, and refuse the same bytes from now on.
 
-    Corpora that were given as dataset: are not below it. Repeat the command with the --out that they are in.
+    Corpora that were given as dataset: lie in another --out. Repeat the command there.
     """
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
@@ -384,7 +386,7 @@ class TakedownRequest(Request):
         "The picture: SHA-256 of its file. Repeat the option for more.", [], example=["9f86d081…"]
     )
     uri: list[str] = option(
-        "URI of the picture, as matches/ and embeddings/ have it. Every picture that is or was there goes.",
+        "URI of the picture, as in matches/ and embeddings/. Every picture that is or was there is removed.",
         [],
         example=["gs://corpus/originals/1.jpg"],
     )

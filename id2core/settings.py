@@ -81,8 +81,8 @@ class Settings(EnvironmentSettings):
     top_k: int = Field(defaults.TOP_K, ge=1, description="References kept per upload.", examples=[10])
     keep: Literal["floor", "all"] = Field(
         "floor",
-        description="Pairs that are stored: floor (where a calibration judges them, those with a score of "
-        "floor_margin below the review threshold or more) or all. A scan with a truth file stores all.",
+        description="Pairs that are stored: floor (those whose score is at least the review threshold minus "
+        "floor_margin; all where no calibration judges them) or all. A scan with a truth file stores all.",
     )
     floor_margin: float = Field(
         defaults.FLOOR_MARGIN,

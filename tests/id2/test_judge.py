@@ -68,7 +68,7 @@ def test_what_cannot_be_judged_is_refused_by_name(out: Path, tmp_path: Path) -> 
         id2.judge(out=str(out), calibration=str(tmp_path / "below.json"))
     with pytest.raises(CalibrationError, match="nothing to go back to"):
         id2.judge(out=str(out), back=True)
-    with pytest.raises(OptionError, match="one of them"):
+    with pytest.raises(OptionError, match="give either"):
         id2.judge(out=str(out))
     calibrated(0.5, Normalization(factor=0.5, k=2, background_id="b")).save(str(tmp_path / "other.json"))
     with pytest.raises(CalibrationError, match="normalized by nothing"):

@@ -122,7 +122,7 @@ def test_what_must_not_be_mixed_is_refused_by_name(folder: Path) -> None:
         reproject(folder, transform=str(wrong))
     with pytest.raises(TransformError, match="no such file"):
         reproject(folder, transform=str(folder / "missing.safetensors"))
-    with pytest.raises(OptionError, match="one of them"):
+    with pytest.raises(OptionError, match="give either"):
         reproject(folder, switch=True, drop=True)
     with pytest.raises(DatasetError, match="no command of id2 has run"):
         id2.reproject(out=str(folder / "nowhere"), transform=NONE)
