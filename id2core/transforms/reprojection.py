@@ -87,7 +87,8 @@ class Reprojection:
         return prefix + self._digest_of(file)
 
     def _digest_of(self, file: FileRecord) -> str:
-        return datasets.digest_of(file.key, file.rows, self.ids["transform_id"])
+        # Not of its key: pictures that come back have the key that they had, and rows of another run.
+        return datasets.digest_of(file.name, file.rows, self.ids["transform_id"])
 
     def load(self) -> Transform:
         """Load the transform.
@@ -130,12 +131,15 @@ def plan(corpus: Dataset, place: str, transform: str, execution: Execution) -> R
 
     Raises:
         DatasetError: the corpus holds no latents.
-        TransformError: the transform belongs to another encoder.
+        TransformError: the transform belongs to another encoder, or takes other latents.
     """
     chosen = load_transform(transform, corpus.ids["encoder_id"])
     chosen.check_encoder(corpus.ids["encoder_id"])
     if not corpus.has_values("latent"):
         raise DatasetError(f"{corpus.uri} holds no latents: embed its images again")
+    if filled := next((file for file in corpus.files if file.rows), None):
+        latents = parquet.schema_of(moves.folders(corpus.uri), filled).field("latent").type
+        chosen.output_size(latents.list_size)
     ids = corpus.ids | {"transform_id": chosen.transform_id}
     beside = Dataset.find_own(storage.join(place, schemas.EMBEDDINGS))
     if beside:

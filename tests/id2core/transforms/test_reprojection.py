@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from id2core.errors import DatasetError, StoreUnavailableError, TransformError
 from id2core.runs.execution import Execution
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Dataset
+from id2core.store.datasets import Dataset, FileRecord
 from id2core.transforms import reprojection
 from id2core.transforms.linear import Transform
 from id2core.transforms.reprojection import Reprojection
@@ -85,6 +86,22 @@ def test_a_switch_that_is_killed_at_any_change_of_the_store_is_completed_by_the_
     assert {path.name for path in Path(corpus.uri).glob("*.parquet")} == {file.name for file in held.files}
 
 
+def test_rows_that_another_run_made_of_the_same_pictures_are_projected_again(corpus: Dataset) -> None:
+    project_all(plan(corpus))
+    again: list[FileRecord] = []
+    for file in corpus.files:
+        table = corpus.read_file(file, ["image_id", "uri", "run_id", "latent"])
+        table = schemas.completed(table, schemas.embeddings_schema(latent_sets.N, 1), None, len(table))
+        runs = pa.repeat(pa.scalar("later", pa.string()), len(table))
+        table = table.set_column(table.schema.get_field_index("run_id"), "run_id", runs)
+        again.append(datasets.write_file(corpus.uri, file.key, [table], table.schema))
+    assert [file.key for file in again] == [file.key for file in corpus.files]
+    datasets.replace_commit(corpus.uri, replace(corpus.commit, files=tuple(again)), corpus)
+    beside = project_all(plan(corpus))
+    made = [run for table in beside.tables(["run_id"]) for run in table["run_id"].unique().to_pylist()]
+    assert made == ["later"] * 3
+
+
 def test_a_corpus_that_changed_meanwhile_is_not_switched(corpus: Dataset) -> None:
     with pytest.raises(DatasetError, match="does not have the rows"):
         reprojection.put_in_use(plan(corpus))
@@ -101,6 +118,10 @@ def test_latents_that_are_gone_and_another_w_are_refused(corpus: Dataset, tmp_pa
     with pytest.raises(DatasetError, match="holds no latents"):
         reprojection.plan(Dataset.open(bare), str(tmp_path / "beside"), "none", Execution.begin())
     work = plan(corpus)
+    larger = Transform(np.ones((latent_sets.N + 1, 2), np.float32), w.metadata)
+    larger.save(tmp_path / "larger.safetensors")
+    with pytest.raises(TransformError, match="takes latents of"):
+        reprojection.plan(corpus, work.place, str(tmp_path / "larger.safetensors"), Execution.begin())
     (tmp_path / "w.safetensors").unlink()
     Transform(np.ones((latent_sets.N, 2), np.float32), w.metadata).save(tmp_path / "w.safetensors")
     with pytest.raises(TransformError, match="planned with"):
