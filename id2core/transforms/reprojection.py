@@ -7,6 +7,9 @@ What is made beside a corpus is a data set like any other, with the same rows. I
 and measured while the corpus is searched as before. It is brought up to date file by file: a file that was
 projected is not projected again.
 
+Rows that left the corpus since leave what lies beside it, too, and its own log of removals says so. So a
+search of it knows what it has met before.
+
 A switch is one compare-and-swap of the corpus. Segments, sources, and the log of removals stay, so the ledger
 knows that no pair has been searched with the new descriptors.
 """
@@ -19,6 +22,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel
 
 from id2core.errors import DatasetError, LostRowsError, StoreUnavailableError, TransformError
 from id2core.runs import leftovers, parts
@@ -36,6 +41,18 @@ _AHEAD = 2
 _COPIES = 16
 # Columns that depend on the transform.
 _PROJECTED = {"descriptor", "transform_id"}
+
+
+class _Counts(BaseModel):
+    """What a run counts in the commit of what lies beside a corpus.
+
+    Attributes:
+        rows: that it has.
+        corpus_version: of the commit of the corpus whose rows these are; None where no run says.
+    """
+
+    rows: int = 0
+    corpus_version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -228,9 +245,10 @@ def commit(work: Reprojection, made: Iterable[tuple[str, FileRecord]]) -> Datase
         base,
         run_id=run_id,
         files=tuple(files[file.name] for file in source.files),
-        runs=base.runs | {run_id: {"rows": source.rows}},
+        runs=base.runs | {run_id: dict(_Counts(rows=source.rows, corpus_version=source.version))},
         sources=source.sources,
         segments=datasets.segments_of(work.corpus),
+        removals=(*base.removals, *_removals(work)),
     )
     committed = datasets.replace_commit(work.uri, changed, work.beside)
     if committed is None:
@@ -240,6 +258,32 @@ def commit(work: Reprojection, made: Iterable[tuple[str, FileRecord]]) -> Datase
     for file in source.files:
         storage.delete(work.record_uri(file))
     return committed
+
+
+def _removals(work: Reprojection) -> tuple[FileRecord, ...]:
+    """Write what the corpus says of rows that left it since the last commit beside it; none for nothing."""
+    if work.beside is None:
+        return ()
+    before = work.beside.commit
+    seen = before.counts_of(before.run_id, _Counts).corpus_version
+    log = work.corpus.commit.removals if seen is not None else ()
+    place = datasets.removals_of(work.corpus.uri)
+    left = [
+        table
+        for whole in datasets.read_each(place, log, None)
+        if (table := whole.filter(pc.greater(whole["removed_in"], seen))).num_rows
+    ]
+    if not left:
+        return ()
+    table = pa.concat_tables(left)
+    version = pa.repeat(pa.scalar(before.version + 1, pa.int64()), len(table))
+    table = table.set_column(table.schema.get_field_index("removed_in"), "removed_in", version)
+    table = table.cast(schemas.REMOVALS)
+    name = f"part-{datasets.digest_of(work.execution.run_id, before.version, work.uri)}"
+    written = datasets.write_file(datasets.removals_of(work.uri), name, [table], schemas.REMOVALS)
+    extremes = pc.min_max(table["uri"]).as_py()
+    segments = tuple(sorted(set(table["segment"].to_pylist())))
+    return (replace(written, segments=segments, bounds=(extremes["min"], extremes["max"])),)
 
 
 def put_in_use(work: Reprojection) -> Dataset:

@@ -82,6 +82,20 @@ def test_rows_beside_are_those_of_an_embed_with_the_other_w_and_follow_the_corpu
     assert not checkup.check(str(folder / "out")).findings
 
 
+def test_a_search_of_what_lies_beside_meets_a_picture_that_comes_back_once(folder: Path) -> None:
+    places = [corpus.place for corpus in reproject(folder).corpora]
+    trial = {"out": str(folder / "trial"), "transform": str(folder / "w.safetensors")}
+    pairs, picture = f"'{folder}/trial/matches/**/*.parquet'", folder / "originals/p0000.jpg"
+    for is_there in (True, False, True):
+        picture.rename(folder / "away.jpg") if not is_there else None
+        (folder / "away.jpg").rename(picture) if is_there and not picture.exists() else None
+        night(folder, NONE)
+        reproject(folder)
+        id2.scan(reference=f"dataset:{places[0]}", queries=f"dataset:{places[1]}", **trial)
+        assert duckdb.sql(f"select count(*) from {pairs}").fetchall() == [(15,)]
+    assert not checkup.check(str(folder / "out")).findings
+
+
 def test_a_switch_searches_every_pair_once_and_the_step_back_only_what_is_missing(folder: Path) -> None:
     report = reproject(folder, switch=True)
     assert {corpus.state for corpus in report.corpora} == {"in use"}
