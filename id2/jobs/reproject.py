@@ -120,18 +120,20 @@ class _Job:
         """Put in use what lies beside, background and uploads first, and remove it there."""
         for work in reversed(self.plan(execution).values()):
             reprojection.put_in_use(work)
-        for corpus in corpora:
-            reprojection.drop(self._place(corpus.corpus))
+        for name, dataset in self._corpora().items():
+            reprojection.match_rejects(dataset, execution)
+            reprojection.drop(self._place(name))
         return [self._described(corpus.corpus, corpus.rows, corpus.projected, "in use") for corpus in corpora]
 
     def drop(self, execution: Execution) -> list[ReprojectedCorpus]:
-        """Remove what lies beside each corpus, unless another run is adding to it."""
+        """Remove what lies beside each corpus, unless another run adds to it; undo a switch of rejects."""
 
         def remove() -> list[ReprojectedCorpus]:
             corpora = self._corpora().items()
             for name, dataset in corpora:
                 with leases.held(self._place(name), dataset.uri, execution):
                     reprojection.drop(self._place(name))
+                reprojection.match_rejects(dataset, execution)
             return [self._described(name, dataset.rows, 0, "dropped") for name, dataset in corpora]
 
         return stage("drop", remove)

@@ -292,7 +292,7 @@ def put_in_use(work: Reprojection) -> Dataset:
     The rejects beside the corpus follow first: whoever adds rows meanwhile is refused by its ids.
 
     Raises:
-        StoreUnavailableError: another run has committed to the corpus since this was planned.
+        StoreUnavailableError: another run has committed to the corpus, or beside it, since this was planned.
         DatasetError: what was made beside it does not have its rows.
     """
     if work.beside is None or not work.is_current:
@@ -302,18 +302,36 @@ def put_in_use(work: Reprojection) -> Dataset:
     def copy(file: FileRecord) -> None:
         storage.copy(storage.join(work.uri, file.name), storage.join(staged, file.name))
 
-    for _ in in_order(work.beside.files, copy, _COPIES):
-        pass
-    rejects = Dataset.find_own(storage.join(moves.place_of(work.corpus.uri)[0], parts.REJECTS))
-    if rejects:
-        _swap(work, rejects, rejects.commit)
-    return _swap(work, work.corpus, replace(work.corpus.commit, files=work.beside.files))
+    try:
+        for _ in in_order(work.beside.files, copy, _COPIES):
+            pass
+    except FileNotFoundError as error:
+        raise StoreUnavailableError(f"{work.uri}: another run has committed to it; run again") from error
+    if rejects := _rejects_of(work.corpus):
+        _swap(rejects, rejects.commit, work.ids, work.execution)
+    changed = replace(work.corpus.commit, files=work.beside.files)
+    return _swap(work.corpus, changed, work.ids, work.execution)
 
 
-def _swap(work: Reprojection, dataset: Dataset, changed: Commit) -> Dataset:
-    run_id = work.execution.run_id
-    runs = changed.runs | {run_id: {"rows": changed.rows}}
-    changed = replace(changed, ids=work.ids, run_id=run_id, runs=runs, digests={})
+def match_rejects(corpus: Dataset, execution: Execution) -> None:
+    """Give the rejects beside a corpus its ids: a switch that was killed, or given up, may have changed them.
+
+    Raises:
+        StoreUnavailableError: another run has committed to them meanwhile.
+    """
+    rejects = _rejects_of(corpus)
+    if rejects and rejects.ids["transform_id"] != corpus.ids["transform_id"]:
+        _swap(rejects, rejects.commit, corpus.ids, execution)
+
+
+def _rejects_of(corpus: Dataset) -> Dataset | None:
+    rejects = Dataset.find_own(storage.join(moves.place_of(corpus.uri)[0], parts.REJECTS))
+    return rejects if rejects and "transform_id" in rejects.ids else None
+
+
+def _swap(dataset: Dataset, changed: Commit, ids: dict[str, str], execution: Execution) -> Dataset:
+    runs = changed.runs | {execution.run_id: {"rows": changed.rows}}
+    changed = replace(changed, ids=ids, run_id=execution.run_id, runs=runs, digests={})
     swapped = datasets.replace_commit(dataset.uri, changed, dataset)
     if swapped is None:
         raise StoreUnavailableError(f"{dataset.uri}: another run has committed to it; run again")

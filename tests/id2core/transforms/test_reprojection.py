@@ -11,7 +11,7 @@ import pytest
 from id2core.errors import DatasetError, StoreUnavailableError, TransformError
 from id2core.runs.execution import Execution
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Dataset, FileRecord
+from id2core.store.datasets import Commit, Dataset, FileRecord
 from id2core.transforms import reprojection
 from id2core.transforms.linear import Transform
 from id2core.transforms.reprojection import Reprojection
@@ -100,6 +100,33 @@ def test_rows_that_another_run_made_of_the_same_pictures_are_projected_again(cor
     beside = project_all(plan(corpus))
     made = [run for table in beside.tables(["run_id"]) for run in table["run_id"].unique().to_pylist()]
     assert made == ["later"] * 3
+
+
+def test_a_switch_that_was_given_up_leaves_no_rejects_with_the_ids_of_the_other_transform(
+    corpus: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(Path(corpus.uri).with_name("rejects"))
+    datasets.write_commit(uri, Commit("rejects", "r", corpus.ids))
+    project_all(plan(corpus))
+    is_mixed = False
+    for number in count(1):
+        is_killed(number, lambda: reprojection.put_in_use(plan(corpus)), monkeypatch)
+        held = Dataset.open(corpus.uri)
+        if held.ids != corpus.ids:
+            break
+        is_mixed |= Dataset.open(uri).ids != held.ids
+        reprojection.match_rejects(held, Execution.begin())
+        assert Dataset.open(uri).ids == held.ids
+    assert (is_mixed, Dataset.open(uri).ids) == (True, held.ids)
+
+
+def test_what_goes_beside_a_corpus_while_it_is_switched_is_no_bug(corpus: Dataset) -> None:
+    [first, *_] = project_all(plan(corpus)).files
+    work = plan(corpus)
+    Path(work.uri, first.name).unlink()
+    with pytest.raises(StoreUnavailableError, match="run again"):
+        reprojection.put_in_use(work)
+    assert Dataset.open(corpus.uri).commit == corpus.commit
 
 
 def test_a_corpus_that_changed_meanwhile_is_not_switched(corpus: Dataset) -> None:
