@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from id2.requests import ReprojectRequest
@@ -10,10 +12,10 @@ from id2.results import ReprojectedCorpus, ReprojectionState, ReprojectReport
 from id2.stages import stage
 from id2core.errors import DatasetError, RunInProgressError
 from id2core.reports import page
-from id2core.runs import leases, leftovers
+from id2core.runs import erasure, leases, leftovers
 from id2core.runs.execution import Execution
 from id2core.runs.records import at_work, recorded
-from id2core.store import schemas, storage
+from id2core.store import moves, schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms import reprojection
 from id2core.transforms.files import load_transform
@@ -110,16 +112,32 @@ class _Job:
         with leases.held(work.place, work.corpus.uri, work.execution):
             if work.is_current and work.beside:
                 return work.beside
-            if not work.todo:
-                return reprojection.commit(work, ())
-            from beam_jobs import reproject
+            with self._without_taken_down(work, work.place):
+                if not work.todo:
+                    return reprojection.commit(work, ())
+                from beam_jobs import reproject
 
-            return reproject.run(work, self.request.beam)
+                return reproject.run(work, self.request.beam)
+
+    @contextmanager
+    def _without_taken_down(self, work: Reprojection, place: str) -> Iterator[None]:
+        """Remove from a place, in the end, what was made there of pictures that were taken down meanwhile.
+
+        A takedown goes to the corpora in use first. Where it has not come to this one yet, it comes to what
+        lies beside it later.
+        """
+        try:
+            yield
+        finally:
+            present = Dataset.find_own(work.corpus.uri)
+            if present is None or present.mark != work.corpus.mark:
+                erasure.forget_embeddings(self.out, place, work.execution)
 
     def switch(self, execution: Execution, corpora: list[ReprojectedCorpus]) -> list[ReprojectedCorpus]:
         """Put in use what lies beside, background and uploads first, and remove it there."""
         for work in reversed(self.plan(execution).values()):
-            reprojection.put_in_use(work)
+            with self._without_taken_down(work, moves.place_of(work.corpus.uri)[0]):
+                reprojection.put_in_use(work)
         for name, dataset in self._corpora().items():
             reprojection.match_rejects(dataset, execution)
             reprojection.drop(self._place(name))

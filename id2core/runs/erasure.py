@@ -207,6 +207,22 @@ def forget_posts(place: str, objects: Iterable[tuple[str, str]], execution: Exec
     return rows
 
 
+def forget_embeddings(out: str, place: str, execution: Execution) -> int:
+    """Remove what a run made of pictures that were taken down while it was at work; return how many rows.
+
+    Args:
+        out: the `--out`, which has the table `takedowns/`.
+        place: parent of the embeddings.
+        execution: who removes them.
+    """
+    if not (refused := takedowns.refused(out)):
+        return 0
+    wanted = _Wanted(pa.array(sorted(refused), pa.string()), pa.array([], pa.string()))
+    rows = _erase_rows(storage.join(place, schemas.EMBEDDINGS), wanted, execution)
+    _purge(place, schemas.EMBEDDINGS, wanted)
+    return rows
+
+
 def _with_origins(dataset: Dataset, wanted: _Wanted) -> pa.Array:
     """Return pictures with the originals of those that are translations: an original has all or none."""
     origins: set[str] = set(wanted.image_ids.to_pylist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,27 @@ def test_a_takedown_reaches_what_lies_beside_and_a_drop_leaves_nothing(folder: P
     assert {corpus.state for corpus in dropped} == {"dropped"}
     assert all("/out/reprojected/" in corpus.place for corpus in dropped)
     assert not list((folder / "out/reprojected").rglob("*.parquet"))
+
+
+def test_a_picture_that_is_taken_down_meanwhile_is_in_nothing_that_was_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, apply = str(folder / "out"), Transform.apply
+    gone = [id2.matches(out)["reference_id"][0].as_py()]
+
+    def take_down_first(*given: Any) -> Any:
+        if gone:
+            id2.takedown(out=out, image_id=[gone.pop()])
+        return apply(*given)
+
+    [picture] = gone
+    monkeypatch.setattr(Transform, "apply", take_down_first)
+    with suppress(DatasetError):  # the file that it was in may be gone before another one is read
+        reproject(folder)
+    files = [str(path) for path in (folder / "out/reprojected").rglob("part-*.parquet")]
+    held = f"select count(latent) from read_parquet({files}, union_by_name=true) where image_id = '{picture}'"
+    assert (bool(files), duckdb.sql(held).fetchall()) == (True, [(0,)])
+    assert reproject(folder).corpora[0].rows == 4
 
 
 def test_what_must_not_be_mixed_is_refused_by_name(folder: Path) -> None:
