@@ -39,6 +39,8 @@ from id2core.transforms.linear import Transform
 _AHEAD = 2
 # Files that are copied at a time, by a store that copies them itself.
 _COPIES = 16
+# Where all is that was made beside a corpus.
+_FOLDERS = (schemas.EMBEDDINGS, datasets.REMOVALS, moves.SUPERSEDED, moves.STAGING)
 # Columns that depend on the transform.
 _PROJECTED = {"descriptor", "transform_id"}
 
@@ -310,7 +312,11 @@ def put_in_use(work: Reprojection) -> Dataset:
     if rejects := _rejects_of(work.corpus):
         _swap(rejects, rejects.commit, work.ids, work.execution)
     changed = replace(work.corpus.commit, files=work.beside.files)
-    return _swap(work.corpus, changed, work.ids, work.execution)
+    try:
+        return _swap(work.corpus, changed, work.ids, work.execution)
+    except StoreUnavailableError:
+        match_rejects(Dataset.open(work.corpus.uri), work.execution)
+        raise
 
 
 def match_rejects(corpus: Dataset, execution: Execution) -> None:
@@ -339,9 +345,9 @@ def _swap(dataset: Dataset, changed: Commit, ids: dict[str, str], execution: Exe
 
 
 def drop(place: str) -> int:
-    """Remove what was made beside a corpus; return how many files that were."""
+    """Remove what was made beside a corpus; return how many files that were. Files of others stay."""
     storage.delete(storage.join(place, schemas.EMBEDDINGS, SUCCESS))
-    entries = storage.entries(place)
+    entries = [entry for folder in _FOLDERS for entry in storage.entries(storage.join(place, folder))]
     for entry in entries:
         storage.delete(entry.uri)
     return len(entries)

@@ -124,9 +124,13 @@ def test_a_takedown_reaches_what_lies_beside_and_a_drop_leaves_nothing(folder: P
     left = duckdb.sql(f"select count(*) from read_parquet({files}) where image_id = '{gone}'").fetchall()
     assert (len(files) >= 4, left) == (True, [(0,)])
     assert reproject(folder).corpora[0].rows == 4
+    notes = [folder / "out/reprojected/notes.txt", Path(reproject(folder).corpora[0].place, "notes.txt")]
+    for path in notes:
+        path.write_text("of somebody else")
     dropped = reproject(folder, drop=True).corpora
     assert {corpus.state for corpus in dropped} == {"dropped"}
     assert all("/out/reprojected/" in corpus.place for corpus in dropped)
+    assert all(path.exists() for path in notes)
     assert not list((folder / "out/reprojected").rglob("*.parquet"))
 
 

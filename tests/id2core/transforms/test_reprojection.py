@@ -134,9 +134,12 @@ def test_a_corpus_that_changed_meanwhile_is_not_switched(corpus: Dataset) -> Non
         reprojection.put_in_use(plan(corpus))
     project_all(plan(corpus))
     work = plan(corpus)
+    rejects = str(Path(corpus.uri).with_name("rejects"))
+    datasets.write_commit(rejects, Commit("rejects", "r", corpus.ids))
     datasets.replace_commit(corpus.uri, corpus.commit, corpus)
     with pytest.raises(StoreUnavailableError, match="run again"):
         reprojection.put_in_use(work)
+    assert Dataset.open(rejects).ids == corpus.ids
 
 
 def test_latents_that_are_gone_and_another_w_are_refused(corpus: Dataset, tmp_path: Path) -> None:
