@@ -32,7 +32,7 @@ def run(request: ReprojectRequest) -> ReprojectReport:
         LostRowsError: a file was not projected; nothing was committed.
     """
     job = _Job(request, storage.normalize(request.out))
-    job.plan(Execution.begin())  # what can be refused is refused before anything is written
+    job.check()  # what can be refused is refused before anything is written
     if request.switch and at_work(job.out):
         raise RunInProgressError(
             f"{job.out}: another run is at work, with the transform that is in use. Switch when it has ended"
@@ -85,6 +85,11 @@ class _Job:
 
     def _place(self, name: str) -> str:
         return reprojection.place_beside(self.out, name, self.transform_id)
+
+    def check(self) -> None:
+        """Refuse a W or a corpus that does not fit; a drop asks for no more than their ids."""
+        if not (self.transform_id and self.request.drop):
+            self.plan(Execution.begin())
 
     def plan(self, execution: Execution) -> dict[str, Reprojection]:
         """Plan the work for each corpus that has other descriptors."""

@@ -295,7 +295,7 @@ def put_in_use(work: Reprojection) -> Dataset:
 
     Raises:
         StoreUnavailableError: another run has committed to the corpus, or beside it, since this was planned.
-        DatasetError: what was made beside it does not have its rows.
+        DatasetError: what was made beside it does not have its rows, or is damaged.
     """
     if work.beside is None or not work.is_current:
         raise DatasetError(f"{work.uri} does not have the rows of {work.corpus.uri} yet")
@@ -303,12 +303,18 @@ def put_in_use(work: Reprojection) -> Dataset:
 
     def copy(file: FileRecord) -> None:
         storage.copy(storage.join(work.uri, file.name), storage.join(staged, file.name))
+        datasets.verify(work.corpus.uri, file)  # the former files go: what replaces them must be whole
 
     try:
         for _ in in_order(work.beside.files, copy, _COPIES):
             pass
-    except FileNotFoundError as error:
-        raise StoreUnavailableError(f"{work.uri}: another run has committed to it; run again") from error
+    except (FileNotFoundError, DatasetError) as error:
+        present = Dataset.find_own(work.uri)
+        if present is None or present.mark != work.beside.mark:
+            raise StoreUnavailableError(f"{work.uri}: another run has committed to it; run again") from error
+        raise DatasetError(
+            f"{work.uri} has a file that is gone or damaged: --drop it and run again"
+        ) from error
     if rejects := _rejects_of(work.corpus):
         _swap(rejects, rejects.commit, work.ids, work.execution)
     changed = replace(work.corpus.commit, files=work.beside.files)

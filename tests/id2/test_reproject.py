@@ -127,6 +127,7 @@ def test_a_takedown_reaches_what_lies_beside_and_a_drop_leaves_nothing(folder: P
     notes = [folder / "out/reprojected/notes.txt", Path(reproject(folder).corpora[0].place, "notes.txt")]
     for path in notes:
         path.write_text("of somebody else")
+    Path(notes[1].parent, "embeddings/_SUCCESS").write_text("{")
     dropped = reproject(folder, drop=True).corpora
     assert {corpus.state for corpus in dropped} == {"dropped"}
     assert all("/out/reprojected/" in corpus.place for corpus in dropped)

@@ -120,10 +120,20 @@ def test_a_switch_that_was_given_up_leaves_no_rejects_with_the_ids_of_the_other_
     assert (is_mixed, Dataset.open(uri).ids) == (True, held.ids)
 
 
-def test_what_goes_beside_a_corpus_while_it_is_switched_is_no_bug(corpus: Dataset) -> None:
+def test_what_is_gone_or_damaged_beside_a_corpus_is_not_put_in_use(corpus: Dataset) -> None:
     [first, *_] = project_all(plan(corpus)).files
     work = plan(corpus)
-    Path(work.uri, first.name).unlink()
+    path = Path(work.uri, first.name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="--drop"):
+        reprojection.put_in_use(work)
+    path.unlink()
+    with pytest.raises(DatasetError, match="--drop"):
+        reprojection.put_in_use(work)
+    assert work.beside
+    datasets.replace_commit(work.uri, work.beside.commit, work.beside)
     with pytest.raises(StoreUnavailableError, match="run again"):
         reprojection.put_in_use(work)
     assert Dataset.open(corpus.uri).commit == corpus.commit
