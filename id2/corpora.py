@@ -19,8 +19,9 @@ from id2core.runs.planning import NOTHING, Made
 from id2core.runs.records import Recorder
 from id2core.settings import Settings
 from id2core.sources import registry
+from id2core.sources.posts import POSTS
 from id2core.store import schemas, storage
-from id2core.store.datasets import Dataset
+from id2core.store.datasets import SUCCESS, Dataset
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import AUTO, IDENTITY, LATENTS_ONLY, NONE
 
@@ -69,12 +70,14 @@ def embed_images(job: EmbedJob, execution: Execution, beam: list[str]) -> EmbedR
     """Embed the images that have no row; where all have one, Beam is not loaded."""
     out = job.results or job.out
     with leases.held(job.out, job.images, execution):
-        known = takedowns.withheld(out, job.out)
         work = plan_embed(job, execution)
         if (before := finished(job, work)) is not None:
             return before
         from beam_jobs import embed
 
+        if not storage.exists(storage.join(job.out, POSTS, SUCCESS)):
+            return embed.run_planned(job, work, beam)
+        known = takedowns.withheld(out, job.out)
         made = embed.run_planned(job, work, beam)
         # What a refused picture is could not be known before it was read, and its post was written by then.
         if refused := takedowns.withheld(out, job.out) - known:

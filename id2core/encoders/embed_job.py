@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -230,7 +231,7 @@ def plan_embed(job: EmbedJob, execution: Execution) -> Plan:
         StorageError, DatasetError, EncoderError, TransformError: the message says what to do.
     """
     config = {"limits": asdict(job.limits), "dtype": job.dtype}
-    withheld = takedowns.withheld(job.results or job.out, job.out)
+    withheld = partial(takedowns.withheld, job.results or job.out, job.out)
     posts = PostsRecorder(job.out, execution.run_id, withheld)
     plan = planning.make(
         embedding.PRODUCT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -21,6 +21,8 @@ from id2core.store.base import Noted, Object
 from id2core.store.datasets import Dataset, FileRecord
 
 POSTS: Final = "posts"
+# URI and generation of an object.
+Key = tuple[str, str]
 # Column → names that platforms have for it, the strongest first.
 KNOWN: Final[dict[str, tuple[str, ...]]] = {
     "post_id": ("post_id", "post"),
@@ -126,7 +128,7 @@ class PostsWriter:
     """
 
     def __init__(
-        self, out: str, source: str, run_id: str, withheld: Collection[tuple[str, str]] = ()
+        self, out: str, source: str, run_id: str, withheld: Callable[[], Collection[Key]] = frozenset
     ) -> None:
         """Begin a run.
 
@@ -134,9 +136,10 @@ class PostsWriter:
             out: parent of the data set.
             source: URI of the source; a night's own for a dated one.
             run_id: the execution.
-            withheld: URI and generation of objects that get no row.
+            withheld: gives the objects that get no row, when the first fields come.
         """
-        self._withheld = withheld
+        self._read_withheld = withheld
+        self._withheld: Collection[Key] = frozenset()
         self._uri = storage.join(out, POSTS)
         self._source, self._run_id = source, run_id
         # The source's part of the name tells which files may hold the same objects.
@@ -160,11 +163,12 @@ class PostsWriter:
 
     def add(self, item: Item) -> None:
         """Write the row of one item, unless it is there."""
-        if (item.obj.uri, item.obj.generation) in self._withheld:
-            return
         if self._held is None:
+            self._withheld = self._read_withheld()
             self._last = Dataset.find_own(self._uri)
             self._held = self._held_keys(self._last)
+        if (item.obj.uri, item.obj.generation) in self._withheld:
+            return
         if self._is_held(self._held, item.obj):
             return
         if item.fields is not self._fields:
@@ -234,10 +238,10 @@ class PostsRecorder:
     Args:
         out: parent of the data set.
         run_id: the execution.
-        withheld: URI and generation of objects that get no row.
+        withheld: gives the objects that get no row, when the first fields come.
     """
 
-    def __init__(self, out: str, run_id: str, withheld: Collection[tuple[str, str]] = ()) -> None:
+    def __init__(self, out: str, run_id: str, withheld: Callable[[], Collection[Key]] = frozenset) -> None:
         self._out, self._run_id, self._withheld = out, run_id, withheld
         self._writers: list[PostsWriter] = []
 
