@@ -18,7 +18,7 @@ from pathlib import Path
 
 from id2core.encoders.hub import MINI, is_short_name, locate
 from id2core.encoders.preprocess import Preprocess
-from id2core.errors import EncoderError
+from id2core.errors import EncoderError, StorageError
 from id2core.store import storage, strict_json
 from id2core.store.datasets import digest_of
 from id2core.transforms.files import BUNDLED_FOLDER
@@ -90,7 +90,7 @@ def write(spec: str, record: Record) -> None:
     """
     path = None if spec == MINI else _file(spec)
     if path is not None and find(spec) is None:
-        with suppress(OSError):
+        with suppress(OSError, StorageError):
             storage.write_bytes(str(path), record.to_json())
 
 
