@@ -106,12 +106,11 @@ class Prefect:
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
-        psutil.wait_procs(self.processes(), timeout=60)
+        psutil.wait_procs(self.processes(), timeout=5)  # what does not listen is killed
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(self.processes(), timeout=60)
-        assert not self.processes()
+        wait_until(lambda: not self.processes(), 60, "the end of the processes")
 
 
 @pytest.fixture(scope="module")

@@ -225,6 +225,7 @@ def test_what_cannot_be_calibrated_is_said(
     assert not (tmp_path / "calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_the_bundled_calibration_is_measured_with_its_background(tmp_path: Path) -> None:
     draw_photos(tmp_path / "originals", 5)
     draw_photos(tmp_path / "uploads", 4, first_seed=3)  # two of them are pictures of the corpus

@@ -266,6 +266,7 @@ def test_a_missing_part_of_oripid_is_named_before_any_work(oripid: Path, tmp_pat
     refused("other data")
 
 
+@pytest.mark.slow
 def test_manual_edits_are_looked_up_among_their_sources(oripid: Path, tmp_path: Path) -> None:
     same_bytes_once(oripid)
     seed = tmp_path / "seed/real_editing"

@@ -348,7 +348,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2_com
 @pytest.mark.parametrize(
     "kill_at",
     [
-        "reference/_staging/files/embeddings/part-*",
+        pytest.param("reference/_staging/files/embeddings/part-*", marks=pytest.mark.slow),
         pytest.param("queries/_staging/files/backgrounds/*/*.parquet", marks=pytest.mark.slow),
         pytest.param("_staging/files/matches/*/*.parquet", marks=pytest.mark.slow),
     ],

@@ -83,6 +83,7 @@ def test_both_methods_beat_raw_latents_and_again_does_nothing(place: Path) -> No
     assert other.returncode == 1 and "other lr, seed" in other.stderr, other.stderr
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_w(place: Path, id2_command: str) -> None:
     whole = run(place, [id2_command, *arguments("whole", "gradient", iterations=200), "--json"])
     assert whole.returncode == 0, whole.stderr

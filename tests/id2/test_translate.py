@@ -43,6 +43,7 @@ def pictures(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in (out / "pictures").rglob("*.*")}
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_pictures_and_none_twice(
     place: Path, home: dict[str, str], id2_command: str
 ) -> None:

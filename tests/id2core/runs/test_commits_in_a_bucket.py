@@ -70,7 +70,7 @@ def feed(out: str, name: str) -> set[str]:
     return {f"/{name}/{object}" for object in source.objects if "bad" not in object}
 
 
-@pytest.mark.parametrize("faulty", [False, True])
+@pytest.mark.parametrize("faulty", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sources_of_one_corpus_commit_side_by_side(faulty: bool, proxy: FaultProxy, out: str) -> None:
     if faulty:
         faults = list(itertools.product(("GET", "POST", "DELETE"), (503, LOST, CUT, 429)))

@@ -95,6 +95,7 @@ def test_the_gradient_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
             np.testing.assert_allclose(theirs, mine, atol=1e-6 * np.abs(mine).max(), err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_w_of_one_and_go_on_after_they_were_killed(tmp_path: Path) -> None:
     changes: dict[str, dict[str, Any]] = {"cosface": {}, "attention": {"head": "attention"}}
     refused: dict[str, dict[str, Any]] = {"partial": {"negatives": 16}, "odd": {"batch": 9, "per_class": 3}}
