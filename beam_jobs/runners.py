@@ -21,8 +21,9 @@ from apache_beam.runners.job import utils as job_utils
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
 
+from beam_jobs import engines
 from id2core import errors
-from id2core.errors import ID2Error, OptionError
+from id2core.errors import EngineError, ID2Error, OptionError
 
 IN_PROCESS = "FnApiRunner"
 RUNNERS = (IN_PROCESS, "FlinkRunner", "SparkRunner", "DataflowRunner", "PortableRunner")
@@ -67,15 +68,25 @@ def running(arguments: Sequence[str] = ()) -> Iterator[beam.Pipeline]:
 
     Args:
         arguments: see `pipeline`.
+
+    Raises:
+        EngineError: an engine elsewhere does not answer, or refuses or fails the job.
     """
+    steps = pipeline(arguments)
     try:
-        with pipeline(arguments) as steps:
+        with steps if runs_here(arguments) else engines.waited(steps, arguments):
             yield steps
     except RuntimeError as error:
-        known = _raised_by_worker(str(error))
-        if known is None:
+        if known := _raised_by_worker(str(error)):
+            raise known from error
+        if runs_here(arguments):
             raise
-        raise known from error
+        raise EngineError(f"the job failed: {engines.cause(str(error))}") from error
+
+
+def runs_here(arguments: Sequence[str]) -> bool:
+    """Return whether the job ends with this process: its workers are threads or processes of it."""
+    return _name(PipelineOptions(list(arguments))) == IN_PROCESS
 
 
 def _raised_by_worker(traceback: str) -> ID2Error | None:

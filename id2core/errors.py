@@ -14,6 +14,7 @@ ID2Error
 ├── DatasetError           a data set that is missing, damaged, or made with something else
 ├── LostRowsError          a run that lost or doubled rows; nothing was committed (worth another try)
 ├── RunInProgressError     another run adds rows of the same source to the same --out
+├── EngineError            a cluster that does not answer, or fails a job (worth another try)
 ├── EncoderError           an encoder that cannot be loaded or run
 ├── TransformError         a W that cannot be loaded or does not fit
 ├── SearchError            a search that cannot run
@@ -117,6 +118,12 @@ class LostRowsError(ID2Error):
 
 class RunInProgressError(ID2Error):
     """Another run adds rows of the same source to the same place."""
+
+
+class EngineError(ID2Error):
+    """A job server that does not answer, or an engine that refuses or fails a job."""
+
+    transient = True
 
 
 class EncoderError(ID2Error):

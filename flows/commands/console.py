@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,7 +24,7 @@ from id2core.errors import ID2Error, OptionError, PrefectServerError, printable
 from id2core.runs.execution import rank
 
 T = TypeVar("T")
-BAD_USAGE, INTERRUPTED = 2, 130
+BAD_USAGE, INTERRUPTED, TERMINATED = 2, 130, 143
 stderr = Console(stderr=True)
 
 
@@ -32,15 +34,22 @@ def run(work: Callable[[], T]) -> T:
     A mistake of the user's exits with 1, or with 2 where an option does not fit; for a bug, `ID2_DEBUG=1`
     shows the traceback.
     """
+    exit_code = INTERRUPTED
+
+    def terminate(number: int, frame: object) -> None:
+        nonlocal exit_code
+        exit_code = TERMINATED
+        raise KeyboardInterrupt
+
     try:
-        with progress.shown(stderr), _warnings_shown():
+        with progress.shown(stderr), _warnings_shown(), _on_sigterm(terminate):
             return work()
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("ID2_DEBUG"):
             raise
         if _is_interrupt(error):
             stderr.print("interrupted: run the same command again to go on from here")
-            raise typer.Exit(INTERRUPTED) from error
+            raise typer.Exit(exit_code) from error
         known = isinstance(error, ID2Error)
         text = str(error) if known else f"{type(error).__name__}: {error} (ID2_DEBUG=1 shows the traceback)"
         stderr.print(Text("error: ", style="bold red") + Text(printable(text)), soft_wrap=True)
@@ -68,6 +77,19 @@ def _warnings_shown() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = before
+
+
+@contextmanager
+def _on_sigterm(handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Within, SIGTERM ends the work as Ctrl-C does: jobs elsewhere are cancelled, leases are given back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a signal has no handler there
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

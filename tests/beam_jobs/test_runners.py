@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import apache_beam as beam
+import grpc
 import pytest
 from apache_beam.internal.gcp import auth
-from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc, beam_runner_api_pb2
 
-from beam_jobs import embed, runners, search
+from beam_jobs import embed, engines, runners, search
 from id2core.encoders.embed_job import EmbedJob
-from id2core.errors import OptionError, SearchError
+from id2core.errors import EngineError, OptionError, SearchError
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
 from id2core.store import schemas, storage
@@ -143,6 +148,59 @@ def test_a_mistake_that_a_worker_process_meets_is_shown_as_one() -> None:
     assert str(caught.value) == "no index 'tree': choose flat"
     with pytest.raises(RuntimeError, match="a bug"), runners.running():
         raise RuntimeError("a bug")
+
+
+def _sleep(seconds: float, begun: str) -> None:
+    Path(begun).touch()
+    time.sleep(seconds)
+
+
+def _states(arguments: list[str]) -> list[str]:
+    """States of the jobs that a job service has, the last one last."""
+    [endpoint] = [a.partition("=")[2] for a in arguments if a.startswith("--job_endpoint=")]
+    with grpc.insecure_channel(endpoint) as channel:
+        jobs = beam_job_api_pb2_grpc.JobServiceStub(channel).GetJobs(beam_job_api_pb2.GetJobsRequest())
+    return [beam_job_api_pb2.JobState.Enum.Name(job.state) for job in jobs.job_info]
+
+
+def test_what_ends_the_wait_cancels_the_job(portable: list[str], tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def interrupt() -> None:
+        wait_until(begun.exists, 600, "the job")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt), runners.running(portable) as pipeline:
+        pipeline | beam.Create([600.0]) | beam.Map(_sleep, begun=str(begun))
+    wait_until(lambda: "CANCELL" in _states(portable)[-1], 60, "the cancellation")
+
+
+def test_a_job_that_fails_or_is_not_accepted_is_one_line(
+    portable: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = pytest.raises(EngineError, match=r"the job failed: .*no number")
+    with failed as caught, runners.running(portable) as pipeline:
+        pipeline | beam.Create(["no number"]) | beam.Map(float)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(engines, "SERVER_SECONDS", 1.0)
+    nobody = ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{free_port()}"]
+    with pytest.raises(EngineError, match="no job server answers"), runners.running(nobody):
+        pass
+
+
+JAVA = """org.apache.flink.client.program.ProgramInvocationException: The main method caused an error
+\tat org.apache.flink.client.ClientUtils.executeProgram(ClientUtils.java:108)
+Caused by: java.util.concurrent.CompletionException: wrapped
+Caused by: org.apache.flink.runtime.rest.util.RestClientException: Could not \x1b[2Jconnect
+\t... 12 more
+"""
+
+
+def test_the_last_cause_of_an_engine_is_shown() -> None:
+    assert engines.cause(JAVA) == r"RestClientException: Could not \x1b[2Jconnect"
+    assert engines.cause("Job is gone\n") == "Job is gone"
+    assert engines.cause("") == "no reason was given"
 
 
 def test_a_runner_that_loses_rows_is_refused() -> None:
