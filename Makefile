@@ -8,7 +8,7 @@ PHOTOS ?=
 WITH_DOCKER := $(if $(filter up,$(MAKECMDGOALS)),$(shell docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 && echo yes))
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo up test slow lint docs bench experiments setup browser clean
+.PHONY: demo up test slow test-cluster lint docs bench experiments setup browser clean
 
 demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
@@ -31,6 +31,18 @@ test: setup browser lint
 # Fuller forms of some tests, minutes long.
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# On a real Flink that it starts: two hosts in network namespaces, as root, with Java 17. FLINK_JOB_SERVER is the
+# jar of Beam's job server for Flink 1.19.
+test-cluster: setup .venv-flink/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster tests/cluster
+
+.venv-flink/.installed:
+	$(PYTHON) -m venv .venv-flink
+	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools<81' wheel
+	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+		apache-flink-libraries==1.19.3
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -58,10 +58,10 @@ def run_until(out: Path, pattern: str, command: list[str], folder: Path, environ
     process.wait()
 
 
-def listening(port: int) -> bool:
+def listening(port: int, address: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 @pytest.fixture(scope="session")
