@@ -100,9 +100,9 @@ def test_uploads_that_are_still_to_come_make_a_night_without_uploads(
         night(out, **given)
 
 
-def counts(out: Path) -> dict[str, int]:
-    """What the last night counted in `runs/`, without what is 0."""
-    run = records.read(str(out))[-1]
+def counts(out: Path, run_id: str) -> dict[str, int]:
+    """What a night counted in `runs/`, without what is 0."""
+    [run] = [run for run in records.read(str(out)) if run.run_id == run_id]
     return {name: value for name in COUNTS if (value := getattr(run, name))}
 
 
@@ -113,25 +113,25 @@ def test_the_row_of_a_night_says_what_that_night_did(inbox: Path, tmp_path: Path
     put(inbox, originals, 0, 1)
     put(inbox, uploads / "1", 0, 2)
     (uploads / "1/broken.jpg").write_bytes(b"no picture")
-    night(out, **given, queries=[str(uploads / "1")])
+    made = night(out, **given, queries=[str(uploads / "1")])
     standing = {"references": 2, "queries": 2, "listed": 5}
     new = {"new_references": 2, "new_queries": 2, "embedded": 4, "rejected": 1}
     found = {"first_searched": 2, "first_matched": 1, "match_pairs": 1, "matches": 1}
-    assert counts(out) == standing | new | found
-    night(out, **given, queries=[str(uploads / "1")])
-    assert counts(out) == standing
-    assert records.read(str(out))[-1].rejected == 0
+    assert counts(out, made.run_id) == standing | new | found
+    made = night(out, **given, queries=[str(uploads / "1")])
+    assert counts(out, made.run_id) == standing
+    assert made.rejected == 0
     put(inbox, originals, 2)
-    night(out, **given, queries=[str(uploads / "1")])  # a back-scan, and no upload
+    made = night(out, **given, queries=[str(uploads / "1")])  # a back-scan, and no upload
     back_scan = {"new_references": 1, "embedded": 1, "match_pairs": 1, "matches": 1}
-    assert counts(out) == {"references": 3, "queries": 2, "listed": 6} | back_scan
+    assert counts(out, made.run_id) == {"references": 3, "queries": 2, "listed": 6} | back_scan
     put(inbox, uploads / "2", 1, 3)
     put(inbox, uploads / "3", 4)
     for number in (2, 3):
         (uploads / f"{number}/broken.jpg").write_bytes(b"nothing")
-    night(out, **given, queries=[str(uploads / str(number)) for number in (1, 2, 3)])
+    made = night(out, **given, queries=[str(uploads / str(number)) for number in (1, 2, 3)])
     three_sources = {"new_queries": 3, "embedded": 3, "rejected": 2} | found | {"first_searched": 3}
-    assert counts(out) == {"references": 3, "queries": 5, "listed": 11} | three_sources
+    assert counts(out, made.run_id) == {"references": 3, "queries": 5, "listed": 11} | three_sources
 
 
 @pytest.mark.slow
