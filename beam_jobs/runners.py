@@ -97,9 +97,8 @@ def _raised_by_worker(traceback: str) -> ID2Error | None:
 
 def is_in_process(arguments: Sequence[str]) -> bool:
     """Return whether this very process does the work, so that it can count it."""
-    options = PipelineOptions(list(arguments))
-    mode = options.view_as(DirectOptions).direct_running_mode
-    return _name(options) == IN_PROCESS and mode != "multi_processing"
+    mode = PipelineOptions(list(arguments)).view_as(DirectOptions).direct_running_mode
+    return runs_here(arguments) and mode != "multi_processing"
 
 
 def _name(options: PipelineOptions) -> str:

@@ -44,13 +44,11 @@ def run(request: ReprojectRequest) -> ReprojectReport:
         if request.switch:
             corpora = stage("switch", lambda: job.switch(execution, corpora))
         recorder.count(embedded=sum(corpus.projected for corpus in corpora))
-    summary = page.read_summary(job.out)
-    used = [summary.inputs.reference_embeddings, summary.inputs.query_embeddings] if summary else []
     return ReprojectReport(
         run_id=execution.run_id,
         transform_id=job.transform_id,
         corpora=corpora,
-        elsewhere=[uri for uri in used if not uri.startswith(f"{job.out}/")],
+        elsewhere=page.corpora_elsewhere(job.out),
         out=job.out,
     )
 

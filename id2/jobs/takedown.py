@@ -112,7 +112,5 @@ def _renew_reports(out: str) -> dict[str, str]:
 
 def _elsewhere(out: str, pictures: Iterable[str]) -> list[str]:
     """Return the corpora of the last scan that lie in other places and still have such a picture."""
-    summary = page.read_summary(out)
-    places = [summary.inputs.reference_embeddings, summary.inputs.query_embeddings] if summary else []
-    found = (Dataset.find(uri) for uri in places if not uri.startswith(f"{out}/"))
+    found = map(Dataset.find, page.corpora_elsewhere(out))
     return [dataset.uri for dataset in found if dataset and erasure.holds(dataset, pictures)]

@@ -52,6 +52,13 @@ def read_summary(out: str) -> ScanSummary | None:
     return summary if summary and summary.is_whole else None
 
 
+def corpora_elsewhere(out: str) -> list[str]:
+    """Return the URIs of the corpora of the last scan that are not below its `--out`."""
+    summary = read_summary(out)
+    used = [summary.inputs.reference_embeddings, summary.inputs.query_embeddings] if summary else []
+    return [uri for uri in used if not uri.startswith(f"{out}/")]
+
+
 def is_written(summary: ScanSummary, out: str) -> bool:
     """Return whether the page that belongs to a summary is there, and whole."""
     try:

@@ -122,8 +122,7 @@ class _Wanted:
             own = table.filter(pc.is_in(table["image_id"], value_set=wanted))
             uploads.update(_joined(own, ("uri", "generation")).to_pylist())
         # Objects that came after the picture was taken down have posts at most.
-        for corpus in leftovers.CORPORA:
-            place = storage.join(out, corpus) if corpus else out
+        for place in leftovers.corpora(out):
             uploads.update(map("\0".join, takedowns.withheld(out, place)))
         return _Wanted(wanted, pa.array(sorted(uploads), pa.string()))
 
@@ -338,10 +337,7 @@ class _Change:
         if removed:
             table = pa.concat_tables(removed)
             name = f"part-{datasets.digest_of(self.execution.run_id, commit.version, self.dataset.uri)}"
-            written = datasets.write_file(place, name, [table], schemas.REMOVALS)
-            extremes = pc.min_max(table["uri"]).as_py()
-            segments = tuple(sorted(set(table["segment"].to_pylist())))
-            log.append(replace(written, segments=segments, bounds=(extremes["min"], extremes["max"])))
+            log.append(datasets.write_removals(self.dataset.uri, name, table))
         return tuple(log)
 
 

@@ -609,6 +609,14 @@ def removals_of(uri: str) -> str:
     return storage.join(moves.place_of(uri)[0], REMOVALS)
 
 
+def write_removals(uri: str, key: str, rows: pa.Table) -> FileRecord:
+    """Write rows of the log of removals of a corpus, as `write_file` writes; they are at least one."""
+    written = write_file(removals_of(uri), key, [rows], schemas.REMOVALS)
+    extremes = pc.min_max(rows["uri"]).as_py()
+    segments = tuple(sorted(set(rows["segment"].to_pylist())))
+    return replace(written, segments=segments, bounds=(extremes["min"], extremes["max"]))
+
+
 def finish_moves(dataset: Dataset) -> None:
     """Bring every file of a data set to where its commit says that it is; safe to repeat."""
     listed = {f.name for f in dataset.files}

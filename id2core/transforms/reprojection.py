@@ -187,7 +187,13 @@ def project(work: Reprojection, file: FileRecord, transform: Transform) -> FileR
         yield from tables
 
     made = datasets.write_file(work.uri, work.key_of(file), every(), first.schema)
-    made = replace(made, segments=file.segments, source=file.source, bounds=file.bounds)
+    made = replace(
+        made,
+        segments=file.segments,
+        segment_rows=file.segment_rows,
+        source=file.source,
+        bounds=file.bounds,
+    )
     record = PartRecord(
         work.key_of(file), work.execution.run_id, work.ids, made.rows, schemas.EMBEDDINGS, made, None
     )
@@ -282,10 +288,7 @@ def _removals(work: Reprojection) -> tuple[FileRecord, ...]:
     table = table.set_column(table.schema.get_field_index("removed_in"), "removed_in", version)
     table = table.cast(schemas.REMOVALS)
     name = f"part-{datasets.digest_of(work.execution.run_id, before.version, work.uri)}"
-    written = datasets.write_file(datasets.removals_of(work.uri), name, [table], schemas.REMOVALS)
-    extremes = pc.min_max(table["uri"]).as_py()
-    segments = tuple(sorted(set(table["segment"].to_pylist())))
-    return (replace(written, segments=segments, bounds=(extremes["min"], extremes["max"])),)
+    return (datasets.write_removals(work.uri, name, table),)
 
 
 def put_in_use(work: Reprojection) -> Dataset:
