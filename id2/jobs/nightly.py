@@ -210,8 +210,5 @@ def _parts(numbers: list[tuple[int, int]], most: int | None) -> list[Span]:
 
 def _open_segments(queries: Dataset, references: Dataset, events: list[Event]) -> int:
     """Count the reference segments that some query segment has not met."""
-    asked, held = (
-        [(ledger.Home(segment.number),) for segment in datasets.segments_of(dataset).values()]
-        for dataset in (queries, references)
-    )
-    return int((~ledger.covered(events, asked, held)).any(axis=0).sum())
+    met = ledger.met(events, datasets.segment_names(queries), datasets.segment_names(references))
+    return int((~met).any(axis=0).sum())

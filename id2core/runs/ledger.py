@@ -151,6 +151,12 @@ def covered(
     return scored
 
 
+def met(searched: Iterable[Event], queries: Iterable[int], references: Iterable[int]) -> NDArray[np.bool_]:
+    """Return which query segments, by number, have met which reference segments: bool[Q,R]."""
+    asked, held = ([(Home(number),) for number in side] for side in (queries, references))
+    return covered(searched, asked, held)
+
+
 def _runs(numbers: NDArray[np.int64]) -> Iterator[slice]:
     """Yield the runs of numbers that follow each other, of some that ascend."""
     edges = np.flatnonzero(np.diff(numbers) > 1) + 1

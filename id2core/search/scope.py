@@ -147,12 +147,6 @@ def open_segments(references: Dataset, queries: Dataset, events: Iterable[Event]
         events: of the ledger, with the ids of these data sets.
         span: first and last number of the query segments.
     """
-    numbers = [segment.number for segment in datasets.segments_of(queries).values()]
-    asked = sorted(number for number in numbers if span[0] <= number <= span[1])
-    held = datasets.segments_of(references).values()
-    met = ledger.covered(
-        events,
-        [(ledger.Home(number),) for number in asked],
-        [(ledger.Home(segment.number),) for segment in held],
-    )
+    asked = sorted(number for number in datasets.segment_names(queries) if span[0] <= number <= span[1])
+    met = ledger.met(events, asked, datasets.segment_names(references))
     return [number for number, row in zip(asked, met, strict=True) if not row.all()]

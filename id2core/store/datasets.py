@@ -340,11 +340,6 @@ class Dataset:
         only_run = run_id if any(f.is_merged for f in files) else ""
         return replace(self, commit=replace(self.commit, files=files), only_run=only_run)
 
-    def rows_of(self, segment: str) -> int:
-        """Return how many rows of a segment stand; see `rows_by_segment`."""
-        files = (file for file in self.files if segment in file.segments)
-        return sum(self._segment_rows(file)[segment] for file in files)
-
     def rows_by_segment(self) -> Counter[str]:
         """Return how many rows of each segment stand: run_id → rows.
 
