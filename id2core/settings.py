@@ -100,6 +100,13 @@ class Settings(EnvironmentSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the encoder. auto takes the fastest of the device."
     )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Pictures that the encoder takes at once. The default is 64 on a GPU and 16 on a CPU. "
+        "Give less where the memory of a GPU does not suffice.",
+        examples=[32],
+    )
     part_size: int = Field(
         defaults.PART_SIZE,
         ge=1,

@@ -31,6 +31,7 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
     "PREFECT_CLI_PROMPT": "false",
     "HF_HUB_OFFLINE": "1",
+    "ID2_BATCH_SIZE": "4",  # most tests embed a few pictures, and a batch is filled up
     "ID2_CACHE": tempfile.mkdtemp(prefix="id2-cache-"),
 }
 

@@ -13,6 +13,7 @@ from id2.jobs.translate import write_truth
 from id2.requests import ExperimentDataRequest, ExperimentRequest
 from id2.results import DroppedQueries, ExperimentData, ExperimentReport
 from id2.stages import stage
+from id2core import settings
 from id2core.encoders.embed_job import EmbedJob
 from id2core.encoders.embedding import EMBEDDINGS
 from id2core.encoders.hub import MINI
@@ -29,6 +30,7 @@ from id2core.runs.progress import into_tally
 from id2core.runs.records import recorded
 from id2core.store import storage
 from id2core.store.datasets import Dataset
+from id2core.transforms.linear import NONE
 from id2core.translation import models
 from id2core.translation.config import TranslationConfig
 from id2core.translation.rows import TRANSLATIONS
@@ -121,7 +123,8 @@ class _Maker:
             raise ExperimentError(f"{self._place} holds other data ({facts}): choose another --data")
 
     def _embed(self, pictures: Path, role: str, encoder: str) -> None:
-        job = EmbedJob(str(pictures), str(self._latents / role), encoder, transform="none")
+        chosen = settings.load(encoder=encoder, transform=NONE)
+        job = EmbedJob.from_settings(str(pictures), str(self._latents / role), chosen)
         stage(f"embed {role}", lambda: embed_job.run(job, self._execution))
 
     def _translate(self, run: TranslationRun) -> None:

@@ -47,6 +47,7 @@ _SETTINGS = {
     "transform",
     "device",
     "dtype",
+    "batch_size",
     "part_size",
     "allow_shrink",
     "record_seconds",
@@ -65,6 +66,7 @@ class EmbedJob:
         encoder: short name, directory, TorchScript file or hub id.
         transform: file of W, `auto` for the encoder's own; None or `none` for raw latents.
         device, dtype: of the encoder; `auto` takes what the worker has.
+        batch_size: pictures that the encoder takes at once; None for what suits the device.
         part_size: objects in one part; a killed run loses at most one per worker.
         limits: of file size and pixels.
         results: a folder whose content is not taken for images, where `out` is only a part of it.
@@ -91,6 +93,7 @@ class EmbedJob:
     transform: str | None = AUTO
     device: str = defaults.AUTO
     dtype: str = defaults.AUTO
+    batch_size: int | None = None
     part_size: int = defaults.PART_SIZE
     limits: Limits = field(default_factory=Limits)
     results: str | None = None
@@ -142,7 +145,7 @@ class EmbedJob:
 
     def load(self) -> tuple[Encoder, Transform]:
         """Load the encoder and the transform, checked against each other."""
-        encoder = load_encoder(self.encoder, self.device, self.dtype)
+        encoder = load_encoder(self.encoder, self.device, self.dtype, self.batch_size)
         chosen = load_transform(self.transform, encoder.encoder_id)
         chosen.check_encoder(encoder.encoder_id)
         chosen.output_size(encoder.latent_size)
@@ -161,7 +164,8 @@ class EmbedJob:
         """Name the loaded models: jobs with equal tags share them. A file that changed is another one."""
         files = [Path(self.encoder), local_file(self.transform)]
         stamps = [(str(p), p.stat().st_mtime_ns) for p in files if p and p.is_file()]
-        return json.dumps([self.encoder, self.transform, self.device, self.dtype, stamps])
+        asked = [self.encoder, self.transform, self.device, self.dtype, self.batch_size]
+        return json.dumps([*asked, stamps])
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from id2core.transforms.linear import Transform
 from tests.bombs import scans_jpeg
 from tests.broken import broken_files, good_files
 from tests.drawing import draw_photos
+from tests.embedding import embed_job
 
 TIMES = ["embedded_at"]
 
@@ -42,7 +43,7 @@ def rows(out: str, dataset: str) -> pa.Table:
 
 
 def job(images: Path | str, out: Path | str, vae: str, **more: object) -> EmbedJob:
-    return EmbedJob(str(images), str(out), encoder=vae, dtype="float32", **more)  # type: ignore[arg-type]
+    return embed_job(str(images), str(out), encoder=vae, dtype="float32", **more)  # type: ignore[arg-type]
 
 
 def test_every_listed_object_ends_in_exactly_one_data_set(
@@ -321,7 +322,7 @@ assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 
 def test_with_nothing_to_do_no_weights_are_loaded(tmp_path: Path) -> None:
     images = draw_photos(tmp_path / "images", 2)
-    embed.run(EmbedJob(str(images), str(tmp_path / "out"), "mini"), Execution.begin())
+    embed.run(embed_job(str(images), str(tmp_path / "out"), "mini"), Execution.begin())
     command = [sys.executable, "-c", NO_WEIGHTS, str(images), str(tmp_path / "out")]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
 

@@ -7,13 +7,14 @@ import apache_beam as beam
 import pytest
 
 from beam_jobs import embed, metrics, parts, runners, search
-from id2core.encoders.embed_job import EmbedJob, plan_embed
+from id2core.encoders.embed_job import plan_embed
 from id2core.errors import EncoderError
 from id2core.runs.execution import Execution
 from id2core.search import match_rows, matching
 from id2core.store.datasets import Dataset
 from tests.descriptor_sets import unit, write_embeddings
 from tests.drawing import draw_photos
+from tests.embedding import embed_job
 
 
 class Work(beam.DoFn):  # type: ignore[misc]
@@ -35,7 +36,7 @@ def test_counts_and_times_are_metrics_of_the_pipeline() -> None:
 def test_an_embed_job_says_how_much_and_how_long(tiny_vae: str, tmp_path: Path) -> None:
     images = draw_photos(tmp_path / "images", 5)
     (images / "broken.jpg").write_bytes(b"no picture")
-    spec = EmbedJob(str(images), str(tmp_path / "out"), encoder=tiny_vae, dtype="float32", part_size=4)
+    spec = embed_job(str(images), str(tmp_path / "out"), encoder=tiny_vae, dtype="float32", part_size=4)
     pipeline = runners.pipeline()
     with pipeline:
         parts.build(pipeline, embed.planned(spec, plan_embed(spec, Execution.begin())))

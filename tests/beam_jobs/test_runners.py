@@ -19,13 +19,13 @@ from apache_beam.internal.gcp import auth
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc, beam_runner_api_pb2
 
 from beam_jobs import embed, engines, runners, search
-from id2core.encoders.embed_job import EmbedJob
 from id2core.errors import EngineError, OptionError, SearchError
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from tests.conftest import free_port, listening, wait_until
+from tests.embedding import embed_job
 
 ROOT = Path(__file__).parents[2]
 GPU = "worker_accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver:5xx"
@@ -74,7 +74,7 @@ def test_every_runner_gives_the_same_rows(
     request.addfinalizer(tally.listen(lambda stage, counts: shown.append(counts)))
     execution = Execution.begin()
     for name, chosen in (("here", []), ("there", arguments)):
-        spec = EmbedJob(
+        spec = embed_job(
             str(mixed_folder), str(tmp_path / name), tiny_vae, device="cpu", dtype="float32", part_size=30
         )
         counts = embed.run(spec, execution, chosen)
@@ -96,7 +96,7 @@ def test_a_dataflow_template_asks_for_gpu_workers_and_our_container(
     where = f"gs://{gcs}/{tmp_path.name}"
     for photo in photos.iterdir():
         storage.write_bytes(f"{where}/images/{photo.name}", photo.read_bytes())
-    spec = EmbedJob(f"{where}/images", f"{where}/out", tiny_vae, dtype="float32", part_size=5)
+    spec = embed_job(f"{where}/images", f"{where}/out", tiny_vae, dtype="float32", part_size=5)
     arguments = [
         "--runner=DataflowRunner",
         "--project=id2-project",

@@ -167,10 +167,11 @@ def test_doctor_knows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 WITHOUT = """
 import sys
 from tests.commands import call
-child = call(*{arguments!r})
-assert child.returncode == 0, child.stderr
-loaded = {modules!r} & set(sys.modules)
-assert not loaded, loaded
+for arguments in {commands!r}:
+    child = call(*arguments)
+    assert child.returncode == 0, (arguments, child.stderr)
+    loaded = {modules!r} & set(sys.modules)
+    assert not loaded, (arguments, loaded)
 """
 
 
@@ -186,10 +187,10 @@ def test_what_needs_no_torch_beam_or_prefect_loads_none(tiny_vae: str, tmp_path:
     assert call(*data_sets).returncode == 0
     embed = ["embed", "--images", places[1], "--out", str(tmp_path / "id2"), "--encoder", tiny_vae]
     assert call(*embed).returncode == 0
-    for arguments in (data_sets, images, embed, ["report", out], ["doctor"]):
-        code = WITHOUT.format(arguments=arguments, modules={"torch", "apache_beam", "prefect", "diffusers"})
-        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert child.returncode == 0, (arguments, child.stderr[-2000:])
+    commands = [data_sets, images, embed, ["report", out], ["doctor"]]
+    code = WITHOUT.format(commands=commands, modules={"torch", "apache_beam", "prefect", "diffusers"})
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr[-2000:]
 
 
 REFUSED = """

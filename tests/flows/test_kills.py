@@ -243,12 +243,12 @@ CASES = (FirstEmbed, ChangedEmbed, Scan, Search, Takedown)
 
 @pytest.mark.parametrize(
     ("make", "step"),
-    [(ChangedEmbed, 3), (Search, 4), *(pytest.param(case, 1, marks=SLOW) for case in CASES)],
+    [(ChangedEmbed, 5), (Search, 7), *(pytest.param(case, 1, marks=SLOW) for case in CASES)],
 )
 def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
     make: type[Case], step: int, server: ForkServer, tmp_path: Path
 ) -> None:
-    """Killed in place of every change, or of every third or fourth where minutes count."""
+    """Killed in place of every change, or of some of them where minutes count."""
     case = make(server, tmp_path)
     clean = tmp_path / "clean"
     case.prepare(clean)

@@ -16,7 +16,6 @@ import id2
 from beam_jobs import embed
 from flows.commands.scan import summary_lines
 from id2.requests import ScanRequest
-from id2core.encoders.embed_job import EmbedJob
 from id2core.encoders.registry import load_encoder
 from id2core.errors import CalibrationError, DatasetError, OptionError, StorageError, TruthError
 from id2core.runs import records
@@ -33,6 +32,7 @@ from id2core.verdicts.normalization import Normalization
 from tests.commands import as_json
 from tests.conftest import run_until
 from tests.drawing import draw_photos, scene
+from tests.embedding import embed_job
 
 
 def scan(**given: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def test_a_data_set_of_another_transform_is_refused_before_any_work(
 ) -> None:
     for side in ("references", "uploads"):
         embed.run(
-            EmbedJob(f"{pictures}/{side}", str(tmp_path / side), tiny_vae, transform="none"),
+            embed_job(f"{pictures}/{side}", str(tmp_path / side), tiny_vae, transform="none"),
             Execution.begin(),
         )
     given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": f"dataset:{tmp_path}/references"}
@@ -142,7 +142,7 @@ def test_a_data_set_of_another_transform_is_refused_before_any_work(
             scan(**one)
     assert not (tmp_path / "out").exists()
     assert scan(**both | {"transform": "none"})["transform"] == {"id": "identity", "from": "none"}
-    embed.run(EmbedJob(f"{pictures}/references", str(tmp_path / "w"), tiny_vae), Execution.begin())
+    embed.run(embed_job(f"{pictures}/references", str(tmp_path / "w"), tiny_vae), Execution.begin())
     with pytest.raises(DatasetError, match="the file it was made with"):
         scan(**given | {"reference": f"dataset:{tmp_path}/w", "transform": "none"})
 
@@ -151,7 +151,7 @@ def test_scores_are_normalized_by_the_background_of_the_calibration(
     pictures: Path, tiny_vae: str, tmp_path: Path
 ) -> None:
     draw_photos(tmp_path / "background-photos", 5, first_seed=900)
-    embed.run(EmbedJob(str(tmp_path / "background-photos"), str(tmp_path / "b"), tiny_vae), Execution.begin())
+    embed.run(embed_job(tmp_path / "background-photos", tmp_path / "b", tiny_vae), Execution.begin())
     held = Dataset.open(str(tmp_path / "b/embeddings"))
     normalization = Normalization(factor=0.5, k=2, background_id=shards.index_id(held))
     chosen = calibrated(held.ids, 0.5, normalization)
@@ -160,7 +160,7 @@ def test_scores_are_normalized_by_the_background_of_the_calibration(
     with pytest.raises(CalibrationError, match="--background"):
         scan(**given)
     with pytest.raises(CalibrationError, match="calibrated with the background"):
-        embed.run(EmbedJob(str(pictures / "uploads"), str(tmp_path / "u"), tiny_vae), Execution.begin())
+        embed.run(embed_job(pictures / "uploads", tmp_path / "u", tiny_vae), Execution.begin())
         scan(**given | {"background": f"dataset:{tmp_path}/u"})
     assert not (tmp_path / "out").exists()
     given |= {"background": str(tmp_path / "background-photos"), "out": str(tmp_path / "images")}
@@ -201,7 +201,7 @@ def test_a_new_upload_is_found_without_embedding_the_rest_again(
 
 
 def test_an_embedded_corpus_is_taken_as_it_is(pictures: Path, tiny_vae: str, tmp_path: Path) -> None:
-    embed.run(EmbedJob(str(pictures / "references"), str(tmp_path / "corpus"), tiny_vae), Execution.begin())
+    embed.run(embed_job(pictures / "references", tmp_path / "corpus", tiny_vae), Execution.begin())
     given = arguments(pictures, tmp_path / "out", tiny_vae) | {"reference": f"dataset:{tmp_path}/corpus"}
     summary = scan(**given)
     assert summary["accuracy"] == 1.0 and summary["truth_not_scanned"] == 0
@@ -215,7 +215,7 @@ def test_an_upload_does_not_make_a_data_set_of_the_uploads(
     marker: str, pictures: Path, tiny_vae: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(pictures, tmp_path / "in")
-    made = embed.run(EmbedJob(f"{pictures}/references", str(tmp_path / "r"), tiny_vae), Execution.begin())
+    made = embed.run(embed_job(f"{pictures}/references", str(tmp_path / "r"), tiny_vae), Execution.begin())
     planted = tmp_path / "in/uploads" / marker
     planted.parent.mkdir(exist_ok=True)
     shutil.copy(f"{made.embeddings.uri}/_SUCCESS", planted)
@@ -332,7 +332,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vae: str, id2_com
     draw_photos(folder / "in/uploads", 12, first_seed=30)
     draw_photos(folder / "in/background", 6, first_seed=900)
     embed.run(
-        EmbedJob(str(folder / "in/background"), str(folder / "background-id2"), tiny_vae),
+        embed_job(folder / "in/background", folder / "background-id2", tiny_vae),
         Execution.begin(),
     )
     held = Dataset.open(str(folder / "background-id2/embeddings"))

@@ -22,7 +22,6 @@ from playwright.sync_api import Page, sync_playwright
 
 import id2core
 from beam_jobs import embed, search
-from id2core.encoders.embed_job import EmbedJob
 from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.page import _listed, _thumbnail, read_summary, render, save_report
@@ -35,6 +34,7 @@ from id2core.store.rejects import Reason
 from id2core.verdicts import calibration, judging, normalization
 from tests import broken
 from tests.commands import as_json
+from tests.embedding import embed_job
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -98,7 +98,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
     broken_uploads = {"<b>half</b>.png": bad["png_half.png"], "page.png": bad["html_error_page.png"]}
     fill(queries, {**uploads, **broken_uploads})
     for folder, name in ((reference, "reference"), (queries, "queries")):
-        embed.run(EmbedJob(str(folder), str(out / name), transform="none"), Execution.begin())
+        embed.run(embed_job(str(folder), str(out / name), transform="none"), Execution.begin())
     held, asked = (Dataset.open(str(out / name / "embeddings")) for name in ("reference", "queries"))
     result = search.run(held, asked, f"{out}/matches", Execution.begin(), 4)
     truth = {

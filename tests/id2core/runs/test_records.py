@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import embed, search
-from id2core.encoders.embed_job import EmbedJob
 from id2core.errors import DatasetError
 from id2core.runs import records
 from id2core.runs.execution import Execution
@@ -22,6 +21,7 @@ from id2core.runs.records import Run, Status, recorded
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Dataset
 from tests.drawing import draw_photos
+from tests.embedding import embed_job
 
 
 def table(out: Path | str) -> pa.Table:
@@ -179,7 +179,7 @@ def test_every_row_of_an_execution_joins_its_run(tiny_vae: str, tmp_path: Path) 
     (images / "broken.jpg").write_bytes(b"no picture")
     out = str(tmp_path / "out")
     with recorded(out, "scan", {}) as recorder:
-        job = EmbedJob(str(images), out, encoder=tiny_vae, dtype="float32")
+        job = embed_job(str(images), out, encoder=tiny_vae, dtype="float32")
         embedded = embed.run(job, recorder.execution)
         embeddings = Dataset.open(storage.join(out, "embeddings"))
         result = search.run(embeddings, embeddings, storage.join(out, "matches"), recorder.execution, 2)
