@@ -1,4 +1,4 @@
-"""Thrift's compact protocol, as far as headers of Parquet files use it, read from anybody's bytes."""
+"""Thrift's compact protocol, as far as Parquet files use it: read from anybody's bytes, and written again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any, Final
 _FIXED: Final = {1: 0, 2: 0, 3: 1, 7: 8}
 _TRUE, _FALSE, _BYTE = 1, 2, 3
 INTEGERS: Final = (4, 5, 6)
-LONG: Final = 6
+SHORT, LONG = 4, 6
 BINARY, LIST, _SET, STRUCT = 8, 9, 10, 12
 # Structs and lists in each other; those that the format has are fewer.
 _MAX_DEPTH: Final = 16
+# A list of so many values has their count behind its head.
+_LONG_LIST: Final = 15
+# A whole struct: number of a field → type and value, in the order in which they are written. A value is a
+# number, a struct, the bytes of a text or of what has a fixed size, or a list: a type, and values of it.
+Struct = dict[int, tuple[int, Any]]
 
 
 class CompactError(Exception):
@@ -54,6 +59,11 @@ class Reader:
                 self.skip(kind, depth)
         return values
 
+    def whole_struct(self, depth: int = 0) -> Struct:
+        """Return a struct with everything in it, as `encode` takes it."""
+        _check_depth(depth)
+        return {field: (kind, self._value(kind, depth)) for field, kind in self.fields()}
+
     def structs(self) -> int:
         """Read the head of a list of structs; return how many there are."""
         kind, count = self._list()
@@ -72,7 +82,6 @@ class Reader:
             self._advance(self._varint())
         elif kind in (LIST, _SET):
             held, count = self._list()
-            held = _BYTE if held in (_TRUE, _FALSE) else held  # in a list, a truth is a byte
             for _ in range(count):
                 self.skip(held, depth + 1)
         elif kind == STRUCT:
@@ -86,13 +95,34 @@ class Reader:
         value = self._varint()
         return (value >> 1) ^ -(value & 1)
 
+    def _value(self, kind: int, depth: int) -> Any:
+        _check_depth(depth)
+        if kind in INTEGERS:
+            return self.integer()
+        if kind == STRUCT:
+            return self.whole_struct(depth + 1)
+        if kind in (LIST, _SET):
+            held, count = self._list()
+            return held, [self._value(held, depth + 1) for _ in range(count)]
+        if kind == BINARY:
+            return self._bytes(self._varint())
+        if kind not in _FIXED:
+            raise CompactError(f"a field is of type {kind}")
+        return self._bytes(_FIXED[kind])
+
     def _list(self) -> tuple[int, int]:
+        """Read the head of a list; return the type of its values, and how many there are."""
         head = self._byte()
         count = head >> 4
-        count = self._varint() if count == 15 else count
+        count = self._varint() if count == _LONG_LIST else count
         if count > len(self._data):
             raise CompactError(f"a list of {count} values in {len(self._data)} bytes")
-        return head & 15, count
+        kind = head & 15
+        return _BYTE if kind in (_TRUE, _FALSE) else kind, count  # in a list, a truth is a byte
+
+    def _bytes(self, length: int) -> bytes:
+        self._advance(length)
+        return self._data[self.at - length : self.at]
 
     def _advance(self, length: int) -> None:
         self.at += length
@@ -114,6 +144,52 @@ class Reader:
                 return value
             shift += 7
         raise CompactError("a number of more than 64 bits")
+
+
+def encode(struct: Struct) -> bytes:
+    """Return the bytes of a struct."""
+    out = bytearray()
+    _write(out, STRUCT, struct)
+    return bytes(out)
+
+
+def _write(out: bytearray, kind: int, value: Any) -> None:
+    if kind in INTEGERS:
+        _write_varint(out, value * 2 if value >= 0 else -value * 2 - 1)
+    elif kind == STRUCT:
+        last = 0
+        for field, (held, inner) in value.items():
+            _write_head(out, field, held, last)
+            _write(out, held, inner)
+            last = field
+        out.append(0)
+    elif kind in (LIST, _SET):
+        held, values = value
+        out.append(min(len(values), _LONG_LIST) << 4 | held)
+        if len(values) >= _LONG_LIST:
+            _write_varint(out, len(values))
+        for inner in values:
+            _write(out, held, inner)
+    else:
+        if kind == BINARY:
+            _write_varint(out, len(value))
+        out += value
+
+
+def _write_head(out: bytearray, field: int, kind: int, last: int) -> None:
+    """Write number and type of the field that comes after field `last`."""
+    if 0 < field - last < 16:
+        out.append((field - last) << 4 | kind)
+    else:
+        out.append(kind)
+        _write(out, SHORT, field)
+
+
+def _write_varint(out: bytearray, value: int) -> None:
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
 
 
 def _check_depth(depth: int) -> None:

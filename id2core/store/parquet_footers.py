@@ -12,6 +12,9 @@ from typing import Any, Final
 
 from id2core.store.compact_protocol import LIST, LONG, STRUCT, CompactError, Reader
 
+# What a Parquet file begins and ends with; before the end, four bytes are the length of the footer.
+MAGIC: Final = b"PAR1"
+TAIL: Final = 4 + len(MAGIC)
 # Fields of structs, by their numbers in `parquet.thrift`.
 _FILE_ROWS, _FILE_GROUPS = 3, 4
 _GROUP_COLUMNS, _GROUP_ROWS = 1, 3
@@ -41,6 +44,16 @@ class Chunk:
     data_at: int
     dictionary_at: int
     is_encrypted: bool
+
+    @property
+    def at(self) -> int:
+        """Place of its first page."""
+        return self.dictionary_at if 0 < self.dictionary_at < self.data_at else self.data_at
+
+    @property
+    def end(self) -> int:
+        """Place behind its last page."""
+        return self.at + self.packed
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from id2core.store import parquet_footers, parquet_pages
 from id2core.store.base import Object, Store
-from id2core.store.parquet_footers import Chunk, Footer, FooterError
+from id2core.store.parquet_footers import MAGIC, TAIL, Chunk, Footer, FooterError
 from id2core.store.rejects import Reason, Reject
 from id2core.store.shared_values import SharedValues
 
@@ -25,7 +25,7 @@ ROW_GROUP_BYTES: Final = 256 << 20
 # What a footer may take: 1 MiB has 1,000 row groups or more.
 _FOOTER_BYTES: Final = 16 << 20
 _MAX_COLUMNS: Final = 10_000
-_TAIL, _MAGIC, _ENCRYPTED = 8, b"PAR1", b"PARE"
+_ENCRYPTED: Final = b"PARE"
 # Row groups that a process holds, in bytes.
 _HELD_BYTES: Final = 512 << 20
 
@@ -143,16 +143,16 @@ class ShardFile:
 
 def _read_footer(file: IO[bytes]) -> Footer:
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _TAIL))
-    tail = file.read(_TAIL)
+    file.seek(max(0, size - TAIL))
+    tail = file.read(TAIL)
     if tail.endswith(_ENCRYPTED):
         raise ShardError(Reason.UNSUPPORTED, "an encrypted Parquet file")
-    if not tail.endswith(_MAGIC) or size < _TAIL + len(_MAGIC):
+    if not tail.endswith(MAGIC) or size < TAIL + len(MAGIC):
         raise ShardError(Reason.TRUNCATED, "no Parquet file, or one that is cut off: it has no footer")
     length = int.from_bytes(tail[:4], "little")
-    if length > min(_FOOTER_BYTES, size - _TAIL):
+    if length > min(_FOOTER_BYTES, size - TAIL):
         raise ShardError(Reason.OVER_BUDGET, f"a footer of {length} bytes in a file of {size}")
-    file.seek(size - _TAIL - length)
+    file.seek(size - TAIL - length)
     try:
         footer = parquet_footers.parse(file.read(length))
     except FooterError as error:

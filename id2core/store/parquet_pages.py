@@ -50,11 +50,8 @@ def check_chunk(file: IO[bytes], chunk: Chunk, most: int) -> bool:
     Raises:
         PageError: they unpack to more, or are no pages.
     """
-    at = chunk.data_at
-    if 0 < chunk.dictionary_at < at:
-        at = chunk.dictionary_at
+    at, end = chunk.at, chunk.end
     size = file.seek(0, os.SEEK_END)
-    end = at + chunk.packed
     if not 0 <= at <= end <= size:
         raise PageError(f"a column lies at bytes {at} to {end} of {size}")
     total, pages, has_dictionary = 0, 0, False
