@@ -31,6 +31,7 @@ from id2core.errors import DatasetError
 from id2core.store import moves, parquet, schemas, storage, strict_json
 from id2core.store.ahead import in_order
 from id2core.store.base import Mode as Mode
+from id2core.store.parquet import Change as Change
 from id2core.store.parquet import FileRecord as FileRecord
 
 # How rows come to have the id that is asked for.
@@ -735,6 +736,21 @@ def write_file(
     See `parquet.write` for the arguments.
     """
     return parquet.write(moves.staged(uri), key, batches, schema, row_group)
+
+
+def rewrite_file(uri: str, record: FileRecord, target: str, key: str, change: Change) -> FileRecord:
+    """Write a file for the data set `target` that has the rows of one of the data set `uri`.
+
+    See `parquet.rewrite` for what is checked and raised.
+
+    Args:
+        uri: the data set of the file.
+        record: what the file must be.
+        target: the data set whose commit will list what is written.
+        key: name of what is written, without the hash of the bytes.
+        change: columns that are made anew; the others are copied without being decoded.
+    """
+    return parquet.rewrite(moves.folders(uri), record, moves.staged(target), key, change)
 
 
 def read_file(

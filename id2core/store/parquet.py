@@ -16,8 +16,10 @@ import io
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -25,20 +27,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from id2core.errors import DatasetError
-from id2core.store import schemas, storage
+from id2core.store import parquet_splice, schemas, storage
+from id2core.store.ahead import in_order
+from id2core.store.parquet_footers import MAGIC, TAIL, FooterError
+from id2core.store.parquet_splice import Buffer, Column, FooterTree
 
 Result = TypeVar("Result")
 # What this program calls files; above all no `..`, no leading slash, no scheme, no backslash.
 _PLAIN_NAME = re.compile(r"(?:[\w=%+][\w=%+.,-]{0,250}/){0,8}[\w=%+][\w=%+.,-]{0,250}", re.ASCII)
 # What the name of a file begins with that was made of others.
 MERGED = "merged-"
-# What a Parquet file ends in after its footer: four bytes of length, and the magic.
-_TAIL, _MAGIC = 8, b"PAR1"
 # Read at once from the end of a file, where most footers are: at least, for each row group, and at most.
 # A night opens many small files, of which a larger guess would be most of what is read.
 _FOOTER_LEAST, _FOOTER_ROW_GROUP, _FOOTER_MOST = 2**12, 2**11, 2**18
+# Row groups that are changed while others are written.
+_AHEAD = 2
 # Read at once to hash a whole file.
 _HASHED_BYTES = 2**20
+_OTHER_HASH = "its SHA-256 is another one than when it was written"
 _MEND = "restore it from a copy, or make the data set again in another --out"
 # Files without a hash of the footer whose SHA-256 this process has checked: place and SHA-256.
 _CHECKED: set[tuple[str, str]] = set()
@@ -165,25 +171,128 @@ def write(
         schema: of the rows.
         row_group: rows in a row group; a batch begins a new one.
     """
-    rows = 0
     with storage.temporary(folder) as path:
         with schemas.parquet_writer(path, schema) as writer:
             for batch in batches:
                 table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch], schema)
                 writer.write_table(table, row_group_size=row_group)
-                rows += table.num_rows
                 del batch, table  # they may be large: not to be kept while the next one is made
-        record = _record_of(path, key, rows)
-        storage.publish(path, storage.join(folder, record.name))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            footer = _read_footer(file, 1)
+        return _published(path, folder, key, digest, footer)
+
+
+def _published(path: Path, folder: str, key: str, digest: str, footer: bytes) -> FileRecord:
+    """Publish a file that was written, whose SHA-256 and footer are known; return its record."""
+    size, metadata = path.stat().st_size, _metadata(footer)
+    counts = (metadata.num_rows, metadata.num_row_groups)
+    record = FileRecord(f"{key}-{digest[:8]}.parquet", *counts, size, digest, _footer_digest(footer))
+    storage.publish(path, storage.join(folder, record.name))
     return record
 
 
-def _record_of(path: Path, key: str, rows: int) -> FileRecord:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size, footer = file.tell(), _read_footer(file, 1)
-    groups = _metadata(footer).num_row_groups
-    return FileRecord(f"{key}-{digest[:8]}.parquet", rows, groups, size, digest, _footer_digest(footer))
+@dataclass(frozen=True)
+class Change:
+    """Columns of a table that are made of others.
+
+    Attributes:
+        schema: of the table with them.
+        reads: what they are made of.
+        writes: their names.
+        make: some rows of `reads` → those of `writes` by name.
+    """
+
+    schema: pa.Schema
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    make: Callable[[pa.Table], Mapping[str, pa.Array]]
+
+
+def rewrite(folders: Sequence[str], record: FileRecord, folder: str, key: str, change: Change) -> FileRecord:
+    """Write the rows of a file, with some columns made anew, as `KEY-HASH.parquet` in another folder.
+
+    Row groups stay. The other columns are copied as they lie, see `parquet_splice`. One that the file lacks,
+    or has in another form than today, is written anew. The SHA-256 of the file is checked, and whoever looks
+    sees what is written whole or not at all. Some row groups are made ahead by threads.
+
+    Args:
+        folders: where the file may be; the first that has it counts.
+        record: what it must be.
+        folder: where the new file is written.
+        key: its name without the hash of the bytes.
+        change: what is made anew.
+
+    Raises:
+        DatasetError: the file is gone, damaged, or not the one that the record is of.
+    """
+    digest = hashlib.sha256()
+    with storage.temporary(folder) as path:
+        with path.open("wb") as file:
+
+            def write(data: Buffer) -> None:
+                file.write(data)
+                digest.update(data)
+
+            footer = parquet_splice.empty(change.schema)
+            writer = parquet_splice.Writer(write, footer)
+            groups = in_order(_pieces(folders, record), lambda piece: _changed(piece, footer, change), _AHEAD)
+            for rows, columns in groups:
+                writer.write_group(rows, columns)
+                del columns  # they are large: not to be kept while the next ones are waited for
+            end = writer.close()
+        return _published(path, folder, key, digest.hexdigest(), end)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A row group of a file: its rows and columns as they lie, the footer of the file, and its URI."""
+
+    rows: int
+    columns: list[Column]
+    footer: FooterTree
+    where: str
+
+
+def _pieces(folders: Sequence[str], record: FileRecord) -> Iterator[_Piece]:
+    """Yield the row groups of a file; the last one is yielded where the SHA-256 of the file is right."""
+    digest = hashlib.sha256()
+    for group in range(record.row_groups):
+        yield _use(folders, record, partial(_piece, group=group, digest=digest, sha256=record.sha256))
+
+
+def _piece(opened: _Opened, group: int, digest: hashlib._Hash, sha256: str) -> _Piece:
+    """Read a row group, and add its bytes, and those around it, to the hash of the row groups before it."""
+    footer = parquet_splice.parse(opened.footer[:-TAIL])
+    spans = footer.spans(opened.file.seek(0, os.SEEK_END))
+    at, end = spans[group]
+    opened.file.seek(at)
+    data = opened.file.read(end - at)
+    digest.update(data)
+    if group == len(spans) - 1 and digest.hexdigest() != sha256:
+        raise _DamageError(_OTHER_HASH)
+    columns = footer.columns(group, memoryview(data), at)
+    return _Piece(footer.places.groups[group].rows, columns, footer, opened.where)
+
+
+def _changed(piece: _Piece, target: FooterTree, change: Change) -> tuple[int, list[Column]]:
+    """Return the rows of a row group, and its columns with those that are made anew."""
+    anew = [
+        name
+        for name, nodes in target.fields.items()
+        if name in change.writes or piece.footer.fields.get(name) != nodes
+    ]
+    read = dict.fromkeys([*change.reads, *(name for name in anew if name not in change.writes)])
+    with _reading(piece.where):
+        alone = pa.py_buffer(parquet_splice.alone(piece.footer, piece.rows, piece.columns))
+        parquet = pq.ParquetFile(alone, page_checksum_verification=True)
+        table = _read_parquet(parquet, piece.where, piece.rows, list(read), 0)
+    made = change.make(table)
+    arrays = [made[name] if name in change.writes else table[name] for name in anew]
+    fields = [change.schema.field(name) for name in anew]
+    encoded = parquet_splice.encoded(pa.table(arrays, pa.schema(fields, change.schema.metadata)))
+    copied = [column for column in piece.columns if column.name in target.fields and column.name not in anew]
+    return piece.rows, [*copied, *encoded]
 
 
 def read(
@@ -207,8 +316,8 @@ def read(
         DatasetError: it is gone, damaged, or not the file that the record is of.
     """
 
-    def table(parquet: pq.ParquetFile, where: str) -> pa.Table:
-        return _read_parquet(parquet, where, record.rows, columns, row_group)
+    def table(opened: _Opened) -> pa.Table:
+        return _read_parquet(opened.parquet, opened.where, record.rows, columns, row_group)
 
     return _use(folders, record, table, whole=columns is None and row_group is None)
 
@@ -219,7 +328,7 @@ def verify(folders: Sequence[str], record: FileRecord) -> None:
     Raises:
         DatasetError: it is gone, damaged, or not the file that the record is of.
     """
-    _use(folders, record, lambda parquet, where: None, whole=True)
+    _use(folders, record, lambda opened: None, whole=True)
 
 
 def record_of(where: str, name: str) -> FileRecord:
@@ -268,7 +377,7 @@ def has_values(folders: Sequence[str], record: FileRecord, column: str) -> bool:
     Raises:
         DatasetError: the file is gone, damaged, or not the one that the record is of.
     """
-    metadata: pq.FileMetaData = _use(folders, record, lambda parquet, where: parquet.metadata)
+    metadata: pq.FileMetaData = _use(folders, record, lambda opened: opened.parquet.metadata)
     place = next(
         i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] == column
     )
@@ -283,7 +392,7 @@ def row_group_rows(folders: Sequence[str], record: FileRecord) -> list[int]:
     Raises:
         DatasetError: the file is gone, damaged, or not the one that the record is of.
     """
-    metadata: pq.FileMetaData = _use(folders, record, lambda parquet, where: parquet.metadata)
+    metadata: pq.FileMetaData = _use(folders, record, lambda opened: opened.parquet.metadata)
     return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
 
@@ -293,13 +402,30 @@ def schema_of(folders: Sequence[str], record: FileRecord) -> pa.Schema:
     Raises:
         DatasetError: the file is gone, damaged, of a later version, or not the one that the record is of.
     """
-    return _use(folders, record, lambda parquet, where: schemas.current(parquet.schema_arrow, where))
+    return _use(folders, record, lambda opened: schemas.current(opened.parquet.schema_arrow, opened.where))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file that was found and checked.
+
+    Attributes:
+        where: its URI.
+        file: its bytes.
+        footer: its footer, the length of the footer, and the magic.
+        parquet: reads it.
+    """
+
+    where: str
+    file: IO[bytes]
+    footer: bytes
+    parquet: pq.ParquetFile
 
 
 def _use(
     folders: Sequence[str],
     record: FileRecord,
-    use: Callable[[pq.ParquetFile, str], Result],
+    use: Callable[[_Opened], Result],
     whole: bool = False,
 ) -> Result:
     """Return what a function makes of a file, in the first folder where it stays as long as that takes."""
@@ -316,24 +442,28 @@ def _use(
     raise DatasetError(f"{where} is gone, but was committed; {_MEND}") from gone
 
 
-def _use_at(
-    where: str, record: FileRecord, use: Callable[[pq.ParquetFile, str], Result], whole: bool
-) -> Result:
+def _use_at(where: str, record: FileRecord, use: Callable[[_Opened], Result], whole: bool) -> Result:
     """Return what a function makes of the file at a URI, which is the one recorded; `whole`: by all bytes."""
-    with storage.open_input(where) as file:
-        try:
-            source, footer = _checked(file, record, where, whole)
-            parquet = pq.ParquetFile(source, metadata=_metadata(footer), page_checksum_verification=True)
-            _check_counts(parquet.metadata, record)
-            return use(parquet, where)
-        except FileNotFoundError:
-            raise
-        except (OSError, pa.ArrowException, _DamageError) as error:
-            raise DatasetError(f"{where} is damaged: {error}; {_MEND}") from error
+    with storage.open_input(where) as file, _reading(where):
+        source, footer = _checked(file, record, where, whole)
+        parquet = pq.ParquetFile(source, metadata=_metadata(footer), page_checksum_verification=True)
+        _check_counts(parquet.metadata, record)
+        return use(_Opened(where, source, footer, parquet))
 
 
 class _DamageError(Exception):
     """A file is not the one that its record describes."""
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turn what reading a damaged file raises into DatasetError; what is not found stays not found."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException, FooterError, _DamageError) as error:
+        raise DatasetError(f"{where} is damaged: {error}; {_MEND}") from error
 
 
 def _checked(file: IO[bytes], record: FileRecord, where: str, whole: bool) -> tuple[IO[bytes], bytes]:
@@ -346,7 +476,7 @@ def _checked(file: IO[bytes], record: FileRecord, where: str, whole: bool) -> tu
         file.seek(0)
         file = io.BytesIO(file.read())
         if hashlib.sha256(file.getbuffer()).hexdigest() != record.sha256:
-            raise _DamageError("its SHA-256 is another one than when it was written")
+            raise _DamageError(_OTHER_HASH)
         _CHECKED.add((where, record.sha256))
     footer = _read_footer(file, record.row_groups)
     if record.footer and _footer_digest(footer) != record.footer:
@@ -360,8 +490,8 @@ def _read_footer(file: IO[bytes], row_groups: int) -> bytes:
     guess = min(_FOOTER_LEAST + _FOOTER_ROW_GROUP * row_groups, _FOOTER_MOST)
     file.seek(max(0, size - guess))
     end = file.read(guess)
-    length = int.from_bytes(end[-_TAIL : -len(_MAGIC)], "little") + _TAIL
-    if not end.endswith(_MAGIC) or length > size:
+    length = int.from_bytes(end[-TAIL : -len(MAGIC)], "little") + TAIL
+    if not end.endswith(MAGIC) or length > size:
         raise _DamageError("it has no Parquet footer")
     if length > len(end):
         file.seek(size - length)
@@ -375,7 +505,7 @@ def _footer_digest(footer: bytes) -> str:
 
 def _metadata(footer: bytes) -> pq.FileMetaData:
     """Parse a footer that was read: what was checked is what is used."""
-    return pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+    return pq.read_metadata(pa.BufferReader(MAGIC + footer))
 
 
 def _check_counts(metadata: pq.FileMetaData, record: FileRecord) -> None:
