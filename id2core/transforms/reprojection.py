@@ -16,7 +16,7 @@ knows that no pair has been searched with the new descriptors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,18 +31,14 @@ from id2core.runs.execution import Execution
 from id2core.runs.parts import PartRecord
 from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.ahead import in_order
-from id2core.store.datasets import SUCCESS, Commit, Dataset, FileRecord
+from id2core.store.datasets import SUCCESS, Change, Commit, Dataset, FileRecord
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 
-# Row groups that are read and projected while others are written.
-_AHEAD = 2
 # Files that are copied at a time, by a store that copies them itself.
 _COPIES = 16
 # Where all is that was made beside a corpus.
 _FOLDERS = (schemas.EMBEDDINGS, datasets.REMOVALS, moves.SUPERSEDED, moves.STAGING)
-# Columns that depend on the transform.
-_PROJECTED = {"descriptor", "transform_id"}
 
 
 class _Counts(BaseModel):
@@ -177,16 +173,10 @@ def project(work: Reprojection, file: FileRecord, transform: Transform) -> FileR
     """
     if made := _recorded(work, file):
         return made
-    tables = _projected(work, file, transform)
-    first = next(tables, None)
-    if first is None:
+    if not file.rows:
         raise DatasetError(f"{work.corpus.uri}/{file.name} has no row")
-
-    def every() -> Iterator[pa.Table]:
-        yield first
-        yield from tables
-
-    made = datasets.write_file(work.uri, work.key_of(file), every(), first.schema)
+    change = _change(work, file, transform)
+    made = datasets.rewrite_file(work.corpus.uri, file, work.uri, work.key_of(file), change)
     made = replace(
         made,
         segments=file.segments,
@@ -210,26 +200,21 @@ def _recorded(work: Reprojection, file: FileRecord) -> FileRecord | None:
     return None
 
 
-def _projected(work: Reprojection, file: FileRecord, transform: Transform) -> Iterator[pa.Table]:
-    """Yield the row groups of a file with new descriptors; some are made ahead by threads."""
-    uri = work.corpus.uri
-    held = parquet.schema_of(moves.folders(uri), file).names
-    columns = [name for name in held if name not in _PROJECTED]
+def _change(work: Reprojection, file: FileRecord, transform: Transform) -> Change:
+    """Return how the columns that depend on the transform are made of the latents of a file."""
+    latents = parquet.schema_of(moves.folders(work.corpus.uri), file).field("latent").type.list_size
+    size = transform.output_size(latents)
+    transform_id = pa.scalar(work.ids["transform_id"], pa.string())
 
-    def one(group: int) -> pa.Table:
-        table = datasets.read_file(uri, file, columns, group)
-        latents = schemas.column_to_vectors(table["latent"])
-        descriptors = transform.apply(latents)
-        schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
-        table = schemas.completed(table, schema, None, len(table))
-        for name, values in (
-            ("descriptor", schemas.vectors_to_array(descriptors, descriptors.shape[1])),
-            ("transform_id", pa.repeat(pa.scalar(work.ids["transform_id"], pa.string()), len(table))),
-        ):
-            table = table.set_column(schema.get_field_index(name), schema.field(name), values)
-        return table
+    def make(table: pa.Table) -> dict[str, pa.Array]:
+        descriptors = transform.apply(schemas.column_to_vectors(table["latent"]))
+        return {
+            "descriptor": schemas.vectors_to_array(descriptors, size),
+            "transform_id": pa.repeat(transform_id, len(table)),
+        }
 
-    return in_order(range(file.row_groups), one, _AHEAD)
+    schema = schemas.embeddings_schema(latents, size)
+    return Change(schema, ("latent",), ("descriptor", "transform_id"), make)
 
 
 def commit(work: Reprojection, made: Iterable[tuple[str, FileRecord]]) -> Dataset:
