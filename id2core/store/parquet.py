@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from id2core.errors import DatasetError
-from id2core.store import parquet_splice, schemas, storage
+from id2core.store import parquet_splice, parquet_vectors, schemas, storage
 from id2core.store.ahead import in_order
 from id2core.store.parquet_footers import MAGIC, TAIL, FooterError
 from id2core.store.parquet_splice import Buffer, Column, FooterTree
@@ -246,11 +246,20 @@ def rewrite(folders: Sequence[str], record: FileRecord, folder: str, key: str, c
 
 @dataclass(frozen=True)
 class _Piece:
-    """A row group of a file: its rows and columns as they lie, the footer of the file, and its URI."""
+    """A row group of a file.
+
+    Attributes:
+        rows: how many it has.
+        columns: as they lie in the file.
+        footer: of the file.
+        schema: of the file.
+        where: URI of the file.
+    """
 
     rows: int
     columns: list[Column]
     footer: FooterTree
+    schema: pa.Schema
     where: str
 
 
@@ -272,7 +281,8 @@ def _piece(opened: _Opened, group: int, digest: hashlib._Hash, sha256: str) -> _
     if group == len(spans) - 1 and digest.hexdigest() != sha256:
         raise _DamageError(_OTHER_HASH)
     columns = footer.columns(group, memoryview(data), at)
-    return _Piece(footer.places.groups[group].rows, columns, footer, opened.where)
+    rows = footer.places.groups[group].rows
+    return _Piece(rows, columns, footer, opened.parquet.schema_arrow, opened.where)
 
 
 def _changed(piece: _Piece, target: FooterTree, change: Change) -> tuple[int, list[Column]]:
@@ -284,15 +294,28 @@ def _changed(piece: _Piece, target: FooterTree, change: Change) -> tuple[int, li
     ]
     read = dict.fromkeys([*change.reads, *(name for name in anew if name not in change.writes)])
     with _reading(piece.where):
-        alone = pa.py_buffer(parquet_splice.alone(piece.footer, piece.rows, piece.columns))
-        parquet = pq.ParquetFile(alone, page_checksum_verification=True)
-        table = _read_parquet(parquet, piece.where, piece.rows, list(read), 0)
+        table = _table(piece, list(read))
     made = change.make(table)
     arrays = [made[name] if name in change.writes else table[name] for name in anew]
     fields = [change.schema.field(name) for name in anew]
     encoded = parquet_splice.encoded(pa.table(arrays, pa.schema(fields, change.schema.metadata)))
     copied = [column for column in piece.columns if column.name in target.fields and column.name not in anew]
     return piece.rows, [*copied, *encoded]
+
+
+def _table(piece: _Piece, names: Sequence[str]) -> pa.Table:
+    """Return columns of a row group."""
+    arrays = {}
+    for column in piece.columns:
+        kind = piece.schema.field(column.name).type
+        if column.name in names and (array := parquet_vectors.read(column, kind, piece.rows)) is not None:
+            arrays[column.name] = array
+    if others := [name for name in names if name not in arrays]:
+        alone = pa.py_buffer(parquet_splice.alone(piece.footer, piece.rows, piece.columns))
+        parquet = pq.ParquetFile(alone, page_checksum_verification=True)
+        table = _read_parquet(parquet, piece.where, piece.rows, others, 0)
+        arrays |= dict(zip(others, table.columns, strict=True))
+    return pa.table({name: arrays[name] for name in names})
 
 
 def read(

@@ -25,7 +25,7 @@ _SCHEMA, _ROWS, _GROUPS = 2, 3, 4
 _NAME, _CHILDREN = 4, 5
 _GROUP_COLUMNS, _GROUP_UNPACKED, _GROUP_ROWS, _GROUP_AT, _GROUP_PACKED, _GROUP_NUMBER = 1, 2, 3, 5, 6, 7
 _FACTS_AT, _FACTS = 2, 3
-_PATH, _UNPACKED, _PACKED = 3, 6, 7
+_PATH, _CODEC, _UNPACKED = 3, 4, 6
 _PAGES_AT: Final = (9, 10, 11)
 # Where the Bloom filter of a column is, and its size.
 _BLOOM_FILTER: Final = (14, 15)
@@ -55,6 +55,11 @@ class Column:
     def unpacked(self) -> int:
         """Bytes that its pages unpack to."""
         return int(self.facts[_UNPACKED][1])
+
+    @property
+    def codec(self) -> int:
+        """How its pages are packed, by its number in `parquet.thrift`."""
+        return int(self.facts[_CODEC][1])
 
     def placed(self, at: int) -> Struct:
         """Return what a footer says of the column where its first page is at another place."""
