@@ -38,7 +38,7 @@ METADATA, HEAD = "id2", "head"
 _EXACT_BITS = 53
 # Latents that are multiplied at once, 32 MB as float64 where n is 4,096, and of them those that are prepared
 # at once: what a processor's cache holds.
-_ROWS, _CACHED_ROWS = 1024, 128
+_ROWS, _CACHED_ROWS = 1024, 16
 
 # float64[b,n], float64[n,m] → float64[b,m].
 Multiply = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
