@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
+from threadpoolctl import threadpool_limits
 
 from beam_jobs import metrics, parts, runners
 from id2core.runs.progress import tally
 from id2core.store.datasets import Dataset, FileRecord
 from id2core.transforms import reprojection
-from id2core.transforms.linear import Transform
 from id2core.transforms.reprojection import Reprojection
 
 STAGE = "reproject"
+# Files that this process has under way, each with two threads: at least, so that one waits for the disk while
+# another one is computed, and at most, since each takes 150 MB.
+_LEAST_FILES, _MOST_FILES = 2, 8
 
 
 class _Project(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
-    """File of the corpus → its name, and what was made of it."""
+    """File of the corpus → its name, and what was made of it; some are under way at a time."""
 
-    def __init__(self, work: Reprojection) -> None:
-        self._work = work
-        self._transform = Transform()
+    def __init__(self, work: Reprojection, files: int) -> None:
+        self._work, self._files = work, files
 
     def setup(self) -> None:
+        _one_thread_a_product()
         self._transform = self._work.load()
+        self._pool = ThreadPoolExecutor(self._files)
 
-    def process(self, file: FileRecord) -> list[tuple[str, FileRecord]]:
-        with metrics.timed("reproject_file"):
-            made = reprojection.project(self._work, file, self._transform)
+    def start_bundle(self) -> None:
+        self._under_way: deque[tuple[FileRecord, Future[tuple[FileRecord, float]]]] = deque()
+
+    def process(self, file: FileRecord) -> Iterator[tuple[str, FileRecord]]:
+        self._under_way.append((file, self._pool.submit(self._project, file)))
+        if len(self._under_way) == self._files:
+            yield self._made()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        while self._under_way:
+            yield GlobalWindows.windowed_value(self._made())
+
+    def teardown(self) -> None:
+        self._pool.shutdown()
+
+    def _project(self, file: FileRecord) -> tuple[FileRecord, float]:
+        """Return what is made of a file, and the seconds that it took."""
+        began = time.perf_counter()
+        made = reprojection.project(self._work, file, self._transform)
+        return made, time.perf_counter() - began
+
+    def _made(self) -> tuple[str, FileRecord]:
+        """Wait for the file that was begun first, and count it: Beam counts in its own threads alone."""
+        file, future = self._under_way.popleft()
+        made, seconds = future.result()
+        metrics.add_time("reproject_file", seconds)
         metrics.count("reproject_rows", made.rows)
         metrics.count("reproject_bytes_read", file.bytes)
         metrics.count("reproject_bytes_written", made.bytes)
         tally.add(STAGE, made.rows)
-        return [(file.name, made)]
+        return file.name, made
 
 
 def _commit(made: list[tuple[str, FileRecord]], work: Reprojection) -> None:
@@ -42,13 +74,28 @@ def _commit(made: list[tuple[str, FileRecord]], work: Reprojection) -> None:
         reprojection.commit(work, made)
 
 
-def build(pipeline: beam.Pipeline, work: Reprojection) -> None:
-    """Add the job's steps to a pipeline on any runner."""
+def _one_thread_a_product() -> threadpool_limits:
+    """Have each product computed by the thread that asks for it; the end of the block undoes that.
+
+    Several threads compute at a time. The BLAS library would share each product among threads of its own,
+    which wait for the slowest of them, and waiting costs as much as working.
+    """
+    return threadpool_limits(1, user_api="blas")
+
+
+def build(pipeline: beam.Pipeline, work: Reprojection, files: int = 1) -> None:
+    """Add the job's steps to a pipeline on any runner.
+
+    Args:
+        pipeline: where they are added.
+        work: what was planned.
+        files: that a worker has under way at a time. Runners elsewhere have several workers in a process.
+    """
     (
         pipeline
         | "Files" >> beam.Create(work.todo, reshuffle=False)
         | "Spread" >> beam.Reshuffle()
-        | "Project" >> beam.ParDo(_Project(work))
+        | "Project" >> beam.ParDo(_Project(work, files))
         | "AllProjected" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
         | "Commit" >> beam.Map(_commit, work=work)
     )
@@ -65,9 +112,10 @@ def run(work: Reprojection, beam_arguments: Sequence[str] = ()) -> Dataset:
     rows = sum(file.rows for file in work.todo)
     tally.start(STAGE, rows)
     in_process = runners.is_in_process(beam_arguments)
+    files = min(max(_LEAST_FILES, (os.cpu_count() or 1) // 2), _MOST_FILES) if in_process else 1
     with (
-        nullcontext() if in_process else parts.counted_by_records(STAGE, work.place, rows),
+        _one_thread_a_product() if in_process else parts.counted_by_records(STAGE, work.place, rows),
         runners.running(beam_arguments) as pipeline,
     ):
-        build(pipeline, work)
+        build(pipeline, work, files)
     return Dataset.open(work.uri)
