@@ -138,8 +138,9 @@ def test_a_column_that_an_earlier_version_lacks_is_null(tmp_path: Path) -> None:
         {"write_page_index": True, "bloom_filter_options": {"uri": True}},
         {"use_compliant_nested_type": False, "version": "1.0"},
         {"compression": "snappy", "data_page_version": "2.0", "data_page_size": 64, "use_dictionary": False},
+        {"compression": "zstd", "data_page_size": 64, "use_dictionary": False},
     ],
-    ids=["indexes", "other types", "other pages"],
+    ids=["indexes", "other types", "other pages", "small pages"],
 )
 def test_a_file_of_another_writer_keeps_its_rows(settings: dict[str, Any], tmp_path: Path) -> None:
     tables = draw([30, 1, 9])
@@ -149,6 +150,24 @@ def test_a_file_of_another_writer_keeps_its_rows(settings: dict[str, Any], tmp_p
     columns = [held.metadata.row_group(0).column(i) for i in range(held.metadata.num_columns)]
     assert not any(column.has_offset_index or column.has_column_index for column in columns)
     assert len(read_by_duckdb(path)) == 40
+
+
+def test_numbers_that_are_null_are_read_as_null(tmp_path: Path) -> None:
+    [table] = draw([9])
+    rows = [[float(row)] * (LATENT - 1) + [None if row % 4 == 1 else 1.0] for row in range(9)]
+    field = OLD.field("latent")
+    table = table.set_column(table.schema.get_field_index("latent"), field, pa.array(rows, field.type))
+    record = datasets.write_file(str(tmp_path / "old"), "part-a", [table], OLD)
+    seen: list[pa.Table] = []
+
+    def note(table: pa.Table) -> dict[str, pa.Array]:
+        seen.append(table)
+        return {"run_id": pa.repeat(pa.scalar("new"), len(table))}
+
+    held = pq.read_table(rewritten(tmp_path, record, Change(OLD, ("latent",), ("run_id",), note)))
+    for one in (seen[0]["latent"], held["latent"]):
+        assert one.to_pylist() == rows
+    assert held["run_id"].to_pylist() == ["new"] * 9
 
 
 @pytest.mark.parametrize("share", range(0, 100, 5))
