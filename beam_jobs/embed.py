@@ -14,8 +14,9 @@ from id2core.encoders.records import EncoderIds
 from id2core.errors import EncoderError
 from id2core.runs import leases, takedowns
 from id2core.runs.execution import Execution
-from id2core.runs.parts import OnBatch, PartRecord
+from id2core.runs.parts import OnBatch
 from id2core.runs.planning import Plan
+from id2core.runs.units import Record
 from id2core.store.storage import Object
 
 STAGE = "embed"
@@ -52,7 +53,7 @@ class EmbedMaker:
         """Load encoder and transform; return their ids."""
         return _models(self.job).ids
 
-    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[PartRecord]:
+    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[Record]:
         """Embed the objects of one part: read, decode, encode, apply W."""
         models = _models(self.job)
         return embedding.embed_part(

@@ -12,10 +12,11 @@ from typing import Protocol
 import apache_beam as beam
 
 from beam_jobs import metrics, runners
-from id2core.runs import planning
-from id2core.runs.parts import REJECTS, OnBatch, PartRecord, part_key
+from id2core.runs import planning, units
+from id2core.runs.parts import OnBatch, part_key
 from id2core.runs.planning import Held, Plan
 from id2core.runs.progress import tally
+from id2core.runs.units import REJECTS, Record
 from id2core.store.datasets import Dataset
 from id2core.store.storage import Object
 
@@ -29,7 +30,7 @@ class Maker(Protocol):
         """Load the model, once per process; return the ids of what was really loaded."""
         ...
 
-    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[PartRecord]:
+    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[Record]:
         """Write the files of one part and its records; none where all are there."""
         ...
 
@@ -226,7 +227,7 @@ def counted_by_records(stage: str, out: str, total: int) -> Iterator[None]:
         out: parent of the data sets.
         total: objects that are worked on.
     """
-    seen = set(planning.staged_by_uri(out))
+    seen = set(units.staged(out))
     stop = threading.Event()
     objects = 0
 
@@ -234,7 +235,7 @@ def counted_by_records(stage: str, out: str, total: int) -> Iterator[None]:
         nonlocal objects
         while not stop.wait(POLL_SECONDS):
             with suppress(FileNotFoundError):  # the commit, elsewhere, deletes what was staged
-                new = planning.staged_by_uri(out, seen)
+                new = units.staged(out, seen)
                 seen.update(new)
                 for record in new.values():
                     tally.add(stage, *record.counts)

@@ -14,8 +14,9 @@ from id2core.encoders.images import Limits
 from id2core.errors import OptionError, TranslatorError
 from id2core.runs import leases, planning, takedowns
 from id2core.runs.execution import Execution
-from id2core.runs.parts import OnBatch, PartRecord
+from id2core.runs.parts import OnBatch
 from id2core.runs.planning import Plan
+from id2core.runs.units import Record
 from id2core.settings import Settings
 from id2core.store import storage
 from id2core.store.datasets import Dataset
@@ -154,7 +155,7 @@ class TranslateMaker:
         """Load the model; ids of it and of the config."""
         return rows.lineage_ids(self.job.config, _translator(self.job), self.source)
 
-    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[PartRecord]:
+    def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[Record]:
         """Translate the origins of one part and write their pictures."""
         job = self.job
         return rows.translate_part(

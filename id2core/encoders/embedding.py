@@ -16,7 +16,8 @@ from id2core.encoders import images
 from id2core.encoders.images import Limits
 from id2core.encoders.pictures import Picture, read_picture
 from id2core.runs import parts, takedowns
-from id2core.runs.parts import Lineage, OnBatch, PartRecord, Product
+from id2core.runs.parts import Lineage, OnBatch, Product
+from id2core.runs.units import Record
 from id2core.store import schemas
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
@@ -193,7 +194,7 @@ def embed_part(
     progress: OnBatch = lambda embedded, rejected: None,
     seconds: float = defaults.RECORD_SECONDS,
     refused: Collection[str] = frozenset(),
-) -> list[PartRecord]:
+) -> list[Record]:
     """Embed one part into `out`: its two files, then its record, and again after some seconds.
 
     What an earlier attempt of the run has recorded is left. A second call gives the same rows.

@@ -24,9 +24,9 @@ from id2core.oripid.feature_files import LATENT_SIZE
 from id2core.oripid.readers import DEFAULT_LAYOUT, OripidLayout, UnpairedReason
 from id2core.runs import planning
 from id2core.runs.execution import Execution
-from id2core.runs.parts import REJECTS
 from id2core.runs.planning import Plan
 from id2core.runs.progress import OnStage, silent
+from id2core.runs.units import REJECTS
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Commit, Dataset, SourceRecord
 from id2core.transforms.linear import Transform

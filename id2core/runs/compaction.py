@@ -23,7 +23,7 @@ from typing import Final
 import pyarrow as pa
 
 from id2core.errors import LostRowsError
-from id2core.runs import planning
+from id2core.runs import units
 from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.datasets import Commit, Dataset, FileRecord
 
@@ -106,7 +106,7 @@ def compact(uri: str, *, everything: bool = False) -> Compacted:
 def _groups(dataset: Dataset, *, everything: bool) -> list[list[FileRecord]]:
     """Return which files are to be merged with one another, each group into one file."""
     place, _ = moves.place_of(dataset.uri)
-    records = planning.staged_by_uri(place).values()
+    records = units.staged(place).values()
     staged = {file.name for record in records for _, file in record.files}
     groups = []
     for files in _buckets(dataset, staged).values():

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.errors import StoreUnavailableError
-from id2core.runs import compaction, leftovers, planning, takedowns
+from id2core.runs import compaction, leftovers, takedowns, units
 from id2core.runs.execution import Execution
 from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.ahead import in_order
@@ -373,6 +373,6 @@ def _is_held(where: str, name: str, wanted: _Wanted) -> bool:
 def _forget(place: str, name: str, doomed: Mapping[str, str]) -> None:
     """Delete the records of staged parts whose files go: the next run makes these parts again."""
     names = set(doomed.values())
-    for uri, record in planning.staged_by_uri(place).items() if names else ():
+    for uri, record in units.staged(place).items() if names else ():
         if any(dataset == name and file.name in names for dataset, file in record.files):
             storage.delete(uri)

@@ -24,7 +24,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from id2core.errors import ID2Error, RunInProgressError
 from id2core.runs import execution
 from id2core.runs.execution import Execution
-from id2core.runs.parts import STAGING
+from id2core.runs.units import STAGING
 from id2core.store import datasets, storage, strict_json
 
 # How often a lease is renewed, and how long it counts after that.

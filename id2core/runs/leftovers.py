@@ -36,9 +36,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from id2core.runs import listing, planning
+from id2core.runs import listing, planning, units
 from id2core.runs.execution import Execution
-from id2core.runs.parts import PARTS, STAGING
+from id2core.runs.units import PARTS, STAGING
 from id2core.store import datasets, moves, schemas, storage
 from id2core.store.base import Entry
 from id2core.store.datasets import Dataset, FileRecord
@@ -128,7 +128,7 @@ def _sweep_corpus(place: str, before: float) -> None:
     if not held:
         return  # no run has ended well here, or the folders are somebody else's
     _remove_quiet(_without_kept(staged, place), before)
-    protected = {file for record in planning.staged_by_uri(place).values() for file in record.files}
+    protected = {file for record in units.staged(place).values() for file in record.files}
     for folder in (place, storage.join(place, listing.PROMPTS)):
         _remove_quiet(_entries(folder, re.compile(_PARTIAL), below=False), before)
     for name in old.keys() & held.keys():

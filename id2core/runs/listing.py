@@ -27,7 +27,8 @@ from id2core.errors import printable
 from id2core.runs import keys
 from id2core.runs.execution import Execution
 from id2core.runs.keys import Keys
-from id2core.runs.parts import REJECTS, STAGING, Product
+from id2core.runs.parts import Product
+from id2core.runs.units import REJECTS, STAGING
 from id2core.sources.base import Item, Source
 from id2core.sources.posts import POSTS
 from id2core.store import datasets, moves, schemas, storage

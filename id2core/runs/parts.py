@@ -1,18 +1,18 @@
 """One part of a run: read some thousand objects ahead of a model, and write their rows.
 
-A part leaves its Parquet files and, last, a record in `_staging/`. A slow one does so every two minutes.
+A part is a unit of work, see `units`: it leaves its Parquet files and, last, a record. A slow one does so
+every two minutes.
 `planning` cuts a run into parts, skips finished ones when the run is repeated, and commits.
 `encoders.embedding` and `translation.rows` make the rows.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain, islice
 from typing import TypeVar
@@ -20,15 +20,12 @@ from typing import TypeVar
 import pyarrow as pa
 
 from id2core import defaults
-from id2core.errors import DatasetError
-from id2core.store import datasets, schemas, storage, strict_json
-from id2core.store.datasets import FileRecord
-from id2core.store.moves import STAGING as STAGING
+from id2core.runs import units
+from id2core.runs.units import REJECTS, Record
+from id2core.store import datasets, schemas, storage
 from id2core.store.rejects import Reject
 from id2core.store.storage import Object
 
-REJECTS = "rejects"
-PARTS = "parts"
 READ_THREADS = 8
 # Called after a batch with how many of its objects were made and how many rejected.
 OnBatch = Callable[[int, int], None]
@@ -67,68 +64,6 @@ class Lineage:
     run_id: str
     started: datetime
     source: str = ""
-
-
-@dataclass(frozen=True)
-class PartRecord:
-    """What a part, or what came of it in some time, left behind: rows in the product's data set, and rejects.
-
-    Attributes:
-        key: names the work by the objects that were left of the part, and ids.
-        run_id, ids: of the run that made it.
-        objects: how many it has.
-        dataset: name of the product's data set.
-        rows, rejects: its files; None for one without rows.
-    """
-
-    key: str
-    run_id: str
-    ids: dict[str, str]
-    objects: int
-    dataset: str
-    rows: FileRecord | None
-    rejects: FileRecord | None
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Return how many objects became rows, and how many were rejected."""
-        rejected = self.rejects.rows if self.rejects else 0
-        return self.objects - rejected, rejected
-
-    @property
-    def source(self) -> str:
-        """URI of the source of its objects."""
-        return self.files[0][1].source if self.files else ""
-
-    @property
-    def files(self) -> list[tuple[str, FileRecord]]:
-        """The part's files, each after the name of its data set."""
-        named = [(self.dataset, self.rows), (REJECTS, self.rejects)]
-        return [(name, file) for name, file in named if file]
-
-    def to_json(self) -> bytes:
-        """Return the record as it is staged."""
-        raw = asdict(self)
-        return json.dumps(raw | {"checksum": datasets.digest_of(raw)}).encode()
-
-    @staticmethod
-    def from_json(data: bytes) -> PartRecord:
-        """Return the record that `to_json` wrote.
-
-        Raises:
-            DatasetError: it is damaged.
-        """
-        try:
-            raw = strict_json.parse_object(data)
-            if raw.pop("checksum") != datasets.digest_of(raw):
-                raise ValueError("its content does not fit its checksum")
-            files = {k: FileRecord.of_json(raw[k]) if raw[k] else None for k in ("rows", REJECTS)}
-            record = PartRecord(**raw | files)
-        except (ValueError, LookupError, TypeError) as error:
-            raise DatasetError(f"not the record of a part: {error}") from error
-        if not isinstance(record.ids, dict) or type(record.objects) is not int:
-            raise DatasetError("not the record of a part: ids or objects are of another type")
-        return record
 
 
 def read_ahead(
@@ -196,33 +131,15 @@ def part_key(objects: list[Object], ids: dict[str, str]) -> str:
     return datasets.digest_of([(o.uri, o.generation) for o in objects], sorted(ids.items()))
 
 
-def record_uri(out: str, key: str) -> str:
-    """Return where the record of a finished part is staged."""
-    return storage.join(out, STAGING, PARTS, f"{key}.json")
-
-
-def is_whole(out: str, record: PartRecord) -> bool:
-    """Return whether the files of a part are those that it left; they are read whole."""
-    try:
-        for name, file in record.files:
-            datasets.verify(storage.join(out, name), file)
-    except DatasetError:
-        return False
-    return True
-
-
 def remaining(out: str, objects: list[Object], lineage: Lineage) -> list[Object]:
     """Return what an earlier attempt of the same run has left to do of a part, after its whole records."""
-    while objects:
-        try:
-            data = storage.read_marked(record_uri(out, part_key(objects, lineage.ids)))[0]
-            record = PartRecord.from_json(data)
-        except (FileNotFoundError, DatasetError):
-            return objects
-        if record.run_id != lineage.run_id or not record.objects or not is_whole(out, record):
-            return objects
-        objects = objects[record.objects :]
-    return objects
+    records = units.chain(
+        out,
+        len(objects),
+        lambda made: part_key(objects[made:], lineage.ids),
+        lambda record: record.run_id == lineage.run_id,
+    )
+    return objects[sum(record.objects for record in records) :]
 
 
 def write(
@@ -232,7 +149,7 @@ def write(
     lineage: Lineage,
     stream: Stream,
     seconds: float = defaults.RECORD_SECONDS,
-) -> list[PartRecord]:
+) -> list[Record]:
     """Write a part below `out`: its files, and after them a record; the same again when it takes long.
 
     Rows do not depend on where the part is cut. Each record is named by what was left to do when it was
@@ -259,7 +176,7 @@ def write(
 
 def _write_some(
     out: str, product: Product, objects: list[Object], lineage: Lineage, stream: Stream, until: float
-) -> PartRecord:
+) -> Record:
     """Write files of what comes until a time, at least one row or reject, and their record."""
     key = part_key(objects, lineage.ids)
     rejected: list[dict[str, str]] = []
@@ -298,6 +215,6 @@ def _write_some(
         file and replace(file, segments=(lineage.run_id,), source=lineage.source, bounds=bounds)
         for file in (rows, rejects)
     )
-    record = PartRecord(key, lineage.run_id, lineage.ids, completed, product.dataset, rows, rejects)
-    storage.write_bytes(record_uri(out, key), record.to_json())
-    return record
+    return units.leave(
+        out, Record(key, lineage.run_id, lineage.ids, completed, product.dataset, rows, rejects)
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +22,14 @@ from pydantic import BaseModel
 
 from id2core import defaults
 from id2core.errors import DatasetError, LostRowsError, StorageError
-from id2core.runs import accounting, parts, takedowns
+from id2core.runs import accounting, takedowns, units
 from id2core.runs import listing as listings
 from id2core.runs.accounting import Account, Fate, Kind, Numbered, Outcome, Scope
 from id2core.runs.execution import Execution
 from id2core.runs.keys import Keys
 from id2core.runs.listing import REMOVALS, Lister, Listing, Outputs
-from id2core.runs.parts import PARTS, READ_THREADS, REJECTS, STAGING, Lineage, PartRecord, Product
+from id2core.runs.parts import READ_THREADS, Lineage, Product
+from id2core.runs.units import REJECTS, STAGING, Record
 from id2core.sources.base import Source
 from id2core.sources.folders import FolderSource
 from id2core.store import datasets, members, parquet, schemas, storage
@@ -424,7 +424,7 @@ def _account(
     keys: Keys,
     listed: int,
     bounds: tuple[str, ...],
-    records: Iterable[PartRecord],
+    records: Iterable[Record],
     segments: Mapping[str, Segment],
     without: pa.Array | None = None,
 ) -> Account:
@@ -462,33 +462,17 @@ def _account(
     return account
 
 
-def staged(out: str, ids: dict[str, str]) -> dict[str, PartRecord]:
+def staged(out: str, ids: dict[str, str]) -> dict[str, Record]:
     """Return the URIs of records of parts that are finished but not committed, whoever wrote them.
 
     Args:
         out: parent of the data sets.
         ids: those that the records have.
     """
-    return {uri: record for uri, record in staged_by_uri(out).items() if record.ids == ids}
+    return {uri: record for uri, record in units.staged(out).items() if record.ids == ids}
 
 
-def staged_by_uri(out: str, known: Collection[str] = ()) -> dict[str, PartRecord]:
-    """Return the URIs of staged part records → the records, less those of `known` URIs.
-
-    A record that is damaged is left out: its part is made again.
-    """
-    try:
-        listed = storage.list_objects(storage.join(out, STAGING, PARTS))
-    except StorageError:
-        return {}
-    records = {}
-    for uri in (o.uri for o in listed if o.uri not in known):
-        with suppress(FileNotFoundError, DatasetError):  # another run may have committed it meanwhile
-            records[uri] = PartRecord.from_json(storage.read_marked(uri)[0])
-    return records
-
-
-def _adoptable(plan: Plan, segments: Collection[str]) -> list[PartRecord]:
+def _adoptable(plan: Plan, segments: Collection[str]) -> list[Record]:
     """Return staged records of the source whose files are whole, and delete those whose files are not.
 
     Those of runs whose segment is committed are left: a segment is added once, and no more.
@@ -499,8 +483,8 @@ def _adoptable(plan: Plan, segments: Collection[str]) -> list[PartRecord]:
         if record.source == plan.source and record.run_id not in segments
     }
 
-    def is_whole(record: PartRecord) -> bool:
-        return parts.is_whole(plan.out, record)
+    def is_whole(record: Record) -> bool:
+        return units.is_whole(plan.out, record)
 
     whole = []
     for (uri, record), good in zip(
@@ -586,7 +570,7 @@ def commit(plan: Plan) -> Held | None:
     raise StorageError(f"{plan.out}: other runs keep committing to it; run again when they have ended")
 
 
-def _records(plan: Plan) -> dict[str, PartRecord]:
+def _records(plan: Plan) -> dict[str, Record]:
     """Return the staged records of the source."""
     records = staged(plan.out, plan.lineage.ids)
     return {uri: record for uri, record in records.items() if record.source == plan.source}
@@ -603,7 +587,7 @@ def _listing_tables(plan: Plan) -> Iterator[pa.Table]:
     return (_read_staged(plan, plan.listing, group) for group in range(groups))
 
 
-def _write_commits(plan: Plan, held: Held, records: list[PartRecord]) -> Held | None:
+def _write_commits(plan: Plan, held: Held, records: list[Record]) -> Held | None:
     """Commit rejects, then rows, beside what is held; return None where that is out of date."""
     held.check_ids(plan.lineage.ids)  # another transform may have been put in use meanwhile
     source = SourceRecord(plan.scope.mode)
@@ -821,7 +805,7 @@ class _Replaced:
         return mask
 
 
-def _delete_staged(plan: Plan, committed: Held, records: dict[str, PartRecord]) -> None:
+def _delete_staged(plan: Plan, committed: Held, records: dict[str, Record]) -> None:
     """Delete what was staged for this work; the listing last: without it, a repeated commit does nothing.
 
     Records of other runs stay, unless all that they stand for is committed: such a run may still be at work,

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from id2core.errors import DatasetError
-from id2core.runs import parts
+from id2core.runs import units
 from id2core.runs.execution import Execution
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Commit, Dataset, FileRecord
@@ -82,7 +82,7 @@ def withheld(out: str, place: str) -> frozenset[tuple[str, str]]:
     if not pictures:
         return frozenset()
     objects: set[tuple[str, str]] = set()
-    rejects = Dataset.find(storage.join(place, parts.REJECTS))
+    rejects = Dataset.find(storage.join(place, units.REJECTS))
     for table in rejects.tables(["reason", "uri", "generation"]) if rejects else ():
         objects.update(_objects(table.filter(pc.equal(table["reason"], str(Reason.TAKEN_DOWN)))))
     embeddings = Dataset.find(storage.join(place, schemas.EMBEDDINGS))

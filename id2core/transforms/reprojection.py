@@ -17,7 +17,6 @@ knows that no pair has been searched with the new descriptors.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,9 +25,9 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from id2core.errors import DatasetError, LostRowsError, StoreUnavailableError, TransformError
-from id2core.runs import leftovers, parts
+from id2core.runs import leftovers, units
 from id2core.runs.execution import Execution
-from id2core.runs.parts import PartRecord
+from id2core.runs.units import Record
 from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.ahead import in_order
 from id2core.store.datasets import SUCCESS, Change, Commit, Dataset, FileRecord
@@ -99,9 +98,10 @@ class Reprojection:
     def key_of(self, file: FileRecord) -> str:
         """Return the name, without the hash of its bytes, of what is made of a file."""
         prefix = parquet.MERGED if file.is_merged else "part-"
-        return prefix + self._digest_of(file)
+        return prefix + self.unit_of(file)
 
-    def _digest_of(self, file: FileRecord) -> str:
+    def unit_of(self, file: FileRecord) -> str:
+        """Return the key of the unit of work that a file is."""
         # Not of its key: pictures that come back have the key that they had, and rows of another run.
         return datasets.digest_of(file.name, file.rows, self.ids["transform_id"])
 
@@ -121,7 +121,7 @@ class Reprojection:
 
     def record_uri(self, file: FileRecord) -> str:
         """Return where the record of what is made of a file is staged."""
-        return parts.record_uri(self.place, self._digest_of(file))
+        return units.record_uri(self.place, self.unit_of(file))
 
 
 def place_beside(out: str, corpus: str, transform_id: str) -> str:
@@ -184,20 +184,15 @@ def project(work: Reprojection, file: FileRecord, transform: Transform) -> FileR
         source=file.source,
         bounds=file.bounds,
     )
-    record = PartRecord(
-        work.key_of(file), work.execution.run_id, work.ids, made.rows, schemas.EMBEDDINGS, made, None
-    )
-    storage.write_bytes(work.record_uri(file), record.to_json())
+    key, run_id = work.unit_of(file), work.execution.run_id
+    units.leave(work.place, Record(key, run_id, work.ids, made.rows, schemas.EMBEDDINGS, made))
     return made
 
 
 def _recorded(work: Reprojection, file: FileRecord) -> FileRecord | None:
     """Return what an earlier attempt made of a file, if it is whole."""
-    with suppress(FileNotFoundError, DatasetError):
-        record = PartRecord.from_json(storage.read_marked(work.record_uri(file))[0])
-        if record.ids == work.ids and parts.is_whole(work.place, record):
-            return record.rows
-    return None
+    record = units.find(work.place, work.unit_of(file))
+    return record.rows if record and record.ids == work.ids else None
 
 
 def _change(work: Reprojection, file: FileRecord, transform: Transform) -> Change:
@@ -325,7 +320,7 @@ def match_rejects(corpus: Dataset, execution: Execution) -> None:
 
 
 def _rejects_of(corpus: Dataset) -> Dataset | None:
-    rejects = Dataset.find_own(storage.join(moves.place_of(corpus.uri)[0], parts.REJECTS))
+    rejects = Dataset.find_own(storage.join(moves.place_of(corpus.uri)[0], units.REJECTS))
     return rejects if rejects and "transform_id" in rejects.ids else None
 
 

@@ -25,7 +25,8 @@ from id2core.encoders.pictures import Picture, decode_picture, holding
 from id2core.errors import TranslatorError
 from id2core.runs import parts, takedowns
 from id2core.runs.listing import PICTURES
-from id2core.runs.parts import Lineage, OnBatch, PartRecord, Product
+from id2core.runs.parts import Lineage, OnBatch, Product
+from id2core.runs.units import Record
 from id2core.store import datasets, schemas, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
@@ -301,7 +302,7 @@ def translate_part(
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda made, rejected: None,
     refused: Collection[str] = frozenset(),
-) -> list[PartRecord]:
+) -> list[Record]:
     """Translate one part into `out`: pictures, then its two Parquet files, then its record.
 
     A slow part does so every two minutes. What an earlier attempt of the run has recorded is left.

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from id2core.runs import compaction, leftovers, parts, records
+from id2core.runs import compaction, leftovers, records, units
+from id2core.runs.units import Record
 from id2core.store import datasets, moves, schemas, storage
 from id2core.store.datasets import Commit, Dataset
 from tests.kills import is_killed
@@ -136,11 +137,11 @@ def test_what_is_large_or_staged_or_of_another_source_is_not_merged(
     for number in range(3):
         add_embeddings(uri, number)
     first, second, third = Dataset.open(uri).files
-    record = parts.PartRecord("k", "r", IDS, 1, "embeddings", first, None)
-    storage.write_bytes(parts.record_uri(str(tmp_path), "k"), record.to_json())
+    record = Record("k", "r", IDS, 1, "embeddings", first, None)
+    storage.write_bytes(units.record_uri(str(tmp_path), "k"), record.to_json())
     assert compaction.compact(uri, everything=True).merged == 2
     assert first in Dataset.open(uri).files
-    storage.delete(parts.record_uri(str(tmp_path), "k"))
+    storage.delete(units.record_uri(str(tmp_path), "k"))
     other = replace(first, source="/other")
     datasets.update_commit(
         uri,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from id2core.runs import leftovers, parts, planning
+from id2core.runs import leftovers, parts, planning, units
 from id2core.runs.records import recorded
 from id2core.store import datasets, moves, schemas, storage
 from id2core.store.datasets import Dataset
@@ -137,7 +137,7 @@ def test_a_staged_record_keeps_its_part(source: Path) -> None:
     assert record.rejects
     datasets.add_files(str(out / "rejects"), "rejects", RUN, KEY, [], {})
     part = Path(moves.staged(str(out / "rejects")), record.rejects.name)
-    staged = Path(parts.record_uri(str(out), record.key))
+    staged = Path(units.record_uri(str(out), record.key))
     for path in (part, *Path(out, "_staging").glob("*")):
         if path.is_file():
             os.utime(path, (1, 1))

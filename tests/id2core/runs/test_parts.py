@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from id2core.runs import parts
-from id2core.runs.parts import Lineage, PartRecord, Product
+from id2core.runs import parts, units
+from id2core.runs.parts import Lineage, Product
+from id2core.runs.units import Record
 from id2core.store import schemas, storage
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
@@ -76,14 +77,14 @@ def test_a_part_leaves_its_two_files_and_then_its_record(tmp_path: Path) -> None
     out = str(tmp_path)
     [record] = parts.write(out, Product("copies"), OBJECTS, LINEAGE, stream())
     assert record.counts == (6, 4) and record.rows and record.rejects
-    written = tmp_path / parts.STAGING / "files"
+    written = tmp_path / units.STAGING / "files"
     assert pq.read_table(written / "copies" / record.rows.name)["uri"].to_pylist() == [
         f"/in/{i:02d}" for i in (1, 2, 4, 5, 7, 8)
     ]
     rejected = pq.read_table(written / "rejects" / record.rejects.name)
     assert rejected.schema == schemas.REJECTS and set(rejected["run_id"].to_pylist()) == {"run-1"}
-    staged = storage.read_bytes(parts.record_uri(out, record.key))
-    assert PartRecord.from_json(staged) == record
+    staged = storage.read_bytes(units.record_uri(out, record.key))
+    assert Record.from_json(staged) == record
     assert (record.run_id, record.ids) == ("run-1", LINEAGE.ids)
     assert parts.write(out, Product("copies"), OBJECTS, LINEAGE, stream()) == [record]
 
@@ -95,7 +96,7 @@ def test_attempts_of_different_runs_do_not_overwrite_each_other(tmp_path: Path) 
     ]
     assert records[0].key == records[1].key
     names = {record.rejects.name for record in records if record.rejects}
-    written = tmp_path / parts.STAGING / "files" / "rejects"
+    written = tmp_path / units.STAGING / "files" / "rejects"
     assert len(names) == 2 and names == {path.name for path in written.iterdir()}
 
 
@@ -134,7 +135,7 @@ def test_a_part_without_rows_or_without_rejects_has_no_such_file(tmp_path: Path)
     batch = pa.RecordBatch.from_pydict({"uri": ["/in/01"]}, SCHEMA)
     [two] = parts.write(str(tmp_path), product, OBJECTS[1:2], LINEAGE, iter([(batch, [])]))
     assert two.rows and two.rejects is None and two.files == [("copies", two.rows)]
-    assert PartRecord.from_json(two.to_json()) == two
+    assert Record.from_json(two.to_json()) == two
 
 
 def test_a_reason_outside_the_closed_list_is_a_bug(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from id2core.errors import DatasetError, LostRowsError, StorageError
-from id2core.runs import parts, planning
+from id2core.runs import parts, planning, units
 from id2core.runs.execution import Execution
-from id2core.runs.parts import REJECTS, Product
+from id2core.runs.parts import Product
 from id2core.runs.planning import Plan
+from id2core.runs.units import REJECTS
 from id2core.store import datasets, moves, schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason, Reject
@@ -73,7 +74,7 @@ def rejects(work: Plan) -> list[dict[str, str]]:
 def staged(work: Plan) -> list[str]:
     """Records, manifests and listings that are staged, and marks of commits; rows aside."""
     try:
-        uris = [o.uri for o in storage.list_objects(storage.join(work.out, parts.STAGING))]
+        uris = [o.uri for o in storage.list_objects(storage.join(work.out, units.STAGING))]
     except StorageError:
         return []
     return [uri for uri in uris if f"/{moves.FILES}/" not in uri]
@@ -295,11 +296,11 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
-@pytest.mark.parametrize("what", [f"{parts.PARTS}/*.json", "files/copies/*.parquet"])
+@pytest.mark.parametrize("what", [f"{units.PARTS}/*.json", "files/copies/*.parquet"])
 def test_a_staged_part_that_is_damaged_is_made_again(what: str, how: str, source: Path) -> None:
     killed = plan(source)
     make(killed, [0])
-    [path] = Path(killed.out, parts.STAGING).glob(what)
+    [path] = Path(killed.out, units.STAGING).glob(what)
     damage(path, how)
     resumed = plan(source, SECOND)
     assert resumed.objects == 7

@@ -13,8 +13,9 @@ import pytest
 
 from id2core.runs import accounting, keys, listing, parts, planning
 from id2core.runs.execution import Execution
-from id2core.runs.parts import REJECTS, Product
+from id2core.runs.parts import Product
 from id2core.runs.planning import Plan
+from id2core.runs.units import REJECTS
 from id2core.sources.base import Item, Mode, Source
 from id2core.store import datasets
 from id2core.store.datasets import Dataset, FileRecord, Segment

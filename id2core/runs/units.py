@@ -1,0 +1,179 @@
+"""Units of work: what is written is never made again, whoever is handed it.
+
+    OUT/_staging/files/DATASET/…   the files of a unit
+    OUT/_staging/parts/KEY.json    its record, which comes last
+
+A part of a corpus, candidates of a shard, or a file with another W is a unit. A unit is named by what it is
+made from and with. Whoever is handed one takes what is recorded, if the files are whole, and makes the rest:
+a second attempt, a restarted job, a twin on another worker, or a second run. A slow unit leaves a record
+every two minutes. Each is named by what was left to do when it was begun, so that the records form a chain.
+
+An engine that loses a machine starts its job again, and hands out every unit again. So the records are all
+that a job has for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+
+from pydantic import JsonValue
+
+from id2core.errors import DatasetError, StorageError
+from id2core.store import datasets, storage, strict_json
+from id2core.store.ahead import in_order
+from id2core.store.datasets import FileRecord
+from id2core.store.moves import STAGING as STAGING
+
+REJECTS = "rejects"
+PARTS = "parts"
+# Records that are read at a time.
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a unit, or what came of it in some time, left behind.
+
+    Attributes:
+        key: names what was left to do of the unit.
+        run_id, ids: of the run that made it.
+        objects: how much of the unit this is: objects, blocks, or rows.
+        dataset: name of the data set that the rows are for.
+        rows, rejects: its files; None for one without rows.
+        notes: what else its job needs to know, JSON-able.
+    """
+
+    key: str
+    run_id: str
+    ids: dict[str, str]
+    objects: int
+    dataset: str
+    rows: FileRecord | None
+    rejects: FileRecord | None = None
+    notes: dict[str, JsonValue] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Return how many objects became rows, and how many were rejected."""
+        rejected = self.rejects.rows if self.rejects else 0
+        return self.objects - rejected, rejected
+
+    @property
+    def source(self) -> str:
+        """URI of the source of its objects."""
+        return self.files[0][1].source if self.files else ""
+
+    @property
+    def files(self) -> list[tuple[str, FileRecord]]:
+        """Its files, each after the name of its data set."""
+        named = [(self.dataset, self.rows), (REJECTS, self.rejects)]
+        return [(name, file) for name, file in named if file]
+
+    def to_json(self) -> bytes:
+        """Return the record as it is staged."""
+        raw = asdict(self)
+        return json.dumps(raw | {"checksum": datasets.digest_of(raw)}).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> Record:
+        """Return the record that `to_json` wrote.
+
+        Raises:
+            DatasetError: it is damaged.
+        """
+        try:
+            raw = strict_json.parse_object(data)
+            if raw.pop("checksum") != datasets.digest_of(raw):
+                raise ValueError("its content does not fit its checksum")
+            files = {k: FileRecord.of_json(raw[k]) if raw[k] else None for k in ("rows", REJECTS)}
+            record = Record(**raw | files)
+        except (ValueError, LookupError, TypeError) as error:
+            raise DatasetError(f"not the record of a part: {error}") from error
+        if not isinstance(record.ids, dict) or type(record.objects) is not int:
+            raise DatasetError("not the record of a part: ids or objects are of another type")
+        return record
+
+
+def record_uri(place: str, key: str) -> str:
+    """Return where the record of a unit is staged.
+
+    Args:
+        place: parent of the data sets that its files are for.
+        key: of the unit.
+    """
+    return storage.join(place, STAGING, PARTS, f"{key}.json")
+
+
+def leave(place: str, record: Record) -> Record:
+    """Write the record of a unit whose files are written; return it."""
+    storage.write_bytes(record_uri(place, record.key), record.to_json())
+    return record
+
+
+def is_whole(place: str, record: Record) -> bool:
+    """Return whether the files of a record are those that it was left for; they are read whole."""
+    try:
+        for name, file in record.files:
+            datasets.verify(storage.join(place, name), file)
+    except DatasetError:
+        return False
+    return True
+
+
+def find(place: str, key: str) -> Record | None:
+    """Return the record of a unit; None unless it can be read and its files are whole."""
+    with suppress(FileNotFoundError, DatasetError):
+        record = Record.from_json(storage.read_marked(record_uri(place, key))[0])
+        return record if is_whole(place, record) else None
+    return None
+
+
+def chain(
+    place: str, total: int, key_of: Callable[[int], str], fits: Callable[[Record], bool] = lambda record: True
+) -> Iterator[Record]:
+    """Yield the records that earlier attempts left of a unit, from its beginning up to what is missing.
+
+    Args:
+        place: parent of the data sets that its files are for.
+        total: size of the unit, in what `Record.objects` counts.
+        key_of: names what is left of the unit after so much.
+        fits: whether the run may take a record.
+    """
+    made = 0
+    while made < total:
+        record = find(place, key_of(made))
+        if record is None or not 0 < record.objects <= total - made or not fits(record):
+            return
+        yield record
+        made += record.objects
+
+
+def staged(place: str, known: Collection[str] = ()) -> dict[str, Record]:
+    """Return the URIs of staged records → the records, less those of `known` URIs.
+
+    A record that is damaged is left out: its unit is made again.
+    """
+    try:
+        listed = [o.uri for o in storage.list_objects(storage.join(place, STAGING, PARTS))]
+    except StorageError:
+        return {}
+    new = [uri for uri in listed if uri not in known]
+    if not new:
+        return {}
+    read = zip(new, in_order(new, _read, _AT_ONCE), strict=True)
+    return {uri: record for uri, record in read if record}
+
+
+def _read(uri: str) -> Record | None:
+    with suppress(FileNotFoundError, DatasetError):  # another run may have committed it meanwhile
+        return Record.from_json(storage.read_marked(uri)[0])
+    return None
+
+
+def delete(uris: Iterable[str]) -> None:
+    """Delete what was staged, many at a time; what is gone already is no error."""
+    for _ in in_order(uris, storage.delete, _AT_ONCE):
+        pass
