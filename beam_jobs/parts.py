@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import apache_beam as beam
 
-from beam_jobs import metrics, runners
-from id2core.runs import planning, units
+from beam_jobs import metrics, progress, runners
+from id2core.runs import planning
 from id2core.runs.parts import OnBatch, part_key
 from id2core.runs.planning import Held, Plan
 from id2core.runs.progress import tally
 from id2core.runs.units import REJECTS, Record
 from id2core.store.datasets import Dataset
 from id2core.store.storage import Object
-
-POLL_SECONDS = 2.0
 
 
 class Maker(Protocol):
@@ -54,6 +50,10 @@ class Job:
     def __post_init__(self) -> None:
         if not (self.stage.isidentifier() and self.stage.islower()):
             raise ValueError(f"a stage is named by a lower-case word, not {self.stage!r}")
+
+    def counts(self, record: Record) -> tuple[int, int] | None:
+        """Return how many objects a record says were made and rejected; None for a record of other work."""
+        return record.counts if record.dataset == self.plan.product.dataset else None
 
     def check(self, loaded: dict[str, str]) -> None:
         """Raise the job's error when what was loaded is not what the run was planned with."""
@@ -111,7 +111,7 @@ class _MakePart(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
         metrics.count(f"{stage}_rejected", rejected)
         metrics.add_time(f"{stage}_batch", now - self._since)
         self._since = now
-        tally.add(stage, made, rejected)
+        progress.add(stage, made, rejected)
 
 
 @dataclass
@@ -185,15 +185,14 @@ def run(job: Job, beam_arguments: Sequence[str] = ()) -> Committed:
         LostRowsError: an object ended in neither data set; nothing was committed.
     """
     plan = job.plan
-    tally.start(job.stage, plan.objects)
-    if not plan.committed:
+    if plan.committed:
+        tally.start(job.stage, plan.objects)
+    else:
         in_process = runners.is_in_process(beam_arguments)
         if in_process and plan.parts:  # a model that cannot be loaded is an error of its own, not Beam's
             job.check(job.maker.load())
-        with (
-            nullcontext() if in_process else counted_by_records(job.stage, plan.out, plan.objects),
-            runners.running(beam_arguments) as pipeline,
-        ):
+        work = progress.Work.from_now_on(plan.out, plan.objects, job.counts)
+        with progress.counted(job.stage, [work], beam_arguments), runners.running(beam_arguments) as pipeline:
             build(pipeline, job)
     held = plan.held if plan.committed else _COMMITTED.pop(_key(plan), None)
     rows, rejects = (held.rows, held.rejects) if held else (None, None)
@@ -216,36 +215,3 @@ def write_template(job: Job, beam_arguments: Sequence[str]) -> str:
     build(pipeline, job)
     pipeline.run()
     return str(runners.template_location(beam_arguments))
-
-
-@contextmanager
-def counted_by_records(stage: str, out: str, total: int) -> Iterator[None]:
-    """While other processes work, count the parts whose records they leave in the store.
-
-    Args:
-        stage: name of the stage in progress.
-        out: parent of the data sets.
-        total: objects that are worked on.
-    """
-    seen = set(units.staged(out))
-    stop = threading.Event()
-    objects = 0
-
-    def poll() -> None:
-        nonlocal objects
-        while not stop.wait(POLL_SECONDS):
-            with suppress(FileNotFoundError):  # the commit, elsewhere, deletes what was staged
-                new = units.staged(out, seen)
-                seen.update(new)
-                for record in new.values():
-                    tally.add(stage, *record.counts)
-                    objects += record.objects
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-        tally.add(stage, total - objects)
-    finally:
-        stop.set()
-        thread.join()

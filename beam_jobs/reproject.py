@@ -7,14 +7,15 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 from threadpoolctl import threadpool_limits
 
-from beam_jobs import metrics, parts, runners
-from id2core.runs.progress import tally
+from beam_jobs import metrics, progress, runners
+from id2core.runs.units import Record
 from id2core.store.datasets import Dataset, FileRecord
 from id2core.transforms import reprojection
 from id2core.transforms.reprojection import Reprojection
@@ -65,7 +66,7 @@ class _Project(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
         metrics.count("reproject_rows", made.rows)
         metrics.count("reproject_bytes_read", file.bytes)
         metrics.count("reproject_bytes_written", made.bytes)
-        tally.add(STAGE, made.rows)
+        progress.add(STAGE, made.rows)
         return file.name, made
 
 
@@ -109,12 +110,17 @@ def run(work: Reprojection, beam_arguments: Sequence[str] = ()) -> Dataset:
         TransformError: a worker has another transform.
         LostRowsError: a file was not projected; nothing was committed.
     """
-    rows = sum(file.rows for file in work.todo)
-    tally.start(STAGE, rows)
+    keys = {work.unit_of(file) for file in work.todo}
+
+    def counts(record: Record) -> tuple[int, int] | None:
+        return record.counts if record.key in keys else None
+
+    counted = progress.Work(work.place, sum(file.rows for file in work.todo), counts)
     in_process = runners.is_in_process(beam_arguments)
     files = min(max(_LEAST_FILES, (os.cpu_count() or 1) // 2), _MOST_FILES) if in_process else 1
     with (
-        _one_thread_a_product() if in_process else parts.counted_by_records(STAGE, work.place, rows),
+        progress.counted(STAGE, [counted], beam_arguments),
+        _one_thread_a_product() if in_process else nullcontext(),
         runners.running(beam_arguments) as pipeline,
     ):
         build(pipeline, work, files)
