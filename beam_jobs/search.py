@@ -7,30 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import apache_beam as beam
-import pyarrow as pa
 
-from beam_jobs import runners
+from beam_jobs import progress, runners
 from beam_jobs.metrics import count, timed
 from id2core import defaults
-from id2core.errors import LostRowsError
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Span
-from id2core.runs.progress import tally
-from id2core.search import background_rows, match_rows, matching, shards
+from id2core.runs.units import Record
+from id2core.search import background_rows, match_rows, matching, shards, staging
 from id2core.search.background_rows import Backgrounds
 from id2core.search.indexes import FLAT
 from id2core.search.match_rows import Judge
-from id2core.search.matching import Bin, BlockResult, QueryBlock, SearchPlan
+from id2core.search.matching import Bin, BlockResult, QueryBlock, SearchPlan, Task
 from id2core.search.results import SearchResult
-from id2core.store.datasets import Dataset, FileRecord
+from id2core.search.staging import Candidates
+from id2core.store.datasets import Dataset
 
 STAGE = "search"
 # Query blocks that one load of a shard is good for: enough to pay for it, few enough to spread.
 BLOCKS_PER_LOAD = 64
-# A reference file, and query blocks that it is to meet.
-Task = tuple[FileRecord, list[QueryBlock]]
 
 
 @dataclass(frozen=True)
@@ -41,54 +39,33 @@ class BlockTask:
     shards: int
 
 
-# Of a block of queries: in how many shards it was searched, pairs scored, candidates.
-Partial = tuple[int, int, pa.Table]
-
-
 class _SearchShard(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
-    """Task → (block name, partial result) for each block."""
+    """Task → (block name, where its candidates are) for each block."""
 
     def __init__(self, plan: SearchPlan) -> None:
         self._plan = plan
 
-    def process(self, task: Task) -> Iterator[tuple[str, Partial]]:
-        file, blocks = task
+    def process(self, task: Task) -> Iterator[tuple[str, Candidates]]:
+        recorded = partial(progress.add, STAGE)
+        for block, candidates in staging.search(self._plan, task, self._search, recorded):
+            yield block.name, candidates
+
+    def _search(self, task: Task) -> Iterator[staging.Found]:
         with timed("search_load"):
-            shard = matching.load_shard(self._plan, file)
-        count("search_references_read", file.rows)
-        count("search_bytes_read", file.bytes)
-        for block in blocks:
+            shard = matching.load_shard(self._plan, task.files)
+        count("search_references_read", sum(file.rows for file in task.files))
+        count("search_bytes_read", sum(file.bytes for file in task.files))
+        for block in task.blocks:
             with timed("search_block"):
                 pairs, candidates = matching.search(self._plan, block, shard)
             count("search_pairs", pairs)
             count("search_candidates", candidates.num_rows)
-            yield block.name, (1, pairs, candidates)
-            tally.add(STAGE, 1)
-
-
-class _Merge(beam.CombineFn):  # type: ignore[misc]
-    """Partial results of one block → its top-k over all of them; some merges happen before the shuffle."""
-
-    def __init__(self, k: int) -> None:
-        self._k = k
-
-    def create_accumulator(self) -> Partial:
-        return 0, 0, shards.CANDIDATES.empty_table()
-
-    def add_input(self, accumulator: Partial, partial: Partial) -> Partial:
-        return self.merge_accumulators([accumulator, partial])
-
-    def merge_accumulators(self, accumulators: Iterable[Partial]) -> Partial:
-        searched, pairs, candidates = zip(*accumulators, strict=True)
-        with timed("search_merge"):
-            return sum(searched), sum(pairs), shards.merge(list(candidates), self._k)
-
-    def extract_output(self, accumulator: Partial) -> Partial:
-        return accumulator
+            yield pairs, candidates
+            progress.add(STAGE, 1)
 
 
 class _WriteBlock(beam.DoFn):  # type: ignore[misc]
-    """(block name, merged result) → what is kept of the block; a shard that is missing is an error.
+    """(block name, where its candidates are) → what is kept of the block; a missing shard is an error.
 
     A block holds its queries with all their candidates, so it is judged here, without any other.
     """
@@ -96,20 +73,22 @@ class _WriteBlock(beam.DoFn):  # type: ignore[misc]
     def __init__(self, plan: SearchPlan, blocks: dict[str, BlockTask]) -> None:
         self._plan, self._blocks = plan, blocks
 
-    def process(self, merged: tuple[str, Partial]) -> Iterator[BlockResult]:
-        name, (searched, pairs, candidates) = merged
+    def process(self, candidates: tuple[str, Iterable[Candidates]]) -> Iterator[BlockResult]:
+        name, parts = candidates
         task = self._blocks[name]
-        if searched != task.shards:
-            raise LostRowsError(f"{name} was searched in {searched} shards of {task.shards}; run again")
-        with timed("search_write"):
-            result = matching.write_block(self._plan, task.block, pairs, candidates)
-        count("search_matches", result.file.rows if result.file else 0)
+        result = staging.recorded_block(self._plan, task.block)
+        if result is None:
+            with timed("search_merge"):
+                pairs, merged = staging.merge(self._plan, task.block, task.shards, list(parts))
+            with timed("search_write"):
+                result = staging.write_block(self._plan, task.block, pairs, merged)
+            count("search_matches", result.file.rows if result.file else 0)
         yield result
 
 
 def _write_bin(chosen: Bin, plan: SearchPlan) -> Bin:
     with timed("search_sort"):
-        written = matching.write_bin(plan, chosen)
+        written = staging.write_bin(plan, chosen)
     count("search_bytes_written", sum(file.bytes for file in written.files))
     return written
 
@@ -145,7 +124,7 @@ class Search(beam.PTransform):  # type: ignore[misc]
             tasks
             | "Spread" >> beam.Reshuffle()
             | "SearchShards" >> beam.ParDo(_SearchShard(self.plan))
-            | "Merge" >> beam.CombinePerKey(_Merge(self.plan.top_k))
+            | "Gather" >> beam.GroupByKey()
             | "Write" >> beam.ParDo(_WriteBlock(self.plan, self.blocks))
             | "AllBlocks" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
             | "Bins" >> beam.FlatMap(matching.bins)
@@ -172,17 +151,24 @@ _COMMITTED: dict[tuple[str, str], Dataset] = {}
 
 def _commit(written: list[Bin], plan: SearchPlan) -> None:
     with timed("search_commit"):
-        _COMMITTED[_key(plan)] = matching.commit(plan, written)
+        committed = matching.commit(plan, written)
+        staging.delete(plan, committed)
+        _COMMITTED[_key(plan)] = committed
 
 
 def _key(plan: SearchPlan) -> tuple[str, str]:
     return plan.execution.run_id, f"{plan.out}#{plan.plan_id}"
 
 
-def build(pipeline: beam.Pipeline, plan: SearchPlan) -> None:
-    """Add the job's steps to a pipeline on any runner."""
-    tasks = list(matching.tasks(plan, BLOCKS_PER_LOAD))
-    tally.start(STAGE, sum(len(blocks) for _, blocks in tasks))
+def build(pipeline: beam.Pipeline, plan: SearchPlan, tasks: list[Task] | None = None) -> None:
+    """Add the job's steps to a pipeline on any runner.
+
+    Args:
+        pipeline: on any runner.
+        plan: the work.
+        tasks: of the plan, where the caller has them.
+    """
+    tasks = list(matching.tasks(plan, BLOCKS_PER_LOAD)) if tasks is None else tasks
     (
         pipeline
         | "Tasks" >> beam.Create(tasks, reshuffle=False)
@@ -247,10 +233,18 @@ def search_background(
     return Backgrounds(made, background_rows.name_of(plan.ids, shards.index_id(background), k))
 
 
+def _counts(plan: SearchPlan, record: Record) -> tuple[int, int] | None:
+    """Return how many blocks a record says were searched; None for a record of other work."""
+    searches = staging.searches(plan, record)
+    return None if searches is None else (searches, 0)
+
+
 def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> Dataset:
     """Search what is planned and wait for the end; return the data set. Errors as of `run`."""
     if (made := matching.without_work(plan)) is not None:
         return made
-    with runners.running(beam_arguments) as pipeline:
-        build(pipeline, plan)
+    tasks = list(matching.tasks(plan, BLOCKS_PER_LOAD))
+    work = progress.Work(plan.place, sum(len(task.blocks) for task in tasks), partial(_counts, plan))
+    with progress.counted(STAGE, [work], beam_arguments), runners.running(beam_arguments) as pipeline:
+        build(pipeline, plan, tasks)
     return _COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out)

@@ -135,14 +135,12 @@ def counting_store(meter: Meter) -> LocalStore:
     return CountingStore()
 
 
-def needed_bytes(
-    references: Dataset, queries: Dataset, tasks: list[tuple[FileRecord, list[matching.QueryBlock]]]
-) -> int:
+def needed_bytes(references: Dataset, queries: Dataset, tasks: list[matching.Task]) -> int:
     """Return the bytes of the column chunks that the tasks of a search must read, footers aside."""
     scored, kept = ["descriptor", "run_id"], [*matching.QUERY_COLUMNS]
     total, blocks = 0, set()
-    for file, asked in tasks:
-        total += chunk_bytes(references, file, [*shards.COLUMNS, *scored])
+    for files, asked in tasks:
+        total += sum(chunk_bytes(references, file, [*shards.COLUMNS, *scored]) for file in files)
         total += sum(chunk_bytes(queries, block.file, scored, block.row_group) for block in asked)
         blocks |= {(block.file, block.row_group) for block in asked}
     return total + sum(chunk_bytes(queries, file, kept, group) for file, group in blocks)

@@ -101,8 +101,8 @@ def search_here(plan: SearchPlan) -> Dataset:
     if (made := matching.without_work(plan)) is not None:
         return made
     partial: dict[QueryBlock, list[tuple[int, pa.Table]]] = {}
-    for file, blocks in matching.tasks(plan, 2):
-        shard = matching.load_shard(plan, file)
+    for files, blocks in matching.tasks(plan, 2, shard_bytes=1):
+        shard = matching.load_shard(plan, files)
         for block in blocks:
             partial.setdefault(block, []).append(matching.search(plan, block, shard))
     written = []

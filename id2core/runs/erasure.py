@@ -38,6 +38,7 @@ _PICTURES: Final[dict[str, tuple[str, ...]]] = {
     "verdicts": ("reference_id",),
     "posts": (),
     "matches": ("query_id", "reference_id"),
+    "candidates": ("reference_id",),  # staged by searches, and never a data set
 }
 # Those that name an upload by URI and generation.
 _UPLOADS: Final = {"verdicts": ("query_uri", "query_generation"), "posts": ("uri", "generation")}

@@ -8,7 +8,7 @@ the clock of the store, and only files with names of this program in folders of 
 | a file that no commit lists | no such file was written for its data set |
 | a log of removals that no commit lists | no such log was written |
 | a file that an earlier commit listed, in `_superseded/` | it has been superseded |
-| a record, manifest, listing or mark in `_staging/` | nothing in `_staging/` was written |
+| a record, manifest, listing, mark, or candidates in `_staging/` | nothing in `_staging/` was written |
 | a picture that no row names | no such picture was written, and no part was superseded |
 | `.partial-*` of a killed process | as what lies beside it |
 
@@ -79,6 +79,8 @@ _OWN: Final[dict[str, re.Pattern[str]]] = {
 _STAGED: Final = re.compile(
     rf"(manifest|listing)-(?P<run>[0-9a-f]{{16}}-{Execution.PATTERN})-{_HASH}\.parquet"
     rf"|{PARTS}/[0-9a-f]{{16}}\.json|{_LEASE}"
+    # Candidates have no data set that could say what is in use: they are scratch, like records.
+    rf"|{moves.FILES}/candidates/([0-9a-f]{{16}}-[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL})"
     rf"|{moves.MOVES}/[a-z]+-{_HASH}|(({PARTS}|{moves.MOVES})/)?{_PARTIAL}"
 )
 _PICTURE: Final = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]{{64}}-\d+-{_HASH}\.[a-z]+|{_PARTIAL})")

@@ -2,28 +2,35 @@
 
 Each (shard, block) gives candidates. The merged candidates of a block become rows of a product (`match_rows`
 or `background_rows`). The rows of many blocks become one sorted file, and the commit adds the files.
+`staging` says what of it is made once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from id2core import defaults
 from id2core.errors import LostRowsError, OptionError
 from id2core.runs.execution import Execution
 from id2core.search import indexes, scope, shards
 from id2core.search.indexes import FLAT
 from id2core.search.scope import Scope
-from id2core.store import datasets, schemas
+from id2core.store import datasets, moves, schemas
 from id2core.store.datasets import Dataset, FileRecord
 
 # A file has this many bytes or more, where there are so many.
 FILE_BYTES = 64 << 20
+# Reference files of so many bytes are one shard, which a worker has in memory: their descriptors, twice. The
+# larger a shard is, the fewer candidates there are to write and to merge.
+SHARD_BYTES = 128 << 20
 # Columns of an upload that a product may need.
 QUERY_COLUMNS = (*shards.COLUMNS, "generation", "run_id")
 
@@ -39,6 +46,22 @@ class QueryBlock:
     def name(self) -> str:
         """A file name for the block's matches."""
         return f"{self.file.key}-{self.row_group:04d}"
+
+
+class Task(NamedTuple):
+    """What one worker brings together.
+
+    Attributes:
+        files: of references, which are one shard.
+        blocks: of queries that it is to meet.
+    """
+
+    files: tuple[FileRecord, ...]
+    blocks: tuple[QueryBlock, ...]
+
+    def after(self, blocks: int) -> Task:
+        """Return what is left of the task after so many blocks."""
+        return self._replace(blocks=self.blocks[blocks:])
 
 
 class Product(Protocol):
@@ -87,6 +110,7 @@ class SearchPlan:
         plan_id: names the work by its content. File names begin with it.
         execution: gives the rows their run_id and time.
         product: what the rows are.
+        record_seconds: a worker records its candidates after so long.
     """
 
     references: Dataset
@@ -99,6 +123,17 @@ class SearchPlan:
     plan_id: str
     execution: Execution
     product: Product
+    record_seconds: float = defaults.RECORD_SECONDS
+
+    @property
+    def place(self) -> str:
+        """Parent of the data set that the rows go to."""
+        return moves.place_of(self.out)[0]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that the rows go to."""
+        return moves.place_of(self.out)[1]
 
     @property
     def todo(self) -> Scope:
@@ -129,21 +164,39 @@ def check_comparable(references: Dataset, queries: Dataset, top_k: int, index: s
     return ids
 
 
-def tasks(plan: SearchPlan, blocks_each: int) -> Iterator[tuple[FileRecord, list[QueryBlock]]]:
-    """Yield each reference file with up to `blocks_each` query blocks that it is to meet."""
+def tasks(plan: SearchPlan, blocks_each: int, shard_bytes: int = SHARD_BYTES) -> Iterator[Task]:
+    """Yield each shard of the references with up to `blocks_each` query blocks that it is to meet.
+
+    Args:
+        plan: the search.
+        blocks_each: blocks that one load of a shard is good for.
+        shard_bytes: files of one shard have so many bytes together; a larger file is one by itself.
+    """
     todo = plan.scope
     if todo is None:
         return
-    files = todo.query_files(plan.queries)
-    for references in todo.reference_files(plan.references):
-        blocks = [
-            QueryBlock(file, group)
-            for file in files
-            if todo.meet(file, references)
-            for group in range(file.row_groups)
-        ]
-        for start in range(0, len(blocks), blocks_each):
-            yield references, blocks[start : start + blocks_each]
+    queries = todo.query_files(plan.queries)
+    met = (
+        (tuple(file for file in queries if todo.meet(file, references)), references)
+        for references in todo.reference_files(plan.references)
+    )
+    for files, group in groupby(met, itemgetter(0)):
+        blocks = tuple(QueryBlock(file, number) for file in files for number in range(file.row_groups))
+        for shard in _shards((references for _, references in group), shard_bytes):
+            for start in range(0, len(blocks), blocks_each):
+                yield Task(shard, blocks[start : start + blocks_each])
+
+
+def _shards(files: Iterable[FileRecord], most: int) -> Iterator[tuple[FileRecord, ...]]:
+    """Share out files, in their order, among shards of `most` bytes."""
+    shard: list[FileRecord] = []
+    for file in files:
+        if shard and sum(f.bytes for f in shard) + file.bytes > most:
+            yield tuple(shard)
+            shard = []
+        shard.append(file)
+    if shard:
+        yield tuple(shard)
 
 
 def search(plan: SearchPlan, block: QueryBlock, shard: shards.Shard) -> tuple[int, pa.Table]:
@@ -177,13 +230,13 @@ def _labels(plan: SearchPlan, block: QueryBlock, queries: pa.Table) -> NDArray[n
     return classes.labels(block.file.name, queries["run_id"], first)
 
 
-def load_shard(plan: SearchPlan, file: FileRecord) -> shards.Shard:
-    """Build the shard of one file of references.
+def load_shard(plan: SearchPlan, files: Sequence[FileRecord]) -> shards.Shard:
+    """Build the shard of some files of references.
 
     Raises:
         DatasetError: a descriptor is not finite, or longer than 1.
     """
-    return shards.load(plan.references, file, plan.index, plan.todo.references)
+    return shards.load(plan.references, files, plan.index, plan.todo.references)
 
 
 @dataclass(frozen=True)
@@ -241,6 +294,10 @@ class Bin:
     pairs: int
     files: tuple[FileRecord, ...]
 
+    def holding(self, file: FileRecord) -> Bin:
+        """Return the bin with one file in place of those of its blocks."""
+        return replace(self, files=(file,))
+
 
 def bins(blocks: Iterable[BlockResult]) -> list[Bin]:
     """Share out blocks, in their order, among files of `FILE_BYTES` or more; one bin where there is none."""
@@ -262,7 +319,7 @@ def write_bin(plan: SearchPlan, chosen: Bin) -> Bin:
     if not chosen.files:
         return chosen
     rows = pa.concat_tables(datasets.read_each(plan.out, chosen.files, None))
-    return replace(chosen, files=(_write(plan, f"{chosen.number:04d}", plan.product.sorted(rows)),))
+    return chosen.holding(_write(plan, f"{chosen.number:04d}", plan.product.sorted(rows)))
 
 
 def without_work(plan: SearchPlan) -> Dataset | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,14 +21,16 @@ from id2core.search.topk import best_references
 from id2core.store import schemas
 from id2core.store.datasets import Dataset, FileRecord
 
-CANDIDATES = pa.schema(
+CANDIDATES = schemas.table_schema(
+    "candidates",
+    1,
     [
         ("query_row", pa.int32()),
         ("score", pa.float32()),
         ("reference_id", pa.string()),
         ("reference_uri", pa.string()),
         ("reference_information", pa.float32()),
-    ]
+    ],
 )
 # Columns of a reference that a candidate carries.
 COLUMNS = ("image_id", "uri", "information")
@@ -138,23 +141,30 @@ def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) ->
     return Shard(on_grid, indexes.build(index, on_grid), ids, index)
 
 
-def load(references: Dataset, record: FileRecord, index: str = FLAT, classes: Classes | None = None) -> Shard:
-    """Build the shard of one file of an embeddings data set; see `build`.
+def load(
+    references: Dataset, records: Sequence[FileRecord], index: str = FLAT, classes: Classes | None = None
+) -> Shard:
+    """Build the shard of some files of an embeddings data set, at least one; see `build`.
 
     Args:
         references: the data set.
-        record: the file.
+        records: the files.
         index: a name of `indexes.INDEXES`.
         classes: of the rows; None where they do not matter.
 
     Raises:
         DatasetError: a descriptor is not finite, or longer than 1.
     """
-    table = references.read_file(record, [*COLUMNS, "run_id", "descriptor"])
-    ids = table.select(list(COLUMNS))
-    descriptors = checked(schemas.column_to_vectors(table["descriptor"]), record.name, references)
-    labels = classes.labels(record.name, table["run_id"]) if classes else None
-    return replace(build(descriptors, ids, index), classes=labels)
+    ids, vectors, labels = [], [], []
+    for record in records:
+        table = references.read_file(record, [*COLUMNS, "run_id", "descriptor"])
+        ids.append(table.select(list(COLUMNS)))
+        vectors.append(checked(schemas.column_to_vectors(table["descriptor"]), record.name, references))
+        if classes:
+            labels.append(classes.labels(record.name, table["run_id"]))
+    descriptors = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+    shard = build(descriptors, pa.concat_tables(ids).combine_chunks(), index)
+    return replace(shard, classes=np.concatenate(labels) if classes else None)
 
 
 def checked(descriptors: NDArray[Any], name: str, dataset: Dataset) -> NDArray[np.float32]:

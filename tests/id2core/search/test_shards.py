@@ -110,16 +110,16 @@ def test_scores_and_ties_are_the_same_however_both_sides_are_cut_and_ordered(
 def test_a_shard_is_one_file_of_a_data_set_and_its_name_says_by_what_it_is_searched(tmp_path: Path) -> None:
     vectors = unit(20, 8, 0)
     references = write_embeddings(tmp_path / "r", vectors, 2, "r")
-    shard = shards.load(references, references.files[1])
+    shard = shards.load(references, [references.files[1]])
     assert shard.ids["image_id"].to_pylist() == [f"r{i:06d}" for i in range(10, 20)]
     matches = shard.search(vectors[10:], 1)
     assert matches["reference_id"].to_pylist() == shard.ids["image_id"].to_pylist()
     assert shards.index_id(references) == f"flat-{references.digest}"
     with pytest.raises(SearchError, match="no index 'fast': choose flat"):
-        shards.load(references, references.files[1], "fast")
+        shards.load(references, [references.files[1]], "fast")
     (tmp_path / "r" / references.files[1].name).unlink()
     with pytest.raises(DatasetError, match="is gone"):
-        shards.load(references, references.files[1])
+        shards.load(references, [references.files[1]])
 
 
 def test_a_new_index_is_a_class_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +130,8 @@ def test_a_new_index_is_a_class_and_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     plan = planned(index="even")
     assert shards.index_id(references, "even") == f"even-{references.digest}"
     assert plan.plan_id != planned().plan_id
-    [(file, [block])] = matching.tasks(plan, 1)
-    pairs, matches = matching.search(plan, block, matching.load_shard(plan, file))
+    [(files, [block])] = matching.tasks(plan, 1)
+    pairs, matches = matching.search(plan, block, matching.load_shard(plan, files))
     assert pairs == 27 and matches.num_rows == 3 * 5  # all that it can find
     assert set(matches["reference_id"].to_pylist()) == {f"r{i:06d}" for i in range(0, 9, 2)}
     with pytest.raises(SearchError, match="no index 'odd': choose flat, even"):

@@ -85,7 +85,7 @@ def test_a_column_more_in_matches_leaves_embeddings_and_its_producer_fills_it(
     [table] = embedded.tables()
     assert embedded.commit.schema_version == str(schemas.version_of("embeddings"))
     assert table.schema.equals(schemas.embeddings_schema(1, 8), check_metadata=True)
-    matches = shards.load(embedded, embedded.files[0]).search(np.ones((1, 8), np.float32), 2)
+    matches = shards.load(embedded, embedded.files[:1]).search(np.ones((1, 8), np.float32), 2)
 
     @dataclass(frozen=True)
     class WithOrigin(MatchConstants):
