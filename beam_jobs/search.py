@@ -1,6 +1,7 @@
 """The search job: query blocks × reference shards → top-k → rows that are kept → sorted files → commit.
 
-A background is searched by the same job, into rows of its own, before the references are.
+A background is searched by the same job, into rows of its own. Where both have work they are one pipeline, in
+which the rows of the references are judged after the background is committed.
 """
 
 from __future__ import annotations
@@ -73,15 +74,18 @@ class _WriteBlock(beam.DoFn):  # type: ignore[misc]
     def __init__(self, plan: SearchPlan, blocks: dict[str, BlockTask]) -> None:
         self._plan, self._blocks = plan, blocks
 
-    def process(self, candidates: tuple[str, Iterable[Candidates]]) -> Iterator[BlockResult]:
+    def process(
+        self, candidates: tuple[str, Iterable[Candidates]], backgrounds: Dataset | None = None
+    ) -> Iterator[BlockResult]:
         name, parts = candidates
         task = self._blocks[name]
-        result = staging.recorded_block(self._plan, task.block)
+        plan = self._plan.after(backgrounds) if backgrounds else self._plan
+        result = staging.recorded_block(plan, task.block)
         if result is None:
             with timed("search_merge"):
-                pairs, merged = staging.merge(self._plan, task.block, task.shards, list(parts))
+                pairs, merged = staging.merge(plan, task.block, task.shards, list(parts))
             with timed("search_write"):
-                result = staging.write_block(self._plan, task.block, pairs, merged)
+                result = staging.write_block(plan, task.block, pairs, merged)
             count("search_matches", result.file.rows if result.file else 0)
         yield result
 
@@ -100,6 +104,7 @@ class Search(beam.PTransform):  # type: ignore[misc]
     Attributes:
         plan: the work.
         blocks: the query blocks of the tasks, by name.
+        backgrounds: the data set of a search of the background that rows are judged after; None for none.
 
     Example:
         ```
@@ -112,6 +117,7 @@ class Search(beam.PTransform):  # type: ignore[misc]
 
     plan: SearchPlan
     blocks: dict[str, BlockTask]
+    backgrounds: beam.PCollection[Dataset] | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -120,12 +126,13 @@ class Search(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, tasks: beam.PCollection[Task]) -> beam.PCollection[Bin]:
         """Search, merge per block, judge, write; then sort the rows of many blocks into each file."""
+        awaited = [beam.pvalue.AsSingleton(self.backgrounds)] if self.backgrounds else []
         return (
             tasks
             | "Spread" >> beam.Reshuffle()
             | "SearchShards" >> beam.ParDo(_SearchShard(self.plan))
             | "Gather" >> beam.GroupByKey()
-            | "Write" >> beam.ParDo(_WriteBlock(self.plan, self.blocks))
+            | "Write" >> beam.ParDo(_WriteBlock(self.plan, self.blocks), *awaited)
             | "AllBlocks" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
             | "Bins" >> beam.FlatMap(matching.bins)
             | "SpreadBins" >> beam.Reshuffle()
@@ -149,32 +156,44 @@ def blocks_of(tasks: Iterable[Task]) -> dict[str, BlockTask]:
 _COMMITTED: dict[tuple[str, str], Dataset] = {}
 
 
-def _commit(written: list[Bin], plan: SearchPlan) -> None:
+def _commit(written: list[Bin], plan: SearchPlan) -> Dataset:
     with timed("search_commit"):
         committed = matching.commit(plan, written)
         staging.delete(plan, committed)
         _COMMITTED[_key(plan)] = committed
+    return committed
 
 
 def _key(plan: SearchPlan) -> tuple[str, str]:
     return plan.execution.run_id, f"{plan.out}#{plan.plan_id}"
 
 
-def build(pipeline: beam.Pipeline, plan: SearchPlan, tasks: list[Task] | None = None) -> None:
+def build(
+    pipeline: beam.Pipeline,
+    plan: SearchPlan,
+    tasks: list[Task] | None = None,
+    backgrounds: beam.PCollection[Dataset] | None = None,
+    title: str = "Search",
+) -> beam.PCollection[Dataset]:
     """Add the job's steps to a pipeline on any runner.
 
     Args:
         pipeline: on any runner.
         plan: the work.
         tasks: of the plan, where the caller has them.
+        backgrounds: what `build` returned for the background that rows are judged after.
+        title: of the steps; two searches of a pipeline need two.
+
+    Returns:
+        The data set after the commit.
     """
     tasks = list(matching.tasks(plan, BLOCKS_PER_LOAD)) if tasks is None else tasks
-    (
+    return (
         pipeline
-        | "Tasks" >> beam.Create(tasks, reshuffle=False)
-        | Search(plan, blocks_of(tasks))
-        | "AllWritten" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
-        | "Commit" >> beam.Map(_commit, plan=plan)
+        | f"{title}Tasks" >> beam.Create(tasks, reshuffle=False)
+        | title >> Search(plan, blocks_of(tasks), backgrounds)
+        | f"{title}Written" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
+        | f"{title}Commit" >> beam.Map(_commit, plan=plan)
     )
 
 
@@ -233,18 +252,47 @@ def search_background(
     return Backgrounds(made, background_rows.name_of(plan.ids, shards.index_id(background), k))
 
 
-def _counts(plan: SearchPlan, record: Record) -> tuple[int, int] | None:
-    """Return how many blocks a record says were searched; None for a record of other work."""
-    searches = staging.searches(plan, record)
-    return None if searches is None else (searches, 0)
-
-
 def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> Dataset:
     """Search what is planned and wait for the end; return the data set. Errors as of `run`."""
     if (made := matching.without_work(plan)) is not None:
         return made
-    tasks = list(matching.tasks(plan, BLOCKS_PER_LOAD))
-    work = progress.Work(plan.place, sum(len(task.blocks) for task in tasks), partial(_counts, plan))
-    with progress.counted(STAGE, [work], beam_arguments), runners.running(beam_arguments) as pipeline:
-        build(pipeline, plan, tasks)
-    return _COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out)
+    [made] = _run([plan], beam_arguments)
+    return made
+
+
+def run_both(
+    background: SearchPlan, plan: SearchPlan, beam_arguments: Sequence[str] = ()
+) -> tuple[Dataset, Dataset]:
+    """Search a background, and references whose rows are judged after it, as one job; wait for the end.
+
+    Args:
+        background: planned by `background_rows.make`.
+        plan: planned by `match_rows.make`, with a judge that has `Backgrounds.before` it.
+        beam_arguments: Beam's own options, see `runners.pipeline`.
+
+    Returns:
+        Both data sets. Errors as of `run`.
+    """
+    backgrounds, matches = _run([background, plan], beam_arguments)
+    return backgrounds, matches
+
+
+def _run(plans: list[SearchPlan], beam_arguments: Sequence[str]) -> list[Dataset]:
+    """Run searches as one job, each after the one before is committed; return their data sets."""
+    jobs = [(plan, list(matching.tasks(plan, BLOCKS_PER_LOAD))) for plan in plans]
+    work = [
+        progress.Work(plan.place, sum(len(task.blocks) for task in tasks), partial(_counts, plan))
+        for plan, tasks in jobs
+    ]
+    with progress.counted(STAGE, work, beam_arguments), runners.running(beam_arguments) as pipeline:
+        committed = None
+        for number, (plan, tasks) in enumerate(jobs):
+            title = "Background" if number + 1 < len(jobs) else "Search"
+            committed = build(pipeline, plan, tasks, committed, title)
+    return [_COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out) for plan in plans]
+
+
+def _counts(plan: SearchPlan, record: Record) -> tuple[int, int] | None:
+    """Return how many blocks a record says were searched; None for a record of other work."""
+    searches = staging.searches(plan, record)
+    return None if searches is None else (searches, 0)

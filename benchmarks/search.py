@@ -65,6 +65,7 @@ def write_embeddings(uri: Path, vectors: Vectors, prefix: str) -> None:
             name: pa.nulls(len(part), schema.field(name).type) for name in schema.names
         }
         columns |= {name: held[name] for name in held.column_names}
+        columns |= {"generation": ["1"] * len(part), "run_id": [prefix] * len(part)}
         columns["latent"] = schemas.vectors_to_array(np.zeros((len(part), 1), np.float16), 1)
         columns["descriptor"] = schemas.vectors_to_array(part, part.shape[1])
         table = pa.Table.from_pydict(columns, schema)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from id2.corpora import EmbeddedCorpus
 from id2.stages import stage
@@ -50,6 +50,39 @@ class EmbeddedCorpora:
         )
 
 
+@dataclass
+class PlannedJudge:
+    """The judge of a run, and the search that it waits for.
+
+    Attributes:
+        judge: gives the verdicts; None for none.
+        background: scores uploads that have no background yet; None where every upload has its own.
+    """
+
+    judge: Judge | None
+    background: SearchPlan | None = None
+
+    def search(self, plan: SearchPlan, beam: list[str]) -> Dataset:
+        """Run a search that was planned with this judge, in one job with that of the background."""
+        if self.background is None or not plan.has_work:
+            return run_planned(plan, beam)
+        from beam_jobs import search
+
+        backgrounds, made = search.run_both(self.background, plan, beam)
+        self.settle(backgrounds)
+        return made
+
+    def search_background(self, beam: list[str]) -> None:
+        """Run the search of the background by itself."""
+        if self.background:
+            self.settle(run_planned(self.background, beam))
+
+    def settle(self, backgrounds: Dataset) -> None:
+        """Look uploads up in a data set that has all of them."""
+        self.judge = self.judge and self.judge.after(backgrounds)
+        self.background = None
+
+
 @dataclass(frozen=True)
 class Searcher:
     """Compares the uploads of an `--out` with its references.
@@ -77,38 +110,43 @@ class Searcher:
             return None
         return self.calibration.review.score - self.settings.floor_margin
 
-    def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> Judge | None:
-        """Return the judge of the matches; with a background, search every new upload in it first."""
+    def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> PlannedJudge:
+        """Return the judge of the matches, with the search of the background that it waits for, if any."""
         calibration = self.calibration
         if calibration is None or corpora.background is None:
-            return Judge(calibration) if calibration else None
+            return PlannedJudge(Judge(calibration) if calibration else None)
         background = corpora.background.embeddings
         judging.check_background_id(calibration, background)
         judging.check_disjoint(background, corpora.references.embeddings)
         if calibration.normalization is None:
             raise CalibrationError("this calibration uses no background: leave --background out")
-        with recorder.stage("search background"):
-            looked_up = stage(
-                "search background",
-                lambda: self._search_background(calibration, background, corpora, recorder),
+        with recorder.stage("plan background"):
+            return stage(
+                "plan background",
+                lambda: self._judge_with(calibration, background, corpora.queries.embeddings, recorder),
             )
-        return Judge(calibration, looked_up)
 
-    def _search_background(
-        self, calibration: Calibration, background: Dataset, corpora: EmbeddedCorpora, recorder: Recorder
-    ) -> Backgrounds:
-        chosen = calibration.normalization
-        if chosen is None:
+    def _judge_with(
+        self, calibration: Calibration, background: Dataset, queries: Dataset, recorder: Recorder
+    ) -> PlannedJudge:
+        """Return the judge that looks uploads up in a background; some may be unknown there yet."""
+        if calibration.normalization is None:
             raise ValueError("a calibration without normalization has no background")
         out = storage.join(self.out, "queries", background_rows.BACKGROUNDS)
-        plan = background_rows.make(background, corpora.queries.embeddings, out, recorder.execution, chosen.k)
-        name = background_rows.name_of(dict(self.ids), chosen.background_id, chosen.k)
-        return Backgrounds(run_planned(plan, self.beam), name)
+        k = calibration.normalization.k
+        plan = self._recording(background_rows.make(background, queries, out, recorder.execution, k))
+        planned = PlannedJudge(Judge(calibration, Backgrounds.before(plan)), plan)
+        if not plan.has_work:
+            planned.settle(run_planned(plan, self.beam))
+        return planned
+
+    def _recording(self, plan: SearchPlan) -> SearchPlan:
+        return replace(plan, record_seconds=self.settings.record_seconds)
 
     def search(
         self,
         corpora: EmbeddedCorpora,
-        judge: Judge | None,
+        planned: PlannedJudge,
         recorder: Recorder,
         title: str = "search references",
         span: Span | None = None,
@@ -117,25 +155,31 @@ class Searcher:
     ) -> SearchResult:
         """Score the pairs of some query segments, by default all, that no search has scored.
 
-        What it stores is counted in the row of the run; with `are_new`, what became of the uploads, too.
+        Where uploads have no background yet, it is searched in the same job. What is stored is counted in the
+        row of the run; with `are_new`, what became of the uploads, too.
         """
-        plan = match_rows.make(
-            corpora.references.embeddings,
-            corpora.queries.embeddings,
-            storage.join(self.out, MATCHES),
-            recorder.execution,
-            self.settings.top_k,
-            judge,
-            self.settings.index,
-            self.floor,
-            span,
+        plan = self._recording(
+            match_rows.make(
+                corpora.references.embeddings,
+                corpora.queries.embeddings,
+                storage.join(self.out, MATCHES),
+                recorder.execution,
+                self.settings.top_k,
+                planned.judge,
+                self.settings.index,
+                self.floor,
+                span,
+            )
         )
+        if planned.background and not plan.has_work:
+            with recorder.stage("search background"):
+                stage("search background", lambda: planned.search_background(self.beam))
         with recorder.stage("search"):
-            made = stage(title, lambda: match_rows.result(plan, run_planned(plan, self.beam)))
+            made = stage(title, lambda: match_rows.result(plan, planned.search(plan, self.beam)))
         recorder.count(matches=made.matches)
         if are_new:
             recorder.count(first_searched=made.searched)
-        if judge:
+        if planned.judge:
             tally = judging.tally(made.dataset, made.files)
             recorder.count(match_pairs=tally.match_pairs, review_pairs=tally.review_pairs)
             if are_new:
@@ -152,11 +196,11 @@ class Searcher:
             stage("judge", lambda: rejudging.judge(matches, self.out, judge, references, recorder.execution))
 
     def finish(
-        self, corpora: EmbeddedCorpora, matches: Dataset, judge: Judge | None, recorder: Recorder
+        self, corpora: EmbeddedCorpora, matches: Dataset, planned: PlannedJudge, recorder: Recorder
     ) -> None:
         """Judge what other calibrations have judged, and write the tables of what was searched."""
-        if judge:
-            self._judge_earlier(corpora, matches, judge, recorder)
+        if planned.judge:
+            self._judge_earlier(corpora, matches, planned.judge, recorder)
         held = {"reference": corpora.references.embeddings, "queries": corpora.queries.embeddings}
         public_tables.write(self.out, recorder.execution.run_id, matches, held)
 

@@ -12,7 +12,7 @@ from id2.jobs import canary
 from id2.jobs.compact import compact_if_needed
 from id2.requests import NightlyRequest
 from id2.results import NightlySummary
-from id2.searching import EmbeddedCorpora, Searcher
+from id2.searching import EmbeddedCorpora, PlannedJudge, Searcher
 from id2.stages import stage
 from id2core.encoders.embed_job import EmbedJob
 from id2core.reports import page
@@ -31,7 +31,6 @@ from id2core.store.datasets import Dataset
 from id2core.store.schemas import EMBEDDINGS
 from id2core.verdicts import judging
 from id2core.verdicts.calibration import Calibration
-from id2core.verdicts.judging import Judge
 
 # Uploads that one back-scan takes at a time where a deadline may end the night in between.
 BACK_SCAN_UPLOADS = 100_000
@@ -116,7 +115,7 @@ class _Night:
         return made
 
     def _search(
-        self, corpora: EmbeddedCorpora, judge: Judge | None, recorder: Recorder
+        self, corpora: EmbeddedCorpora, judge: PlannedJudge, recorder: Recorder
     ) -> list[SearchResult]:
         """Search new uploads in all references, then new references in earlier uploads, newest first."""
         queries = corpora.queries.embeddings

@@ -105,6 +105,10 @@ class BackgroundRows:
         """Return rows ordered by URI."""
         return rows.sort_by([("uri", "ascending"), ("generation", "ascending")])
 
+    def after(self, backgrounds: Dataset) -> BackgroundRows:
+        """Return the product: no row of it depends on another search."""
+        return self
+
     def commit(self, plan: SearchPlan, files: tuple[FileRecord, ...]) -> Dataset:
         """Add the files, unless another run has searched the same uploads meanwhile."""
         run_id = plan.execution.run_id
@@ -198,6 +202,14 @@ class Backgrounds:
 
     dataset: Dataset
     name: str
+
+    @staticmethod
+    def before(plan: SearchPlan) -> Backgrounds:
+        """Return the scores that are known before a search of the background."""
+        if not isinstance(plan.product, BackgroundRows):
+            raise ValueError("a search of the background makes its rows")
+        nothing = Commit(BACKGROUNDS, plan.execution.run_id, {})
+        return Backgrounds(plan.last or Dataset(plan.out, nothing), plan.product.name)
 
     def of(
         self, uris: pa.ChunkedArray, generations: pa.ChunkedArray, segments: Iterable[str] | None

@@ -50,6 +50,10 @@ class Judge(Protocol):
         """Return matches of uploads of some segments with their verdicts, rows in their order."""
         ...
 
+    def after(self, backgrounds: Dataset) -> Judge:
+        """Return the judge once a search of the background is committed to a data set."""
+        ...
+
 
 @dataclass(frozen=True)
 class MatchRows:
@@ -101,6 +105,10 @@ class MatchRows:
             return table
         scores = table[judge.score if judge else "score"]
         return table.filter(pc.greater_equal(scores, pa.scalar(event.floor, pa.float32())))
+
+    def after(self, backgrounds: Dataset) -> MatchRows:
+        """Return the product whose judge looks uploads up in a data set."""
+        return replace(self, judge=self.judge and self.judge.after(backgrounds))
 
     def sorted(self, rows: pa.Table) -> pa.Table:
         """Return rows in the order of `schemas.MATCHES_ORDER`."""
@@ -193,7 +201,7 @@ def make(
         scope=todo,
         top_k=top_k,
         index=index,
-        plan_id=datasets.digest_of(event.model_dump(), len(events)),
+        plan_id=datasets.digest_of(event.model_dump(), [e.model_dump(mode="json") for e in events]),
         execution=execution,
         product=MatchRows(event, tuple(events), execution.started, references.rows, judge),
     )

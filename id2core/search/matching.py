@@ -91,6 +91,10 @@ class Product(Protocol):
         """Return the rows of a file in its order."""
         ...
 
+    def after(self, backgrounds: Dataset) -> Product:
+        """Return the product once a search of the background is committed to a data set."""
+        ...
+
     def commit(self, plan: SearchPlan, files: tuple[FileRecord, ...]) -> Dataset:
         """Make the files of a search part of its data set. Safe to repeat."""
         ...
@@ -134,6 +138,15 @@ class SearchPlan:
     def dataset(self) -> str:
         """Name of the data set that the rows go to."""
         return moves.place_of(self.out)[1]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a pair to score."""
+        return self.scope is not None and self.scope.pairs > 0
+
+    def after(self, backgrounds: Dataset) -> SearchPlan:
+        """Return the plan once a search of the background is committed to a data set."""
+        return replace(self, product=self.product.after(backgrounds))
 
     @property
     def todo(self) -> Scope:
@@ -329,9 +342,7 @@ def without_work(plan: SearchPlan) -> Dataset | None:
     """
     if plan.scope is None and plan.last:
         return plan.last
-    if plan.scope is None or not plan.scope.pairs:
-        return plan.product.commit(plan, ())
-    return None
+    return None if plan.has_work else plan.product.commit(plan, ())
 
 
 def commit(plan: SearchPlan, written: Iterable[Bin]) -> Dataset:

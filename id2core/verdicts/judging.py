@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -183,6 +183,11 @@ class Judge:
     def check_ids(self, ids: Mapping[str, str]) -> None:
         """Raise CalibrationError when the calibration is for scores of other ids."""
         self.calibration.check_ids(ids)
+
+    def after(self, backgrounds: Dataset) -> Judge:
+        """Return the judge once a search of the background is committed to a data set."""
+        known = self.backgrounds and replace(self.backgrounds, dataset=backgrounds)
+        return replace(self, backgrounds=known)
 
     def judge(self, matches: pa.Table, references: int, segments: frozenset[str] | None = None) -> pa.Table:
         """Return matches with their verdicts, rows in their order.

@@ -18,13 +18,15 @@ import pytest
 from apache_beam.internal.gcp import auth
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc, beam_runner_api_pb2
 
-from beam_jobs import embed, engines, runners, search
+from beam_jobs import embed, engines, progress, runners, search
 from id2core.errors import EngineError, OptionError, SearchError
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from tests.conftest import free_port, listening, wait_until
+from tests.descriptor_sets import unit, write_embeddings
+from tests.drawing import draw_photos
 from tests.embedding import embed_job
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +88,37 @@ def test_every_runner_gives_the_same_rows(
         results.append((counts, result, matches))
     assert results[0] == results[1]
     assert results[0][2].num_rows == 3 * results[0][0].embedded
+
+
+# A worker that is a thread of the process which submits.
+LOOPBACK = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
+
+
+@pytest.mark.parametrize("way", [pytest.param("worker processes", marks=pytest.mark.slow), "loopback"])
+def test_progress_is_true_wherever_the_work_is_done(
+    way: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.05)
+    shown: dict[str, list[Counts]] = {}
+    stop = tally.listen(lambda stage, counts: shown.setdefault(stage, []).append(counts))
+    request.addfinalizer(stop)
+    arguments = {"worker processes": PROCESSES, "loopback": LOOPBACK}[way]
+    images = draw_photos(tmp_path / "images", 12)
+    spec = embed_job(str(images), str(tmp_path / "out"), "pdq", "none", part_size=3)
+    uploads = embed.run(spec, Execution.begin(), arguments).embeddings
+    references = write_embeddings(tmp_path / "r", unit(90, 8, 0), 3, "r")
+    queries = write_embeddings(tmp_path / "q", unit(40, 8, 1), 8, "q")
+    search.run(references, queries, str(tmp_path / "matches"), Execution.begin(), 3, arguments)
+    assert uploads.rows == 12 and shown.keys() == {"embed", "search"}
+    for stage, total in (("embed", 12), ("search", 8)):
+        counts = [each.completed + each.rejected for each in shown[stage]]
+        assert counts == sorted(counts) and counts[-1] == total == shown[stage][-1].total
+
+
+def test_a_worker_of_a_search_loads_no_torch() -> None:
+    load = "import sys, beam_jobs.search, id2core.verdicts.judging; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
 
 
 def test_a_dataflow_template_asks_for_gpu_workers_and_our_container(

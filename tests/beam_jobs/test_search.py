@@ -15,7 +15,9 @@ from beam_jobs import runners, search
 from id2core.errors import CalibrationError, DatasetError, LostRowsError, StoreUnavailableError
 from id2core.runs import ledger
 from id2core.runs.execution import Execution
-from id2core.search import match_rows, matching, shards
+from id2core.search import background_rows, match_rows, matching, shards
+from id2core.search.background_rows import Backgrounds
+from id2core.search.matching import SearchPlan
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from id2core.verdicts import calibration
@@ -134,6 +136,31 @@ def test_every_block_is_judged_as_the_whole_would_be(tmp_path: Path) -> None:
     assert set(judged["verdict"].to_pylist()) == {"match", "review", "none"}
     assert set(judged["false_positive_rate"].drop_null().to_pylist()) == {np.float32(0.1), np.float32(0.6)}
     assert judged["calibration_id"].unique().to_pylist() == [chosen.calibration_id]
+
+
+def test_a_background_and_what_is_judged_after_it_are_one_job(tmp_path: Path) -> None:
+    references = write_embeddings(tmp_path / "r", unit(70, 8, 0), 3, "r")
+    background = write_embeddings(tmp_path / "b", unit(20, 8, 2), 2, "b")
+    queries = write_embeddings(tmp_path / "q", unit(30, 8, 1), 4, "q")
+    execution = Execution.begin()
+    chosen = thresholds(0.3, 0.6, Normalization(factor=0.5, k=3, background_id=shards.index_id(background)))
+
+    def plans(name: str) -> tuple[SearchPlan, SearchPlan]:
+        place = tmp_path / name
+        first = background_rows.make(background, queries, str(place / "backgrounds"), execution, 3)
+        judge = Judge(chosen, Backgrounds.before(first))
+        out = str(place / "matches")
+        return first, match_rows.make(references, queries, out, execution, 5, judge)
+
+    first, second = plans("two")
+    backgrounds = search.run_planned(first)
+    apart = backgrounds, search.run_planned(second.after(backgrounds))
+    together = search.run_both(*plans("one"))
+    for one, two, schema in zip(together, apart, (schemas.BACKGROUNDS, schemas.MATCHES), strict=True):
+        assert one.read(schema).equals(two.read(schema)) and one.rows
+    assert not [path for path in tmp_path.rglob("_staging/**/*") if path.is_file()]
+    with pytest.raises(Exception, match="lacks the background of"):
+        search.run_planned(plans("three")[1])
 
 
 def test_what_cannot_be_judged_is_no_matches_and_says_so(tmp_path: Path) -> None:
