@@ -191,7 +191,7 @@ def run(job: Job, beam_arguments: Sequence[str] = ()) -> Committed:
         in_process = runners.is_in_process(beam_arguments)
         if in_process and plan.parts:  # a model that cannot be loaded is an error of its own, not Beam's
             job.check(job.maker.load())
-        work = progress.Work.from_now_on(plan.out, plan.objects, job.counts)
+        work = progress.Work(plan.out, plan.objects, job.counts, only_new=True)
         with progress.counted(job.stage, [work], beam_arguments), runners.running(beam_arguments) as pipeline:
             build(pipeline, job)
     held = plan.held if plan.committed else _COMMITTED.pop(_key(plan), None)

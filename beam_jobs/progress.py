@@ -30,17 +30,13 @@ class Work:
         place: where the records are staged.
         total: how much work there is.
         counts: how much of it a record stands for, completed and rejected; None for a record of other work.
+        only_new: whether records that stand before it begins are no part of it: its plan has adopted them.
     """
 
     place: str
     total: int
     counts: Callable[[Record], tuple[int, int] | None]
-
-    @staticmethod
-    def from_now_on(place: str, total: int, counts: Callable[[Record], tuple[int, int] | None]) -> Work:
-        """Return work of which the records that stand already are no part: its plan has adopted them."""
-        known = {record.key for record in units.staged(place).values()}
-        return Work(place, total, lambda record: None if record.key in known else counts(record))
+    only_new: bool = False
 
 
 def add(stage: str, completed: int, rejected: int = 0) -> None:
@@ -80,23 +76,24 @@ class _Watch:
     """Counts the records of a stage until it is told to end."""
 
     def __init__(self, stage: str, work: Sequence[Work], total: int) -> None:
-        self._stage, self._work, self._total = stage, work, total
-        self._seen: set[str] = set()
+        self._stage, self._total = stage, total
+        # Each with the records that have been looked at.
+        self._work = [(one, set(units.staged(one.place) if one.only_new else ())) for one in work]
         self._ended = threading.Event()
         self.counted = 0
 
     def run(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
-            for one in self._work:
-                self._look(one)
+            for one, seen in self._work:
+                self._look(one, seen)
 
     def end(self, thread: threading.Thread) -> None:
         self._ended.set()
         thread.join()
 
-    def _look(self, work: Work) -> None:
-        new = units.staged(work.place, self._seen)
-        self._seen.update(new)
+    def _look(self, work: Work, seen: set[str]) -> None:
+        new = units.staged(work.place, seen)
+        seen.update(new)
         for counts in filter(None, map(work.counts, new.values())):
             # Twins that were cut at different places have records of the same objects.
             completed, rejected = (min(n, self._total - self.counted) for n in counts)

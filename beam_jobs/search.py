@@ -289,7 +289,12 @@ def _run(plans: list[SearchPlan], beam_arguments: Sequence[str]) -> list[Dataset
         for number, (plan, tasks) in enumerate(jobs):
             title = "Background" if number + 1 < len(jobs) else "Search"
             committed = build(pipeline, plan, tasks, committed, title)
-    return [_COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out) for plan in plans]
+    return [_committed(plan) for plan in plans]
+
+
+def _committed(plan: SearchPlan) -> Dataset:
+    """Return what a job has committed."""
+    return _COMMITTED.pop(_key(plan), None) or Dataset.open(plan.out)
 
 
 def _counts(plan: SearchPlan, record: Record) -> tuple[int, int] | None:

@@ -116,8 +116,8 @@ class Settings(EnvironmentSettings):
     record_seconds: float = Field(
         defaults.RECORD_SECONDS,
         gt=0,
-        description="Seconds of work after which a part writes what it has made. A killed run repeats at "
-        "most this, and one batch of the encoder, per worker.",
+        description="Seconds of work after which a worker writes what it has made of a part of a corpus or "
+        "of a search. A killed run repeats at most this, and one batch of the encoder, per worker.",
     )
     allow_shrink: bool = Field(
         False,

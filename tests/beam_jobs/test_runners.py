@@ -14,6 +14,7 @@ from pathlib import Path
 
 import apache_beam as beam
 import grpc
+import numpy as np
 import pytest
 from apache_beam.internal.gcp import auth
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc, beam_runner_api_pb2
@@ -22,10 +23,16 @@ from beam_jobs import embed, engines, progress, runners, search
 from id2core.errors import EngineError, OptionError, SearchError
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
+from id2core.search import background_rows, match_rows, shards
+from id2core.search.background_rows import Backgrounds
+from id2core.search.matching import SearchPlan
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
+from id2core.verdicts import calibration
+from id2core.verdicts.judging import Judge
+from id2core.verdicts.normalization import Normalization
 from tests.conftest import free_port, listening, wait_until
-from tests.descriptor_sets import unit, write_embeddings
+from tests.descriptor_sets import IDS, unit, write_embeddings
 from tests.drawing import draw_photos
 from tests.embedding import embed_job
 
@@ -106,13 +113,32 @@ def test_progress_is_true_wherever_the_work_is_done(
     images = draw_photos(tmp_path / "images", 12)
     spec = embed_job(str(images), str(tmp_path / "out"), "pdq", "none", part_size=3)
     uploads = embed.run(spec, Execution.begin(), arguments).embeddings
-    references = write_embeddings(tmp_path / "r", unit(90, 8, 0), 3, "r")
-    queries = write_embeddings(tmp_path / "q", unit(40, 8, 1), 8, "q")
-    search.run(references, queries, str(tmp_path / "matches"), Execution.begin(), 3, arguments)
+    background, plan = plan_both(tmp_path)
+    _, matches = search.run_both(background, plan, arguments)
+    assert matches.read(schemas.MATCHES)["background"].null_count == 0  # the workers knew what was committed
     assert uploads.rows == 12 and shown.keys() == {"embed", "search"}
-    for stage, total in (("embed", 12), ("search", 8)):
+    for stage, total in (("embed", 12), ("search", 2 * 8)):
         counts = [each.completed + each.rejected for each in shown[stage]]
         assert counts == sorted(counts) and counts[-1] == total == shown[stage][-1].total
+
+
+def plan_both(folder: Path) -> tuple[SearchPlan, SearchPlan]:
+    """Searches of a background and of references, eight blocks of uploads and one shard each."""
+    references = write_embeddings(folder / "r", unit(90, 8, 0), 3, "r")
+    background = write_embeddings(folder / "b", unit(20, 8, 2), 1, "b")
+    queries = write_embeddings(folder / "q", unit(40, 8, 1), 8, "q")
+    execution, k = Execution.begin(), 3
+    first = background_rows.make(background, queries, str(folder / "backgrounds"), execution, k)
+    chosen = calibration.calibrate(
+        np.linspace(0.3, 0.6, 200),
+        match=0.05,
+        review=0.3,
+        references=90,
+        ids=IDS,
+        normalization=Normalization(factor=0.5, k=k, background_id=shards.index_id(background)),
+    )
+    judge = Judge(chosen, Backgrounds.before(first))
+    return first, match_rows.make(references, queries, str(folder / "matches"), execution, 3, judge)
 
 
 def test_a_worker_of_a_search_loads_no_torch() -> None:
