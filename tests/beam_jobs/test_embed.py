@@ -311,6 +311,7 @@ def test_in_process_no_commit_is_read_that_the_run_has_written(
 
 NO_WEIGHTS = """
 import sys
+import beam_jobs.search, id2core.verdicts.judging  # what a worker of a search has
 from beam_jobs import embed
 from id2core.encoders.embed_job import EmbedJob
 from id2core.runs.execution import Execution
@@ -320,7 +321,7 @@ assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 """
 
 
-def test_with_nothing_to_do_no_weights_are_loaded(tmp_path: Path) -> None:
+def test_with_nothing_to_do_and_for_a_search_no_weights_are_loaded(tmp_path: Path) -> None:
     images = draw_photos(tmp_path / "images", 2)
     embed.run(embed_job(str(images), str(tmp_path / "out"), "mini"), Execution.begin())
     command = [sys.executable, "-c", NO_WEIGHTS, str(images), str(tmp_path / "out")]

@@ -141,12 +141,6 @@ def plan_both(folder: Path) -> tuple[SearchPlan, SearchPlan]:
     return first, match_rows.make(references, queries, str(folder / "matches"), execution, 3, judge)
 
 
-def test_a_worker_of_a_search_loads_no_torch() -> None:
-    load = "import sys, beam_jobs.search, id2core.verdicts.judging; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "False\n"
-
-
 def test_a_dataflow_template_asks_for_gpu_workers_and_our_container(
     gcs: str, photos: Path, tiny_vae: str, tmp_path: Path
 ) -> None:
