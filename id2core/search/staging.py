@@ -207,13 +207,16 @@ def write_bin(plan: SearchPlan, chosen: Bin) -> Bin:
 
 def delete(plan: SearchPlan, committed: Dataset) -> None:
     """Delete what a search has staged, records first, once its rows are committed."""
-    own = [
+    staged = [
         uri for uri, record in units.staged(plan.place).items() if record.notes.get("plan_id") == plan.plan_id
     ]
-    units.delete(own)
     kept = {file.name for file in committed.files}
     for name in (CANDIDATES, plan.dataset):
         folder = moves.staged(storage.join(plan.place, name))
-        names = moves.names_in(folder) - kept
-        staged = (file for file in names if file.rsplit("/", 1)[-1].startswith(f"{plan.plan_id}-"))
-        units.delete(storage.join(folder, file) for file in staged)
+        own = (file for file in moves.names_in(folder) - kept if _is_own(plan, file))
+        staged += [storage.join(folder, file) for file in own]
+    units.delete(staged)
+
+
+def _is_own(plan: SearchPlan, name: str) -> bool:
+    return name.rpartition("/")[2].startswith(f"{plan.plan_id}-")

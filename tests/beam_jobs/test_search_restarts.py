@@ -17,6 +17,7 @@ from beam_jobs import metrics, runners, search
 from beam_jobs.metrics import Figures
 from id2core.runs import checkup, erasure, leftovers, units
 from id2core.runs.execution import Execution
+from id2core.runs.progress import Counts, tally
 from id2core.search import indexes, match_rows, matching
 from id2core.search.flat import FlatIndex
 from id2core.search.matching import SearchPlan
@@ -138,14 +139,20 @@ def times(figures: Figures, name: str) -> int:
     return known.count if known else 0
 
 
-def test_another_run_searches_the_shards_that_a_killed_one_has_not(fault: Fault, corpora: Corpora) -> None:
+def test_another_run_searches_the_shards_that_a_killed_one_has_not(
+    fault: Fault, corpora: Corpora, request: pytest.FixtureRequest
+) -> None:
+    shown: list[Counts] = []
+    request.addfinalizer(tally.listen(lambda stage, counts: shown.append(counts)))
     fault.shards = 3
     with pytest.raises(OSError, match="gone"):
         run(corpora.plan())
     assert len(corpora.candidates) == 3
     fault.shards = 10**6
     plan = corpora.plan()
+    tally.start(search.STAGE, SHARDS * BLOCKS)
     figures = run(plan)
+    assert shown[-1] == Counts(SHARDS * BLOCKS, 0, SHARDS * BLOCKS)
     assert (times(figures, "load"), times(figures, "block")) == (1, BLOCKS)
     check_rows(corpora, plan)
 
