@@ -89,13 +89,21 @@ def run(job: EmbedJob, execution: Execution, beam_arguments: Sequence[str] = ())
     """
     with leases.held(job.out, job.images, execution):
         work = plan_embed(job, execution)
-        return finished(job, work) or run_planned(job, work, beam_arguments)
+        if (before := finished(job, work)) is not None:
+            return before
+        [made] = run_planned([(job, work)], beam_arguments)
+        return made
 
 
-def run_planned(job: EmbedJob, work: Plan, beam_arguments: Sequence[str] = ()) -> EmbedResult:
-    """Embed what a plan leaves to do and wait for the end; errors as of `run`."""
-    committed = parts.run(planned(job, work), beam_arguments)
-    return EmbedResult.of(job, work, committed.rows, committed.rejects)
+def run_planned(
+    works: Sequence[tuple[EmbedJob, Plan]], beam_arguments: Sequence[str] = ()
+) -> list[EmbedResult]:
+    """Embed what plans leave to do as one pipeline, and wait for the end; errors as of `run`."""
+    committed = parts.run([planned(job, work) for job, work in works], beam_arguments)
+    return [
+        EmbedResult.of(job, work, made.rows, made.rejects)
+        for (job, work), made in zip(works, committed, strict=True)
+    ]
 
 
 def write_template(job: EmbedJob, execution: Execution, beam_arguments: Sequence[str]) -> str:

@@ -168,32 +168,48 @@ def _key(plan: Plan) -> tuple[str, str]:
     return plan.lineage.run_id, f"{plan.out}#{plan.plan_id}"
 
 
-def build(pipeline: beam.Pipeline, job: Job) -> None:
-    """Add the job's steps to a pipeline on any runner."""
-    (
-        pipeline
-        | "Parts" >> beam.Create(range(job.plan.parts), reshuffle=False)
-        | f"{job.stage.capitalize()}Parts" >> MakeParts(job)
-        | Commit(job)
-    )
+def build(pipeline: beam.Pipeline, jobs: Sequence[Job]) -> None:
+    """Add the steps of jobs, which do not wait for each other, to a pipeline on any runner."""
+    for number, job in enumerate(jobs, 1):
+        which = str(number) if len(jobs) > 1 else ""
+        (
+            pipeline
+            | f"Parts{which}" >> beam.Create(range(job.plan.parts), reshuffle=False)
+            | f"{job.stage.capitalize()}Parts{which}" >> MakeParts(job)
+            | f"Commit{which}" >> Commit(job)
+        )
 
 
-def run(job: Job, beam_arguments: Sequence[str] = ()) -> Committed:
-    """Run the planned parts, commit the data sets, and return when the job has ended.
+def run(jobs: Sequence[Job], beam_arguments: Sequence[str] = ()) -> list[Committed]:
+    """Run the planned parts of jobs of one stage as one pipeline, commit the data sets, and wait for the end.
 
     Raises:
         LostRowsError: an object ended in neither data set; nothing was committed.
     """
-    plan = job.plan
-    if plan.committed:
-        tally.start(job.stage, plan.objects)
+    todo = [job for job in jobs if not job.plan.committed]
+    works = [progress.Work(job.plan.out, job.plan.objects, job.counts, only_new=True) for job in todo]
+    if todo:
+        if runners.is_in_process(beam_arguments):
+            _load_models(todo)
+        with (
+            progress.counted(todo[0].stage, works, beam_arguments),
+            runners.running(beam_arguments) as pipeline,
+        ):
+            build(pipeline, todo)
     else:
-        in_process = runners.is_in_process(beam_arguments)
-        if in_process and plan.parts:  # a model that cannot be loaded is an error of its own, not Beam's
+        tally.start(jobs[0].stage, sum(job.plan.objects for job in jobs))
+    return [_committed(job.plan) for job in jobs]
+
+
+def _load_models(jobs: Sequence[Job]) -> None:
+    """Load what this process will work with: what cannot be loaded is an error of its own, not Beam's."""
+    for job in jobs:
+        if job.plan.parts:
             job.check(job.maker.load())
-        work = progress.Work(plan.out, plan.objects, job.counts, only_new=True)
-        with progress.counted(job.stage, [work], beam_arguments), runners.running(beam_arguments) as pipeline:
-            build(pipeline, job)
+
+
+def _committed(plan: Plan) -> Committed:
+    """Return the data sets of a plan after its job."""
     held = plan.held if plan.committed else _COMMITTED.pop(_key(plan), None)
     rows, rejects = (held.rows, held.rejects) if held else (None, None)
     rows = rows or Dataset.open(plan.uri_of(plan.product.dataset))
@@ -212,6 +228,6 @@ def write_template(job: Job, beam_arguments: Sequence[str]) -> str:
     """
     planning.keep_staged(job.plan)
     pipeline = runners.pipeline(beam_arguments)
-    build(pipeline, job)
+    build(pipeline, [job])
     pipeline.run()
     return str(runners.template_location(beam_arguments))

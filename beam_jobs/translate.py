@@ -213,7 +213,7 @@ def run(job: TranslateJob, execution: Execution, beam_arguments: Sequence[str] =
     """
     with leases.held(job.out, job.images, execution):
         planned = plan(job, execution)
-        committed = parts.run(planned, beam_arguments)
+        [committed] = parts.run([planned], beam_arguments)
     return TranslateResult(
         translations=committed.rows,
         rejects=committed.rejects,

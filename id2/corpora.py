@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Unpack
@@ -15,7 +17,7 @@ from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
 from id2core.runs import erasure, leases, takedowns
 from id2core.runs.execution import Execution
-from id2core.runs.planning import NOTHING, Made
+from id2core.runs.planning import NOTHING, Made, Plan
 from id2core.runs.records import Recorder
 from id2core.settings import Settings
 from id2core.sources import registry
@@ -65,24 +67,43 @@ class EmbeddedCorpus:
     listed: int
     made: Made = NOTHING
 
+    @staticmethod
+    def of(result: EmbedResult, run_id: str) -> EmbeddedCorpus:
+        """Return the corpus that a run embedded."""
+        counts = Made.by(run_id, result.embeddings)
+        return EmbeddedCorpus(result.embeddings, result.rejects, result.listed, counts)
 
-def embed_images(job: EmbedJob, execution: Execution, beam: list[str]) -> EmbedResult:
-    """Embed the images that have no row; where all have one, Beam is not loaded."""
-    out = job.results or job.out
-    with leases.held(job.out, job.images, execution):
-        work = plan_embed(job, execution)
-        if (before := finished(job, work)) is not None:
-            return before
-        from beam_jobs import embed
 
-        if not storage.exists(storage.join(job.out, POSTS, SUCCESS)):
-            return embed.run_planned(job, work, beam)
-        known = takedowns.withheld(out, job.out)
-        made = embed.run_planned(job, work, beam)
+def embed_images(jobs: Sequence[EmbedJob], execution: Execution, beam: list[str]) -> list[EmbedResult]:
+    """Embed the images that have no row, as one pipeline; where all have one, Beam is not loaded."""
+    with ExitStack() as held:
+        for job in jobs:
+            held.enter_context(leases.held(job.out, job.images, execution))
+        works = [plan_embed(job, execution) for job in jobs]
+        before = [finished(job, work) for job, work in zip(jobs, works, strict=True)]
+        todo = [(job, work) for job, work, done in zip(jobs, works, before, strict=True) if done is None]
+        made = iter(_embed_planned(todo, execution, beam) if todo else ())
+        return [done or next(made) for done in before]
+
+
+def _embed_planned(
+    todo: Sequence[tuple[EmbedJob, Plan]], execution: Execution, beam: list[str]
+) -> list[EmbedResult]:
+    """Embed what plans leave to do, and forget the posts of pictures that are refused."""
+    from beam_jobs import embed
+
+    with_posts = [job for job, _ in todo if storage.exists(storage.join(job.out, POSTS, SUCCESS))]
+    known = [_withheld(job) for job in with_posts]
+    made = embed.run_planned(todo, beam)
+    for job, before in zip(with_posts, known, strict=True):
         # What a refused picture is could not be known before it was read, and its post was written by then.
-        if refused := takedowns.withheld(out, job.out) - known:
+        if refused := _withheld(job) - before:
             erasure.forget_posts(job.out, refused, execution)
-        return made
+    return made
+
+
+def _withheld(job: EmbedJob) -> frozenset[tuple[str, str]]:
+    return takedowns.withheld(job.results or job.out, job.out)
 
 
 @dataclass(frozen=True)
@@ -145,14 +166,39 @@ class Corpus:
         self, out: str, settings: Settings, beam: list[str], recorder: Recorder, **feed: Unpack[Feed]
     ) -> EmbeddedCorpus:
         """Embed the images into `out`/NAME; a corpus that is embedded already is taken as it is."""
-        if self.dataset:
-            return EmbeddedCorpus(self.dataset, None, self.dataset.rows)
-        job = EmbedJob.from_settings(self.uri, storage.join(out, self.name), settings, out, **feed)
-        title = f"embed {self.name}"
+        [made] = embed_corpora([(self, feed)], out, settings, beam, recorder)
+        return made
+
+
+def embed_corpora(
+    corpora: Sequence[tuple[Corpus, Feed]], out: str, settings: Settings, beam: list[str], recorder: Recorder
+) -> list[EmbeddedCorpus]:
+    """Embed the images of corpora into `out`/NAME as one stage; see `Corpus.embed`.
+
+    Args:
+        corpora: each with what is said of its source.
+        out: parent of their data sets.
+        settings: encoder, transform, limits.
+        beam: Beam's arguments.
+        recorder: of the run.
+    """
+    of_images = [(corpus, feed) for corpus, feed in corpora if corpus.dataset is None]
+    jobs = [
+        EmbedJob.from_settings(corpus.uri, storage.join(out, corpus.name), settings, out, **feed)
+        for corpus, feed in of_images
+    ]
+    results: list[EmbedResult] = []
+    if jobs:
+        title = f"embed {', '.join(corpus.name for corpus, _ in of_images)}"
         with recorder.stage(title):
-            made = stage(title, lambda: embed_images(job, recorder.execution, beam))
-        counts = Made.by(recorder.execution.run_id, made.embeddings)
-        return EmbeddedCorpus(made.embeddings, made.rejects, made.listed, counts)
+            results = stage(title, lambda: embed_images(jobs, recorder.execution, beam))
+    made = iter(results)
+    return [
+        EmbeddedCorpus(corpus.dataset, None, corpus.dataset.rows)
+        if corpus.dataset
+        else EmbeddedCorpus.of(next(made), recorder.execution.run_id)
+        for corpus, _ in corpora
+    ]
 
 
 @dataclass(frozen=True)
@@ -225,8 +271,9 @@ class CorpusPair:
     def embed_latents(self, settings: Settings, recorder: Recorder) -> tuple[EmbeddedCorpus, EmbeddedCorpus]:
         """Embed references and queries without a transform: their latents serve any."""
         raw = settings.model_copy(update={"transform": NONE})
-        reference = self.reference.embed(self.out, raw, self.beam, recorder)
-        return reference, self.queries.embed(self.out, raw, self.beam, recorder)
+        both: list[tuple[Corpus, Feed]] = [(self.reference, {}), (self.queries, {})]
+        reference, queries = embed_corpora(both, self.out, raw, self.beam, recorder)
+        return reference, queries
 
     def embed_background(self, settings: Settings, transform: str, recorder: Recorder) -> Dataset | None:
         """Embed the background with a transform: a scan knows it by this data set."""

@@ -28,7 +28,7 @@ def run(request: EmbedRequest) -> EmbedSummary | StagedJob:
     job.identify()  # an encoder or W that cannot be had is refused before anything is written
     with recorded(storage.normalize(request.out), "embed", request.model_dump()) as recorder:
         with recorder.stage("embed"):
-            made = stage("embed", lambda: embed_images(job, recorder.execution, request.beam))
+            [made] = stage("embed", lambda: embed_images([job], recorder.execution, request.beam))
         counts = Made.by(recorder.execution.run_id, made.embeddings)
         recorder.count(listed=made.listed, embedded=counts.added, rejected=counts.rejected)
     return EmbedSummary.model_validate(made, from_attributes=True)

@@ -106,7 +106,7 @@ class _Night:
             job = EmbedJob.from_settings(source, place, self._settings, self.out, **feed)
             title = f"embed {name} {i + 1} of {len(sources)}" if len(sources) > 1 else f"embed {name}"
             with recorder.stage(title):
-                result = stage(title, functools.partial(embed_images, job, execution, self._request.beam))
+                [result] = stage(title, functools.partial(embed_images, [job], execution, self._request.beam))
             listed += result.listed
             added = added.plus(Made.by(execution.run_id, result.embeddings))
             made = EmbeddedCorpus(result.embeddings, result.rejects, listed, added)

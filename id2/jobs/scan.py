@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from id2.corpora import CorpusPair
+from id2.corpora import Corpus, CorpusPair, embed_corpora
 from id2.requests import ReportRequest, ScanRequest
 from id2.searching import EmbeddedCorpora, Searcher
 from id2.stages import stage
+from id2core.encoders.embed_job import Feed
 from id2core.errors import DatasetError
 from id2core.evaluation import truth_files
 from id2core.evaluation.truth_files import Truth
@@ -100,17 +101,15 @@ class _Scan:
         return pair
 
     def _embed(self, recorder: Recorder) -> EmbeddedCorpora:
-        pair, settings, feed = self.pair, self._settings, self._request.feed
-        references = pair.reference.embed(
-            pair.out, settings, pair.beam, recorder, night=feed["night"], add_source=feed["add_source"]
-        )
-        queries = pair.queries.embed(pair.out, settings, pair.beam, recorder, **feed)
-        background = pair.background
-        corpora = EmbeddedCorpora(
-            references,
-            queries,
-            background.embed(pair.out, settings, pair.beam, recorder) if background else None,
-        )
+        pair, feed = self.pair, self._request.feed
+        asked: list[tuple[Corpus, Feed]] = [
+            (pair.reference, {"night": feed["night"], "add_source": feed["add_source"]}),
+            (pair.queries, feed),
+        ]
+        if pair.background:
+            asked.append((pair.background, {}))
+        references, queries, *background = embed_corpora(asked, pair.out, self._settings, pair.beam, recorder)
+        corpora = EmbeddedCorpora(references, queries, background[0] if background else None)
         corpora.count(recorder)
         return corpora
 

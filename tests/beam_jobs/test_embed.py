@@ -264,14 +264,14 @@ def test_a_worker_with_another_model_than_planned_stops(tiny_vae: str, tmp_path:
     spec = job(draw_photos(tmp_path / "images", 2), tmp_path / "out", tiny_vae)
     plan = plan_embed(spec, Execution.begin())
     with pytest.raises(Exception, match="the run was planned with"), runners.pipeline() as pipeline:
-        parts.build(pipeline, embed.planned(replace(spec, encoder="mini"), plan))
+        parts.build(pipeline, [embed.planned(replace(spec, encoder="mini"), plan)])
 
 
 def test_a_commit_can_be_repeated(photos: Path, tiny_vae: str, tmp_path: Path) -> None:
     spec = job(photos, tmp_path / "out", tiny_vae)
     plan = plan_embed(spec, Execution.begin())
     with runners.pipeline() as pipeline:
-        parts.build(pipeline, embed.planned(spec, plan))
+        parts.build(pipeline, [embed.planned(spec, plan)])
     planning.commit(plan)
     assert embed.run(spec, Execution.begin()).resumed
 

@@ -40,7 +40,7 @@ def test_an_embed_job_says_how_much_and_how_long(tiny_vae: str, tmp_path: Path) 
     spec = embed_job(str(images), str(tmp_path / "out"), encoder=tiny_vae, dtype="float32", part_size=4)
     pipeline = runners.pipeline()
     with pipeline:
-        parts.build(pipeline, embed.planned(spec, plan_embed(spec, Execution.begin())))
+        parts.build(pipeline, [embed.planned(spec, plan_embed(spec, Execution.begin()))])
     figures = metrics.read(pipeline.result)
     written = [Dataset.open(str(tmp_path / "out" / name)).files for name in ("embeddings", "rejects")]
     assert figures.counters == {

@@ -175,5 +175,5 @@ def test_what_must_not_be_mixed_is_refused_by_name(folder: Path) -> None:
     work = plan_embed(late, Execution.begin())
     reproject(folder, switch=True)
     with pytest.raises(DatasetError, match="transform_id"):
-        embed.run_planned(late, work)
+        embed.run_planned([(late, work)])
     assert night(folder, str(folder / "w.safetensors")).new_references == 1

@@ -264,7 +264,7 @@ def test_one_run_id_joins_matches_runs_rejects_and_summary(
     assert ids == {summary["run_id"]} == set(matches["run_id"].to_pylist())
     [run] = records.read(str(tmp_path))
     assert (run.status, run.references, run.queries, run.matches) == ("done", 8, 3, 24)
-    assert run.config["encoder"] == tiny_vae and run.seconds.keys() >= {"embed reference", "search"}
+    assert run.config["encoder"] == tiny_vae and run.seconds.keys() >= {"embed reference, queries", "search"}
 
 
 def _run_ids(uri: Path) -> list[str]:
