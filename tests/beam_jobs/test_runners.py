@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import apache_beam as beam
-import grpc
 import numpy as np
 import pytest
 from apache_beam.internal.gcp import auth
-from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc, beam_runner_api_pb2
+from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_jobs import embed, engines, progress, runners, search
 from id2core.errors import EngineError, OptionError, SearchError
@@ -31,43 +28,25 @@ from id2core.store.datasets import Dataset
 from id2core.verdicts import calibration
 from id2core.verdicts.judging import Judge
 from id2core.verdicts.normalization import Normalization
-from tests.conftest import free_port, listening, wait_until
+from tests.conftest import free_port, wait_until
 from tests.descriptor_sets import IDS, unit, write_embeddings
 from tests.drawing import draw_photos
 from tests.embedding import embed_job
+from tests.job_service import JobService
 
-ROOT = Path(__file__).parents[2]
 GPU = "worker_accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver:5xx"
 
 
 @pytest.fixture(scope="module")
-def portable() -> Iterator[list[str]]:
-    """Beam's own job service and an external worker pool, each a process of its own."""
-    job_port, pool_port = free_port(), free_port()
-    # The pool starts its workers with `python`, which must be this one and must find the project.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
-    modules = {
-        job_port: ["apache_beam.runners.portability.local_job_service_main", "--job_port", str(job_port)],
-        pool_port: ["apache_beam.runners.worker.worker_pool_main", "--service_port", str(pool_port)],
-    }
-    processes = [
-        subprocess.Popen([sys.executable, "-m", *command], env=environment, stderr=subprocess.DEVNULL)
-        for command in modules.values()
-    ]
-    try:
-        for port in modules:
-            wait_until(lambda port=port: listening(port), 900, f"port {port}")
-        yield [
-            "--runner=PortableRunner",
-            f"--job_endpoint=127.0.0.1:{job_port}",
-            "--environment_type=EXTERNAL",
-            f"--environment_config=127.0.0.1:{pool_port}",
-        ]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+def service() -> Iterator[JobService]:
+    with JobService.started() as service:
+        yield service
+
+
+@pytest.fixture
+def portable(service: JobService) -> list[str]:
+    """Arguments for Beam's own job service and an external worker pool."""
+    return service.arguments
 
 
 PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
@@ -208,15 +187,7 @@ def _sleep(seconds: float, begun: str) -> None:
     time.sleep(seconds)
 
 
-def _states(arguments: list[str]) -> list[str]:
-    """States of the jobs that a job service has, the last one last."""
-    [endpoint] = [a.partition("=")[2] for a in arguments if a.startswith("--job_endpoint=")]
-    with grpc.insecure_channel(endpoint) as channel:
-        jobs = beam_job_api_pb2_grpc.JobServiceStub(channel).GetJobs(beam_job_api_pb2.GetJobsRequest())
-    return [beam_job_api_pb2.JobState.Enum.Name(job.state) for job in jobs.job_info]
-
-
-def test_what_ends_the_wait_cancels_the_job(portable: list[str], tmp_path: Path) -> None:
+def test_what_ends_the_wait_cancels_the_job(service: JobService, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
 
     def interrupt() -> None:
@@ -224,9 +195,36 @@ def test_what_ends_the_wait_cancels_the_job(portable: list[str], tmp_path: Path)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt), runners.running(portable) as pipeline:
+    with pytest.raises(KeyboardInterrupt), runners.running(service.arguments) as pipeline:
         pipeline | beam.Create([600.0]) | beam.Map(_sleep, begun=str(begun))
-    wait_until(lambda: "CANCELL" in _states(portable)[-1], 60, "the cancellation")
+    assert service.states()[-1] == "CANCELLED"
+
+
+def test_a_job_service_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "SERVER_SECONDS", 2.0)
+    begun = tmp_path / "begun"
+    with JobService.started() as service:
+
+        def kill() -> None:
+            wait_until(begun.exists, 600, "the job")
+            service.process.kill()
+
+        threading.Thread(target=kill, daemon=True).start()
+        gone = pytest.raises(EngineError, match=r"the job server is gone .*may go on")
+        with gone as caught, runners.running(service.arguments) as pipeline:
+            pipeline | beam.Create([600.0]) | beam.Map(_sleep, begun=str(begun))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_job_that_has_finished_nothing_is_spoken_of_once(
+    portable: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engines, "BEGUN_SECONDS", 0.5)
+    monkeypatch.setattr(engines, "LOOK_SECONDS", 0.2)
+    with runners.running(portable) as pipeline:
+        pipeline | beam.Create([3.0]) | beam.Map(_sleep, begun=str(tmp_path / "begun"))
+    [notice] = [record.getMessage() for record in caplog.records if record.name == "id2.engines"]
+    assert "has finished nothing in its first 0.5 s" in notice and "free slots" in notice
 
 
 def test_a_job_that_fails_or_is_not_accepted_is_one_line(
@@ -248,10 +246,21 @@ Caused by: java.util.concurrent.CompletionException: wrapped
 Caused by: org.apache.flink.runtime.rest.util.RestClientException: Could not \x1b[2Jconnect
 \t... 12 more
 """
+# What Flink says where a worker raised, shortened.
+WORKER_IN_JAVA = """java.lang.RuntimeException: The program failed
+\tat org.apache.beam.runners.flink.FlinkPipelineRunner.run(FlinkPipelineRunner.java:62)
+Caused by: java.lang.RuntimeException: Error received from SDK harness: Traceback (most recent call last):
+  File "apache_beam/runners/common.py", line 1498, in apache_beam.runners.common.DoFnRunner.process
+ValueError: no number [while running 'Map(float)-ptransform-29']
+
+\tat org.apache.beam.runners.fnexecution.control.FnApiControlClient.onNext(FnApiControlClient.java:180)
+\t... 1 more
+"""
 
 
 def test_the_last_cause_of_an_engine_is_shown() -> None:
     assert engines.cause(JAVA) == r"RestClientException: Could not \x1b[2Jconnect"
+    assert engines.cause(WORKER_IN_JAVA) == "ValueError: no number"
     assert engines.cause("Job is gone\n") == "Job is gone"
     assert engines.cause("") == "no reason was given"
 
