@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import apache_beam as beam
@@ -14,6 +14,7 @@ from apache_beam.options.pipeline_options import (
     DirectOptions,
     GoogleCloudOptions,
     PipelineOptions,
+    PortableOptions,
     StandardOptions,
 )
 from apache_beam.portability.api import beam_provision_api_pb2
@@ -82,6 +83,39 @@ def running(arguments: Sequence[str] = ()) -> Iterator[beam.Pipeline]:
         if runs_here(arguments):
             raise
         raise EngineError(f"the job failed: {engines.cause(str(error))}") from error
+
+
+def submit(arguments: Sequence[str], build: Callable[[beam.Pipeline], None]) -> str:
+    """Submit a job to an engine elsewhere without waiting for its end; return its id there.
+
+    Args:
+        arguments: see `pipeline`; `check_outlives` has passed them.
+        build: adds the job's steps.
+
+    Raises:
+        EngineError: the job server does not answer, or the engine refuses the job.
+    """
+    engines.require_server(PipelineOptions(list(arguments)))
+    steps = pipeline(arguments)
+    build(steps)
+    return engines.job_id(engines.submit(steps))
+
+
+def check_outlives(arguments: Sequence[str]) -> None:
+    """Raise OptionError where a job would end with the process that submits it."""
+    options = PipelineOptions(list(arguments))
+    portable = options.view_as(PortableOptions)
+    if runs_here(arguments):
+        reason = "in this process the job ends with the command. Give --runner"
+    elif "dataflow" in _name(options).lower():
+        return
+    elif engines.endpoint_of(options) is None:
+        reason = "the job server that Beam starts ends with the command. Give --job_endpoint of one that runs"
+    elif str(portable.environment_type).upper() == "LOOPBACK":
+        reason = "with --environment_type=LOOPBACK the workers end with the command"
+    else:
+        return
+    raise OptionError(f"--detach: {reason}")
 
 
 def runs_here(arguments: Sequence[str]) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import id2
 from flows.base import flow_of
 from id2.requests import TranslateRequest
-from id2.results import StagedJob, TranslateSummary
+from id2.results import StagedJob, SubmittedJob, TranslateSummary
 
 
 @flow_of(id2.translate, run_name="translate {images} with {model}")
-def translate(request: TranslateRequest) -> StagedJob | TranslateSummary:
+def translate(request: TranslateRequest) -> StagedJob | SubmittedJob | TranslateSummary:
     """Run `id2.translate` with its stages as tasks."""
     return id2.translate.run(request)

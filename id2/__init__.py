@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         ReprojectReport,
         ScanSummary,
         StagedJob,
+        SubmittedJob,
         TakedownReport,
         TrainReport,
         TranslateSummary,
@@ -144,7 +145,7 @@ def doctor(request: requests.DoctorRequest) -> DoctorReport:
 
 
 @function(requests.EmbedRequest)
-def embed(request: requests.EmbedRequest) -> EmbedSummary | StagedJob:
+def embed(request: requests.EmbedRequest) -> EmbedSummary | StagedJob | SubmittedJob:
     """Embed images."""
     from id2.jobs import embed
 
@@ -152,7 +153,7 @@ def embed(request: requests.EmbedRequest) -> EmbedSummary | StagedJob:
 
 
 @function(requests.TranslateRequest)
-def translate(request: requests.TranslateRequest) -> StagedJob | TranslateSummary:
+def translate(request: requests.TranslateRequest) -> StagedJob | SubmittedJob | TranslateSummary:
     """Translate originals with a diffusion model."""
     from id2.jobs import translate
 

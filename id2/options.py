@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 
 from id2core import settings
+from id2core.errors import OptionError
 from id2core.options import Options
 from id2core.runs.progress import Listener
 from id2core.settings import Settings
@@ -130,6 +131,27 @@ class BeamRequest(Request):
             from beam_jobs import runners
 
             runners.check(self.beam)
+
+
+class OneJobRequest(BeamRequest):
+    """A request whose work is one job, with nothing behind it: the command need not wait for its end."""
+
+    detach: bool = option(
+        "Submit the job, print its id, and do not wait. The runner must be elsewhere. Run the command again "
+        "without the option, once the job has ended, for its counts.",
+        False,
+    )
+
+    def check(self) -> None:
+        """Refuse to leave a job that would end with the command."""
+        super().check()
+        if not self.detach:
+            return
+        if self.template:
+            raise OptionError("give either --detach or --template_location")
+        from beam_jobs import runners
+
+        runners.check_outlives(self.beam)
 
 
 def options_of(request: type[Options]) -> Iterator[tuple[str, FieldInfo]]:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Literal
 
 from id2 import checks
-from id2.options import BeamRequest, Request, option, setting
+from id2.options import BeamRequest, OneJobRequest, Request, option, setting
 from id2core import defaults
 from id2core.errors import (
     CalibrationError,
@@ -83,7 +83,7 @@ class SourceRequest(BeamRequest):
         _ = self._night
 
 
-class EmbedRequest(SourceRequest):
+class EmbedRequest(SourceRequest, OneJobRequest):
     """Embed images into OUT/embeddings and OUT/rejects. Images that have a row are not read again."""
 
     images: str = option(f"Images: {_SOURCE}.", example="gs://corpus/originals")
@@ -100,7 +100,7 @@ class EmbedRequest(SourceRequest):
         checks.require_writable(self.out)
 
 
-class TranslateRequest(BeamRequest, TranslationConfig):
+class TranslateRequest(OneJobRequest, TranslationConfig):
     """Translate originals with a diffusion model; write OUT/pictures, OUT/translations and OUT/truth.csv."""
 
     images: str = option("Originals: a folder or gs:// prefix of images.", example="originals")

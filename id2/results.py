@@ -32,6 +32,18 @@ class StagedJob(Result):
     template: str
 
 
+class SubmittedJob(Result):
+    """A job that runs on without the command that submitted it.
+
+    Attributes:
+        job_id: by which its engine or its job server knows it.
+        run_id: of the rows that it makes.
+    """
+
+    job_id: str
+    run_id: str
+
+
 class EmbedSummary(Result):
     """Objects of the data sets after an embed run.
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -22,6 +22,9 @@ from flows import progress
 from id2.options import Request
 from id2core.errors import ID2Error, OptionError, PrefectServerError, printable
 from id2core.runs.execution import rank
+
+if TYPE_CHECKING:
+    from id2.results import StagedJob, SubmittedJob
 
 T = TypeVar("T")
 BAD_USAGE, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -138,6 +141,22 @@ def echo_lines(lines: Iterable[str]) -> None:
     """Print lines on stderr as they are, however wide the terminal."""
     for line in lines:
         stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def echo_job(job: StagedJob | SubmittedJob) -> None:
+    """Print the place or the id of a job that nobody waits for, and how to follow it."""
+    from id2 import results
+
+    if isinstance(job, results.StagedJob):
+        typer.echo(job.template)
+        return
+    typer.echo(job.job_id)
+    echo_lines(
+        [
+            "The job goes on without this command. Follow it, or cancel it, in the engine's own UI. Run the "
+            "same command without --detach when it has ended"
+        ]
+    )
 
 
 def truth_lines(queries: int | None, origins: int | None) -> Iterator[str]:

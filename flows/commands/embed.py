@@ -12,7 +12,7 @@ from flows.commands.options import command
 from id2.requests import EmbedRequest
 
 if TYPE_CHECKING:
-    from id2.results import EmbedSummary, StagedJob
+    from id2.results import EmbedSummary, StagedJob, SubmittedJob
 
 app = typer.Typer()
 
@@ -23,12 +23,12 @@ app = typer.Typer()
     "flows.embed:embed",
     epilog="Example: id2 embed --images gs://corpus/originals --out gs://corpus/id2 --encoder sd2",
 )
-def show(summary: EmbedSummary | StagedJob, request: EmbedRequest) -> None:
-    """Print the counts; of a job that is only staged, the place of its template."""
+def show(summary: EmbedSummary | StagedJob | SubmittedJob, request: EmbedRequest) -> None:
+    """Print the counts; of a job that nobody waits for, its template or its id."""
     from id2 import results
 
     if not isinstance(summary, results.EmbedSummary):
-        typer.echo(summary.template)
+        console.echo_job(summary)
         return
     console.echo_lines(
         [

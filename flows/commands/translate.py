@@ -12,7 +12,7 @@ from flows.commands.options import command
 from id2.requests import TranslateRequest
 
 if TYPE_CHECKING:
-    from id2.results import StagedJob, TranslateSummary
+    from id2.results import StagedJob, SubmittedJob, TranslateSummary
 
 app = typer.Typer()
 
@@ -25,12 +25,12 @@ app = typer.Typer()
     "--out translated. Then id2 scan --reference originals --queries translated/pictures --truth "
     "translated/truth.csv --out results measures how many origins are found.",
 )
-def show(summary: TranslateSummary | StagedJob, request: TranslateRequest) -> None:
-    """Print the counts; of a job that is only staged, the place of its template."""
+def show(summary: TranslateSummary | StagedJob | SubmittedJob, request: TranslateRequest) -> None:
+    """Print the counts; of a job that nobody waits for, its template or its id."""
     from id2 import results
 
     if not isinstance(summary, results.TranslateSummary):
-        typer.echo(summary.template)
+        console.echo_job(summary)
         return
     console.echo_lines(
         [

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from id2.corpora import embed_images
 from id2.requests import EmbedRequest
-from id2.results import EmbedSummary, StagedJob
+from id2.results import EmbedSummary, StagedJob, SubmittedJob
 from id2.stages import stage
-from id2core.encoders.embed_job import EmbedJob
+from id2core.encoders.embed_job import EmbedJob, plan_embed
+from id2core.runs import leases
 from id2core.runs.execution import Execution
 from id2core.runs.planning import Made
 from id2core.runs.records import recorded
 from id2core.store import storage
 
 
-def run(request: EmbedRequest) -> EmbedSummary | StagedJob:
-    """Embed the images that have no row yet; with a template location, only stage the job.
+def run(request: EmbedRequest) -> EmbedSummary | StagedJob | SubmittedJob:
+    """Embed the images that have no row yet; stage or submit the job alone where that is asked for.
 
     Raises:
         StorageError, DatasetError, EncoderError, TransformError: the message says what to do.
@@ -26,9 +27,22 @@ def run(request: EmbedRequest) -> EmbedSummary | StagedJob:
 
         return StagedJob(template=embed_job.write_template(job, Execution.begin(), request.beam))
     job.identify()  # an encoder or W that cannot be had is refused before anything is written
+    if request.detach and (submitted := _detached(job, request.beam)):
+        return submitted
     with recorded(storage.normalize(request.out), "embed", request.model_dump()) as recorder:
         with recorder.stage("embed"):
             [made] = stage("embed", lambda: embed_images([job], recorder.execution, request.beam))
         counts = Made.by(recorder.execution.run_id, made.embeddings)
         recorder.count(listed=made.listed, embedded=counts.added, rejected=counts.rejected)
     return EmbedSummary.model_validate(made, from_attributes=True)
+
+
+def _detached(job: EmbedJob, beam: list[str]) -> SubmittedJob | None:
+    """Submit the job; return None where nothing is left to do."""
+    from beam_jobs import detached
+    from beam_jobs import embed as embed_job
+
+    execution = Execution.begin()
+    with leases.held(job.out, job.images, execution):
+        submitted = detached.submit(embed_job.planned(job, plan_embed(job, execution)), beam)
+    return SubmittedJob(job_id=submitted, run_id=execution.run_id) if submitted else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from beam_jobs import translate as translate_job
 from beam_jobs.translate import TranslateJob
 from id2.requests import TranslateRequest
-from id2.results import StagedJob, TranslateSummary
+from id2.results import StagedJob, SubmittedJob, TranslateSummary
 from id2.stages import stage
 from id2core.oripid.readers import PairSet
+from id2core.runs import leases
 from id2core.runs.execution import Execution
 from id2core.runs.planning import Made
 from id2core.runs.records import recorded
@@ -19,8 +20,8 @@ from id2core.translation.config import TranslationConfig
 TRUTH = "truth.csv"
 
 
-def run(request: TranslateRequest) -> StagedJob | TranslateSummary:
-    """Translate the originals that have no translation yet; with a template location, only stage the job.
+def run(request: TranslateRequest) -> StagedJob | SubmittedJob | TranslateSummary:
+    """Translate the originals that have none yet; stage or submit the job alone where that is asked for.
 
     Raises:
         TranslatorError, PromptError, StorageError, DatasetError: the message says what to do.
@@ -41,6 +42,8 @@ def run(request: TranslateRequest) -> StagedJob | TranslateSummary:
     )
     if request.template:
         return StagedJob(template=translate_job.write_template(job, Execution.begin(), request.beam))
+    if request.detach and (submitted := _detached(job, request.beam)):
+        return submitted
     facts = request.model_dump() | {"model": model.model_dump()}
     with recorded(job.out, "translate", facts) as recorder:
         with recorder.stage("translate"):
@@ -49,6 +52,16 @@ def run(request: TranslateRequest) -> StagedJob | TranslateSummary:
         counts = Made.by(recorder.execution.run_id, made.translations)
         recorder.count(listed=made.listed, translated=counts.added, rejected=counts.rejected)
     return TranslateSummary.model_validate(vars(made) | {"truth": truth, "out": job.out})
+
+
+def _detached(job: TranslateJob, beam: list[str]) -> SubmittedJob | None:
+    """Submit the job; return None where nothing is left to do."""
+    from beam_jobs import detached
+
+    execution = Execution.begin()
+    with leases.held(job.out, job.images, execution):
+        submitted = detached.submit(translate_job.plan(job, execution), beam)
+    return SubmittedJob(job_id=submitted, run_id=execution.run_id) if submitted else None
 
 
 def write_truth(translations: Dataset, out: str) -> str:

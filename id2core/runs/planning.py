@@ -502,6 +502,11 @@ def keep_staged(plan: Plan) -> None:
     storage.write_bytes(_keep_uri(plan), b"")
 
 
+def release_staged(plan: Plan) -> None:
+    """Treat what is staged for a job that nobody will start as that of any other run."""
+    storage.delete(_keep_uri(plan))
+
+
 def _keep_uri(plan: Plan) -> str:
     return storage.join(plan.out, STAGING, f"{KEEP}-{plan.plan_id}-{plan.lineage.run_id}")
 

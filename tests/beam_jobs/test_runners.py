@@ -16,7 +16,9 @@ import pytest
 from apache_beam.internal.gcp import auth
 from apache_beam.portability.api import beam_runner_api_pb2
 
+import id2
 from beam_jobs import embed, engines, progress, runners, search
+from id2.results import EmbedSummary, SubmittedJob
 from id2core.errors import EngineError, OptionError, SearchError
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
@@ -225,6 +227,37 @@ def test_a_job_that_has_finished_nothing_is_spoken_of_once(
         pipeline | beam.Create([3.0]) | beam.Map(_sleep, begun=str(tmp_path / "begun"))
     [notice] = [record.getMessage() for record in caplog.records if record.name == "id2.engines"]
     assert "has finished nothing in its first 0.5 s" in notice and "free slots" in notice
+
+
+def test_a_detached_job_ends_by_itself(
+    service: JobService, photos: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    options = {"images": photos, "out": tmp_path / "out", "encoder": tiny_vae, "runner": "PortableRunner"}
+    submitted = id2.embed(**options, beam_arguments=service.options, detach=True)
+    assert isinstance(submitted, SubmittedJob) and submitted.job_id
+    wait_until(lambda: service.states()[-1] == "DONE", 600, "the job")
+    embeddings = Dataset.open(str(tmp_path / "out/embeddings"))
+    assert (embeddings.rows, embeddings.run_id) == (12, submitted.run_id)
+    again = id2.embed(**options, beam_arguments=service.options, detach=True)
+    assert isinstance(again, EmbedSummary) and again.resumed
+    assert not [path for path in (tmp_path / "out/_staging").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("runner", "arguments", "reason"),
+    [
+        (None, [], "Give --runner"),
+        ("FlinkRunner", ["--flink_master=flink:8081"], "Give --job_endpoint"),
+        ("PortableRunner", ["--job_endpoint=embed"], "Give --job_endpoint"),
+        ("FlinkRunner", ["--job_endpoint=a:8099", "--environment_type=LOOPBACK"], "LOOPBACK"),
+        ("DataflowRunner", ["--template_location=gs://a/b"], "--template_location"),
+    ],
+)
+def test_a_job_that_would_end_with_the_command_is_not_left(
+    runner: str | None, arguments: list[str], reason: str, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=reason):
+        id2.embed(images=photos, out=tmp_path / "out", runner=runner, beam_arguments=arguments, detach=True)
 
 
 def test_a_job_that_fails_or_is_not_accepted_is_one_line(
