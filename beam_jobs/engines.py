@@ -23,6 +23,7 @@ from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptio
 from apache_beam.runners.portability import portable_runner
 from apache_beam.runners.runner import PipelineState
 
+from beam_jobs import flink
 from id2core.errors import EngineError, printable
 from id2core.runs.progress import Counts, tally
 
@@ -63,7 +64,7 @@ def waited(pipeline: beam.Pipeline, arguments: Sequence[str]) -> Iterator[beam.P
     require_server(options)
     yield pipeline
     with _messages_to_debug(), _broken_streams_ignored():
-        _wait(submit(pipeline), endpoint_of(options))
+        _wait(submit(pipeline), options)
 
 
 def submit(pipeline: beam.Pipeline) -> Any:
@@ -112,8 +113,9 @@ def _answers(endpoint: str, seconds: float) -> bool:
     return True
 
 
-def _wait(result: Any, endpoint: str | None) -> None:
+def _wait(result: Any, options: PipelineOptions) -> None:
     """Wait for the end of a job; cancel it if something else ends the wait."""
+    endpoint = endpoint_of(options)
     try:
         with _Notice(job_id(result)) as notice:
             try:
@@ -123,7 +125,7 @@ def _wait(result: Any, endpoint: str | None) -> None:
     except EngineError:
         raise  # nobody is there to cancel it
     except BaseException as error:
-        _cancel(result)
+        _cancel(result, options)
         if isinstance(error, RuntimeError) or not isinstance(error, Exception):
             raise
         raise RuntimeError(str(error)) from error  # Dataflow's errors are of another class
@@ -216,20 +218,30 @@ def _is_unavailable(error: grpc.RpcError) -> bool:
     return isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def _cancel(result: Any) -> None:
+def _cancel(result: Any, options: PipelineOptions) -> None:
     """Cancel a job that goes on elsewhere, and wait a little until it has ended."""
     job = job_id(result)
     try:
         if PipelineState.is_terminal(result.state):
             return
+        master = flink.master_of(options, endpoint_of(options), job)
         result.cancel()
-        deadline = time.monotonic() + CANCEL_SECONDS
-        while not PipelineState.is_terminal(result.state) and time.monotonic() < deadline:
-            time.sleep(STATE_SECONDS)
-        _log.warning("job %s was cancelled on the cluster", job)
+        has_ended = flink.cancel(master, job, CANCEL_SECONDS) if master else _ends(result)
     except Exception as error:
         reason = cause(_details(error))
         _log.warning("job %s may go on, and could not be cancelled (%s): cancel it there", job, reason)
+        return
+    _log.warning("job %s was cancelled on the cluster%s", job, "" if has_ended else ", and is still ending")
+
+
+def _ends(result: Any) -> bool:
+    """Return whether a job that was told to end does so."""
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while not PipelineState.is_terminal(result.state):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(STATE_SECONDS)
+    return True
 
 
 def _keep_job_server_apart(options: PipelineOptions) -> None:
@@ -302,4 +314,4 @@ def cause(text: str) -> str:
 
 
 def _details(error: BaseException) -> str:
-    return str(error.details() if isinstance(error, grpc.Call) else error)
+    return str(error.details() or error.code() if isinstance(error, grpc.Call) else error)
