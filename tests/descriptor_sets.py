@@ -27,6 +27,7 @@ def write_embeddings(uri: Path, vectors: np.ndarray, files: int, prefix: str, **
             "image_id": [f"{prefix}{r:06d}" for r in rows],
             "uri": [f"/{prefix}/{r:06d}.jpg" for r in rows],
             "generation": ["1"] * len(rows),
+            "bytes": [1] * len(rows),
             "run_id": ["r"] * len(rows),
             "latent": schemas.vectors_to_array(np.zeros((len(rows), 1), np.float16), 1),
             "descriptor": schemas.vectors_to_array(vectors[rows], vectors.shape[1]),

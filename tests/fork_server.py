@@ -73,7 +73,7 @@ class ForkServer:
 
 
 def _serve() -> None:
-    _prepare()
+    prepare()
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
@@ -86,7 +86,7 @@ def _serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Import what commands import as they go, and add the toy encoder; nothing may start a thread."""
     import torch
 

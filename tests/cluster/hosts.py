@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
 
 BRIDGE = "id2bridge"
+LOCK = Path(tempfile.gettempdir()) / "id2-cluster.lock"
 GATEWAY = "10.99.0.1"
 
 
@@ -30,18 +35,34 @@ class Host:
 
 @contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
-    """Make hosts with an address each; needs root."""
+    """Make hosts with an address each; needs root. One test at a time has them, others wait."""
     every = [Host(f"id2host{i}", f"10.99.0.{10 + i}") for i in range(1, count + 1)]
-    _remove(every)  # of a test that was killed
-    _ip("link", "add", BRIDGE, "type", "bridge")
-    _ip("addr", "add", f"{GATEWAY}/24", "dev", BRIDGE)
-    _ip("link", "set", BRIDGE, "up")
-    try:
-        for host in every:
-            _add(host)
-        yield every
-    finally:
-        _remove(every)
+    with FileLock(LOCK):
+        _remove(every)  # of a test that was killed
+        try:
+            _ip("link", "add", BRIDGE, "type", "bridge")
+            _ip("addr", "add", f"{GATEWAY}/24", "dev", BRIDGE)
+            _ip("link", "set", BRIDGE, "up")
+            for host in every:
+                _add(host)
+            yield every
+        finally:
+            _remove(every)
+
+
+def refusal() -> str:
+    """Return why no host can be made here, empty where one can: in a container, root may lack the right."""
+    name = "id2probe"
+    for command in (
+        ["ip", "netns", "add", name],
+        ["ip", "link", "add", name, "type", "bridge"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            break
+    subprocess.run(["ip", "link", "delete", name], capture_output=True)
+    subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+    return f"{' '.join(command)}: {done.stderr.strip()}" if done.returncode else ""
 
 
 def _add(host: Host) -> None:
