@@ -8,7 +8,7 @@ PHOTOS ?=
 WITH_DOCKER := $(if $(filter up,$(MAKECMDGOALS)),$(shell docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 && echo yes))
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo up test slow test-cluster lint docs bench experiments setup browser clean
+.PHONY: demo up test slow test-cluster cluster-faults lint docs bench experiments setup browser clean
 
 demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
@@ -32,16 +32,25 @@ test: setup browser lint
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# On a real Flink that it starts: two hosts in network namespaces, as root, with Java 17. FLINK_JOB_SERVER is the
-# jar of Beam's job server for Flink 1.19.
-test-cluster: setup .venv-flink/.installed
+# On real engines that it starts, with Java 17. Flink: two hosts in network namespaces, as root; FLINK_JOB_SERVER is
+# the jar of Beam's job server for Flink 1.19, by default the one that Beam downloads. Spark, where SPARK_JOB_SERVER
+# names a file that lists the jars of Beam's job server for Spark 3, which are in lib/ beside it.
+test-cluster: setup .venv-flink/.installed $(if $(SPARK_JOB_SERVER),.venv-flink/.spark)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster tests/cluster
+
+# Every fault of test-cluster, TIMES times each; an hour or more.
+cluster-faults: setup .venv-flink/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.cluster.loop --times $(or $(TIMES),10)
 
 .venv-flink/.installed:
 	$(PYTHON) -m venv .venv-flink
 	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools<81' wheel
 	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
 		apache-flink-libraries==1.19.3
+	touch $@
+
+.venv-flink/.spark: .venv-flink/.installed
+	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps pyspark==3.5.0
 	touch $@
 
 lint: setup

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from apache_beam.utils.subprocess_server import JavaJarServer
 
-from tests.cluster.hosts import GATEWAY, Host, hosts
-from tests.cluster.processes import OPENS, ROOT, Processes, preloaded, worker_pool
+from tests.cluster import hosts
+from tests.cluster.hosts import GATEWAY, Host
+from tests.cluster.processes import JAVA, OPENS, PACKAGES, ROOT, Processes, preloaded, worker_pool
 from tests.conftest import listening, wait_until
 
 REST, JOBS, ARTIFACTS, EXPANSION, POOL = 8081, 8099, 8098, 8097, 50000
@@ -44,6 +47,38 @@ def deployed() -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
 
 
+def libraries() -> Path:
+    """Return the folder of `apache-flink-libraries`."""
+    return PACKAGES / "pyflink"
+
+
+def missing() -> tuple[Path | None, str]:
+    """Return Beam's job server, or None and what a cluster needs and is not here."""
+    lacks = {
+        "root, for network namespaces": os.geteuid() != 0,
+        JAVA: not shutil.which("java"),
+        "ip (Debian: iproute2)": not shutil.which("ip"),
+        "Flink: run make test-cluster": not libraries().is_dir(),
+    }
+    for what, is_lacking in lacks.items():
+        if is_lacking:
+            return None, what
+    if refusal := hosts.refusal():
+        return None, f"the right to make network namespaces (CAP_NET_ADMIN and CAP_SYS_ADMIN): {refusal}"
+    return _job_server(), "Beam's job server for Flink 1.19: FLINK_JOB_SERVER names its jar"
+
+
+def _job_server() -> Path | None:
+    """Return the jar of Beam's job server: that of FLINK_JOB_SERVER, else the one that Beam downloads."""
+    if named := os.environ.get("FLINK_JOB_SERVER"):
+        return Path(named).absolute() if Path(named).is_file() else None
+    try:
+        url = JavaJarServer.path_to_beam_jar(":runners:flink:1.19:job-server:shadowJar")
+        return Path(JavaJarServer.local_jar(url))
+    except Exception:
+        return None
+
+
 @dataclass
 class FlinkCluster:
     """A cluster that runs.
@@ -52,7 +87,7 @@ class FlinkCluster:
         folder: of configuration, logs and temporary files.
         libraries: the folder of `apache-flink-libraries`.
         jar: Beam's job server.
-        hosts: with a task manager and a worker pool each.
+        hosts: each with a task manager and a worker pool.
         processes: by name: `jobs`, `manager`, `tasks-HOST`, `pool-HOST`, `workers-HOST`.
     """
 
@@ -66,7 +101,7 @@ class FlinkCluster:
     @contextmanager
     def started(cls, folder: Path, libraries: Path, jar: Path, count: int = 2) -> Iterator[FlinkCluster]:
         """Start a cluster and wait until it takes jobs; stop it in the end."""
-        with hosts(count) as every, Processes(folder) as processes:
+        with hosts.hosts(count) as every, Processes(folder) as processes:
             cluster = cls(folder, libraries, jar, every, processes)
             cluster._configure()
             cluster.start_manager()

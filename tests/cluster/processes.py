@@ -13,6 +13,9 @@ from typing import Self
 import psutil
 
 ROOT = Path(__file__).parents[2]
+# Where `make test-cluster` puts Flink and Spark.
+PACKAGES = ROOT / ".venv-flink/lib/python3.11/site-packages"
+JAVA = "java (Debian: openjdk-17-jre-headless)"
 
 
 def opened(packages: Iterable[str]) -> list[str]:

@@ -63,7 +63,7 @@ def test_a_signal_cancels_the_job_on_the_cluster(
     number: int, code: int, cluster: FlinkCluster, server: ForkServer, embedding: Work, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run = embedding.start(server, out, *trials.on(cluster))
+    run = embedding.start(server, out, *trials.on(cluster.arguments))
     wait_until(lambda: embedding.is_at_middle(cluster, out), LONGEST_SECONDS, "the middle")
     os.kill(run.process, number)
     assert run.wait() == code, run.log.read_text()

@@ -25,7 +25,16 @@ from tests.drawing import draw_photos
 from tests.fork_server import ForkServer
 
 # What differs between two executions of the same work.
-TIMES = {"run_id", "embedded_at", "scanned_at", "translated_at", "scan_date", "searched_at", "added_at"}
+TIMES = {
+    "run_id",
+    "embedded_at",
+    "scanned_at",
+    "translated_at",
+    "scan_date",
+    "searched_at",
+    "added_at",
+    "segment",
+}
 # How long a host is gone, and how long anything may take.
 GONE_SECONDS, LONGEST_SECONDS = 10.0, 600.0
 KILLED = -int(signal.SIGKILL)
@@ -76,6 +85,15 @@ def content(uri: Path) -> list[str]:
     """Every row of a data set but for run ids and times, in one order."""
     rows = (row for table in Dataset.open(str(uri)).tables() for row in table.to_pylist())
     return sorted(repr({k: v for k, v in row.items() if k not in TIMES}) for row in rows)
+
+
+def everything(out: Path) -> dict[str, list[str]]:
+    """Return the content of every data set below an `--out`, and every picture; its place does not count."""
+    places = [path.parent for path in out.rglob("_SUCCESS") if path.parent.name != "runs"]
+    held = {str(place.relative_to(out)): content(place) for place in places}
+    pictures = [path for path in (out / "pictures").rglob("*") if path.is_file()]
+    held |= {str(path.relative_to(out)): [path.read_bytes().hex()] for path in pictures}
+    return {name: [row.replace(str(out), "OUT") for row in rows] for name, rows in held.items()}
 
 
 def lose_task_manager(cluster: FlinkCluster, run: Run) -> None:
@@ -198,20 +216,20 @@ def searching(folder: Path) -> Work:
     return Work("search", arguments, ("matches",), is_at_middle)
 
 
-def on(cluster: FlinkCluster) -> list[str]:
-    """Return how a command is told to run on the cluster."""
-    return ["--runner", "PortableRunner", "--", *cluster.arguments]
+def on(arguments: Sequence[str]) -> list[str]:
+    """Return how a command is told to run on an engine."""
+    return ["--runner", "PortableRunner", "--", *arguments]
 
 
 def attempt(cluster: FlinkCluster, server: ForkServer, work: Work, fault: Fault, out: Path) -> Outcome:
     """Run a trial: its `--out` is a new folder, whose rows are compared with those of `alone` beside it."""
     watch = Written(out)
-    runs = [work.start(server, out, *on(cluster))]
+    runs = [work.start(server, out, *on(cluster.arguments))]
     wait_until(lambda: work.is_at_middle(cluster, out), LONGEST_SECONDS, "the middle")
     fault(cluster, runs[0])
     codes = [runs[0].wait()]
     while codes[-1] and len(codes) < 4:
-        runs.append(work.start(server, out, *on(cluster)))
+        runs.append(work.start(server, out, *on(cluster.arguments)))
         codes.append(runs[-1].wait())
     wait_until(cluster.is_idle, LONGEST_SECONDS, "the end of jobs that go on")
     alone = out.parent / f"{work.name}-alone"
