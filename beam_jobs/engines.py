@@ -22,6 +22,7 @@ import grpc
 from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, PortableOptions
 from apache_beam.runners.portability import portable_runner
 from apache_beam.runners.runner import PipelineState
+from apache_beam.utils import subprocess_server
 
 from beam_jobs import flink
 from id2core.errors import EngineError, printable
@@ -267,24 +268,32 @@ def _own_interrupt() -> Iterator[None]:
 
 
 class _ToDebug(logging.Filter):
-    """Takes an engine's messages, which are whole stack traces, out of what everybody sees."""
+    """Takes messages of engines and of job servers, some of them whole stack traces, out of sight."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.pathname != portable_runner.__file__ or os.environ.get("ID2_DEBUG"):
+        sources = (portable_runner.__file__, subprocess_server.__file__)
+        if record.pathname not in sources or os.environ.get("ID2_DEBUG"):
             return True
         _log.debug("%s", record.getMessage())
         return False
 
 
+_TO_DEBUG: Final = _ToDebug()
+
+
 @contextmanager
 def _messages_to_debug() -> Iterator[None]:
-    """Within, messages of the engine are logged as details, unless ID2_DEBUG asks for them."""
-    filter, root = _ToDebug(), logging.getLogger()
-    root.addFilter(filter)
+    """Within, messages of the engine are logged as details, unless ID2_DEBUG asks for them.
+
+    Those of job servers stay so: they come until this process ends.
+    """
+    root = logging.getLogger()
+    logging.getLogger(subprocess_server.__name__).addFilter(_TO_DEBUG)
+    root.addFilter(_TO_DEBUG)
     try:
         yield
     finally:
-        root.removeFilter(filter)
+        root.removeFilter(_TO_DEBUG)
 
 
 @contextmanager

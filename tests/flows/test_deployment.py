@@ -25,6 +25,7 @@ from id2core.store.datasets import Dataset
 from infra import automations
 from tests.conftest import free_port, listening, wait_until
 from tests.drawing import draw_photos
+from tests.job_service import JobService
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,6 +164,35 @@ def test_a_worker_runs_the_one_off_deployment(
     counts = summary["counts"]
     assert (counts["references"], counts["queries"]) == (4, 2)
     assert (counts["reference_rejects"], counts["query_rejects"]) == (0, 1)
+
+
+def test_a_run_that_is_cancelled_cancels_its_job_elsewhere(
+    prefect: Prefect, client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    draw_photos(tmp_path / "originals", 60)
+    parameters = {
+        "images": str(tmp_path / "originals"),
+        "out": str(tmp_path / "out"),
+        "model": "mini-a",
+        "prompts": "empty",
+        "steps": 500,  # minutes
+        "runner": "PortableRunner",
+    }
+    deployment = client.read_deployment_by_name("translate/one-off")
+    with JobService.started() as service:
+        parameters["beam_arguments"] = service.options
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        wait_until(lambda: service.states() == ["RUNNING"], 900, "the job")
+        prefect.run("flow-run", "cancel", str(run.id))
+        wait_until(lambda: service.states() == ["CANCELLED"], 300, "the end of the job")
+
+    def state() -> State:
+        present = client.read_flow_run(run.id).state
+        assert present
+        return present
+
+    wait_until(lambda: state().is_final(), 300, "the end of the run")
+    assert state().is_cancelled(), prefect.log("worker")
 
 
 def test_the_server_schedules_the_nightly_deployment(prefect: Prefect, client: SyncPrefectClient) -> None:
