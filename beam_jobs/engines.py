@@ -323,4 +323,6 @@ def cause(text: str) -> str:
 
 
 def _details(error: BaseException) -> str:
-    return str(error.details() or error.code() if isinstance(error, grpc.Call) else error)
+    if isinstance(error, grpc.Call):
+        return str(error.details() or error.code().name)
+    return str(error)

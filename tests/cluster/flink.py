@@ -23,7 +23,7 @@ from apache_beam.utils.subprocess_server import JavaJarServer
 
 from tests.cluster import hosts
 from tests.cluster.hosts import GATEWAY, Host
-from tests.cluster.processes import JAVA, OPENS, PACKAGES, ROOT, Processes, preloaded, worker_pool
+from tests.cluster.processes import JAVA, OPENS, PACKAGES, ROOT, Processes, worker_pool
 from tests.conftest import listening, wait_until
 
 REST, JOBS, ARTIFACTS, EXPANSION, POOL = 8081, 8099, 8098, 8097, 50000
@@ -137,10 +137,8 @@ class FlinkCluster:
 
     def start_pool(self, host: Host) -> None:
         """Start the worker pool of a host, and what its workers are forks of."""
-        folder = self.folder / f"bin-{host.name}"
-        folder.mkdir()
-        self.processes.start(f"workers-{host.name}", host.command(preloaded(folder)))
-        self.processes.start(f"pool-{host.name}", host.command(worker_pool(POOL)), first=folder)
+        python = self.processes.preload(f"workers-{host.name}", self._bin(host), host.command)
+        self.processes.start(f"pool-{host.name}", host.command(worker_pool(POOL)), first=python.parent)
 
     def start_job_server(self) -> None:
         """Start Beam's job server."""
@@ -160,7 +158,7 @@ class FlinkCluster:
         wait_until(lambda: self.slots() == len(self.hosts), READY_SECONDS, "the task managers")
         for host in self.hosts:
             wait_until(lambda host=host: listening(POOL, host.address), READY_SECONDS, "a worker pool")
-            python = self.folder / f"bin-{host.name}" / "python"
+            python = self._bin(host) / "python"
             wait_until(python.exists, READY_SECONDS, "what workers are forks of")
         wait_until(lambda: listening(JOBS, GATEWAY), READY_SECONDS, "the job server")
 
@@ -195,6 +193,9 @@ class FlinkCluster:
             return self.slots() == len(self.hosts) and ENDED.issuperset(job["state"] for job in self.jobs())
         except OSError:
             return False
+
+    def _bin(self, host: Host) -> Path:
+        return self.folder / f"bin-{host.name}"
 
     @property
     def _conf(self) -> Path:

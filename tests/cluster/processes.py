@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -48,11 +48,6 @@ def worker_pool(port: int) -> list[str]:
     return [sys.executable, "-m", module, f"--service_port={port}"]
 
 
-def preloaded(folder: Path) -> list[str]:
-    """Return the command that serves FOLDER/python."""
-    return [sys.executable, "-m", "tests.cluster.preloaded", str(folder)]
-
-
 class Processes:
     """Processes by name, and their logs in a folder; the end of the block ends them all."""
 
@@ -76,6 +71,12 @@ class Processes:
             self._running[name] = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
+
+    def preload(self, name: str, folder: Path, host: Callable[[list[str]], list[str]] = list) -> Path:
+        """Start what serves FOLDER/python on a host; return that program, which comes when it is ready."""
+        folder.mkdir()
+        self.start(name, host([sys.executable, "-m", "tests.cluster.preloaded", str(folder)]))
+        return folder / "python"
 
     def kill(self, name: str) -> None:
         """End a process, and what it started, by SIGKILL."""

@@ -60,7 +60,9 @@ class SparkEngine:
         command = ["java", "-Xmx1g", *OPENS, *opened(MORE), "-cp", path, DRIVER]
         with Processes(folder) as processes:
             processes.start("spark", [*command, *(f"--{name}={value}" for name, value in options.items())])
-            processes.start("pool", worker_pool(spark.pool_port))
+            python = processes.preload("workers", folder / "bin")
+            processes.start("pool", worker_pool(spark.pool_port), first=python.parent)
+            wait_until(python.exists, READY_SECONDS, "what workers are forks of")
             for port in (spark.job_port, spark.pool_port):
                 wait_until(lambda port=port: listening(port), READY_SECONDS, "Spark")
             yield spark

@@ -96,4 +96,4 @@ def test_a_scan_on_spark(server: ForkServer, spark: SparkEngine, tmp_path: Path)
     places = ["--reference", corpora["a"], "--queries", corpora["b"]]
     pair = Pair(server, tmp_path, trials.on(spark.arguments))
     pair.run("embed", "embed", "--images", corpora["a"], *PDQ, "--part-size", 3)
-    pair.run("scan", "scan", *places, *PDQ, "--part-size", 3)
+    pair.run("scan", "scan", *places, *PDQ)
