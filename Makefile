@@ -34,7 +34,8 @@ slow: setup
 
 # On real engines that it starts, with Java 17. Flink: two hosts in network namespaces, as root; FLINK_JOB_SERVER is
 # the jar of Beam's job server for Flink 1.19, by default the one that Beam downloads. Spark, where SPARK_JOB_SERVER
-# names a file that lists the jars of Beam's job server for Spark 3, which are in lib/ beside it.
+# names a file that lists the jars of Beam's job server for Spark 3, which are in lib/ beside it. Tests that miss
+# something name it and are skipped. With CI=true they fail, but for Spark's where SPARK_JOB_SERVER is not set.
 test-cluster: setup .venv-flink/.installed $(if $(SPARK_JOB_SERVER),.venv-flink/.spark)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster tests/cluster
 
