@@ -53,7 +53,7 @@ def libraries() -> Path:
 
 
 def missing() -> tuple[Path | None, str]:
-    """Return Beam's job server, or None and what a cluster needs and is not here."""
+    """Return Beam's job server, and what a cluster needs and is not here; with the one, never the other."""
     lacks = {
         "root, for network namespaces": os.geteuid() != 0,
         JAVA: not shutil.which("java"),
@@ -65,7 +65,8 @@ def missing() -> tuple[Path | None, str]:
             return None, what
     if refusal := hosts.refusal():
         return None, f"the right to make network namespaces (CAP_NET_ADMIN and CAP_SYS_ADMIN): {refusal}"
-    return _job_server(), "Beam's job server for Flink 1.19: FLINK_JOB_SERVER names its jar"
+    jar = _job_server()
+    return jar, "" if jar else "Beam's job server for Flink 1.19: FLINK_JOB_SERVER names its jar"
 
 
 def _job_server() -> Path | None:

@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     jar, lack = missing()
-    if lack or jar is None:
+    if jar is None:
         sys.exit(f"no cluster can be started here, because this is missing: {lack}")
     folder = Path(tempfile.mkdtemp(prefix="id2-faults-"))
     chance = random.Random(given.seed)
