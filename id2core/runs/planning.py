@@ -525,12 +525,31 @@ def _read_staged(plan: Plan, file: FileRecord | None, row_group: int | None = No
 
 
 def read_part(plan: Plan, index: int) -> list[Object]:
-    """Return the objects of one part of a plan.
+    """Return the objects of one part of a plan; none of a plan that is committed.
+
+    An engine that loses a machine after the commit starts the job again, and the commit has deleted what was
+    staged.
 
     Raises:
         DatasetError: the manifest is damaged or gone.
     """
-    return [Object(**row) for row in _read_staged(plan, plan.manifest, index).to_pylist()]
+    try:
+        return [Object(**row) for row in _read_staged(plan, plan.manifest, index).to_pylist()]
+    except DatasetError as error:
+        if _is_after_commit(plan, error):
+            return []
+        raise
+
+
+def _is_after_commit(plan: Plan, error: DatasetError) -> bool:
+    """Return whether what was staged could not be read because the plan is committed."""
+    if not isinstance(error.__cause__, FileNotFoundError):
+        return False
+    held = Held.read(plan.product, plan.out)
+    return held.rejects is not None and all(
+        any(dataset.commit.counts_of(run_id, _Counts).plan_id == plan.plan_id for run_id in dataset.runs)
+        for dataset in held.datasets
+    )
 
 
 def commit(plan: Plan) -> Held | None:
@@ -554,8 +573,7 @@ def commit(plan: Plan) -> Held | None:
     try:
         _check_listing(plan)
     except DatasetError as error:
-        # The work is committed, and what was staged is gone.
-        if isinstance(error.__cause__, FileNotFoundError):
+        if _is_after_commit(plan, error):
             return None
         raise
     held = plan.held

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import doctest
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -267,13 +268,19 @@ def test_a_worker_with_another_model_than_planned_stops(tiny_vae: str, tmp_path:
         parts.build(pipeline, [embed.planned(replace(spec, encoder="mini"), plan)])
 
 
-def test_a_commit_can_be_repeated(photos: Path, tiny_vae: str, tmp_path: Path) -> None:
+def test_a_job_can_be_repeated_after_its_commit(photos: Path, tiny_vae: str, tmp_path: Path) -> None:
     spec = job(photos, tmp_path / "out", tiny_vae)
     plan = plan_embed(spec, Execution.begin())
-    with runners.pipeline() as pipeline:
-        parts.build(pipeline, [embed.planned(spec, plan)])
+    for _ in range(2):  # as an engine does that loses a machine at the very end
+        with runners.pipeline() as pipeline:
+            parts.build(pipeline, [embed.planned(spec, plan)])
     planning.commit(plan)
     assert embed.run(spec, Execution.begin()).resumed
+    other = job(photos, tmp_path / "other", tiny_vae)
+    uncommitted = plan_embed(other, Execution.begin())
+    shutil.rmtree(tmp_path / "other/_staging")
+    with pytest.raises(DatasetError, match="start the run again"):
+        planning.commit(uncommitted)
 
 
 class _Bright(torch.nn.Module):
