@@ -28,7 +28,7 @@ from id2core.translation.spec import DiffusionModel
 from id2core.translation.translators import Translator
 
 STAGE = "translate"
-# A killed run loses at most this many pictures per worker, which are minutes of a GPU.
+# Pictures of a part, by default: minutes of a GPU.
 PART_PICTURES = 512
 
 

@@ -17,8 +17,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find which protected original an upload is an AI translation of.",
     epilog="URIs are local paths or gs://BUCKET/FOLDER. Progress goes to stderr. Exit codes: 0 done, 1 "
-    "failed, 2 bad usage. Defaults come from ID2_… variables (id2 doctor shows them). Where "
-    "PREFECT_API_URL names a Prefect server, commands run as its flows.",
+    "failed, 2 bad usage, 130 interrupted, 143 terminated. Defaults come from ID2_… variables (id2 doctor "
+    "shows them). If PREFECT_API_URL names a Prefect server, commands run as its flows.",
 )
 
 

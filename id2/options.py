@@ -137,8 +137,8 @@ class OneJobRequest(BeamRequest):
     """A request whose work is one job, with nothing behind it: the command need not wait for its end."""
 
     detach: bool = option(
-        "Submit the job, print its id, and do not wait. The runner must be elsewhere. Run the command again "
-        "without the option, once the job has ended, for its counts.",
+        "Submit the job, print its id, and do not wait. Needs Dataflow or --job_endpoint. When the job has "
+        "ended, run the command again without this option to see the counts.",
         False,
     )
 

@@ -33,15 +33,15 @@ _IMAGES_OR_DATASET = f"{_SOURCE}. Or dataset: and the --out of id2 embed"
 REFERENCE_HELP = f"Protected originals: {_IMAGES_OR_DATASET}."
 QUERIES_HELP = f"Uploads: {_IMAGES_OR_DATASET}."
 BACKGROUND_HELP = (
-    f"Pictures that are neither references nor copies of them: {_IMAGES_OR_DATASET}. A share of what an "
-    "upload scores against them is subtracted from its scores."
+    f"Pictures that are neither references nor copies of them: {_IMAGES_OR_DATASET}. ID² subtracts a share "
+    "of an upload's scores against them from its scores against the references."
 )
 SCAN_BACKGROUND_HELP = f"{BACKGROUND_HELP} A calibration that was made with a background needs the same one."
 TRANSLATIONS_HELP = (
     "Data set of id2 translate, or its --out. It says which picture is a translation of which."
 )
 ADD_SOURCE_HELP = (
-    "Go on where --out holds rows of other sources, and none of this one: these are added beside them."
+    "Add this source beside others. Without it, a run stops if --out has rows of other sources only."
 )
 TRUTH_HELP = (
     "Truth file: CSV or Parquet with columns query_uri and reference_uri. An empty reference means that the "
@@ -53,8 +53,8 @@ class SourceRequest(BeamRequest):
     """A request that adds images of a source to a corpus."""
 
     mode: Literal["mirror", "append"] | None = option(
-        "What happens to rows whose image the source no longer lists: mirror (they go) or append (they "
-        "stay). In id2 scan and nightly it applies to uploads: references are mirrored.",
+        "What happens to rows whose image the source no longer lists: mirror drops them, append keeps them. "
+        "In id2 scan and nightly it applies to uploads. References take the default.",
         None,
         unset="append for a source with {date}, else mirror",
     )
@@ -112,7 +112,7 @@ class TranslateRequest(OneJobRequest, TranslationConfig):
     )
     out: str = option(OUT_HELP, example="translated")
     strength: float | None = option(
-        "How strongly a picture is changed: the share of noise that is added, above 0, up to 1.",
+        "How strongly a picture is changed: the share of noise that is added.",
         None,
         unset="the paper's where it gives one, else 0.8",
         gt=0,
@@ -134,7 +134,7 @@ class TranslateRequest(OneJobRequest, TranslationConfig):
     source: str | None = option("Hub id or directory of other weights for the model.", None)
     revision: str | None = option("Hub revision to pin.", None, unset="the revision pinned for the model")
     part_size: int | None = option(
-        "Originals per part. A killed run repeats at most one part per worker.", None, unset="64", ge=1
+        "Originals per part. A worker makes one part at a time.", None, unset="512 / --per-image", ge=1
     )
     allow_shrink: bool | None = setting("allow_shrink")
     add_source: bool = option(ADD_SOURCE_HELP, False)
@@ -216,7 +216,7 @@ class NightlyRequest(SourceRequest):
     """
 
     reference: list[str] = option(
-        "Source of protected originals. Rows follow its listing. Repeat the option for more sources.",
+        "Source of protected originals. Repeat the option for more sources.",
         example=["gs://corpus/originals"],
         min_length=1,
     )
@@ -239,7 +239,7 @@ class NightlyRequest(SourceRequest):
     keep: str | None = setting("keep")
     floor_margin: float | None = setting("floor_margin")
     back_scan_days: float | None = option(
-        "Search new references among uploads that came at most so many days ago.",
+        "Compare new references with earlier uploads of at most this many days ago.",
         None,
         unset="all",
         ge=0,
@@ -251,7 +251,8 @@ class NightlyRequest(SourceRequest):
         True,
     )
     deadline_hours: float | None = option(
-        "Hours after which no further back-scan begins. The next night goes on with it.",
+        "Hours after which no further part of the back-scan (new references against earlier uploads) begins. "
+        "The next night continues it.",
         None,
         unset="none",
         gt=0,
@@ -293,7 +294,7 @@ class ReportRequest(Request):
     """Write report.html and summary.json of a finished scan again, from its data sets."""
 
     out: str = option("The --out of a finished scan.", positional=True, example="results")
-    max_pairs: int = option("Uploads that are shown with pictures.", 200, ge=1)
+    max_pairs: int = option("Uploads shown with pictures.", 200, ge=1)
 
     def check(self) -> None:
         """Refuse a place that holds no finished scan."""
@@ -310,10 +311,10 @@ class JudgeRequest(BeamRequest):
         unset="needed, unless --back is given",
         example="w/calibration.json",
     )
-    back: bool = option("Judge by the calibration that was in use before the present one.", False)
+    back: bool = option("Judge by the calibration before the present one.", False)
     background: str | None = option(
-        "Background of the calibration: dataset: and the --out of id2 embed. It is needed once, for uploads "
-        "that have never been searched in it.",
+        "Background of the calibration: dataset: and the --out of id2 embed. Needed if some uploads have "
+        "never been searched in it.",
         None,
         unset="the one that ships with the calibration, or that of the last scan",
         example="dataset:background-id2",
@@ -333,13 +334,14 @@ class JudgeRequest(BeamRequest):
 class ReprojectRequest(BeamRequest):
     """Give the corpora below an --out descriptors of another W, from their latents. No image is read.
 
-    The descriptors lie in OUT/reprojected until --switch puts them in use. Re-run to bring them up to date.
-    Corpora that were given as dataset: lie in another --out. Repeat the command there.
+    The descriptors stay in OUT/reprojected until --switch puts them in use. Re-run to bring them up to date.
+    Corpora that you gave as dataset: are in another --out. Repeat the command there.
     """
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
     transform: str = option(
-        "The other W: a file of id2 train or gs:// URI, auto for that of the encoder, none for raw latents.",
+        "The other W: a file of id2 train, local or gs://, auto for the bundled W of the encoder, or none "
+        "for raw latents.",
         example="w/W.safetensors",
     )
     switch: bool = option(
@@ -347,7 +349,7 @@ class ReprojectRequest(BeamRequest):
         "all pairs with it.",
         False,
     )
-    drop: bool = option("Remove the descriptors of this W that are not in use.", False)
+    drop: bool = option("Remove the descriptors of this W from OUT/reprojected.", False)
 
     def check(self) -> None:
         """Refuse a place in which nothing has run, and a missing file."""
@@ -362,7 +364,7 @@ class ReprojectRequest(BeamRequest):
 class CompactRequest(Request):
     """Merge small files of all data sets below an --out, and remove superseded ones after ID2_LEFTOVER_HOURS.
 
-    Corpora that were given as dataset: lie in another --out. Repeat the command there.
+    Corpora that you gave as dataset: are in another --out. Repeat the command there.
     """
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
@@ -378,15 +380,15 @@ class CompactRequest(Request):
 class TakedownRequest(Request):
     """Remove pictures from everything below an --out, and refuse the same bytes from now on.
 
-    Corpora that were given as dataset: lie in another --out. Repeat the command there.
+    Corpora that you gave as dataset: are in another --out. Repeat the command there.
     """
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
     image_id: list[str] = option(
-        "The picture: SHA-256 of its file. Repeat the option for more.", [], example=["9f86d081…"]
+        "SHA-256 of the picture's file. Repeat the option for more.", [], example=["9f86d081…"]
     )
     uri: list[str] = option(
-        "URI of the picture, as in matches/ and embeddings/. Every picture that is or was there is removed.",
+        "URI of the picture, as in matches/ and embeddings/. Removes every picture that is or was at it.",
         [],
         example=["gs://corpus/originals/1.jpg"],
     )
@@ -415,7 +417,7 @@ class DoctorRequest(Request):
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
     rebuild: bool = option(
-        "Build the commit of OUT/matches again where it is lost or damaged, from the files and OUT/ledger.",
+        "If the commit of OUT/matches is lost or damaged, build it again from the files and OUT/ledger.",
         False,
     )
 
@@ -497,7 +499,7 @@ class FinetuneRequest(Request, FinetuneConfig):
 
 
 class CalibrateRequest(BeamRequest):
-    """Find the scores that a stated share of uploads without an origin reaches. id2 scan judges by them."""
+    """Find score thresholds for stated false-positive rates. id2 scan judges by them."""
 
     reference: str = option(REFERENCE_HELP, example="dataset:originals-id2")
     queries: str = option(QUERIES_HELP, example="old-uploads")
@@ -596,10 +598,10 @@ class EvaluateRequest(BeamRequest):
 
 
 class CheckCalibrationRequest(Request):
-    """Check that a calibration still holds, on uploads whose origin is known; fail where it does not.
+    """Check that a calibration still holds, on uploads whose origin is known. Fail if it does not.
 
     The measured false-positive rates must agree with the stated ones, and Acc must not be below that of the
-    last check of the same uploads. Everything is embedded anew, so that the check covers the encoder too.
+    last check of the same uploads. It embeds all pictures again, so the check covers the encoder too.
     """
 
     out: str = option("Where check.json goes, which the next check compares with.", example="gs://id2/check")

@@ -81,8 +81,8 @@ class Settings(EnvironmentSettings):
     top_k: int = Field(defaults.TOP_K, ge=1, description="References kept per upload.", examples=[10])
     keep: Literal["floor", "all"] = Field(
         "floor",
-        description="Pairs that are stored: floor (those whose score is at least the review threshold minus "
-        "floor_margin; all where no calibration judges them) or all. A scan with a truth file stores all.",
+        description="Pairs to store: floor (those whose score is at least the review threshold minus "
+        "floor_margin, or all pairs without a calibration) or all. A scan with a truth file stores all.",
     )
     floor_margin: float = Field(
         defaults.FLOOR_MARGIN,
@@ -98,31 +98,31 @@ class Settings(EnvironmentSettings):
         examples=["cuda"],
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the encoder. auto takes the fastest of the device."
+        "auto", description="Precision of the encoder. auto picks the fastest for the device."
     )
     batch_size: int | None = Field(
         None,
         ge=1,
-        description="Pictures that the encoder takes at once. The default is 64 on a GPU and 16 on a CPU. "
-        "Give less where the memory of a GPU does not suffice.",
+        description="Pictures that the encoder takes at once, by default 64 on a GPU and 16 on a CPU. Lower "
+        "it if GPU memory runs out.",
         examples=[32],
     )
     part_size: int = Field(
         defaults.PART_SIZE,
         ge=1,
-        description="Images per part. A killed run repeats at most one part per worker.",
+        description="Images per part. A worker makes one part at a time.",
         examples=[1024],
     )
     record_seconds: float = Field(
         defaults.RECORD_SECONDS,
         gt=0,
-        description="Seconds of work after which a worker writes what it has made of a part of a corpus or "
-        "of a search. A killed run repeats at most this, and one batch of the encoder, per worker.",
+        description="Seconds after which a worker records its finished work on a part or a search. After a "
+        "kill, each worker repeats at most this much, and one batch of the encoder.",
     )
     allow_shrink: bool = Field(
         False,
-        description="Go on where a corpus of 100 pictures or more would lose over 10% of its rows. Without "
-        "it such a run fails and changes nothing: a disk may be missing.",
+        description="Continue even if a corpus of 100 pictures or more loses over 10% of its rows. Without "
+        "it, such a run fails and changes nothing, because a disk may be missing.",
     )
     max_bytes: int = Field(
         defaults.MAX_BYTES,
@@ -150,13 +150,14 @@ class Settings(EnvironmentSettings):
         defaults.LATE_DAYS,
         ge=0,
         le=366,
-        description="Days before a night whose dated sources are read again: objects come late.",
+        description="Days before the night that a run also reads in a dated source, because objects may come "
+        "late.",
     )
     retention_days: float | None = Field(
         None,
         gt=0,
         le=defaults.MOST_DAYS,
-        description="Days for which rows of a source with mode append stay. They are not made again.",
+        description="Days after which rows of a source in mode append expire. They are not made again.",
         examples=[90],
     )
     time_zone: str = Field(
@@ -166,7 +167,7 @@ class Settings(EnvironmentSettings):
     )
     allowed_places: list[str] = Field(
         [],
-        description="Folders and gs:// prefixes that a list of URIs may name beside its own. "
+        description="Folders and gs:// prefixes that a list of URIs may name besides its own. "
         "As an environment variable, a JSON list.",
         examples=['["gs://uploads/public"]'],
     )
@@ -175,7 +176,7 @@ class Settings(EnvironmentSettings):
         ge=0,
         le=24 * 30,
         description="Hours until a later run removes what a killed run or a superseded commit left below its "
-        "--out. More than one part takes, and than a reader needs.",
+        "--out. Set it above the time that one part or one reader takes.",
     )
 
 

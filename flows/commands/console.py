@@ -153,8 +153,8 @@ def echo_job(job: StagedJob | SubmittedJob) -> None:
     typer.echo(job.job_id)
     echo_lines(
         [
-            "The job goes on without this command. Follow it, or cancel it, in the engine's own UI. Run the "
-            "same command without --detach when it has ended"
+            "The job continues without this command. Follow it, or cancel it, in the engine's own UI. When "
+            "it has ended, run the same command without --detach"
         ]
     )
 

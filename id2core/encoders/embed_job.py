@@ -67,10 +67,10 @@ class EmbedJob:
         transform: file of W, `auto` for the encoder's own; None or `none` for raw latents.
         device, dtype: of the encoder; `auto` takes what the worker has.
         batch_size: pictures that the encoder takes at once; None for what suits the device.
-        part_size: objects in one part; a killed run loses at most one per worker.
+        part_size: objects in one part.
         limits: of file size and pixels.
         results: a folder whose content is not taken for images, where `out` is only a part of it.
-        record_seconds: after so long a part keeps what it has made, see `parts.write`.
+        record_seconds: a worker records what it has made of a part after so long, see `parts.write`.
         allow_shrink: whether a corpus may lose more than a tenth of its rows.
         mode: what happens to rows that the source no longer lists, see `registry.parse`.
         night, late_days: of a dated source, what is read; by default the present night.
