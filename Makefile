@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
 PHOTOS ?=
-# Not empty where Docker Compose and its daemon answer.
+# "yes" if Docker Compose and its daemon answer.
 WITH_DOCKER := $(if $(filter up,$(MAKECMDGOALS)),$(shell docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 && echo yes))
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
@@ -13,7 +13,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 demo: setup
 	$(BIN)/id2 demo --out $(OUT)/demo
 
-# A local nightly scan in Prefect's UI: in containers where Docker Compose works, else as processes. Ctrl-C ends it.
+# A local nightly scan in Prefect's UI: in containers if Docker Compose works, else as processes. Ctrl-C ends it.
 up: $(if $(WITH_DOCKER),infra/.env,setup)
 ifdef WITH_DOCKER
 	docker compose --file infra/compose.yaml up --build
@@ -28,18 +28,20 @@ infra/.env:
 test: setup browser lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Fuller forms of some tests, minutes long.
+# Longer forms of some tests. They take minutes.
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# On real engines that it starts, with Java 17. Flink: two hosts in network namespaces, as root; FLINK_JOB_SERVER is
-# the jar of Beam's job server for Flink 1.19, by default the one that Beam downloads. Spark, where SPARK_JOB_SERVER
-# names a file that lists the jars of Beam's job server for Spark 3, which are in lib/ beside it. Tests that miss
-# something name it and are skipped. With CI=true they fail, but for Spark's where SPARK_JOB_SERVER is not set.
+# Tests on real engines, which they start. They need Java 17.
+# Flink: two hosts in network namespaces, so run as root. FLINK_JOB_SERVER names the jar of Beam's job server for
+# Flink 1.19. Without it, Beam downloads the jar.
+# Spark: only if SPARK_JOB_SERVER names a file that lists the jars of Beam's job server for Spark 3. The jars are in
+# lib/ beside that file.
+# If something is missing, the tests name it and are skipped. With CI=true, Flink's tests then fail.
 test-cluster: setup .venv-flink/.installed $(if $(SPARK_JOB_SERVER),.venv-flink/.spark)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster tests/cluster
 
-# Every fault of test-cluster, TIMES times each; an hour or more.
+# Each fault of test-cluster, TIMES times (10). Takes an hour or more.
 cluster-faults: setup .venv-flink/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.cluster.loop --times $(or $(TIMES),10)
 
@@ -60,7 +62,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What is generated from the code: docs/options.md, docs/schemas/, and the SQL of infra/sql/.
+# Generate docs/options.md, docs/schemas/, and the SQL of infra/sql/ from the code.
 docs: setup
 	$(BIN)/python -m factory.option_tables
 	$(BIN)/python -m factory.sql_views
@@ -68,7 +70,7 @@ docs: setup
 bench: setup
 	$(BIN)/python -m benchmarks.run $(if $(PHOTOS),--photos $(PHOTOS))
 
-# The paper's tables on a small OriPID that is made from photos by the bundled models; hours on two cores.
+# The paper's tables on a small OriPID, which the bundled models make from photos. Takes hours on two cores.
 experiments: setup
 	$(BIN)/id2 experiment data --photos $(or $(PHOTOS),$(error give PHOTOS=DIR)) --data $(OUT)/bench
 	$(BIN)/id2 experiment data --photos $(PHOTOS) --data $(OUT)/bench --encoder pdq --name pdq
