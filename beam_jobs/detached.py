@@ -1,4 +1,4 @@
-"""Planned runs that are left to their engine: the process that submits one need not live until its end."""
+"""Submit planned runs and leave them to their engine: the submitting process may end before its job."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from id2core.runs import planning
 
 
 def submit(job: parts.Job, beam_arguments: Sequence[str]) -> str | None:
-    """Submit the planned parts and their commit; return the job's id, or None where nothing is left to do.
+    """Submit the planned parts and their commit; return the job's id, or None if nothing is left to do.
 
-    What is staged for the job stays until it has committed, whatever runs meanwhile.
+    The files staged for the job stay until it has committed. No run removes them as leftovers.
 
     Raises:
         EngineError: the job server does not answer, or the engine refuses the job.

@@ -1,7 +1,7 @@
-"""Jobs on an engine elsewhere (Flink, Spark, Dataflow): submit them, wait for their end, cancel them.
+"""Submit jobs to an engine elsewhere (Flink, Spark, Dataflow), wait for their end, and cancel them.
 
-A job outlives the process that submitted it. So whatever ends the wait, Ctrl-C, SIGTERM, a cancelled flow, or
-a time limit, cancels the job, and workers stop. Only where the job server itself is gone does a job go on.
+A job outlives the process that submitted it. So if Ctrl-C, SIGTERM, a canceled flow, or a time limit ends the
+wait, the job is canceled, and its workers stop. If the job server is gone, nothing can cancel the job.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from beam_jobs import flink
 from id2core.errors import EngineError, printable
 from id2core.runs.progress import Counts, tally
 
-# How long a job server may take to answer, and a job to end once it was told so.
+# How long a job server may take to answer, and a canceled job to end.
 SERVER_SECONDS: Final = 30.0
-CANCEL_SECONDS: Final = 20.0  # Prefect kills a cancelled run after 30
-# When to say that a job has finished nothing yet.
+CANCEL_SECONDS: Final = 20.0  # Prefect kills a canceled run after 30
+# When to warn that a job has finished nothing yet.
 BEGUN_SECONDS: Final = 60.0
-# How often the waiting process looks around, and how often it asks for a state.
+# How often the waiting process checks the job server, and how often it asks for the state of a job.
 LOOK_SECONDS: Final = 10.0
 STATE_SECONDS: Final = 1.0
-# Of an engine's own errors: what is behind the others comes last. Its text ends where Java's stack begins.
+# In an engine's own error, the root cause comes last. Its text ends where Java's stack trace begins.
 _CAUSE: Final = re.compile(r"^\s*Caused by: (?:[\w$]+\.)*(?=[\w$]+(?::|$))", re.MULTILINE)
 _STACK: Final = re.compile(r"^\s+at [\w$.]+[(/]|^\s*\.\.\. \d+ (?:more|common)", re.MULTILINE)
-# In an error that a worker raised: what Python's comes under, and what Beam adds behind it.
+# In an error that a worker raised: the head of Python's traceback, and what Beam adds after the message.
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _STEP: Final = re.compile(r" \[while running '[^']*'\]$")
-# The job service that a process of its own may be.
+# The value of --job_endpoint that means a job service inside this process.
 _EMBEDDED: Final = "embed"
 # A terminal sends Ctrl-C to a whole process group. A job server in it would end before it can cancel the job.
 _APART: Final = "import os, sys; os.setpgid(0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
@@ -51,10 +51,10 @@ _log = logging.getLogger("id2.engines")
 
 @contextmanager
 def waited(pipeline: beam.Pipeline, arguments: Sequence[str]) -> Iterator[beam.Pipeline]:
-    """Submit a pipeline when the block ends, and wait for its job; cancel the job if the wait ends before it.
+    """Submit a pipeline when the block ends, and wait for its job. Cancel the job if the wait ends early.
 
     Args:
-        pipeline: an empty one.
+        pipeline: an empty pipeline.
         arguments: its Beam options.
 
     Raises:
@@ -85,23 +85,23 @@ def submit(pipeline: beam.Pipeline) -> Any:
 
 
 def job_id(result: Any) -> str:
-    """Return the id of a submitted job as its engine or its job server knows it."""
+    """Return the id of a submitted job at its engine or its job server."""
     return str(result.job_id() if hasattr(result, "job_id") else getattr(result, "_job_id", "without id"))
 
 
 def endpoint_of(options: PipelineOptions) -> str | None:
-    """Return the address of a job server that runs already; None where Beam starts one, or needs none."""
+    """Return the address of a running job server; None if Beam starts one, or needs none."""
     endpoint = options.view_as(PortableOptions).job_endpoint
     return str(endpoint) if endpoint and endpoint != _EMBEDDED else None
 
 
 def require_server(options: PipelineOptions) -> None:
-    """Raise EngineError where the options name a job server that does not answer."""
+    """Raise EngineError if the options name a job server that does not answer."""
     endpoint = endpoint_of(options)
     if endpoint and not _answers(endpoint, SERVER_SECONDS):
         raise EngineError(
             f"no job server answers at {endpoint} (--job_endpoint) within {SERVER_SECONDS:g} s: start "
-            "it, or give its address"
+            "it, or correct its address"
         )
 
 
@@ -115,16 +115,16 @@ def _answers(endpoint: str, seconds: float) -> bool:
 
 
 def _wait(result: Any, options: PipelineOptions) -> None:
-    """Wait for the end of a job; cancel it if something else ends the wait."""
+    """Wait for the end of a job. Cancel the job if something else ends the wait."""
     endpoint = endpoint_of(options)
     try:
         with _Notice(job_id(result)) as notice:
             try:
                 _wait_by_stream(result, endpoint, notice)
-            except grpc.RpcError as error:  # the connection is gone: the job need not be
+            except grpc.RpcError as error:  # the connection is gone, but the job may run
                 _wait_by_state(result, notice, error)
     except EngineError:
-        raise  # nobody is there to cancel it
+        raise  # no job server is left to cancel the job
     except BaseException as error:
         _cancel(result, options)
         if isinstance(error, RuntimeError) or not isinstance(error, Exception):
@@ -133,7 +133,7 @@ def _wait(result: Any, options: PipelineOptions) -> None:
 
 
 class _Notice:
-    """Says once that a job has finished nothing, when it should have begun."""
+    """Warns once if a job has finished nothing in `BEGUN_SECONDS`."""
 
     def __init__(self, job: str) -> None:
         self._job = job
@@ -151,13 +151,13 @@ class _Notice:
         self._is_given = self._is_given or counts.completed + counts.rejected > 0
 
     def give(self) -> None:
-        """Give the notice where it is due."""
+        """Give the notice if it is due."""
         if self._is_given or time.monotonic() - self._since < BEGUN_SECONDS:
             return
         self._is_given = True
         _log.warning(
-            "job %s has finished nothing in its first %g s. If this goes on, look at the engine's UI and at "
-            "the logs of its workers: has it free slots, can it pull the image, does a worker start? (The "
+            "job %s has finished nothing in its first %g s. If this continues, check the engine's UI and the "
+            "logs of its workers: does it have free slots, can it pull the image, does a worker start? (The "
             "`python` of a worker pool must have this project.)",
             self._job,
             BEGUN_SECONDS,
@@ -165,7 +165,7 @@ class _Notice:
 
 
 def _wait_by_stream(result: Any, endpoint: str | None, notice: _Notice) -> None:
-    """Wait as Beam does, in a thread: this one stays free for signals, and sees whether somebody answers."""
+    """Wait as Beam does, in another thread: this one handles signals and checks the job server."""
     ended = threading.Event()
     failures: list[BaseException] = []
 
@@ -190,7 +190,7 @@ def _wait_by_stream(result: Any, endpoint: str | None, notice: _Notice) -> None:
 
 
 def _wait_by_state(result: Any, notice: _Notice, broken: grpc.RpcError) -> None:
-    """Wait by asking for the state now and then."""
+    """Wait by polling the state of the job."""
     heard = time.monotonic()
     while True:
         try:
@@ -220,7 +220,7 @@ def _is_unavailable(error: grpc.RpcError) -> bool:
 
 
 def _cancel(result: Any, options: PipelineOptions) -> None:
-    """Cancel a job that goes on elsewhere, and wait a little until it has ended."""
+    """Cancel a job elsewhere, and wait at most `CANCEL_SECONDS` for its end."""
     job = job_id(result)
     try:
         if PipelineState.is_terminal(result.state):
@@ -230,13 +230,13 @@ def _cancel(result: Any, options: PipelineOptions) -> None:
         has_ended = flink.cancel(master, job, CANCEL_SECONDS) if master else _ends(result)
     except Exception as error:
         reason = cause(_details(error))
-        _log.warning("job %s may go on, and could not be cancelled (%s): cancel it there", job, reason)
+        _log.warning("job %s may go on, and could not be canceled (%s): cancel it there", job, reason)
         return
-    _log.warning("job %s was cancelled on the cluster%s", job, "" if has_ended else ", and is still ending")
+    _log.warning("job %s was canceled on the cluster%s", job, "" if has_ended else ", and is still ending")
 
 
 def _ends(result: Any) -> bool:
-    """Return whether a job that was told to end does so."""
+    """Wait for the end of a canceled job; return whether it came in time."""
     deadline = time.monotonic() + CANCEL_SECONDS
     while not PipelineState.is_terminal(result.state):
         if time.monotonic() > deadline:
@@ -246,7 +246,7 @@ def _ends(result: Any) -> bool:
 
 
 def _keep_job_server_apart(options: PipelineOptions) -> None:
-    """Let Beam start a job server, where it starts one, in a process group of its own."""
+    """Have Beam start its job server, if it starts one, in a process group of its own."""
     server = options.view_as(JobServerOptions)
     if os.name == "posix" and server.job_server_java_launcher != sys.executable:
         command = [server.job_server_java_launcher, *server.job_server_jvm_properties]
@@ -256,7 +256,7 @@ def _keep_job_server_apart(options: PipelineOptions) -> None:
 
 @contextmanager
 def _own_interrupt() -> Iterator[None]:
-    """Keep the handler of Ctrl-C: Beam puts in one that ends the job server, which nothing then can ask."""
+    """Keep our handler of Ctrl-C: Beam's ends the job server, and then nothing can cancel the job."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Beam cannot change it there
         return
@@ -268,7 +268,7 @@ def _own_interrupt() -> Iterator[None]:
 
 
 class _ToDebug(logging.Filter):
-    """Takes messages of engines and of job servers, some of them whole stack traces, out of sight."""
+    """Hides messages of engines and job servers, some of them whole stack traces."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         sources = (portable_runner.__file__, subprocess_server.__file__)
@@ -283,9 +283,9 @@ _TO_DEBUG: Final = _ToDebug()
 
 @contextmanager
 def _messages_to_debug() -> Iterator[None]:
-    """Within, messages of the engine are logged as details, unless ID2_DEBUG asks for them.
+    """Log messages of the engine at debug level in the block, unless ID2_DEBUG asks for them.
 
-    Those of job servers stay so: they come until this process ends.
+    Messages of job servers stay at that level, because they come until this process ends.
     """
     root = logging.getLogger()
     logging.getLogger(subprocess_server.__name__).addFilter(_TO_DEBUG)
@@ -298,7 +298,7 @@ def _messages_to_debug() -> Iterator[None]:
 
 @contextmanager
 def _broken_streams_ignored() -> Iterator[None]:
-    """Within, a thread of Beam's that loses its connection ends in silence: whoever waits says so."""
+    """Silence threads of Beam that lose their connection in the block: the waiting thread reports it."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -313,7 +313,7 @@ def _broken_streams_ignored() -> Iterator[None]:
 
 
 def cause(text: str) -> str:
-    """Return the last cause in an engine's error as one line."""
+    """Return the root cause in an engine's error as one line."""
     *_, tail = _CAUSE.split(text)
     lines = [line for line in _STACK.split(tail)[0].splitlines() if line.strip()]
     if not lines:

@@ -1,4 +1,4 @@
-"""Flink's own API, for what Beam's job server does not do: a job that it calls cancelled goes on there."""
+"""Cancel jobs by Flink's own API: a job that Beam's job server reports as canceled continues in Flink."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MASTER: Final = "beam:option:flink_master:v1"
 
 
 def master_of(options: PipelineOptions, endpoint: str | None, job: str) -> str | None:
-    """Return the address of Flink's API: as the options name it, or as the job server says; else None.
+    """Return the address of Flink's API from the options or the job server; None if neither has it.
 
     Args:
         options: of the pipeline.
-        endpoint: of the job server, where it runs by itself.
-        job: id by which the job server knows the job.
+        endpoint: address of a running job server; None if Beam starts one.
+        job: id of the job at the job server.
 
     Raises:
         grpc.RpcError: the job server does not answer.
@@ -42,7 +42,7 @@ def cancel(master: str, job: str, seconds: float) -> bool:
 
     Args:
         master: address of Flink's API.
-        job: id by which the job server knows the job: its name there, and a suffix.
+        job: id of the job at the job server: its name in Flink, and a suffix.
         seconds: how long to wait.
 
     Raises:
@@ -74,7 +74,7 @@ def _told_by_server(endpoint: str, job: str) -> str | None:
 
 
 def _active(master: str, name: str) -> list[str]:
-    """Return the ids of jobs of a name that have not ended."""
+    """Return the ids of the running jobs of a name."""
     jobs = json.loads(_ask(f"{master}/jobs/overview"))["jobs"]
     return [job["jid"] for job in jobs if job["name"] == name and job["state"] not in _ENDED]
 
@@ -83,7 +83,7 @@ def _ask_to_cancel(master: str, job: str) -> None:
     try:
         _ask(f"{master}/jobs/{job}?mode=cancel", "PATCH")
     except urllib.error.HTTPError as error:
-        if error.code not in (404, 409):  # it has ended meanwhile
+        if error.code not in (404, 409):  # the job has ended meanwhile
             raise
 
 

@@ -1,4 +1,4 @@
-"""Parts of a planned run spread over workers, and the commit behind them: for every job that makes rows."""
+"""Spread the parts of a planned run over workers, then commit: for every job that makes rows."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from id2core.store.storage import Object
 
 
 class Maker(Protocol):
-    """The work of a job on a worker; it is sent there, and holds no model before `load`."""
+    """The work of a job on a worker. It is sent there, so it holds no model before `load`."""
 
     def load(self) -> dict[str, str]:
-        """Load the model, once per process; return the ids of what was really loaded."""
+        """Load the model, once per process; return the ids of the loaded weights."""
         ...
 
     def make(self, plan: Plan, objects: list[Object], progress: OnBatch) -> list[Record]:
-        """Write the files of one part and its records; none where all are there."""
+        """Write the files of one part and its records; return the records, none if all are there already."""
         ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """A planned run and who works on it.
+    """A planned run and its work.
 
     Attributes:
         stage: its name in progress, steps and metrics, a lower-case word.
         plan: the run; its parts are in the staged manifest.
         maker: the work.
-        error: what to raise when a worker's model is another than the plan's.
+        error: raised if a worker's model is not the plan's.
     """
 
     stage: str
@@ -52,11 +52,11 @@ class Job:
             raise ValueError(f"a stage is named by a lower-case word, not {self.stage!r}")
 
     def counts(self, record: Record) -> tuple[int, int] | None:
-        """Return how many objects a record says were made and rejected; None for a record of other work."""
+        """Return how many objects a record has as made and rejected; None for a record of other work."""
         return record.counts if record.dataset == self.plan.product.dataset else None
 
     def check(self, loaded: dict[str, str]) -> None:
-        """Raise the job's error when what was loaded is not what the run was planned with."""
+        """Raise the job's error if the loaded weights are not those that the run was planned with."""
         if loaded != self.plan.lineage.ids:
             raise self.error(
                 f"this worker loaded {loaded}, the run was planned with {self.plan.lineage.ids}: give every "
@@ -71,9 +71,9 @@ class Committed:
     Attributes:
         rows: the product's data set.
         rejects: the rejects beside it.
-        run_id: the run that committed them last: this one, or an earlier one where there was nothing to do.
-        listed: objects of the source.
-        made: those that have rows.
+        run_id: the run that committed them last: this one, or an earlier one if there was nothing to do.
+        listed: number of objects of the source.
+        made: number of objects that have rows.
     """
 
     rows: Dataset
@@ -147,7 +147,7 @@ class Commit(beam.PTransform):  # type: ignore[misc]
     job: Job
 
     def expand(self, keys: beam.PCollection[str]) -> beam.PCollection[None]:
-        """Wait for every part, then commit, also when there was none to do."""
+        """Wait for every part, then commit, even if there was no part to make."""
         return (
             keys
             | "AllDone" >> beam.CombineGlobally(beam.combiners.CountCombineFn())
@@ -155,7 +155,7 @@ class Commit(beam.PTransform):  # type: ignore[misc]
         )
 
 
-# What was committed in this process, by run and work: the caller need not read it again.
+# Commits made in this process, by run and work, so that the caller need not read them again.
 _COMMITTED: dict[tuple[str, str], Held | None] = {}
 
 
@@ -169,7 +169,7 @@ def _key(plan: Plan) -> tuple[str, str]:
 
 
 def build(pipeline: beam.Pipeline, jobs: Sequence[Job]) -> None:
-    """Add the steps of jobs, which do not wait for each other, to a pipeline on any runner."""
+    """Add the steps of jobs to a pipeline on any runner. The jobs do not wait for each other."""
     for number, job in enumerate(jobs, 1):
         which = str(number) if len(jobs) > 1 else ""
         (
@@ -181,7 +181,7 @@ def build(pipeline: beam.Pipeline, jobs: Sequence[Job]) -> None:
 
 
 def run(jobs: Sequence[Job], beam_arguments: Sequence[str] = ()) -> list[Committed]:
-    """Run the planned parts of jobs of one stage as one pipeline, commit the data sets, and wait for the end.
+    """Run the jobs of one stage as one pipeline, which commits their data sets, and wait for the end.
 
     Raises:
         LostRowsError: an object ended in neither data set; nothing was committed.
@@ -202,7 +202,7 @@ def run(jobs: Sequence[Job], beam_arguments: Sequence[str] = ()) -> list[Committ
 
 
 def _load_models(jobs: Sequence[Job]) -> None:
-    """Load what this process will work with: what cannot be loaded is an error of its own, not Beam's."""
+    """Load the models in this process first, so that a failure is our error and not Beam's."""
     for job in jobs:
         if job.plan.parts:
             job.check(job.maker.load())
@@ -220,8 +220,8 @@ def _committed(plan: Plan) -> Committed:
 def write_template(job: Job, beam_arguments: Sequence[str]) -> str:
     """Stage the job for a runner that starts it later (Dataflow's `--template_location`).
 
-    The images are listed when it is planned. The commit is a step of the job, so nothing has to wait here
-    for its end.
+    The images were listed when it was planned. The commit is a step of the job, so nothing waits here for the
+    end.
 
     Returns:
         Where the template was written.

@@ -1,8 +1,8 @@
-"""How far a job is, on every runner.
+"""Count the progress of a job, on every runner.
 
-Where this process does the work, what it does is counted as it is done. Elsewhere the records are the count:
-this process looks at what workers leave in the store (`id2core.runs.units`). Either way each object is
-counted once, also one that an earlier attempt has recorded.
+If this process does the work, its steps count what they do. If workers elsewhere do it, this process counts
+the records that they leave in the store (`id2core.runs.units`). Either way, each object counts once, even if
+an earlier attempt has recorded it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from id2core.runs.progress import tally
 from id2core.runs.units import Record
 
 POLL_SECONDS = 2.0
-# Stages that are counted by records at present. A worker in this process adds nothing to them.
+# Stages whose records are being counted. `add` ignores them.
 _BY_RECORDS: set[str] = set()
 
 
@@ -29,8 +29,8 @@ class Work:
     Attributes:
         place: where the records are staged.
         total: how much work there is.
-        counts: how much of it a record stands for, completed and rejected; None for a record of other work.
-        only_new: whether records that stand before it begins are no part of it: its plan has adopted them.
+        counts: how much of it a record covers, completed and rejected; None for a record of other work.
+        only_new: leave out records from before the job, because its plan has adopted them.
     """
 
     place: str
@@ -40,14 +40,14 @@ class Work:
 
 
 def add(stage: str, completed: int, rejected: int = 0) -> None:
-    """Count what was done in this process; called by steps of a pipeline."""
+    """Count what a step of a pipeline has done in this process."""
     if stage not in _BY_RECORDS:
         tally.add(stage, completed, rejected)
 
 
 @contextmanager
 def counted(stage: str, work: Sequence[Work], arguments: Sequence[str]) -> Iterator[None]:
-    """Count a stage while its job runs in the block; after a job that ended well, all of it is counted.
+    """Count a stage while its job runs in the block; after success, count all of it.
 
     Args:
         stage: its name in progress.
@@ -73,11 +73,11 @@ def counted(stage: str, work: Sequence[Work], arguments: Sequence[str]) -> Itera
 
 
 class _Watch:
-    """Counts the records of a stage until it is told to end."""
+    """Counts the records of a stage until `end`."""
 
     def __init__(self, stage: str, work: Sequence[Work], total: int) -> None:
         self._stage, self._total = stage, total
-        # Each with the records that have been looked at.
+        # Each work, with the URIs of the records that are counted.
         self._work = [(one, set(units.staged(one.place) if one.only_new else ())) for one in work]
         self._ended = threading.Event()
         self.counted = 0
@@ -95,7 +95,7 @@ class _Watch:
         new = units.staged(work.place, seen)
         seen.update(new)
         for counts in filter(None, map(work.counts, new.values())):
-            # Twins that were cut at different places have records of the same objects.
+            # Two attempts of one part may have records of the same objects, cut at different places.
             completed, rejected = (min(n, self._total - self.counted) for n in counts)
             completed = min(completed, self._total - self.counted - rejected)
             tally.add(self._stage, completed, rejected)

@@ -1,4 +1,4 @@
-"""The reprojection job: files of a corpus → files with descriptors of another W → commit beside it."""
+"""Reproject as a job: files of a corpus → files with descriptors of another W → commit beside the corpus."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from id2core.transforms import reprojection
 from id2core.transforms.reprojection import Reprojection
 
 STAGE = "reproject"
-# Files that this process has under way, each with two threads: at least, so that one waits for the disk while
-# another one is computed, and at most, since each takes 150 MB.
+# Files that this process works on at a time, each with two threads. At least two, so that one waits for the
+# disk while another is computed. At most eight, because each takes 150 MB.
 _LEAST_FILES, _MOST_FILES = 2, 8
 
 
 class _Project(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
-    """File of the corpus → its name, and what was made of it; some are under way at a time."""
+    """File of the corpus → its name and the new file. Works on several files at a time."""
 
     def __init__(self, work: Reprojection, files: int) -> None:
         self._work, self._files = work, files
@@ -53,13 +53,13 @@ class _Project(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
         self._pool.shutdown()
 
     def _project(self, file: FileRecord) -> tuple[FileRecord, float]:
-        """Return what is made of a file, and the seconds that it took."""
+        """Project a file; return the new file, and the seconds that it took."""
         began = time.perf_counter()
         made = reprojection.project(self._work, file, self._transform)
         return made, time.perf_counter() - began
 
     def _made(self) -> tuple[str, FileRecord]:
-        """Wait for the file that was begun first, and count it: Beam counts in its own threads alone."""
+        """Wait for the file that was begun first, and count it here: Beam counts only in its own threads."""
         file, future = self._under_way.popleft()
         made, seconds = future.result()
         metrics.add_time("reproject_file", seconds)
@@ -76,10 +76,10 @@ def _commit(made: list[tuple[str, FileRecord]], work: Reprojection) -> None:
 
 
 def _one_thread_a_product() -> threadpool_limits:
-    """Have each product computed by the thread that asks for it; the end of the block undoes that.
+    """Compute each matrix product in the calling thread. The end of the block undoes this.
 
-    Several threads compute at a time. The BLAS library would share each product among threads of its own,
-    which wait for the slowest of them, and waiting costs as much as working.
+    Several threads compute at a time. The BLAS library would split each product among threads of its own,
+    which wait for the slowest one. This wait costs as much as the work.
     """
     return threadpool_limits(1, user_api="blas")
 
@@ -90,7 +90,7 @@ def build(pipeline: beam.Pipeline, work: Reprojection, files: int = 1) -> None:
     Args:
         pipeline: where they are added.
         work: what was planned.
-        files: that a worker has under way at a time. Runners elsewhere have several workers in a process.
+        files: how many files a worker works on at a time. Other engines run several workers in a process.
     """
     (
         pipeline
@@ -103,7 +103,7 @@ def build(pipeline: beam.Pipeline, work: Reprojection, files: int = 1) -> None:
 
 
 def run(work: Reprojection, beam_arguments: Sequence[str] = ()) -> Dataset:
-    """Project the files that are not projected yet, and commit; return the data set beside the corpus.
+    """Project the remaining files, and commit; return the data set beside the corpus.
 
     Raises:
         DatasetError: a file is gone or damaged.

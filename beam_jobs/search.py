@@ -1,7 +1,7 @@
-"""The search job: query blocks × reference shards → top-k → rows that are kept → sorted files → commit.
+"""Search as a job: query blocks × reference shards → top-k → rows that are kept → sorted files → commit.
 
-A background is searched by the same job, into rows of its own. Where both have work they are one pipeline, in
-which the rows of the references are judged after the background is committed.
+The same job searches a background, into rows of its own. If both have work, they are one pipeline, which
+commits the background before it judges the rows of the references.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from id2core.search.staging import Candidates
 from id2core.store.datasets import Dataset
 
 STAGE = "search"
-# Query blocks that one load of a shard is good for: enough to pay for it, few enough to spread.
+# Query blocks per load of a shard: enough to be worth the load, few enough to spread over workers.
 BLOCKS_PER_LOAD = 64
 
 
 @dataclass(frozen=True)
 class BlockTask:
-    """A query block, and how many shards it is to meet."""
+    """A query block, and how many shards it is searched in."""
 
     block: QueryBlock
     shards: int
@@ -66,9 +66,9 @@ class _SearchShard(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
 
 
 class _WriteBlock(beam.DoFn):  # type: ignore[misc]
-    """(block name, where its candidates are) → what is kept of the block; a missing shard is an error.
+    """(block name, where its candidates are) → the stored rows of the block. A missing shard is an error.
 
-    A block holds its queries with all their candidates, so it is judged here, without any other.
+    A block has all candidates of its queries, so it is judged here, without any other block.
     """
 
     def __init__(self, plan: SearchPlan, blocks: dict[str, BlockTask]) -> None:
@@ -104,7 +104,7 @@ class Search(beam.PTransform):  # type: ignore[misc]
     Attributes:
         plan: the work.
         blocks: the query blocks of the tasks, by name.
-        backgrounds: the data set of a search of the background that rows are judged after; None for none.
+        backgrounds: the committed search of the background, which rows are judged by; None without one.
 
     Example:
         ```
@@ -122,10 +122,10 @@ class Search(beam.PTransform):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__init__()
         if any(task.shards < 1 for task in self.blocks.values()):
-            raise ValueError("a query block is to meet no shard: leave it out")
+            raise ValueError("a query block has no shard: leave it out")
 
     def expand(self, tasks: beam.PCollection[Task]) -> beam.PCollection[Bin]:
-        """Search, merge per block, judge, write; then sort the rows of many blocks into each file."""
+        """Search, merge per block, judge, and write. Then sort the rows of many blocks into each file."""
         awaited = [beam.pvalue.AsSingleton(self.backgrounds)] if self.backgrounds else []
         return (
             tasks
@@ -152,7 +152,7 @@ def blocks_of(tasks: Iterable[Task]) -> dict[str, BlockTask]:
     return blocks
 
 
-# Data sets that were committed in this process, by run and work: the caller need not read them again.
+# Data sets committed in this process, by run and work, so that the caller need not read them again.
 _COMMITTED: dict[tuple[str, str], Dataset] = {}
 
 
@@ -253,7 +253,7 @@ def search_background(
 
 
 def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> Dataset:
-    """Search what is planned and wait for the end; return the data set. Errors as of `run`."""
+    """Run a planned search and wait for the end; return the data set. Raises what `run` raises."""
     if (made := matching.without_work(plan)) is not None:
         return made
     [made] = _run([plan], beam_arguments)
@@ -263,7 +263,7 @@ def run_planned(plan: SearchPlan, beam_arguments: Sequence[str] = ()) -> Dataset
 def run_both(
     background: SearchPlan, plan: SearchPlan, beam_arguments: Sequence[str] = ()
 ) -> tuple[Dataset, Dataset]:
-    """Search a background, and references whose rows are judged after it, as one job; wait for the end.
+    """Search a background, then references whose rows are judged by it, as one job; wait for the end.
 
     Args:
         background: planned by `background_rows.make`.
@@ -271,14 +271,14 @@ def run_both(
         beam_arguments: Beam's own options, see `runners.pipeline`.
 
     Returns:
-        Both data sets. Errors as of `run`.
+        Both data sets. Raises what `run` raises.
     """
     backgrounds, matches = _run([background, plan], beam_arguments)
     return backgrounds, matches
 
 
 def _run(plans: list[SearchPlan], beam_arguments: Sequence[str]) -> list[Dataset]:
-    """Run searches as one job, each after the one before is committed; return their data sets."""
+    """Run searches as one job, in order; return their data sets. Each judges after the commit of the last."""
     jobs = [(plan, list(matching.tasks(plan, BLOCKS_PER_LOAD))) for plan in plans]
     work = [
         progress.Work(plan.place, sum(len(task.blocks) for task in tasks), partial(_counts, plan))
@@ -298,6 +298,6 @@ def _committed(plan: SearchPlan) -> Dataset:
 
 
 def _counts(plan: SearchPlan, record: Record) -> tuple[int, int] | None:
-    """Return how many blocks a record says were searched; None for a record of other work."""
+    """Return how many blocks a record has as searched; None for a record of other work."""
     searches = staging.searches(plan, record)
     return None if searches is None else (searches, 0)

@@ -84,7 +84,7 @@ def _warnings_shown() -> Iterator[None]:
 
 @contextmanager
 def _on_sigterm(handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Within, SIGTERM ends the work as Ctrl-C does: jobs elsewhere are cancelled, leases are given back."""
+    """Within, SIGTERM ends the work as Ctrl-C does: jobs elsewhere are canceled, leases are given back."""
     if threading.current_thread() is not threading.main_thread():
         yield  # a signal has no handler there
         return

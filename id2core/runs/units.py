@@ -1,15 +1,15 @@
-"""Units of work: what is written is never made again, whoever is handed it.
+"""Record units of work, so that no attempt repeats what another one has written.
 
     OUT/_staging/files/DATASET/…   the files of a unit
-    OUT/_staging/parts/KEY.json    its record, which comes last
+    OUT/_staging/parts/KEY.json    its record, written last
 
-A part of a corpus, candidates of a shard, or a file with another W is a unit. A unit is named by what it is
-made from and with. Whoever is handed one takes what is recorded, if the files are whole, and makes the rest:
-a second attempt, a restarted job, a twin on another worker, or a second run. A slow unit leaves a record
-every two minutes. Each is named by what was left to do when it was begun, so that the records form a chain.
+A unit is, for example, a part of a corpus, the candidates of a shard, or a file with another W. Its key is a
+hash of its inputs. Any later attempt takes the recorded work, if the files are whole, and makes the rest: a
+restarted job, a duplicate on another worker, or another run. A slow unit leaves a record every two minutes.
+The key of each record names what was left to do when it was begun, so the records of a unit form a chain.
 
-An engine that loses a machine starts its job again, and hands out every unit again. So the records are all
-that a job has for a checkpoint.
+An engine that loses a machine starts its job again and hands out every unit again. The records are the only
+checkpoint of a job.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Record:
-    """What a unit, or what came of it in some time, left behind.
+    """What a worker has made of a unit, or of a piece of it.
 
     Attributes:
         key: names what was left to do of the unit.
         run_id, ids: of the run that made it.
-        objects: how much of the unit this is: objects, blocks, or rows.
+        objects: how much of the unit it covers: objects, blocks, or rows.
         dataset: name of the data set that the rows are for.
-        rows, rejects: its files; None for one without rows.
-        notes: what else its job needs to know, JSON-able.
+        rows, rejects: its files; None for a file without rows.
+        notes: JSON values for its job.
     """
 
     key: str
@@ -68,12 +68,12 @@ class Record:
 
     @property
     def files(self) -> list[tuple[str, FileRecord]]:
-        """Its files, each after the name of its data set."""
+        """Its files, each with the name of its data set."""
         named = [(self.dataset, self.rows), (REJECTS, self.rejects)]
         return [(name, file) for name, file in named if file]
 
     def to_json(self) -> bytes:
-        """Return the record as it is staged."""
+        """Return the record as JSON with a checksum."""
         raw = asdict(self)
         return json.dumps(raw | {"checksum": datasets.digest_of(raw)}).encode()
 
@@ -98,23 +98,23 @@ class Record:
 
 
 def record_uri(place: str, key: str) -> str:
-    """Return where the record of a unit is staged.
+    """Return the URI of the record with a key.
 
     Args:
         place: parent of the data sets that its files are for.
-        key: of the unit.
+        key: of the record.
     """
     return storage.join(place, STAGING, PARTS, f"{key}.json")
 
 
 def leave(place: str, record: Record) -> Record:
-    """Write the record of a unit whose files are written; return it."""
+    """Write the record of files that are in place; return it."""
     storage.write_bytes(record_uri(place, record.key), record.to_json())
     return record
 
 
 def is_whole(place: str, record: Record) -> bool:
-    """Return whether the files of a record are those that it was left for; they are read whole."""
+    """Read the files of a record whole, and return whether they match it."""
     try:
         for name, file in record.files:
             datasets.verify(storage.join(place, name), file)
@@ -124,7 +124,7 @@ def is_whole(place: str, record: Record) -> bool:
 
 
 def find(place: str, key: str) -> Record | None:
-    """Return the record of a unit; None unless it can be read and its files are whole."""
+    """Return the record with a key; None unless it can be read and its files are whole."""
     with suppress(FileNotFoundError, DatasetError):
         record = Record.from_json(storage.read_marked(record_uri(place, key))[0])
         return record if is_whole(place, record) else None
@@ -134,12 +134,12 @@ def find(place: str, key: str) -> Record | None:
 def chain(
     place: str, total: int, key_of: Callable[[int], str], fits: Callable[[Record], bool] = lambda record: True
 ) -> Iterator[Record]:
-    """Yield the records that earlier attempts left of a unit, from its beginning up to what is missing.
+    """Yield the records that earlier attempts left of a unit, in order, up to the first gap.
 
     Args:
         place: parent of the data sets that its files are for.
         total: size of the unit, in what `Record.objects` counts.
-        key_of: names what is left of the unit after so much.
+        key_of: amount made → key of the record of what is left.
         fits: whether the run may take a record.
     """
     made = 0
@@ -152,9 +152,9 @@ def chain(
 
 
 def staged(place: str, known: Collection[str] = ()) -> dict[str, Record]:
-    """Return the URIs of staged records → the records, less those of `known` URIs.
+    """Return the URIs of staged records → the records, without those in `known`.
 
-    A record that is damaged is left out: its unit is made again.
+    Damaged records are left out, so their units are made again.
     """
     try:
         listed = [o.uri for o in storage.list_objects(storage.join(place, STAGING, PARTS))]
@@ -174,6 +174,6 @@ def _read(uri: str) -> Record | None:
 
 
 def delete(uris: Iterable[str]) -> None:
-    """Delete what was staged, many at a time; what is gone already is no error."""
+    """Delete staged objects, many at a time. Missing ones are no error."""
     for _ in in_order(uris, storage.delete, _AT_ONCE):
         pass

@@ -1,11 +1,11 @@
-"""What a search makes once: candidates of a shard, rows of a block, and sorted files.
+"""Stage what a search makes once: candidates of a shard, rows of a block, and sorted files.
 
-Each is a unit of work (`runs.units`). A task leaves the candidates of its blocks in one Parquet file, a row
-group or more for each. Whoever merges a block reads its row groups from the files of all tasks, so nothing
-large travels between workers, and an engine that starts its job again finds what it had.
+Each is a unit of work (`runs.units`). A task writes the candidates of its blocks to Parquet files, each block
+in row groups of its own. A merge reads the row groups of its block from the files of all tasks. So nothing
+large travels between workers, and a restarted job finds what it had.
 
-Candidates do not depend on the run. A run takes those that a killed run with the same plan has left. Rows
-name their run, so blocks and sorted files are of one run.
+Candidates do not depend on the run: a run takes those that a killed run with the same plan has left. Rows
+name their run, so blocks and sorted files belong to one run.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
 
 CANDIDATES: Final = "candidates"
-# Rows of candidates in a row group. A block of queries has fewer, unless very many are kept of each.
+# Rows of candidates in a row group. A block of queries has fewer, unless each query keeps very many.
 _ROW_GROUP = 2**18
-# Row groups that are read ahead, and merged at a time.
+# Row groups to read ahead, and to merge at a time.
 _AHEAD, _MERGED = 4, 16
 # Pairs of a block that were scored, and its candidates.
 Found = tuple[int, pa.Table]
@@ -61,9 +61,9 @@ def search(
 
     Args:
         plan: the search.
-        task: a shard and the blocks that it is to meet.
-        stream: searches the blocks of a task that no attempt has left candidates of, in their order.
-        on_recorded: called with how many blocks an earlier attempt has recorded.
+        task: a shard and the blocks to search in it.
+        stream: searches the blocks of a task for which no attempt has left candidates, in their order.
+        on_recorded: called with the number of blocks that an earlier attempt has recorded.
     """
     whole = task
     for record in units.chain(plan.place, len(whole.blocks), lambda made: _key_of(plan, whole.after(made))):
@@ -83,7 +83,7 @@ def _key_of(plan: SearchPlan, task: Task) -> str:
 
 
 def _write_some(plan: SearchPlan, task: Task, found: Iterator[Found], until: float) -> Record:
-    """Write the candidates that come until a time, of one block at least, and their record."""
+    """Write the candidates that come before a time, of at least one block, and their record."""
     key = _key_of(plan, task)
     counts: list[tuple[int, int]] = []
 
@@ -111,7 +111,7 @@ def _record(
 
 
 def _candidates(task: Task, record: Record) -> Iterator[tuple[QueryBlock, Candidates]]:
-    """Yield what a record says of the first blocks of a task."""
+    """Yield the candidates that a record has of the first blocks of a task."""
     if record.rows is None:
         raise ValueError("a record of candidates has a file")
     first = 0
@@ -122,13 +122,13 @@ def _candidates(task: Task, record: Record) -> Iterator[tuple[QueryBlock, Candid
 
 
 def searches(plan: SearchPlan, record: Record) -> int | None:
-    """Return how many blocks a record of candidates has searched; None for a record of other work."""
+    """Return how many blocks a record of candidates covers; None for a record of other work."""
     is_own = record.dataset == CANDIDATES and record.notes.get("plan_id") == plan.plan_id
     return record.objects if is_own else None
 
 
 def recorded_block(plan: SearchPlan, block: QueryBlock) -> BlockResult | None:
-    """Return what an attempt of the run has written of a block; None for nothing."""
+    """Return the rows of a block that an attempt of the run has written; None if there are none."""
     record = units.find(plan.place, _block_key(plan, block))
     return BlockResult(block.name, _pairs_of(record), record.rows) if record else None
 
@@ -139,7 +139,7 @@ def merge(plan: SearchPlan, block: QueryBlock, met: int, parts: list[Candidates]
     Args:
         plan: the search.
         block: the queries.
-        met: how many shards they were to meet.
+        met: how many shards they are searched in.
         parts: the candidates of each shard.
 
     Returns:
@@ -161,7 +161,7 @@ def merge(plan: SearchPlan, block: QueryBlock, met: int, parts: list[Candidates]
 
 
 def write_block(plan: SearchPlan, block: QueryBlock, pairs: int, candidates: pa.Table) -> BlockResult:
-    """Write what is kept of the merged candidates of a block, and its record; see `matching.write_block`."""
+    """Write the rows to keep of a block's merged candidates, and their record; see `matching.write_block`."""
     result = matching.write_block(plan, block, pairs, candidates)
     units.leave(plan.place, _record(plan, _block_key(plan, block), plan.dataset, result.file, 1, pairs=pairs))
     return result
@@ -185,7 +185,7 @@ def _read(plan: SearchPlan, file: FileRecord, row_group: int) -> pa.Table:
     except DatasetError as error:
         raise DatasetError(
             f"{storage.join(folder, file.name)} is staged for one search, and damaged or gone: start the run "
-            f"again, which makes it anew ({error})"
+            f"again to make it anew ({error})"
         ) from error.__cause__
 
 
@@ -206,7 +206,7 @@ def write_bin(plan: SearchPlan, chosen: Bin) -> Bin:
 
 
 def delete(plan: SearchPlan, committed: Dataset) -> None:
-    """Delete what a search has staged, records first, once its rows are committed."""
+    """Delete what a search has staged, records first, after its rows are committed."""
     staged = [
         uri for uri, record in units.staged(plan.place).items() if record.notes.get("plan_id") == plan.plan_id
     ]

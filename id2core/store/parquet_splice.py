@@ -1,8 +1,9 @@
-"""Columns of Parquet files, moved to another file as they lie: no value is decoded, and none is encoded.
+"""Copy columns of Parquet files to another file byte by byte: no value is decoded or encoded.
 
-A footer says of each column of a row group where its pages are, how they are encoded, and what extremes they
-have. It is read as a tree, and written with other places. All else that it says of a column stays, also what
-this program does not know. Indexes of pages and Bloom filters lie elsewhere in a file and are left behind.
+For each column of a row group, a footer has the place of its pages, their encodings, and their extreme
+values. This module reads the footer as a tree and writes it with new places. Everything else that the footer
+has of a column stays, even fields that this program does not know. Page indexes and Bloom filters are
+elsewhere in a file, and are left out.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _PATH, _CODEC, _UNPACKED = 3, 4, 6
 _PAGES_AT: Final = (9, 10, 11)
 # Where the Bloom filter of a column is, and its size.
 _BLOOM_FILTER: Final = (14, 15)
-# A row group beyond these has no number.
+# Row groups from here on have no ordinal, which is an int16.
 _MOST_NUMBERS: Final = 2**15
-# Footers that a process keeps: a file is read one row group at a time.
+# Parsed footers that a process keeps, because it reads a file one row group at a time.
 _KEPT: Final = 4
 
 
@@ -41,8 +42,8 @@ class Column:
 
     Attributes:
         name: of the field of the table that it is, or is in.
-        facts: what the footer says of it, with places as they were.
-        at: place of its first page, as it was.
+        facts: its metadata in the footer, with places in the old file.
+        at: place of its first page in the old file.
         pages: bytes of all its pages.
     """
 
@@ -62,7 +63,7 @@ class Column:
         return int(self.facts[_CODEC][1])
 
     def placed(self, at: int) -> Struct:
-        """Return what a footer says of the column where its first page is at another place."""
+        """Return the footer's metadata of the column with its first page at another place."""
         moved = {
             number: (kind, value + at - self.at if number in _PAGES_AT and value else value)
             for number, (kind, value) in self.facts.items()
@@ -72,7 +73,7 @@ class Column:
 
 
 class FooterTree:
-    """What the footer of a file says, to be written again.
+    """The footer of a file as a tree that can be written again.
 
     Attributes:
         fields: field of the table → its nodes in the schema, the node of the field first.
@@ -89,9 +90,12 @@ class FooterTree:
         self.fields = _fields(self._tree)
 
     def spans(self, size: int) -> list[tuple[int, int]]:
-        """Return where each row group begins, with what lies before it, and ends.
+        """Return the first and last byte of each row group, with what lies before it.
 
-        The last one ends with the file, which has so many bytes: together they are all of it.
+        The last row group ends with the file, so together they are the whole file.
+
+        Args:
+            size: of the file, in bytes.
 
         Raises:
             FooterError: the row groups are not one after another.
@@ -112,7 +116,7 @@ class FooterTree:
 
         Args:
             group: its number, from 0.
-            data: the file from the place `at` on, to the end of the row group at least.
+            data: the file from the place `at` to the end of the row group, or beyond.
             at: place of the first byte of `data`.
         """
         columns = []
@@ -132,7 +136,7 @@ class FooterTree:
 
 @lru_cache(_KEPT)
 def parse(data: bytes) -> FooterTree:
-    """Return what a footer says, see `FooterTree`."""
+    """Parse a footer, see `FooterTree`."""
     return FooterTree(data)
 
 
@@ -150,7 +154,7 @@ def _fields(tree: Struct) -> dict[str, list[Struct]]:
 
 
 class Writer:
-    """Writes a Parquet file of columns of others."""
+    """Writes a Parquet file from columns of other files."""
 
     def __init__(self, write: Callable[[Buffer], object], footer: FooterTree) -> None:
         """Begin the file.
@@ -165,7 +169,7 @@ class Writer:
         self._write(MAGIC)
 
     def write_group(self, rows: int, columns: list[Column]) -> None:
-        """Write a row group; the columns may be in any order."""
+        """Write a row group. The columns may be in any order."""
         order = {name: number for number, name in enumerate(self._footer.fields)}
         columns = sorted(columns, key=lambda column: order[column.name])
         first, placed = self._at, []
@@ -196,7 +200,7 @@ class Writer:
 
 
 def alone(footer: FooterTree, rows: int, columns: list[Column]) -> memoryview:
-    """Return a row group as a file of its own; `footer` is that of the file that it is of."""
+    """Return a row group as a file of its own. `footer` is the footer of its file."""
     file = io.BytesIO()
     writer = Writer(file.write, footer)
     writer.write_group(rows, columns)
@@ -205,12 +209,12 @@ def alone(footer: FooterTree, rows: int, columns: list[Column]) -> memoryview:
 
 
 def empty(schema: pa.Schema) -> FooterTree:
-    """Return the footer of a file of this program that has no rows."""
+    """Return the footer that this program writes for a file without rows."""
     return _footer_of(_file_of(schema.empty_table()))
 
 
 def encoded(table: pa.Table) -> list[Column]:
-    """Return the columns of a table as this program writes them into one row group; it has rows."""
+    """Return the columns of a table, which has rows, as this program writes them into one row group."""
     data = _file_of(table)
     return _footer_of(data).columns(0, data, 0)
 

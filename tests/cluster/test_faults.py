@@ -68,5 +68,5 @@ def test_a_signal_cancels_the_job_on_the_cluster(
     os.kill(run.process, number)
     assert run.wait() == code, run.log.read_text()
     assert cluster.jobs()[-1]["state"] == "CANCELED"
-    assert "was cancelled on the cluster" in run.log.read_text()
+    assert "was canceled on the cluster" in run.log.read_text()
     wait_until(cluster.is_idle, LONGEST_SECONDS, "free slots")
