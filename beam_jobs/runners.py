@@ -1,4 +1,4 @@
-"""Which Beam runner a job uses: named by the caller, never guessed."""
+"""Make pipelines on the Beam runner that the caller names, and check its options. No runner is guessed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import apache_beam as beam
 import apache_beam.runners.portability.flink_runner
-import apache_beam.runners.portability.spark_runner  # both bring options of their own
+import apache_beam.runners.portability.spark_runner  # both add options of their own
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     GoogleCloudOptions,
@@ -28,7 +28,7 @@ from id2core.errors import EngineError, ID2Error, OptionError
 
 IN_PROCESS = "FnApiRunner"
 RUNNERS = (IN_PROCESS, "FlinkRunner", "SparkRunner", "DataflowRunner", "PortableRunner")
-# As Beam reads names: without regard to case, with or without the end.
+# Beam ignores the case of a name, and the suffix "Runner".
 _KNOWN = {name.lower().removesuffix("runner") for name in (*StandardOptions.KNOWN_RUNNER_NAMES, "DaskRunner")}
 # Beam's Dask runner drops the output of finish_bundle without an error: rows would be lost.
 REFUSED = ("DaskRunner",)
@@ -62,10 +62,10 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
 
 @contextmanager
 def running(arguments: Sequence[str] = ()) -> Iterator[beam.Pipeline]:
-    """Give a pipeline that runs when the block ends.
+    """Yield a pipeline that runs when the block ends.
 
-    Worker processes send an exception back as the text of its traceback in a RuntimeError. An ID2Error among
-    them is raised again as what it was, so that its message reaches the user.
+    Worker processes send an exception back as the text of its traceback in a RuntimeError. If it was an
+    ID2Error, this raises that error again, so that its message reaches the user.
 
     Args:
         arguments: see `pipeline`.
@@ -86,10 +86,10 @@ def running(arguments: Sequence[str] = ()) -> Iterator[beam.Pipeline]:
 
 
 def submit(arguments: Sequence[str], build: Callable[[beam.Pipeline], None]) -> str:
-    """Submit a job to an engine elsewhere without waiting for its end; return its id there.
+    """Submit a job to an engine elsewhere without waiting for its end; return its id.
 
     Args:
-        arguments: see `pipeline`; `check_outlives` has passed them.
+        arguments: see `pipeline`. `check_outlives` must accept them.
         build: adds the job's steps.
 
     Raises:
@@ -102,7 +102,7 @@ def submit(arguments: Sequence[str], build: Callable[[beam.Pipeline], None]) -> 
 
 
 def check_outlives(arguments: Sequence[str]) -> None:
-    """Raise OptionError where a job would end with the process that submits it."""
+    """Raise OptionError if a job would end with the process that submits it."""
     options = PipelineOptions(list(arguments))
     portable = options.view_as(PortableOptions)
     if runs_here(arguments):
@@ -119,7 +119,7 @@ def check_outlives(arguments: Sequence[str]) -> None:
 
 
 def runs_here(arguments: Sequence[str]) -> bool:
-    """Return whether the job ends with this process: its workers are threads or processes of it."""
+    """Return whether the workers of a job are threads or processes of this process, and end with it."""
     return _name(PipelineOptions(list(arguments))) == IN_PROCESS
 
 
@@ -130,7 +130,7 @@ def _raised_by_worker(traceback: str) -> ID2Error | None:
 
 
 def is_in_process(arguments: Sequence[str]) -> bool:
-    """Return whether this very process does the work, so that it can count it."""
+    """Return whether this process itself does the work, so that it can count it."""
     mode = PipelineOptions(list(arguments)).view_as(DirectOptions).direct_running_mode
     return runs_here(arguments) and mode != "multi_processing"
 
@@ -140,7 +140,7 @@ def _name(options: PipelineOptions) -> str:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Raise OptionError for what Beam would only warn of: stray words, options that nobody reads."""
+    """Raise OptionError for stray words and unknown options, of which Beam would only warn."""
     stray = [a for a in arguments if not a.startswith("--")]
     if stray:
         raise OptionError(f"unexpected {stray[0]!r}: Beam's options are written --NAME=VALUE, after `--`")
@@ -156,14 +156,14 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def template_location(arguments: Sequence[str]) -> str | None:
-    """Return where the options ask for a template to be written; None where they ask for a run."""
+    """Return where the options ask for a template to be written; None if they ask for a run."""
     location = PipelineOptions(list(arguments)).view_as(GoogleCloudOptions).template_location
     return str(location) if location else None
 
 
 def _in_process(options: PipelineOptions) -> FnApiRunner:
-    """Return a runner for this process whose worker processes get the options, too."""
-    # FnApiRunner hands them none unless they are in the provision info.
+    """Return a runner in this process that passes the options on to its worker processes."""
+    # FnApiRunner passes only the options in the provision info on.
     # A protobuf Struct has no integers: 2 would arrive as 2.0 and be refused.
     given = {
         f"beam:option:{name}:v1": str(value) if type(value) is int else value

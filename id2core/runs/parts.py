@@ -1,8 +1,7 @@
-"""One part of a run: read some thousand objects ahead of a model, and write their rows.
+"""Make one part of a run: read some thousand objects ahead of a model, and write their rows.
 
-A part is a unit of work, see `units`: it leaves its Parquet files and, last, a record. A slow one does so
-every two minutes.
-`planning` cuts a run into parts, skips finished ones when the run is repeated, and commits.
+A part is a unit of work, see `units`: a worker writes its Parquet files, and last a record. A slow part gets
+them every two minutes. `planning` cuts a run into parts, skips finished ones in a repeated run, and commits.
 `encoders.embedding` and `translation.rows` make the rows.
 """
 
@@ -132,7 +131,7 @@ def part_key(objects: list[Object], ids: dict[str, str]) -> str:
 
 
 def remaining(out: str, objects: list[Object], lineage: Lineage) -> list[Object]:
-    """Return what an earlier attempt of the same run has left to do of a part, after its whole records."""
+    """Return the objects of a part that the records of earlier attempts of this run do not cover."""
     records = units.chain(
         out,
         len(objects),
@@ -150,10 +149,10 @@ def write(
     stream: Stream,
     seconds: float = defaults.RECORD_SECONDS,
 ) -> list[Record]:
-    """Write a part below `out`: its files, and after them a record; the same again when it takes long.
+    """Write a part below `out`: its files, then a record. A slow part is cut into several such pieces.
 
-    Rows do not depend on where the part is cut. Each record is named by what was left to do when it was
-    begun, so that `remaining` finds it.
+    Rows do not depend on where the part is cut. The key of each record names what was left to do when it was
+    begun, so `remaining` finds it.
 
     Args:
         out: parent of the data sets.
@@ -161,7 +160,7 @@ def write(
         objects: the part.
         lineage: ids and run of the rows.
         stream: rows and rejects of the objects, in their order.
-        seconds: after so long what has come is written.
+        seconds: time after which a piece ends.
 
     Returns:
         The records; none for no objects.
@@ -177,7 +176,7 @@ def write(
 def _write_some(
     out: str, product: Product, objects: list[Object], lineage: Lineage, stream: Stream, until: float
 ) -> Record:
-    """Write files of what comes until a time, at least one row or reject, and their record."""
+    """Write the files and the record of what comes before a time, of at least one row or reject."""
     key = part_key(objects, lineage.ids)
     rejected: list[dict[str, str]] = []
     ended = True

@@ -1,14 +1,13 @@
-"""Give the rows of a corpus the descriptors of another transform, from their latents: no picture is read.
+"""Give the rows of a corpus the descriptors of another transform, from their latents. Read no picture.
 
     OUT/reference/embeddings/                            in use
-    OUT/reprojected/TRANSFORM_ID/reference/embeddings/   beside it, until `put_in_use` puts it there
+    OUT/reprojected/TRANSFORM_ID/reference/embeddings/   the copy beside it, until `put_in_use`
 
-What is made beside a corpus is a data set like any other, with the same rows. It can be searched, calibrated,
-and measured while the corpus is searched as before. It is brought up to date file by file: a file that was
-projected is not projected again.
+The copy is a data set like any other, with the same rows. It can be searched, calibrated, and measured while
+searches still use the corpus. It is brought up to date file by file: no file is projected twice.
 
-Rows that left the corpus since leave what lies beside it, too, and its own log of removals says so. So a
-search of it knows what it has met before.
+Rows that have left the corpus since leave the copy, too, and its own log of removals records them. So a
+search of the copy knows what it has compared before.
 
 A switch is one compare-and-swap of the corpus. Segments, sources, and the log of removals stay, so the ledger
 knows that no pair has been searched with the new descriptors.
