@@ -51,7 +51,7 @@ def toggle(corpus: Corpus, run_id: str, rows: set[tuple[str, int]], together: in
     return corpus.change(run_id, rows - corpus.rows.keys(), rows & corpus.rows.keys(), together)
 
 
-@settings(deadline=None, max_examples=40, phases=PHASES, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=25, phases=PHASES, suppress_health_check=list(HealthCheck))
 @given(nights=st.lists(NIGHT, min_size=2, max_size=8))
 def test_every_pair_is_scored_once_whatever_comes_goes_and_returns(
     nights: list[tuple[set[int], set[tuple[str, int]], bool, int]],

@@ -74,6 +74,7 @@ def test_a_training_killed_and_resumed_gives_the_weights_of_an_undisturbed_one(
         run(photo_folder, tiny_vae, tmp_path / "parts", recipe.replace(lr=1.0)).resume()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_noise_error_and_the_pipeline_loads_as_it_is(
     photo_folder: Path, tiny_vae: str, tmp_path: Path
 ) -> None:

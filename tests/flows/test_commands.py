@@ -18,6 +18,7 @@ from tests.drawing import draw_photos
 def test_the_demo_finds_its_origins_and_says_where_the_report_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("ID2_BATCH_SIZE")  # many pictures are embedded faster by the default
     reads: list[str] = []
     real = storage.read_marked
 

@@ -166,6 +166,7 @@ def test_a_worker_runs_the_one_off_deployment(
     assert (counts["reference_rejects"], counts["query_rejects"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cancelled_cancels_its_job_elsewhere(
     prefect: Prefect, client: SyncPrefectClient, tmp_path: Path
 ) -> None:

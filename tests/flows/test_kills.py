@@ -243,7 +243,7 @@ CASES = (FirstEmbed, ChangedEmbed, Scan, Search, Takedown)
 
 @pytest.mark.parametrize(
     ("make", "step"),
-    [(ChangedEmbed, 5), (Search, 7), *(pytest.param(case, 1, marks=SLOW) for case in CASES)],
+    [(ChangedEmbed, 8), (Search, 12), *(pytest.param(case, 1, marks=SLOW) for case in CASES)],
 )
 def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
     make: type[Case], step: int, server: ForkServer, tmp_path: Path
@@ -375,7 +375,7 @@ FAULTS: list[Callable[[Disturbed], None]] = [
 
 
 @pytest.mark.parametrize(
-    ("seed", "runs"), [(1, 6), *(pytest.param(seed, 20, marks=SLOW) for seed in range(1, 12))]
+    ("seed", "runs"), [(1, 3), *(pytest.param(seed, 20, marks=SLOW) for seed in range(1, 12))]
 )
 def test_disturbed_runs_end_as_one_clean_run(
     seed: int, runs: int, server: ForkServer, tmp_path: Path

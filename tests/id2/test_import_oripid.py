@@ -223,10 +223,10 @@ def same_bytes_once(root: Path) -> None:
         path.write_bytes(path.read_bytes() + b"\0")
 
 
-def test_a_downloaded_oripid_becomes_a_bench(oripid: Path, tmp_path: Path) -> None:
+def test_a_downloaded_oripid_becomes_a_bench(oripid: Path, tiny_vae: str, tmp_path: Path) -> None:
     same_bytes_once(oripid)
     data = tmp_path / "bench"
-    arguments = ("experiment", "data", "--oripid", oripid, "--data", data, "--encoder", "mini")
+    arguments = ("experiment", "data", "--oripid", oripid, "--data", data, "--encoder", tiny_vae)
     result = call(*arguments)
     assert result.returncode == 0, result.stderr
     assert "5 translations of 5 origins" in result.stderr and "3 test, 5 distractors" in result.stderr

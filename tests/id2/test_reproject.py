@@ -83,6 +83,7 @@ def test_rows_beside_are_those_of_an_embed_with_the_other_w_and_follow_the_corpu
     assert not checkup.check(str(folder / "out")).findings
 
 
+@pytest.mark.slow
 def test_a_search_of_what_lies_beside_meets_a_picture_that_comes_back_once(folder: Path) -> None:
     places = [corpus.place for corpus in reproject(folder).corpora]
     trial = {"out": str(folder / "trial"), "transform": str(folder / "w.safetensors")}

@@ -74,7 +74,7 @@ gradient.fit(made(), config, Path(sys.argv[1]), checkpoint_every=7,
 """
 
 
-@pytest.mark.parametrize("negatives", [None, 16])
+@pytest.mark.parametrize("negatives", [None, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_killed_training_goes_on_as_if_it_had_not_been(negatives: int | None, tmp_path: Path) -> None:
     pairs, config = made(), SMALL.replace(negatives=negatives)
     whole = gradient.fit(pairs, config, tmp_path / "whole")

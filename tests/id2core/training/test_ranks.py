@@ -86,6 +86,7 @@ def gradients(name: str, together: ranks.Ranks) -> list[Any]:
     return [p.grad.numpy() for p in (*head.parameters(), *criterion.parameters())]
 
 
+@pytest.mark.slow
 def test_the_gradient_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert torchrun(GRADIENTS, str(tmp_path), tmp_path) == 0
     for name in LOSSES:
