@@ -45,6 +45,7 @@ class TranslateJob:
         device, dtype: of the model; `auto` takes what the worker has.
         part_size: origins in one part; by default as many as make 512 pictures.
         limits: of file size and pixels.
+        record_seconds: after so long a part keeps what it has made, see `parts.write`.
         allow_shrink: whether a corpus may lose more than a tenth of its rows.
         add_source: whether `out` may hold rows of other folders alone.
     """
@@ -58,6 +59,7 @@ class TranslateJob:
     dtype: str = defaults.AUTO
     part_size: int | None = None
     limits: Limits = field(default_factory=Limits)
+    record_seconds: float = defaults.RECORD_SECONDS
     allow_shrink: bool = False
     add_source: bool = False
 
@@ -93,6 +95,7 @@ class TranslateJob:
             settings.dtype,
             part_size,
             limits,
+            settings.record_seconds,
             settings.allow_shrink,
             add_source,
         )
@@ -167,6 +170,7 @@ class TranslateMaker:
             plan.lineage,
             job.limits,
             progress,
+            job.record_seconds,
             takedowns.refused(plan.out),
         )
 

@@ -181,6 +181,7 @@ def translate_objects(
     out: str,
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda made, rejected: None,
+    seconds: float = defaults.RECORD_SECONDS,
     refused: Collection[str] = frozenset(),
 ) -> parts.Stream:
     """Translate objects in a stream: reading, decoding and asking for prompts run in threads ahead of it.
@@ -194,6 +195,7 @@ def translate_objects(
         out: pictures go to `pictures/` below it.
         limits: of file size and pixels.
         progress: called with how many origins were translated and how many rejected since the last call.
+        seconds: rows are yielded after so long, however few.
         refused: image_id of pictures that were taken down, as originals or as translations.
 
     Yields:
@@ -226,7 +228,7 @@ def translate_objects(
             for task, result in zip(batch, results, strict=True):
                 buffer.add(task.origin.obj, task.number, result)
             progress(*buffer.counted())
-            late = time.monotonic() - since >= defaults.RECORD_SECONDS
+            late = time.monotonic() - since >= seconds
             if (buffer.rows or buffer.rejected) and (late or len(buffer.rows) >= schemas.ROW_GROUP):
                 yield buffer.take()
                 since = time.monotonic()
@@ -301,12 +303,15 @@ def translate_part(
     lineage: Lineage,
     limits: Limits = images.DEFAULT_LIMITS,
     progress: OnBatch = lambda made, rejected: None,
+    seconds: float = defaults.RECORD_SECONDS,
     refused: Collection[str] = frozenset(),
 ) -> list[Record]:
     """Translate one part into `out`: pictures, then its two Parquet files, then its record.
 
-    A slow part does so every two minutes. What an earlier attempt of the run has recorded is left.
+    A slow part does so again after some seconds. What an earlier attempt of the run has recorded is left.
     """
     left = parts.remaining(out, objects, lineage)
-    stream = translate_objects(left, translator, source, config, lineage, out, limits, progress, refused)
-    return parts.write(out, product(config), left, lineage, stream)
+    stream = translate_objects(
+        left, translator, source, config, lineage, out, limits, progress, seconds, refused
+    )
+    return parts.write(out, product(config), left, lineage, stream, seconds)
