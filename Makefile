@@ -30,7 +30,7 @@ test: setup browser lint
 
 # Longer forms of some tests. They take minutes.
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not cluster"
 
 # Tests on real engines, which they start. They need Java 17.
 # Flink: two hosts in network namespaces, so run as root. FLINK_JOB_SERVER names the jar of Beam's job server for
@@ -39,7 +39,7 @@ slow: setup
 # lib/ beside that file.
 # If something is missing, the tests name it and are skipped. With CI=true, Flink's tests then fail.
 test-cluster: setup .venv-flink/.installed $(if $(SPARK_JOB_SERVER),.venv-flink/.spark)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster tests/cluster
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "cluster and not slow" tests/cluster
 
 # Each fault of test-cluster, TIMES times (10). Takes an hour or more.
 cluster-faults: setup .venv-flink/.installed

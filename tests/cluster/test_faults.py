@@ -10,7 +10,20 @@ import pytest
 
 from tests.cluster import trials
 from tests.cluster.flink import FlinkCluster
-from tests.cluster.trials import FAULTS, IN_FLIGHT, KILLED, LONGEST_SECONDS, PARTS, Fault, Work
+from tests.cluster.trials import (
+    FAULTS,
+    IN_FLIGHT,
+    KILLED,
+    LONGEST_SECONDS,
+    PARTS,
+    Fault,
+    Work,
+    lose_client,
+    lose_job_manager,
+    lose_job_server,
+    lose_task_manager,
+    lose_worker,
+)
 from tests.conftest import wait_until
 from tests.fork_server import ForkServer
 
@@ -39,8 +52,25 @@ def searching(server: ForkServer, folder: Path) -> Work:
     return _alone(trials.searching(folder), server, folder)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ["embedding", "searching"])
+# What `make test-cluster` tries; `make cluster-faults` tries every fault with both.
+QUICK = {
+    ("embedding", lose_task_manager),
+    ("embedding", lose_job_manager),
+    ("embedding", lose_client),
+    ("searching", lose_task_manager),
+    ("searching", lose_worker),
+    ("searching", lose_job_server),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        pytest.param(name, fault, marks=[] if (name, fault) in QUICK else [pytest.mark.slow])
+        for name in ("embedding", "searching")
+        for fault in FAULTS
+    ],
+)
 def test_a_fault_changes_no_row(
     name: str,
     fault: Fault,
