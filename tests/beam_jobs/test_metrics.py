@@ -85,7 +85,7 @@ def test_what_cannot_be_built_is_refused_where_it_is_made(tmp_path: Path) -> Non
     twin = replace(other, file=replace(other.file, name=block.file.name))
     with pytest.raises(ValueError, match="one name"):
         search.blocks_of([Task(files, (block, twin))])
-    with pytest.raises(ValueError, match="meet no shard"):
+    with pytest.raises(ValueError, match="has no shard"):
         search.Search(plan, {block.name: search.BlockTask(block, 0)})
     with pytest.raises(ValueError, match="lower-case word"):
         parts.Job("Embed it", None, None, EncoderError)  # type: ignore[arg-type]
