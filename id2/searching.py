@@ -137,7 +137,7 @@ class Searcher:
         plan = self._recording(background_rows.make(background, queries, out, recorder.execution, k))
         planned = PlannedJudge(Judge(calibration, Backgrounds.before(plan)), plan)
         if not plan.has_work:
-            planned.settle(run_planned(plan, self.beam))
+            planned.search_background(self.beam)
         return planned
 
     def _recording(self, plan: SearchPlan) -> SearchPlan:

@@ -19,6 +19,11 @@ from tests.conftest import free_port, listening, wait_until
 ROOT = Path(__file__).parents[1]
 
 
+def portable(job_server: str, pool: str) -> list[str]:
+    """Return Beam's options for a job server and a worker pool, by their addresses."""
+    return [f"--job_endpoint={job_server}", "--environment_type=EXTERNAL", f"--environment_config={pool}"]
+
+
 @dataclass
 class JobService:
     """A job service that runs.
@@ -59,11 +64,7 @@ class JobService:
     @property
     def options(self) -> list[str]:
         """What a job is told beside `--runner=PortableRunner`."""
-        return [
-            f"--job_endpoint=127.0.0.1:{self.job_port}",
-            "--environment_type=EXTERNAL",
-            f"--environment_config=127.0.0.1:{self.pool_port}",
-        ]
+        return portable(f"127.0.0.1:{self.job_port}", f"127.0.0.1:{self.pool_port}")
 
     @property
     def arguments(self) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from id2 import detached
 from id2.corpora import embed_images
 from id2.requests import EmbedRequest
 from id2.results import EmbedSummary, StagedJob, SubmittedJob
 from id2.stages import stage
 from id2core.encoders.embed_job import EmbedJob, plan_embed
-from id2core.runs import leases
 from id2core.runs.execution import Execution
 from id2core.runs.planning import Made
 from id2core.runs.records import recorded
@@ -39,10 +39,8 @@ def run(request: EmbedRequest) -> EmbedSummary | StagedJob | SubmittedJob:
 
 def _detached(job: EmbedJob, beam: list[str]) -> SubmittedJob | None:
     """Submit the job; return None where nothing is left to do."""
-    from beam_jobs import detached
     from beam_jobs import embed as embed_job
 
-    execution = Execution.begin()
-    with leases.held(job.out, job.images, execution):
-        submitted = detached.submit(embed_job.planned(job, plan_embed(job, execution)), beam)
-    return SubmittedJob(job_id=submitted, run_id=execution.run_id) if submitted else None
+    return detached.submit(
+        job.out, job.images, lambda execution: embed_job.planned(job, plan_embed(job, execution)), beam
+    )

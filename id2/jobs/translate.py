@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from beam_jobs import translate as translate_job
 from beam_jobs.translate import TranslateJob
+from id2 import detached
 from id2.requests import TranslateRequest
 from id2.results import StagedJob, SubmittedJob, TranslateSummary
 from id2.stages import stage
 from id2core.oripid.readers import PairSet
-from id2core.runs import leases
 from id2core.runs.execution import Execution
 from id2core.runs.planning import Made
 from id2core.runs.records import recorded
@@ -42,8 +44,10 @@ def run(request: TranslateRequest) -> StagedJob | SubmittedJob | TranslateSummar
     )
     if request.template:
         return StagedJob(template=translate_job.write_template(job, Execution.begin(), request.beam))
-    if request.detach and (submitted := _detached(job, request.beam)):
-        return submitted
+    if request.detach:
+        plan = partial(translate_job.plan, job)
+        if submitted := detached.submit(job.out, job.images, plan, request.beam):
+            return submitted
     facts = request.model_dump() | {"model": model.model_dump()}
     with recorded(job.out, "translate", facts) as recorder:
         with recorder.stage("translate"):
@@ -52,16 +56,6 @@ def run(request: TranslateRequest) -> StagedJob | SubmittedJob | TranslateSummar
         counts = Made.by(recorder.execution.run_id, made.translations)
         recorder.count(listed=made.listed, translated=counts.added, rejected=counts.rejected)
     return TranslateSummary.model_validate(vars(made) | {"truth": truth, "out": job.out})
-
-
-def _detached(job: TranslateJob, beam: list[str]) -> SubmittedJob | None:
-    """Submit the job; return None where nothing is left to do."""
-    from beam_jobs import detached
-
-    execution = Execution.begin()
-    with leases.held(job.out, job.images, execution):
-        submitted = detached.submit(translate_job.plan(job, execution), beam)
-    return SubmittedJob(job_id=submitted, run_id=execution.run_id) if submitted else None
 
 
 def write_truth(translations: Dataset, out: str) -> str:

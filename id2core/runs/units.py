@@ -125,10 +125,8 @@ def is_whole(place: str, record: Record) -> bool:
 
 def find(place: str, key: str) -> Record | None:
     """Return the record with a key; None unless it can be read and its files are whole."""
-    with suppress(FileNotFoundError, DatasetError):
-        record = Record.from_json(storage.read_marked(record_uri(place, key))[0])
-        return record if is_whole(place, record) else None
-    return None
+    record = _read(record_uri(place, key))
+    return record if record and is_whole(place, record) else None
 
 
 def chain(

@@ -25,6 +25,7 @@ from tests.cluster import hosts
 from tests.cluster.hosts import GATEWAY, Host
 from tests.cluster.processes import JAVA, OPENS, PACKAGES, ROOT, Processes, worker_pool
 from tests.conftest import listening, wait_until
+from tests.job_service import portable
 
 REST, JOBS, ARTIFACTS, EXPANSION, POOL = 8081, 8099, 8098, 8097, 50000
 READY_SECONDS = 600.0
@@ -116,12 +117,8 @@ class FlinkCluster:
     @property
     def arguments(self) -> list[str]:
         """What a job is told beside `--runner=PortableRunner`."""
-        return [
-            f"--job_endpoint={GATEWAY}:{JOBS}",
-            "--environment_type=EXTERNAL",
-            f"--environment_config=localhost:{POOL}",
-            f"--parallelism={len(self.hosts)}",
-        ]
+        options = portable(f"{GATEWAY}:{JOBS}", f"localhost:{POOL}")
+        return [*options, f"--parallelism={len(self.hosts)}"]
 
     def start_manager(self) -> None:
         """Start the job manager."""

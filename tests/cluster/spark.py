@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.cluster.processes import OPENS, Processes, opened, worker_pool
 from tests.conftest import free_port, listening, wait_until
+from tests.job_service import portable
 
 READY_SECONDS = 600.0
 DRIVER = "org.apache.beam.runners.spark.SparkJobServerDriver"
@@ -70,8 +71,4 @@ class SparkEngine:
     @property
     def arguments(self) -> list[str]:
         """What a job is told beside `--runner=PortableRunner`."""
-        return [
-            f"--job_endpoint=127.0.0.1:{self.job_port}",
-            "--environment_type=EXTERNAL",
-            f"--environment_config=localhost:{self.pool_port}",
-        ]
+        return portable(f"127.0.0.1:{self.job_port}", f"localhost:{self.pool_port}")
