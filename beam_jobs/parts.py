@@ -84,7 +84,7 @@ class Committed:
 
 
 class _MakePart(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
-    """Part number → its key, after its files and its record are in place."""
+    """Part number → its key, after its files and its record are in place; nothing if a later run makes it."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -96,6 +96,8 @@ class _MakePart(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
     def process(self, part: int) -> Iterator[str]:
         stage, plan = self._job.stage, self._job.plan
         with metrics.timed(f"{stage}_list"):
+            if planning.is_taken_over(plan):
+                return
             objects = planning.read_part(plan, part)
         self._since = time.perf_counter()
         with metrics.timed(f"{stage}_part"):

@@ -8,6 +8,10 @@ differ by more, a lease does not count.
 A lease keeps two runs from doing the same work twice. What keeps the data right where a lease is lost is the
 commit, which counts every row and replaces no other run's commit. A job that is started from a template holds
 no lease: no process of this program is there to renew it.
+
+A job on a cluster may outlive the process that started it, and with that its lease. If a later run takes over
+the source, the job asks `taken_over` before each part, and makes no more. The lease of a run that has ended
+stays while other runs have something staged, so that their jobs see it.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from id2core.store import datasets, storage, strict_json
 # How often a lease is renewed, and how long it counts after that.
 RENEW_SECONDS, EXPIRE_SECONDS = 30.0, 180.0
 _ATTEMPTS = 5
+_NAME = "lease-"
 
 
 class _Lease(BaseModel):
@@ -39,15 +44,17 @@ class _Lease(BaseModel):
         run_id: the run.
         process: host, process id, when that was created.
         renewed: when it said so last.
+        ended: whether the run has ended.
     """
 
     run_id: str
     process: tuple[str, int, float]
     renewed: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    ended: bool = False
 
     def counts_for(self, run_id: str) -> bool:
         """Return whether the lease keeps another run away."""
-        if self.run_id == run_id:
+        if self.run_id == run_id or self.ended:
             return False
         if self.process[0] == platform.node():
             return execution.is_alive(self.process)
@@ -67,7 +74,7 @@ def held(out: str, source: str, run: Execution) -> Iterator[None]:
     Raises:
         RunInProgressError: another run does so.
     """
-    uri = storage.join(out, STAGING, f"lease-{datasets.digest_of(source)}.json")
+    uri = _uri(out, source)
     _acquire(uri, out, source, run.run_id)
     ended = threading.Event()
 
@@ -86,9 +93,43 @@ def held(out: str, source: str, run: Execution) -> Iterator[None]:
         ended.set()
         thread.join()
         with suppress(ID2Error, OSError):
-            lease, _ = _read(uri)
-            if lease and lease.run_id == run.run_id:
-                storage.delete(uri)
+            _end(uri, out, run.run_id)
+
+
+def taken_over(out: str, source: str, run_id: str) -> str | None:
+    """Return the later run that adds rows of a source to an `--out`, or has done so; None if there is none.
+
+    Args:
+        out: parent of the data sets.
+        source: URI of the source.
+        run_id: the run whose job asks. Its rows may have another id than its lease, of a later second.
+    """
+    lease, _ = _read(_uri(out, source))
+    is_later = lease is not None and _time(lease.run_id) > _time(run_id)
+    return lease.run_id if lease and is_later and (lease.ended or lease.counts_for(run_id)) else None
+
+
+def _time(run_id: str) -> str:
+    """Return the time of a run_id, which sorts."""
+    return run_id.partition("-")[0]
+
+
+def _uri(out: str, source: str) -> str:
+    return storage.join(out, STAGING, f"{_NAME}{datasets.digest_of(source)}.json")
+
+
+def _end(uri: str, out: str, run_id: str) -> None:
+    """Give a lease back. It stays while other runs have something staged, see the module."""
+    lease, mark = _read(uri)
+    if not lease or lease.run_id != run_id:
+        return
+    staged = (
+        entry.uri.rpartition("/")[2] for entry in storage.entries(storage.join(out, STAGING), below=False)
+    )
+    if all(name.startswith(_NAME) for name in staged):
+        storage.delete(uri)
+    else:
+        storage.write_if(uri, _written(run_id, ended=True), mark)
 
 
 def _acquire(uri: str, out: str, source: str, run_id: str) -> None:
@@ -106,8 +147,9 @@ def _acquire(uri: str, out: str, source: str, run_id: str) -> None:
     raise RunInProgressError(f"other runs keep adding {source} to {out}: start again when they have ended")
 
 
-def _written(run_id: str) -> bytes:
-    return _Lease(run_id=run_id, process=execution.this_process()).model_dump_json().encode()
+def _written(run_id: str, *, ended: bool = False) -> bytes:
+    lease = _Lease(run_id=run_id, process=execution.this_process(), ended=ended)
+    return lease.model_dump_json().encode()
 
 
 def _read(uri: str) -> tuple[_Lease | None, str]:

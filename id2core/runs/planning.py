@@ -5,6 +5,7 @@ The same for every product of `parts`: embeddings and translations.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from pydantic import BaseModel
 
 from id2core import defaults
 from id2core.errors import DatasetError, LostRowsError, StorageError
-from id2core.runs import accounting, takedowns, units
+from id2core.runs import accounting, leases, takedowns, units
 from id2core.runs import listing as listings
 from id2core.runs.accounting import Account, Fate, Kind, Numbered, Outcome, Scope
 from id2core.runs.execution import Execution
@@ -38,6 +39,8 @@ from id2core.store.datasets import Commit, Dataset, FileRecord, Mode, Segment, S
 from id2core.store.rejects import BY_SETTINGS, TRANSIENT
 from id2core.store.schemas import Removal
 from id2core.store.storage import UNSEEN, Object
+
+_log = logging.getLogger("id2")
 
 # How often a commit is tried while other runs commit to the same data sets, and the pauses between.
 _ATTEMPTS, _PAUSE_SECONDS = 20, 0.2
@@ -524,6 +527,23 @@ def _read_staged(plan: Plan, file: FileRecord | None, row_group: int | None = No
         ) from error.__cause__
 
 
+def is_taken_over(plan: Plan) -> bool:
+    """Return whether a later run adds rows of the source, and warn of it: this one has nothing more to do.
+
+    That is so where a job goes on after the process that had started it has ended.
+    """
+    later = leases.taken_over(plan.out, plan.source, plan.lineage.run_id)
+    if later:
+        _log.warning(
+            "run %s makes no more rows of %s in %s: run %s has taken over",
+            plan.lineage.run_id,
+            plan.source,
+            plan.out,
+            later,
+        )
+    return later is not None
+
+
 def read_part(plan: Plan, index: int) -> list[Object]:
     """Return the objects of one part of a plan; none of a plan that is committed.
 
@@ -561,14 +581,15 @@ def commit(plan: Plan) -> Held | None:
     the same source, its listing is the newer one, and this one drops nothing.
 
     Returns:
-        The data sets as they are now; None where the work was committed before.
+        The data sets as they are now; None where the work was committed before, or a later run
+        has taken over.
 
     Raises:
         LostRowsError: an object has too few rows, or too many.
         DatasetError: a file that is needed is damaged.
         StorageError: other runs keep committing.
     """
-    if plan.committed:
+    if plan.committed or is_taken_over(plan):
         return None
     try:
         _check_listing(plan)

@@ -115,23 +115,25 @@ class MatchRows:
         return rows.sort_by(list(schemas.MATCHES_ORDER))
 
     def commit(self, plan: SearchPlan, files: tuple[FileRecord, ...]) -> Dataset:
-        """Add files and event.
+        """Add files and event, unless another run has done the same search meanwhile.
 
         Raises:
-            StoreUnavailableError: another run has searched meanwhile.
+            StoreUnavailableError: another run has searched something else meanwhile.
         """
         run_id = plan.execution.run_id
         made = tuple(file.of_segments({run_id: file.rows}) for file in files)
 
         def add(present: Commit | None) -> Commit:
             base = present or Commit(MATCHES, run_id, {})
-            own = ledger.events_of(base, run_id)
-            if any(self.event.same_as(event) for event in own):
+            events = ledger.events(base, self.event.ids)
+            if any(self.event.same_as(event) for event in events if event not in self.known):
                 return base
-            if tuple(ledger.events(base, self.event.ids)) != self.known:
+            if tuple(events) != self.known:
                 raise StoreUnavailableError(f"{plan.out}: another run has searched meanwhile. Run again")
             event = self.event.model_copy(update={"searched_at": datetime.now(UTC)})
-            searched: list[JsonValue] = [e.model_dump(mode="json") for e in (*own, event)]
+            searched: list[JsonValue] = [
+                e.model_dump(mode="json") for e in (*ledger.events_of(base, run_id), event)
+            ]
             counts: dict[str, JsonValue] = base.runs.get(run_id, {}) | {ledger.EVENTS: searched}
             runs = base.runs | {run_id: counts}
             return replace(base, run_id=run_id, files=(*base.files, *made), runs=runs)

@@ -354,7 +354,7 @@ def commit(plan: SearchPlan, written: Iterable[Bin]) -> Dataset:
 
     Raises:
         LostRowsError: fewer or more pairs were scored than planned.
-        StoreUnavailableError: another run has done some of the work meanwhile.
+        StoreUnavailableError: another run has searched something else meanwhile.
     """
     made = list(written)
     pairs = sum(chosen.pairs for chosen in made)

@@ -22,8 +22,8 @@ from id2core.encoders import embedding
 from id2core.encoders.embed_job import EmbedJob, plan_embed
 from id2core.encoders.images import Limits
 from id2core.errors import DatasetError, LostRowsError, StorageError, TransformError
+from id2core.runs import leases, planning
 from id2core.runs import parts as run_parts
-from id2core.runs import planning
 from id2core.runs.execution import Execution
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
@@ -281,6 +281,27 @@ def test_a_job_can_be_repeated_after_its_commit(photos: Path, tiny_vae: str, tmp
     shutil.rmtree(tmp_path / "other/_staging")
     with pytest.raises(DatasetError, match="start the run again"):
         planning.commit(uncommitted)
+
+
+def test_a_job_that_outlives_its_run_makes_no_more_once_a_later_run_took_over(
+    photos: Path, tiny_vae: str, tmp_path: Path
+) -> None:
+    spec = job(photos, tmp_path / "out", tiny_vae)
+    early, late = (Execution(f"{second}-run", datetime.now(UTC)) for second in (1, 2))
+    plan = plan_embed(spec, early)
+
+    def go_on(plan: planning.Plan) -> None:
+        with runners.pipeline() as pipeline:
+            parts.build(pipeline, [embed.planned(spec, plan)])
+
+    with leases.held(spec.out, spec.images, late):
+        go_on(plan)
+        assert not list(tmp_path.glob("out/**/part-*"))
+        go_on(plan_embed(spec, late))
+    go_on(plan)  # the later run has ended, and its lease says so
+    assert rows(spec.out, "embeddings")["run_id"].unique().to_pylist() == [late.run_id]
+    assert {path.parent.name for path in tmp_path.glob("out/**/part-*")} == {"embeddings"}
+    assert embed.run(spec, Execution.begin()).resumed
 
 
 class _Bright(torch.nn.Module):

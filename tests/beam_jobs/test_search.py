@@ -99,10 +99,25 @@ def test_of_two_runs_with_the_same_work_the_first_to_commit_keeps_it(tmp_path: P
     early, late = (Execution(f"run-{i}", datetime(2026, 1, 1, tzinfo=UTC)) for i in (1, 2))
     plan = match_rows.make(references, queries, out, late, 2)
     first = search.run(references, queries, out, early, 2)
+    held = rows_of(tmp_path / "m")
+    made = match_rows.result(plan, search.run_planned(plan))
+    assert (made.run_id, made.matches) == (first.run_id, first.matches)
+    assert list(Dataset.open(out).runs) == [early.run_id]
+    assert rows_of(tmp_path / "m").equals(held)
+    assert not [path for path in tmp_path.rglob("_staging/**/*") if path.is_file()]
+
+
+def test_a_search_that_overlaps_another_one_is_refused(tmp_path: Path) -> None:
+    references = write_embeddings(tmp_path / "r", unit(9, 4, 0), 2, "r")
+    queries = write_embeddings(tmp_path / "q", unit(5, 4, 1), 1, "q")
+    out = str(tmp_path / "m")
+    early, late = (Execution(f"run-{i}", datetime(2026, 1, 1, tzinfo=UTC)) for i in (1, 2))
+    plan = match_rows.make(references, queries, out, late, 2)
+    search.run(references, queries, out, early, 3)
+    held = rows_of(tmp_path / "m")
     with pytest.raises(StoreUnavailableError, match="searched meanwhile"):
         search.run_planned(plan)
-    assert list(Dataset.open(out).runs) == [early.run_id]
-    assert rows_of(tmp_path / "m")["run_id"].unique().to_pylist() == [first.run_id]
+    assert rows_of(tmp_path / "m").equals(held)
 
 
 def thresholds(

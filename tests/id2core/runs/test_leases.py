@@ -92,3 +92,22 @@ def test_a_lease_that_is_damaged_is_none(tmp_path: Path) -> None:
     write(tmp_path, run_id=7)
     with leases.held(str(tmp_path), "/in", OTHER):
         pass
+
+
+def test_a_later_run_takes_over_from_one_whose_process_is_gone(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    early, late = (Execution(f"{second}-run", datetime.now(UTC)) for second in (1, 2))
+
+    def seen_by(run: Execution) -> str | None:
+        return leases.taken_over(out, "/in", run.run_id)
+
+    assert seen_by(early) is None
+    with leases.held(out, "/in", late):
+        assert (seen_by(early), seen_by(late)) == (late.run_id, None)
+        assert leases.taken_over(out, "/other", early.run_id) is None
+        (tmp_path / "_staging/manifest").touch()
+    assert seen_by(early) == late.run_id  # something of another run is staged
+    (tmp_path / "_staging/manifest").unlink()
+    with leases.held(out, "/in", late):
+        pass
+    assert seen_by(early) is None and list((tmp_path / "_staging").iterdir()) == []
