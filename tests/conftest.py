@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from id2core.experiments.photo_folders import HELD_OUT
+from tests import quick_beam
 from tests.broken import broken_files, good_files
 from tests.drawing import draw_photos, scene
 from tests.vision_server import KEY, MODEL, Server
@@ -34,6 +35,7 @@ os.environ |= {
     "ID2_BATCH_SIZE": "4",  # most tests embed a few pictures, and a batch is filled up
     "ID2_CACHE": tempfile.mkdtemp(prefix="id2-cache-"),
 }
+quick_beam.remember()
 
 
 def free_port() -> int:

@@ -98,6 +98,7 @@ def prepare() -> None:
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     importlib.import_module("tests.toy_encoder")
+    importlib.import_module("tests.quick_beam").remember()
     torch.set_num_threads(1)
     toy = registry.Kind("toy", lambda spec: spec.startswith("toy:"), "tests.toy_encoder:load_encoder")
     registry.KINDS = [toy, *registry.KINDS]  # type: ignore[misc]
