@@ -25,8 +25,9 @@ endif
 infra/.env:
 	umask 077 && $(PYTHON) -c "import secrets; print('ID2_POSTGRES_PASSWORD=' + secrets.token_hex(24))" > $@
 
+# Three processes for two cores: some tests wait for a server.
 test: setup browser lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Longer forms of some tests. They take minutes.
 slow: setup

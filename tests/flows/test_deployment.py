@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
@@ -55,6 +56,12 @@ class Prefect:
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that Prefect takes
         }
+
+    @contextmanager
+    def connected(self) -> Iterator[SyncPrefectClient]:
+        """A client of the server."""
+        with temporary_settings({PREFECT_API_URL: self.api}), get_client(sync_client=True) as client:
+            yield client
 
     def log(self, name: str) -> str:
         return (self.home / f"{name}.log").read_text()
@@ -121,8 +128,9 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     try:
         it.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(it.port))
         wait_until(lambda: listening(it.port), 900, "the Prefect server")
-        for pool in ("id2", "id2-gpu"):
-            it.run("work-pool", "create", pool, "--type", "process")
+        it.run("work-pool", "create", "id2", "--type", "process")
+        with it.connected() as client:  # a call of the command takes seconds
+            client.create_work_pool(WorkPoolCreate(name="id2-gpu", type="process"))
         it.start("worker", "worker", "start", "--pool", "id2", "--type", "process", ID2_HOME=str(ROOT))
         it.run("deploy", "--all", "--prefect-file", "infra/prefect.yaml")
         yield it
@@ -132,7 +140,7 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
 
 @pytest.fixture
 def client(prefect: Prefect) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect.api}), get_client(sync_client=True) as connected:
+    with prefect.connected() as connected:
         yield connected
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,8 +25,9 @@ from prefect.utilities.callables import parameter_schema
 import id2
 import id2core
 from flows import base, nightly, notifications, progress, scan
+from flows.backfill import backfill
 from id2 import stages
-from id2core.errors import EncoderError
+from id2core.errors import EncoderError, OptionError
 from id2core.runs.progress import tally
 from id2core.runs.records import read
 from tests.commands import as_json, call
@@ -180,3 +181,17 @@ def test_a_stage_logs_its_counts_and_one_that_hangs_is_ended(
 
     line = "embed queries: embed: 3/4 images, 1 of them rejected"
     wait_until(lambda: any(text.startswith(line) for text in lines()), 60, "the log")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"queries": ["gs://inbox/{date}"], "deployment": "no/such"}, "no deployment no/such"),
+        ({"queries": ["gs://inbox/{date}", "gs://inbox"]}, "not gs://inbox$"),
+        ({"queries": ["gs://inbox/{date}"], "last": date(2026, 11, 8)}, "2026-11-09, is after the last"),
+    ],
+)
+def test_a_mistake_is_named_before_any_night_of_a_backfill_runs(options: dict[str, Any], says: str) -> None:
+    days = {"first": date(2026, 11, 9), "last": date(2026, 11, 11)}
+    with pytest.raises(OptionError, match=says):
+        backfill(**days | options)  # the nights run in test_deployment.py, which has a worker
