@@ -15,6 +15,7 @@ import apache_beam as beam
 from beam_jobs import progress, runners
 from beam_jobs.metrics import count, timed
 from id2core import defaults
+from id2core.errors import DatasetError, LostRowsError
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Span
 from id2core.runs.units import Record
@@ -47,6 +48,8 @@ class _SearchShard(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
         self._plan = plan
 
     def process(self, task: Task) -> Iterator[tuple[str, Candidates]]:
+        if self._plan.committed:
+            return
         recorded = partial(progress.add, STAGE)
         for block, candidates in staging.search(self._plan, task, self._search, recorded):
             yield block.name, candidates
@@ -80,21 +83,31 @@ class _WriteBlock(beam.DoFn):  # type: ignore[misc]
         name, parts = candidates
         task = self._blocks[name]
         plan = self._plan.after(backgrounds) if backgrounds else self._plan
-        result = staging.recorded_block(plan, task.block)
-        if result is None:
-            with timed("search_merge"):
-                pairs, merged = staging.merge(plan, task.block, task.shards, list(parts))
-            with timed("search_write"):
-                result = staging.write_block(plan, task.block, pairs, merged)
-            count("search_matches", result.file.rows if result.file else 0)
-        yield result
+        try:
+            yield staging.recorded_block(plan, task.block) or self._write(plan, task, list(parts))
+        except (LostRowsError, DatasetError):
+            if plan.committed is None:
+                raise
+
+    def _write(self, plan: SearchPlan, task: BlockTask, parts: list[Candidates]) -> BlockResult:
+        with timed("search_merge"):
+            pairs, merged = staging.merge(plan, task.block, task.shards, parts)
+        with timed("search_write"):
+            result = staging.write_block(plan, task.block, pairs, merged)
+        count("search_matches", result.file.rows if result.file else 0)
+        return result
 
 
-def _write_bin(chosen: Bin, plan: SearchPlan) -> Bin:
-    with timed("search_sort"):
-        written = staging.write_bin(plan, chosen)
+def _write_bin(chosen: Bin, plan: SearchPlan) -> Iterator[Bin]:
+    try:
+        with timed("search_sort"):
+            written = staging.write_bin(plan, chosen)
+    except DatasetError:
+        if plan.committed is None:
+            raise
+        return
     count("search_bytes_written", sum(file.bytes for file in written.files))
-    return written
+    yield written
 
 
 @dataclass
@@ -136,7 +149,7 @@ class Search(beam.PTransform):  # type: ignore[misc]
             | "AllBlocks" >> beam.CombineGlobally(beam.combiners.ToListCombineFn())
             | "Bins" >> beam.FlatMap(matching.bins)
             | "SpreadBins" >> beam.Reshuffle()
-            | "Sort" >> beam.Map(_write_bin, plan=self.plan)
+            | "Sort" >> beam.FlatMap(_write_bin, plan=self.plan)
         )
 
 

@@ -109,6 +109,10 @@ class BackgroundRows:
         """Return the product: no row of it depends on another search."""
         return self
 
+    def is_in(self, commit: Commit) -> bool:
+        """Return whether uploads of some segments have their scores."""
+        return bool(searched(commit, self.name).intersection(self.segments))
+
     def commit(self, plan: SearchPlan, files: tuple[FileRecord, ...]) -> Dataset:
         """Add the files, unless another run has searched the same uploads meanwhile."""
         run_id = plan.execution.run_id
@@ -117,7 +121,7 @@ class BackgroundRows:
 
         def add(present: Commit | None) -> Commit:
             base = present or Commit(BACKGROUNDS, run_id, {})
-            if searched(base, self.name).intersection(self.segments):
+            if self.is_in(base):
                 return base
             known = base.runs.get(run_id, {}).get("searched", [])
             earlier: list[JsonValue] = known if isinstance(known, list) else []

@@ -114,6 +114,11 @@ class MatchRows:
         """Return rows in the order of `schemas.MATCHES_ORDER`."""
         return rows.sort_by(list(schemas.MATCHES_ORDER))
 
+    def is_in(self, commit: Commit) -> bool:
+        """Return whether the ledger has the event, and did not when the search was planned."""
+        events = ledger.events(commit, self.event.ids)
+        return any(self.event.same_as(event) for event in events if event not in self.known)
+
     def commit(self, plan: SearchPlan, files: tuple[FileRecord, ...]) -> Dataset:
         """Add files and event, unless another run has done the same search meanwhile.
 
@@ -125,10 +130,9 @@ class MatchRows:
 
         def add(present: Commit | None) -> Commit:
             base = present or Commit(MATCHES, run_id, {})
-            events = ledger.events(base, self.event.ids)
-            if any(self.event.same_as(event) for event in events if event not in self.known):
+            if self.is_in(base):
                 return base
-            if tuple(events) != self.known:
+            if tuple(ledger.events(base, self.event.ids)) != self.known:
                 raise StoreUnavailableError(f"{plan.out}: another run has searched meanwhile. Run again")
             event = self.event.model_copy(update={"searched_at": datetime.now(UTC)})
             searched: list[JsonValue] = [

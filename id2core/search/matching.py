@@ -24,7 +24,7 @@ from id2core.search import indexes, scope, shards
 from id2core.search.indexes import FLAT
 from id2core.search.scope import Scope
 from id2core.store import datasets, moves, schemas
-from id2core.store.datasets import Dataset, FileRecord
+from id2core.store.datasets import Commit, Dataset, FileRecord
 
 # A file has this many bytes or more, where there are so many.
 FILE_BYTES = 64 << 20
@@ -95,6 +95,10 @@ class Product(Protocol):
         """Return the product once a search of the background is committed to a data set."""
         ...
 
+    def is_in(self, commit: Commit) -> bool:
+        """Return whether a data set has this search already, by this run or by another one since the plan."""
+        ...
+
     def commit(self, plan: SearchPlan, files: tuple[FileRecord, ...]) -> Dataset:
         """Make the files of a search part of its data set. Safe to repeat."""
         ...
@@ -143,6 +147,16 @@ class SearchPlan:
     def has_work(self) -> bool:
         """Whether there is a pair to score."""
         return self.scope is not None and self.scope.pairs > 0
+
+    @property
+    def committed(self) -> Dataset | None:
+        """The data set if it has this search by now; None if not.
+
+        An engine that loses a machine after the commit starts the job again, and an equal search may end
+        first. Either way, nothing is left of what was staged, and nothing is to be done.
+        """
+        held = Dataset.find_own(self.out)
+        return held if held and self.product.is_in(held.commit) else None
 
     def after(self, backgrounds: Dataset) -> SearchPlan:
         """Return the plan once a search of the background is committed to a data set."""
@@ -359,6 +373,8 @@ def commit(plan: SearchPlan, written: Iterable[Bin]) -> Dataset:
     made = list(written)
     pairs = sum(chosen.pairs for chosen in made)
     if pairs != plan.todo.pairs:
+        if committed := plan.committed:
+            return committed
         raise LostRowsError(
             f"{pairs} pairs of {plan.todo.pairs} were scored; nothing was committed. Run again"
         )

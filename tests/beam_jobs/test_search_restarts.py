@@ -196,6 +196,30 @@ def test_the_same_run_repeats_no_block_that_it_has_written(fault: Fault, corpora
     check_rows(corpora, plan)
 
 
+def test_a_search_that_is_restarted_after_its_commit_searches_nothing(fault: Fault, corpora: Corpora) -> None:
+    plan = corpora.plan()
+    run(plan)
+    figures = run(plan)
+    assert [times(figures, name) for name in ("load", "merge", "write")] == [0, 0, 0]
+    check_rows(corpora, plan)
+
+
+def test_an_equal_search_that_ends_first_is_taken(
+    fault: Fault, corpora: Corpora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = corpora.plan(), corpora.plan()
+    committed = matching.commit
+
+    def commit(plan: SearchPlan, written: list[matching.Bin]) -> Dataset:
+        monkeypatch.setattr(matching, "commit", committed)
+        run(first)
+        return committed(plan, written)
+
+    monkeypatch.setattr(matching, "commit", commit)
+    run(second)
+    check_rows(corpora, first)
+
+
 def killed(fault: Fault, root: Path) -> list[Path]:
     """Let the search of a second night die after one block; return its candidates."""
     queries, references = Corpus(root / "queries", unit(9, 8, 1)), Corpus(root / "reference", unit(9, 8, 2))

@@ -91,6 +91,7 @@ class FlinkCluster:
         jar: Beam's job server.
         hosts: each with a task manager and a worker pool.
         processes: by name: `jobs`, `manager`, `tasks-HOST`, `pool-HOST`, `workers-HOST`.
+        preloads: whether workers are forks of a process that has imported everything.
     """
 
     folder: Path
@@ -98,13 +99,16 @@ class FlinkCluster:
     jar: Path
     hosts: list[Host]
     processes: Processes
+    preloads: bool = True
 
     @classmethod
     @contextmanager
-    def started(cls, folder: Path, libraries: Path, jar: Path, count: int = 2) -> Iterator[FlinkCluster]:
+    def started(
+        cls, folder: Path, libraries: Path, jar: Path, count: int = 2, *, preloads: bool = True
+    ) -> Iterator[FlinkCluster]:
         """Start a cluster and wait until it takes jobs; stop it in the end."""
         with hosts.hosts(count) as every, Processes(folder) as processes:
-            cluster = cls(folder, libraries, jar, every, processes)
+            cluster = cls(folder, libraries, jar, every, processes, preloads)
             cluster._configure()
             cluster.start_manager()
             for host in every:
@@ -134,9 +138,11 @@ class FlinkCluster:
         self.processes.start(f"tasks-{host.name}", host.command(command))
 
     def start_pool(self, host: Host) -> None:
-        """Start the worker pool of a host, and what its workers are forks of."""
-        python = self.processes.preload(f"workers-{host.name}", self._bin(host), host.command)
-        self.processes.start(f"pool-{host.name}", host.command(worker_pool(POOL)), first=python.parent)
+        """Start the worker pool of a host, and what its workers are forks of, if anything."""
+        first = None
+        if self.preloads:
+            first = self.processes.preload(f"workers-{host.name}", self._bin(host), host.command).parent
+        self.processes.start(f"pool-{host.name}", host.command(worker_pool(POOL)), first=first)
 
     def start_job_server(self) -> None:
         """Start Beam's job server."""
@@ -157,7 +163,8 @@ class FlinkCluster:
         for host in self.hosts:
             wait_until(lambda host=host: listening(POOL, host.address), READY_SECONDS, "a worker pool")
             python = self._bin(host) / "python"
-            wait_until(python.exists, READY_SECONDS, "what workers are forks of")
+            if self.preloads:
+                wait_until(python.exists, READY_SECONDS, "what workers are forks of")
         wait_until(lambda: listening(JOBS, GATEWAY), READY_SECONDS, "the job server")
 
     def slots(self) -> int:
