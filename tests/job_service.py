@@ -40,12 +40,17 @@ class JobService:
 
     @classmethod
     @contextmanager
-    def started(cls, environment: Mapping[str, str] | None = None) -> Iterator[JobService]:
-        """Start both and wait until they answer; stop them in the end."""
+    def started(cls, preloaded: Path | None = None) -> Iterator[JobService]:
+        """Start both and wait until they answer; stop them in the end.
+
+        Args:
+            preloaded: a folder with the `python` of `tests.preloaded`, whose workers start in milliseconds.
+        """
         job_port, pool_port = free_port(), free_port()
         # The pool starts its workers with `python`, which must be this one and must find the project.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        own = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)} | dict(environment or {})
+        folders = [*([str(preloaded)] if preloaded else []), str(Path(sys.executable).parent)]
+        path = os.pathsep.join([*folders, os.environ["PATH"]])
+        own = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
         service = cls(
             job_port,
             pool_port,

@@ -30,6 +30,7 @@ from id2core.store.datasets import Dataset
 from id2core.verdicts import calibration
 from id2core.verdicts.judging import Judge
 from id2core.verdicts.normalization import Normalization
+from tests import preloaded
 from tests.conftest import free_port, wait_until
 from tests.descriptor_sets import IDS, unit, write_embeddings
 from tests.drawing import draw_photos
@@ -40,8 +41,15 @@ GPU = "worker_accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver:5xx
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[JobService]:
-    with JobService.started() as service:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a `python` whose workers start in milliseconds."""
+    with preloaded.serving(tmp_path_factory.mktemp("bin")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[JobService]:
+    with JobService.started(folder) as service:
         yield service
 
 
@@ -202,10 +210,12 @@ def test_what_ends_the_wait_cancels_the_job(service: JobService, tmp_path: Path)
     assert service.states()[-1] == "CANCELLED"
 
 
-def test_a_job_service_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_service_that_is_gone_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engines, "SERVER_SECONDS", 2.0)
     begun = tmp_path / "begun"
-    with JobService.started() as service:
+    with JobService.started(folder) as service:
 
         def kill() -> None:
             wait_until(begun.exists, 600, "the job")

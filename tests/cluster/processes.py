@@ -75,7 +75,7 @@ class Processes:
     def preload(self, name: str, folder: Path, host: Callable[[list[str]], list[str]] = list) -> Path:
         """Start what serves FOLDER/python on a host; return that program, which comes when it is ready."""
         folder.mkdir()
-        self.start(name, host([sys.executable, "-m", "tests.cluster.preloaded", str(folder)]))
+        self.start(name, host([sys.executable, "-m", "tests.preloaded", str(folder)]))
         return folder / "python"
 
     def kill(self, name: str) -> None:

@@ -1,6 +1,6 @@
 """A `python` that starts in milliseconds: a fork of a process that has imported what workers import.
 
-    python -m tests.cluster.preloaded FOLDER      # makes FOLDER/python, and serves it
+    python -m tests.preloaded FOLDER      # makes FOLDER/python, and serves it
 
 Beam's worker pool starts workers as `python -c CODE`. With FOLDER first on its PATH, each is a fork that runs
 the same code, and whoever asked for it waits for its end and passes signals on.
@@ -12,8 +12,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SOCKET = "preloaded.sock"
@@ -27,6 +30,21 @@ for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, frame: os.kill(worker, number))
 server.recv(1)
 """
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Path]:
+    """Serve FOLDER/python from a process that ends with the block; yield the folder once that is there."""
+    from tests.conftest import wait_until  # which changes the environment of this process
+
+    command = [sys.executable, "-m", __name__, str(folder)]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    try:
+        wait_until((folder / "python").exists, 900, "what workers are forks of")
+        yield folder
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def serve(folder: Path) -> None:
