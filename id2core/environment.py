@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import platform
@@ -40,11 +41,17 @@ _SOURCE = Path(__file__).parents[1]
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of every installed package that a result depends on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Read the packages' metadata, once: that takes longer than a small commit."""
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)
-    return installed
+    return tuple(installed.items())
 
 
 def commit(source: Path = _SOURCE) -> str:

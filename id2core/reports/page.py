@@ -6,6 +6,7 @@ Everything is read in one pass per data set; kept in memory are the best scores 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -70,6 +71,19 @@ def is_written(summary: ScanSummary, out: str) -> bool:
 
 def render(inputs: ReportInputs, summary: ScanSummary, max_pairs: int = 200) -> str:
     """Render the page: self-contained HTML without scripts, with the `max_pairs` best matches."""
+    return _template().render(
+        summary=summary,
+        pairs=_pairs(inputs, max_pairs),
+        examples={
+            side: reject_examples(rejects, summary.rejects[side]) for side, rejects in inputs.rejects.items()
+        },
+        made_with=dict(summary.config),
+    )
+
+
+@functools.cache
+def _template() -> Template:
+    """Return the page's template; it takes longer to compile than to fill."""
     environment = Environment(
         loader=PackageLoader("id2core"),
         autoescape=True,
@@ -79,14 +93,7 @@ def render(inputs: ReportInputs, summary: ScanSummary, max_pairs: int = 200) -> 
         lstrip_blocks=True,
     )
     environment.filters["name"] = lambda uri: uri.rsplit("/", 1)[-1]
-    return environment.get_template(f"{HTML}.j2").render(
-        summary=summary,
-        pairs=_pairs(inputs, max_pairs),
-        examples={
-            side: reject_examples(rejects, summary.rejects[side]) for side, rejects in inputs.rejects.items()
-        },
-        made_with=dict(summary.config),
-    )
+    return environment.get_template(f"{HTML}.j2")
 
 
 def _visible(value: Any) -> Any:
