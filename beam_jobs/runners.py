@@ -11,6 +11,7 @@ import apache_beam as beam
 import apache_beam.runners.portability.flink_runner
 import apache_beam.runners.portability.spark_runner  # both add options of their own
 from apache_beam.options.pipeline_options import (
+    DebugOptions,
     DirectOptions,
     GoogleCloudOptions,
     PipelineOptions,
@@ -57,6 +58,8 @@ def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
         )
     if name == IN_PROCESS:
         return beam.Pipeline(runner=_in_process(options), options=options)
+    # `runs/` has the versions of packages. Beam would run pip for seconds to send them to each worker's log.
+    options.view_as(DebugOptions).add_experiment("disable_logging_submission_environment")
     return beam.Pipeline(options=options)
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import apache_beam as beam
@@ -31,6 +32,7 @@ from id2core.verdicts import calibration
 from id2core.verdicts.judging import Judge
 from id2core.verdicts.normalization import Normalization
 from tests import preloaded
+from tests.broken import broken_files
 from tests.conftest import free_port, wait_until
 from tests.descriptor_sets import IDS, unit, write_embeddings
 from tests.drawing import draw_photos
@@ -64,16 +66,18 @@ PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
 
 @pytest.mark.parametrize("way", [pytest.param("worker processes", marks=pytest.mark.slow), "job service"])
 def test_every_runner_gives_the_same_rows(
-    way: str, request: pytest.FixtureRequest, mixed_folder: Path, tiny_vae: str, tmp_path: Path
+    way: str, request: pytest.FixtureRequest, photos: Path, tiny_vae: str, tmp_path: Path
 ) -> None:
     arguments = PROCESSES if way == "worker processes" else request.getfixturevalue("portable")
+    for name, data in islice(broken_files().items(), 6):
+        (photos / name).write_bytes(data)
     results = []
     shown: list[Counts] = []
     request.addfinalizer(tally.listen(lambda stage, counts: shown.append(counts)))
     execution = Execution.begin()
     for name, chosen in (("here", []), ("there", arguments)):
         spec = embed_job(
-            str(mixed_folder), str(tmp_path / name), tiny_vae, device="cpu", dtype="float32", part_size=30
+            str(photos), str(tmp_path / name), tiny_vae, device="cpu", dtype="float32", part_size=5
         )
         counts = embed.run(spec, execution, chosen)
         assert shown[-1].total == shown[-1].completed + shown[-1].rejected == counts.listed
@@ -83,7 +87,7 @@ def test_every_runner_gives_the_same_rows(
         matches = Dataset.open(storage.join(spec.out, "matches")).read(schemas.MATCHES)
         results.append((counts, result, matches))
     assert results[0] == results[1]
-    assert results[0][2].num_rows == 3 * results[0][0].embedded
+    assert results[0][2].num_rows == 3 * results[0][0].embedded == 36
 
 
 # A worker that is a thread of the process which submits.
