@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from apache_beam.utils.subprocess_server import JavaJarServer
 
-from tests.cluster import hosts
+from tests.cluster import hosts, jars
 from tests.cluster.hosts import GATEWAY, Host
 from tests.cluster.processes import JAVA, OPENS, PACKAGES, ROOT, Processes, worker_pool
 from tests.conftest import listening, wait_until
@@ -73,7 +73,7 @@ def missing() -> tuple[Path | None, str]:
 def _job_server() -> Path | None:
     """Return the jar of Beam's job server: that of FLINK_JOB_SERVER, else the one that Beam downloads."""
     if named := os.environ.get("FLINK_JOB_SERVER"):
-        return Path(named).absolute() if Path(named).is_file() else None
+        return jars.whole(Path(named).absolute(), PACKAGES) if Path(named).is_file() else None
     try:
         url = JavaJarServer.path_to_beam_jar(":runners:flink:1.19:job-server:shadowJar")
         return Path(JavaJarServer.local_jar(url))
@@ -154,7 +154,14 @@ class FlinkCluster:
             "expansion-port": EXPANSION,
             "artifacts-dir": self.folder / "artifacts",
         }
-        command = ["java", "-Xmx512m", "-jar", str(self.jar), *(f"--{k}={v}" for k, v in options.items())]
+        command = [
+            "java",
+            "-Xmx512m",
+            *OPENS,
+            "-jar",
+            str(self.jar),
+            *(f"--{k}={v}" for k, v in options.items()),
+        ]
         self.processes.start("jobs", command)
 
     def wait_until_ready(self) -> None:
