@@ -1,9 +1,9 @@
 """What Flink costs beside one process: an embed, and a scan of new uploads against a finished corpus.
 
-Run `python -m benchmarks.cluster [--photos DIR] [--count 800] [--uploads 60] [--rounds 3]` as root, after
+Run `python -m benchmarks.cluster [--count 800] [--uploads 60] [--rounds 3]` as root, after
 `make test-cluster` has installed Flink, with FLINK_JOB_SERVER; prints one line of JSON. The cluster is that
 of `make test-cluster`: two hosts in network namespaces, one worker of one thread each, on this machine. Its
-workers start as they do elsewhere. Every side is a command in a process of its own, with start-up, in turn.
+workers start as they do elsewhere. Pictures are drawn. Every side is a command in a process of its own, with start-up, in turn.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def measure(cluster: FlinkCluster, folder: Path, photos: Path, uploads: Path, ro
     for what, bar, arguments in works:
         times = common.interleaved(sides(*arguments), rounds)
         figures[arguments[0]] = times
+        print(arguments[0], times, file=sys.stderr, flush=True)
         shown = {name: f"{median(seconds):.1f} s" for name, seconds in times.items()}
         ratio = common.median_ratio(times["Flink"], times["one process"])
         rows.append(Row(f"{what}, Flink ÷ one process", shown["Flink"], shown["one process"], ratio, bar))
@@ -56,7 +57,6 @@ def measure(cluster: FlinkCluster, folder: Path, photos: Path, uploads: Path, ro
 
 def main() -> None:
     parser = common.parser(__doc__)
-    common.photos_option(parser)
     parser.add_argument("--count", type=int, default=800, help="photos of the corpus")
     parser.add_argument("--uploads", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
@@ -65,8 +65,8 @@ def main() -> None:
     if jar is None:
         sys.exit(f"no cluster can be started here, because this is missing: {lack}")
     with (
-        common.photo_folder(options.photos, options.count) as photos,
-        common.photo_folder(options.photos, options.uploads) as uploads,
+        common.photo_folder(None, options.count) as photos,
+        common.photo_folder(None, options.uploads) as uploads,
         TemporaryDirectory(prefix="id2-bench-") as name,
         FlinkCluster.started(Path(name, "flink"), libraries(), jar, preloads=False) as cluster,
     ):
