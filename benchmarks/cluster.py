@@ -3,7 +3,8 @@
 Run `python -m benchmarks.cluster [--count 800] [--uploads 60] [--rounds 3]` as root, after
 `make test-cluster` has installed Flink, with FLINK_JOB_SERVER; prints one line of JSON. The cluster is that
 of `make test-cluster`: two hosts in network namespaces, one worker of one thread each, on this machine. Its
-workers start as they do elsewhere. Pictures are drawn. Every side is a command in a process of its own, with start-up, in turn.
+workers start as they do elsewhere. Pictures are drawn. Every side is a command in a process of its own, with
+start-up, in turn. A small scan comes first, because a cluster that has just started compiles its code.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def measure(cluster: FlinkCluster, folder: Path, photos: Path, uploads: Path, ro
         return {name: side(runner, *arguments) for name, runner in runners.items()}
 
     corpus = folder / "corpus"
+    warm = ["scan", "--reference", str(uploads), "--queries", str(uploads)]
+    side(runners["Flink"], *warm, "--encoder", "pdq", "--transform", "none")()
     command("embed", "--images", str(photos), "--out", str(corpus))()
     works = [
         (f"`id2 embed` of {len(list(photos.iterdir()))} photos", EMBED, ["embed", "--images", str(photos)]),
