@@ -9,9 +9,9 @@ A lease keeps two runs from doing the same work twice. What keeps the data right
 commit, which counts every row and replaces no other run's commit. A job that is started from a template holds
 no lease: no process of this program is there to renew it.
 
-A job on a cluster may outlive the process that started it, and with that its lease. If a later run takes over
-the source, the job asks `taken_over` before each part, and makes no more. The lease of a run that has ended
-stays while other runs have something staged, so that their jobs see it.
+A job on a cluster may outlive the process that started it, and with that its lease. It asks `taken_over`
+before each part, and makes no more once a later run is at work. The lease of a run that has ended well stays
+while other runs have something staged, so that their jobs see it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ class _Lease(BaseModel):
         run_id: the run.
         process: host, process id, when that was created.
         renewed: when it said so last.
-        ended: whether the run has ended.
+        is_at_work: whether the run has checked what it was told, and makes rows.
+        ended: whether the run has ended well.
     """
 
     run_id: str
     process: tuple[str, int, float]
     renewed: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    is_at_work: bool = False
     ended: bool = False
 
     def counts_for(self, run_id: str) -> bool:
@@ -60,6 +62,14 @@ class _Lease(BaseModel):
             return execution.is_alive(self.process)
         # A clock that is ahead must not keep others away until they have reached it.
         return abs((datetime.now(UTC) - self.renewed).total_seconds()) < EXPIRE_SECONDS
+
+    def renewed_now(self, **change: bool) -> _Lease:
+        """Return the lease as its holder writes it now."""
+        return self.model_copy(update={"renewed": datetime.now(UTC), **change})
+
+    def to_json(self) -> bytes:
+        """Return the lease as it is stored."""
+        return self.model_dump_json().encode()
 
 
 @contextmanager
@@ -76,28 +86,41 @@ def held(out: str, source: str, run: Execution) -> Iterator[None]:
     """
     uri = _uri(out, source)
     _acquire(uri, out, source, run.run_id)
-    ended = threading.Event()
+    stop = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(RENEW_SECONDS):
+        while not stop.wait(RENEW_SECONDS):
             with suppress(ID2Error, OSError):  # it may succeed at the next time
                 lease, mark = _read(uri)
                 if lease and lease.run_id == run.run_id:
-                    storage.write_if(uri, _written(run.run_id), mark)
+                    storage.write_if(uri, lease.renewed_now().to_json(), mark)
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
+    ended = False
     try:
         yield
+        ended = True
     finally:
-        ended.set()
+        stop.set()
         thread.join()
         with suppress(ID2Error, OSError):
-            _end(uri, out, run.run_id)
+            _end(uri, out, run.run_id, well=ended)
+
+
+def begin_work(out: str, source: str) -> None:
+    """Say in the lease of this process, if it has one, that it makes rows from now on."""
+    uri = _uri(out, source)
+    for _ in range(_ATTEMPTS):  # the lease may be renewed between reading and writing it
+        lease, mark = _read(uri)
+        if not lease or lease.process != execution.this_process():
+            return
+        if storage.write_if(uri, lease.renewed_now(is_at_work=True).to_json(), mark):
+            return
 
 
 def taken_over(out: str, source: str, run_id: str) -> str | None:
-    """Return the later run that adds rows of a source to an `--out`, or has done so; None if there is none.
+    """Return the later run that makes rows of a source for an `--out`, or has done so; None if there is none.
 
     Args:
         out: parent of the data sets.
@@ -105,8 +128,9 @@ def taken_over(out: str, source: str, run_id: str) -> str | None:
         run_id: the run whose job asks. Its rows may have another id than its lease, of a later second.
     """
     lease, _ = _read(_uri(out, source))
-    is_later = lease is not None and _time(lease.run_id) > _time(run_id)
-    return lease.run_id if lease and is_later and (lease.ended or lease.counts_for(run_id)) else None
+    if lease is None or not lease.is_at_work or _time(lease.run_id) <= _time(run_id):
+        return None
+    return lease.run_id if lease.ended or lease.counts_for(run_id) else None
 
 
 def _time(run_id: str) -> str:
@@ -118,18 +142,17 @@ def _uri(out: str, source: str) -> str:
     return storage.join(out, STAGING, f"{_NAME}{datasets.digest_of(source)}.json")
 
 
-def _end(uri: str, out: str, run_id: str) -> None:
+def _end(uri: str, out: str, run_id: str, *, well: bool) -> None:
     """Give a lease back. It stays while other runs have something staged, see the module."""
     lease, mark = _read(uri)
     if not lease or lease.run_id != run_id:
         return
-    staged = (
-        entry.uri.rpartition("/")[2] for entry in storage.entries(storage.join(out, STAGING), below=False)
-    )
-    if all(name.startswith(_NAME) for name in staged):
-        storage.delete(uri)
+    staged = storage.entries(storage.join(out, STAGING), below=False)
+    others = (not entry.uri.rpartition("/")[2].startswith(_NAME) for entry in staged)
+    if well and lease.is_at_work and any(others):
+        storage.write_if(uri, lease.renewed_now(ended=True).to_json(), mark)
     else:
-        storage.write_if(uri, _written(run_id, ended=True), mark)
+        storage.delete(uri)
 
 
 def _acquire(uri: str, out: str, source: str, run_id: str) -> None:
@@ -141,15 +164,11 @@ def _acquire(uri: str, out: str, source: str, run_id: str) -> None:
                 f"run {lease.run_id} (process {process} on {host}) is adding {source} to {out}: start again "
                 "when it has ended. Where it was killed, that is seen after three minutes at most"
             )
-        if storage.write_if(uri, _written(run_id), mark):
+        new = _Lease(run_id=run_id, process=execution.this_process())
+        if storage.write_if(uri, new.to_json(), mark):
             return
         time.sleep(0.1 * attempt)
     raise RunInProgressError(f"other runs keep adding {source} to {out}: start again when they have ended")
-
-
-def _written(run_id: str, *, ended: bool = False) -> bytes:
-    lease = _Lease(run_id=run_id, process=execution.this_process(), ended=ended)
-    return lease.model_dump_json().encode()
 
 
 def _read(uri: str) -> tuple[_Lease | None, str]:

@@ -314,6 +314,7 @@ def _staged_plan(
     plan: Plan, listing: Listing, keys: Keys, segments: Mapping[str, Segment], part_size: int
 ) -> Plan:
     """Return a plan with the objects that have no row yet, and stage these and the listing."""
+    leases.begin_work(plan.out, plan.source)  # before it is seen what the job of an earlier run has recorded
     records = _adoptable(plan, segments)
     account = _account(plan, plan.held, keys, listing.rows, listing.bounds, records, segments, _RETRIED)
     pending, lost = account.pending()

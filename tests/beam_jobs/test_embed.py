@@ -295,9 +295,10 @@ def test_a_job_that_outlives_its_run_makes_no_more_once_a_later_run_took_over(
             parts.build(pipeline, [embed.planned(spec, plan)])
 
     with leases.held(spec.out, spec.images, late):
+        later = plan_embed(spec, late)
         go_on(plan)
         assert not list(tmp_path.glob("out/**/part-*"))
-        go_on(plan_embed(spec, late))
+        go_on(later)
     go_on(plan)  # the later run has ended, and its lease says so
     assert rows(spec.out, "embeddings")["run_id"].unique().to_pylist() == [late.run_id]
     assert {path.parent.name for path in tmp_path.glob("out/**/part-*")} == {"embeddings"}

@@ -71,6 +71,7 @@ def test_the_shipped_vae_is_what_its_card_says() -> None:
     assert log[-1]["step"] == vae.VaeConfig().steps and log[-1]["psnr"] > log[0]["psnr"]
 
 
+@pytest.mark.slow  # the weights change rarely
 def test_the_shipped_vae_reconstructs_pictures_it_never_saw() -> None:
     demo = Path(id2core.__file__).parent / "data" / "demo" / "references"
     images = photo_sets.load(demo, sorted(p.name for p in demo.iterdir())[::10])

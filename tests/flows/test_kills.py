@@ -243,7 +243,7 @@ CASES = (FirstEmbed, ChangedEmbed, Scan, Search, Takedown)
 
 @pytest.mark.parametrize(
     ("make", "step"),
-    [(ChangedEmbed, 12), (Search, 18), *(pytest.param(case, 1, marks=SLOW) for case in CASES)],
+    [(ChangedEmbed, 16), (Search, 24), *(pytest.param(case, 1, marks=SLOW) for case in CASES)],
 )
 def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
     make: type[Case], step: int, server: ForkServer, tmp_path: Path

@@ -57,9 +57,10 @@ def test_the_directory_loads_as_it_is_and_keeps_more_of_the_picture_at_low_stren
     assert near > 18 and near > far + 4
 
 
-@pytest.mark.parametrize("name", ["mini-a", pytest.param("mini-b", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@both
 def test_the_prompt_has_its_say(name: str) -> None:
-    translator = loading.load(models.find(name, strength=1.0, steps=8), dtype="float32")
+    translator = loading.load(models.find(name, strength=1.0, steps=10), dtype="float32")
     pictures = [scene(i, (256, 256)) for i in range(2)]
 
     def redness(prompt: str) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,12 @@ def test_a_lease_is_renewed_and_one_that_was_taken_over_is_left(
 ) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.01)
     with leases.held(str(tmp_path), "/in", RUN):
+        leases.begin_work(str(tmp_path), "/in")
         path = lease_file(tmp_path)
         first = path.read_text()
         while path.read_text() == first:
             pass
+        assert json.loads(path.read_text())["is_at_work"]
         taken = {"run_id": "run-2", "process": execution.this_process(), "renewed": str(datetime.now(UTC))}
         monkeypatch.setattr(leases, "RENEW_SECONDS", 60)
         path.write_text(json.dumps(taken))
@@ -94,19 +97,28 @@ def test_a_lease_that_is_damaged_is_none(tmp_path: Path) -> None:
         pass
 
 
-def test_a_later_run_takes_over_from_one_whose_process_is_gone(tmp_path: Path) -> None:
+def test_a_later_run_takes_over_once_it_is_at_work(tmp_path: Path) -> None:
     out = str(tmp_path)
     early, late = (Execution(f"{second}-run", datetime.now(UTC)) for second in (1, 2))
 
     def seen_by(run: Execution) -> str | None:
         return leases.taken_over(out, "/in", run.run_id)
 
-    assert seen_by(early) is None
-    with leases.held(out, "/in", late):
-        assert (seen_by(early), seen_by(late)) == (late.run_id, None)
-        assert leases.taken_over(out, "/other", early.run_id) is None
+    def end_beside_another(error: type[Exception] | None = None) -> None:
         (tmp_path / "_staging/manifest").touch()
-    assert seen_by(early) == late.run_id  # something of another run is staged
+        with suppress(OSError), leases.held(out, "/in", late):
+            assert seen_by(early) is None
+            leases.begin_work(out, "/in")
+            assert (seen_by(early), seen_by(late)) == (late.run_id, None)
+            assert leases.taken_over(out, "/other", early.run_id) is None
+            if error:
+                raise error
+
+    (tmp_path / "_staging").mkdir()
+    end_beside_another(OSError)
+    assert seen_by(early) is None  # its work is left to whoever comes
+    end_beside_another()
+    assert seen_by(early) == late.run_id
     (tmp_path / "_staging/manifest").unlink()
     with leases.held(out, "/in", late):
         pass
