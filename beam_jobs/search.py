@@ -7,6 +7,7 @@ commits the background before it judges the rows of the references.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -83,11 +84,8 @@ class _WriteBlock(beam.DoFn):  # type: ignore[misc]
         name, parts = candidates
         task = self._blocks[name]
         plan = self._plan.after(backgrounds) if backgrounds else self._plan
-        try:
+        with _unless_committed(plan):
             yield staging.recorded_block(plan, task.block) or self._write(plan, task, list(parts))
-        except (LostRowsError, DatasetError):
-            if plan.committed is None:
-                raise
 
     def _write(self, plan: SearchPlan, task: BlockTask, parts: list[Candidates]) -> BlockResult:
         with timed("search_merge"):
@@ -99,15 +97,21 @@ class _WriteBlock(beam.DoFn):  # type: ignore[misc]
 
 
 def _write_bin(chosen: Bin, plan: SearchPlan) -> Iterator[Bin]:
-    try:
+    with _unless_committed(plan):
         with timed("search_sort"):
             written = staging.write_bin(plan, chosen)
-    except DatasetError:
+        count("search_bytes_written", sum(file.bytes for file in written.files))
+        yield written
+
+
+@contextmanager
+def _unless_committed(plan: SearchPlan) -> Iterator[None]:
+    """Let what is staged be gone or incomplete, if that is because the search is committed."""
+    try:
+        yield
+    except (LostRowsError, DatasetError):
         if plan.committed is None:
             raise
-        return
-    count("search_bytes_written", sum(file.bytes for file in written.files))
-    yield written
 
 
 @dataclass

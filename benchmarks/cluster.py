@@ -20,7 +20,7 @@ from benchmarks import common
 from benchmarks.common import Bar, Row
 from benchmarks.startup import command
 from tests.cluster import trials
-from tests.cluster.flink import FlinkCluster, libraries, missing
+from tests.cluster.flink import FlinkCluster, libraries, required
 
 EMBED, SCAN = Bar(0.0, 1.4), Bar(0.0, 2.0)
 
@@ -64,9 +64,7 @@ def main() -> None:
     parser.add_argument("--uploads", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    jar, lack = missing()
-    if jar is None:
-        sys.exit(f"no cluster can be started here, because this is missing: {lack}")
+    jar = required()
     with (
         common.photo_folder(None, options.count) as photos,
         common.photo_folder(None, options.uploads) as uploads,

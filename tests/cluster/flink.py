@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,12 @@ def missing() -> tuple[Path | None, str]:
         return None, f"the right to make network namespaces (CAP_NET_ADMIN and CAP_SYS_ADMIN): {refusal}"
     jar = _job_server()
     return jar, "" if jar else "Beam's job server for Flink 1.19: FLINK_JOB_SERVER names its jar"
+
+
+def required() -> Path:
+    """Return Beam's job server; end the process with what is missing if no cluster can be started here."""
+    jar, lack = missing()
+    return jar or sys.exit(f"no cluster can be started here, because this is missing: {lack}")
 
 
 def _job_server() -> Path | None:

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.cluster import trials
-from tests.cluster.flink import FlinkCluster, libraries, missing
+from tests.cluster.flink import FlinkCluster, libraries, required
 from tests.cluster.trials import FAULTS, IN_FLIGHT, PARTS, Fault, Work
 from tests.fork_server import ForkServer
 
@@ -43,9 +43,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=7200.0)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    jar, lack = missing()
-    if jar is None:
-        sys.exit(f"no cluster can be started here, because this is missing: {lack}")
+    jar = required()
     folder = Path(tempfile.mkdtemp(prefix="id2-faults-"))
     chance = random.Random(given.seed)
     with (
