@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import apache_beam as beam
@@ -24,7 +24,7 @@ from apache_beam.runners.portability import portable_runner
 from apache_beam.runners.runner import PipelineState
 from apache_beam.utils import subprocess_server
 
-from beam_jobs import flink
+from beam_jobs import flink, signals
 from id2core.errors import EngineError, printable
 from id2core.runs.progress import Counts, tally
 
@@ -36,6 +36,8 @@ BEGUN_SECONDS: Final = 60.0
 # How often the waiting process checks the job server, and how often it asks for the state of a job.
 LOOK_SECONDS: Final = 10.0
 STATE_SECONDS: Final = 1.0
+# How long Ctrl-C may have to wait.
+SIGNAL_SECONDS: Final = 0.2
 # In an engine's own error, the root cause comes last. Its text ends where Java's stack trace begins.
 _CAUSE: Final = re.compile(r"^\s*Caused by: (?:[\w$]+\.)*(?=[\w$]+(?::|$))", re.MULTILINE)
 _STACK: Final = re.compile(r"^\s+at [\w$.]+[(/]|^\s*\.\.\. \d+ (?:more|common)", re.MULTILINE)
@@ -64,16 +66,28 @@ def waited(pipeline: beam.Pipeline, arguments: Sequence[str]) -> Iterator[beam.P
     options = PipelineOptions(list(arguments))
     require_server(options)
     yield pipeline
-    with _messages_to_debug(), _broken_streams_ignored():
-        _wait(submit(pipeline), options)
+    with _messages_to_debug(), _broken_streams_ignored(), signals.held() as held:
+        _wait(_submit(pipeline), options, held)
 
 
-def submit(pipeline: beam.Pipeline) -> Any:
-    """Submit a pipeline, and return its `beam.runners.runner.PipelineResult` without waiting.
+def submit(pipeline: beam.Pipeline) -> str:
+    """Submit a pipeline, and return the id of its job without waiting. Cancel it if a signal has come.
 
     Raises:
-        EngineError: the engine refuses the job, or a job server cannot be started.
+        EngineError: the job server does not answer, the engine refuses the job, or a job server cannot be
+            started.
     """
+    options = pipeline.options
+    require_server(options)
+    with signals.held() as held:
+        result = _submit(pipeline)
+        with _canceled_on_error(result, options):
+            held.deliver()
+    return job_id(result)
+
+
+def _submit(pipeline: beam.Pipeline) -> Any:
+    """Submit a pipeline, and return its `beam.runners.runner.PipelineResult`."""
     _keep_job_server_apart(pipeline.options)
     try:
         with _own_interrupt():
@@ -98,31 +112,42 @@ def endpoint_of(options: PipelineOptions) -> str | None:
 def require_server(options: PipelineOptions) -> None:
     """Raise EngineError if the options name a job server that does not answer."""
     endpoint = endpoint_of(options)
-    if endpoint and not _answers(endpoint, SERVER_SECONDS):
+    with signals.held() as held:
+        is_there = endpoint is None or _answers(endpoint, SERVER_SECONDS, held)
+    if not is_there:
         raise EngineError(
             f"no job server answers at {endpoint} (--job_endpoint) within {SERVER_SECONDS:g} s: start "
             "it, or correct its address"
         )
 
 
-def _answers(endpoint: str, seconds: float) -> bool:
+def _answers(endpoint: str, seconds: float, held: signals.Held) -> bool:
+    """Return whether a server answers in time. A signal that comes meanwhile is not waited for."""
+    deadline = time.monotonic() + seconds
     with grpc.insecure_channel(endpoint) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=seconds)
-        except grpc.FutureTimeoutError:
-            return False
-    return True
+        ready = grpc.channel_ready_future(channel)
+        while not held.has_come and time.monotonic() < deadline:
+            with suppress(grpc.FutureTimeoutError):
+                ready.result(timeout=SIGNAL_SECONDS)
+                return True
+    held.deliver()
+    return False
 
 
-def _wait(result: Any, options: PipelineOptions) -> None:
+def _wait(result: Any, options: PipelineOptions, held: signals.Held) -> None:
     """Wait for the end of a job. Cancel the job if something else ends the wait."""
-    endpoint = endpoint_of(options)
+    with _canceled_on_error(result, options), _Notice(job_id(result)) as notice:
+        try:
+            _wait_by_stream(result, endpoint_of(options), notice, held)
+        except grpc.RpcError as error:  # the connection is gone, but the job may run
+            _wait_by_state(result, notice, error, held)
+
+
+@contextmanager
+def _canceled_on_error(result: Any, options: PipelineOptions) -> Iterator[None]:
+    """Cancel a job if the block ends early."""
     try:
-        with _Notice(job_id(result)) as notice:
-            try:
-                _wait_by_stream(result, endpoint, notice)
-            except grpc.RpcError as error:  # the connection is gone, but the job may run
-                _wait_by_state(result, notice, error)
+        yield
     except EngineError:
         raise  # no job server is left to cancel the job
     except BaseException as error:
@@ -164,7 +189,7 @@ class _Notice:
         )
 
 
-def _wait_by_stream(result: Any, endpoint: str | None, notice: _Notice) -> None:
+def _wait_by_stream(result: Any, endpoint: str | None, notice: _Notice, held: signals.Held) -> None:
     """Wait as Beam does, in another thread: this one handles signals and checks the job server."""
     ended = threading.Event()
     failures: list[BaseException] = []
@@ -178,18 +203,23 @@ def _wait_by_stream(result: Any, endpoint: str | None, notice: _Notice) -> None:
             ended.set()
 
     threading.Thread(target=wait, name="engine", daemon=True).start()
-    heard = time.monotonic()
-    while not ended.wait(LOOK_SECONDS):
+    heard = looked = time.monotonic()
+    while not ended.wait(SIGNAL_SECONDS):
+        held.deliver()
+        if time.monotonic() - looked < LOOK_SECONDS:
+            continue
         notice.give()
-        if endpoint is None or _answers(endpoint, LOOK_SECONDS):
-            heard = time.monotonic()
+        is_there = endpoint is None or _answers(endpoint, LOOK_SECONDS, held)
+        looked = time.monotonic()
+        if is_there:
+            heard = looked
         elif time.monotonic() - heard > SERVER_SECONDS and not ended.is_set():
             raise _lost(result, f"no answer at {endpoint}")
     for failure in failures:
         raise failure
 
 
-def _wait_by_state(result: Any, notice: _Notice, broken: grpc.RpcError) -> None:
+def _wait_by_state(result: Any, notice: _Notice, broken: grpc.RpcError, held: signals.Held) -> None:
     """Wait by polling the state of the job."""
     heard = time.monotonic()
     while True:
@@ -203,6 +233,7 @@ def _wait_by_state(result: Any, notice: _Notice, broken: grpc.RpcError) -> None:
         if PipelineState.is_terminal(state):
             break
         notice.give()
+        held.deliver()
         time.sleep(STATE_SECONDS)
     if state != PipelineState.DONE:
         raise RuntimeError(f"job {job_id(result)} is {state}: the engine's log has the reason")

@@ -98,10 +98,9 @@ def submit(arguments: Sequence[str], build: Callable[[beam.Pipeline], None]) -> 
     Raises:
         EngineError: the job server does not answer, or the engine refuses the job.
     """
-    engines.require_server(PipelineOptions(list(arguments)))
     steps = pipeline(arguments)
     build(steps)
-    return engines.job_id(engines.submit(steps))
+    return engines.submit(steps)
 
 
 def check_outlives(arguments: Sequence[str]) -> None:
