@@ -9,10 +9,12 @@ ends by SIGKILL in place of the change that it was told.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import importlib
 import itertools
 import json
+import math
 import os
 import pkgutil
 import signal
@@ -54,10 +56,19 @@ class ForkServer:
         """Start `id2 ARGUMENTS`; it dies in place of its `kill_at`-th change, from 1. Return its process."""
         return int(self._ask(arguments=list(map(str, arguments)), kill_at=kill_at, log=str(log)))
 
-    def wait(self, process: int) -> int:
-        """Wait for a process; return its exit code, negative for a signal."""
+    def wait(self, process: int, seconds: float = math.inf) -> int:
+        """Wait for a process; return its exit code, negative for a signal.
+
+        One that has not ended in time prints where its threads are, and is killed.
+        """
+        deadline = time.monotonic() + seconds
         while (code := self._ask(poll=process)) is None:
             time.sleep(0.01)
+            if time.monotonic() > deadline:
+                os.kill(process, signal.SIGUSR1)
+                time.sleep(1.0)
+                os.kill(process, signal.SIGKILL)
+                deadline = math.inf
         return int(code)
 
     def call(self, *arguments: object, kill_at: int | None = None, log: Path) -> int:
@@ -112,6 +123,7 @@ def _run(arguments: list[str], kill_at: int | None, log: str) -> None:
         with Path(log).open("w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        faulthandler.register(signal.SIGUSR1, file=2)
         if kill_at is not None:
             _kill_at(kill_at)
         from flows.cli import app

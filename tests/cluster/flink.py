@@ -113,8 +113,17 @@ class FlinkCluster:
     def started(
         cls, folder: Path, libraries: Path, jar: Path, count: int = 2, *, preloads: bool = True
     ) -> Iterator[FlinkCluster]:
-        """Start a cluster and wait until it takes jobs; stop it in the end."""
+        """Start a cluster and wait until it takes jobs; stop it in the end.
+
+        Raises:
+            RuntimeError: another cluster, or a part that it has left behind, listens where this one would.
+        """
         with hosts.hosts(count) as every, Processes(folder) as processes:
+            for port in (REST, JOBS):
+                if listening(port, GATEWAY):
+                    raise RuntimeError(
+                        f"{GATEWAY}:{port} is taken: end what listens there (ps aux | grep java)"
+                    )
             cluster = cls(folder, libraries, jar, every, processes, preloads)
             cluster._configure()
             cluster.start_manager()

@@ -37,7 +37,7 @@ TIMES = {
 }
 # How long a host is gone, and how long anything may take.
 GONE_SECONDS, LONGEST_SECONDS = 10.0, 600.0
-KILLED = -int(signal.SIGKILL)
+KILLED, TERMINATED = -int(signal.SIGKILL), 143
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Run:
 
     def wait(self) -> int:
         """Wait for the end; return the exit code."""
-        return self.server.wait(self.process)
+        return self.server.wait(self.process, LONGEST_SECONDS)
 
 
 class Written:
@@ -127,6 +127,11 @@ def lose_client(cluster: FlinkCluster, run: Run) -> None:
     os.kill(run.process, signal.SIGKILL)
 
 
+def stop_client(cluster: FlinkCluster, run: Run) -> None:
+    """Stop the command, which cancels the job."""
+    os.kill(run.process, signal.SIGTERM)
+
+
 Fault = Callable[[FlinkCluster, Run], None]
 FAULTS: tuple[Fault, ...] = (
     lose_task_manager,
@@ -134,6 +139,7 @@ FAULTS: tuple[Fault, ...] = (
     lose_job_server,
     lose_job_manager,
     lose_client,
+    stop_client,
 )
 
 
@@ -246,7 +252,7 @@ def _errors(runs: Sequence[Run], codes: Sequence[int]) -> list[str]:
     return [
         run.log.read_text()
         for run, code in zip(runs, codes, strict=True)
-        if code not in (0, KILLED)
+        if code not in (0, KILLED, TERMINATED)
         and (code != 1 or "Traceback" in run.log.read_text() or run.log.read_text().count("error: ") != 1)
     ]
 
