@@ -79,31 +79,29 @@ def embed_images(jobs: Sequence[EmbedJob], execution: Execution, beam: list[str]
     with ExitStack() as held:
         for job in jobs:
             held.enter_context(leases.held(job.out, job.images, execution))
+        # An earlier run may have been killed, or no command waited for its job.
+        _forget_refused_posts(jobs, execution)
         works = [plan_embed(job, execution) for job in jobs]
         before = [finished(job, work) for job, work in zip(jobs, works, strict=True)]
         todo = [(job, work) for job, work, done in zip(jobs, works, before, strict=True) if done is None]
-        made = iter(_embed_planned(todo, execution, beam) if todo else ())
-        return [done or next(made) for done in before]
+        made = iter(_embed_planned(todo, beam) if todo else ())
+        results = [done or next(made) for done in before]
+        _forget_refused_posts(jobs, execution)
+        return results
 
 
-def _embed_planned(
-    todo: Sequence[tuple[EmbedJob, Plan]], execution: Execution, beam: list[str]
-) -> list[EmbedResult]:
-    """Embed what plans leave to do, and forget the posts of pictures that are refused."""
+def _forget_refused_posts(jobs: Sequence[EmbedJob], execution: Execution) -> None:
+    """Forget posts of refused pictures: a post is written before its picture is read, and so known."""
+    for job in jobs:
+        if storage.exists(storage.join(job.out, POSTS, SUCCESS)):
+            refused = takedowns.withheld(job.results or job.out, job.out)
+            erasure.forget_posts(job.out, refused, execution)
+
+
+def _embed_planned(todo: Sequence[tuple[EmbedJob, Plan]], beam: list[str]) -> list[EmbedResult]:
     from beam_jobs import embed
 
-    with_posts = [job for job, _ in todo if storage.exists(storage.join(job.out, POSTS, SUCCESS))]
-    known = [_withheld(job) for job in with_posts]
-    made = embed.run_planned(todo, beam)
-    for job, before in zip(with_posts, known, strict=True):
-        # What a refused picture is could not be known before it was read, and its post was written by then.
-        if refused := _withheld(job) - before:
-            erasure.forget_posts(job.out, refused, execution)
-    return made
-
-
-def _withheld(job: EmbedJob) -> frozenset[tuple[str, str]]:
-    return takedowns.withheld(job.results or job.out, job.out)
+    return embed.run_planned(todo, beam)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ _PLACES: Final = {
 }
 _REMOVED: Final = ("image_id", "uri", "generation")
 _TAKEN_DOWN: Final = str(Removal.TAKEN_DOWN)
+# In the commit of posts: the digest of the objects that it has no posts of.
+_FREE_OF: Final = "free_of"
 # Commits that are tried while other runs commit to the same data set, and files that are read ahead.
 _ATTEMPTS, _FILES_AHEAD = 20, 4
 
@@ -193,16 +195,21 @@ def erase(out: str, image_ids: Iterable[str], execution: Execution) -> Erased:
 
 
 def forget_posts(place: str, objects: Iterable[tuple[str, str]], execution: Execution) -> int:
-    """Remove the posts of objects that a run refused, as their pictures were taken down; return how many.
+    """Remove the posts of objects that runs refused, as their pictures were taken down; return how many.
+
+    Where posts are free of just these objects already, no post is read.
 
     Args:
         place: parent of the data sets of a corpus.
-        objects: URI and generation of each.
+        objects: URI and generation of all that were refused; no later run adds a post of them.
         execution: who removes them.
     """
-    uploads = pa.array(sorted(map("\0".join, objects)), pa.string())
-    wanted = _Wanted(pa.array([], pa.string()), uploads)
-    rows = _erase_rows(storage.join(place, "posts"), wanted, execution)
+    names, uri = sorted(map("\0".join, objects)), storage.join(place, "posts")
+    posts, note = Dataset.find_own(uri), {_FREE_OF: datasets.digest_of(*names)}
+    if not names or posts is None or posts.commit.noted(_FREE_OF) == note[_FREE_OF]:
+        return 0
+    wanted = _Wanted(pa.array([], pa.string()), pa.array(names, pa.string()))
+    rows = _erase_rows(uri, wanted, execution, note)
     _purge(place, "posts", wanted)
     return rows
 
@@ -245,14 +252,25 @@ def _delete_pictures(dataset: Dataset, wanted: _Wanted) -> int:
     return count
 
 
-def _erase_rows(uri: str, wanted: _Wanted, execution: Execution) -> int:
-    """Remove the rows of pictures from a data set by compare-and-swap; return how many went."""
+def _erase_rows(
+    uri: str, wanted: _Wanted, execution: Execution, note: Mapping[str, str] | None = None
+) -> int:
+    """Remove the rows of pictures from a data set by compare-and-swap; return how many went.
+
+    Args:
+        uri: of the data set.
+        wanted: the pictures.
+        execution: who removes them.
+        note: what the run's entry in the commit shall say, beside its counts.
+    """
     for _ in range(_ATTEMPTS):
         dataset = Dataset.find_own(uri)
         if dataset is None:
             return 0
         change = _Change(dataset, wanted, execution)
         commit = change.commit()
+        if note:
+            commit = commit.with_note(execution.run_id, note)
         if commit == dataset.commit or datasets.replace_commit(uri, commit, dataset):
             return change.rows
     raise StoreUnavailableError(f"{uri}: other runs keep committing to it; run again when they have ended")

@@ -161,6 +161,15 @@ class Commit:
         run_ids = (r for r, counts in reversed(self.runs.items()) if counts.get("plan_id") == plan_id)
         return next(run_ids, None)
 
+    def noted(self, name: str) -> JsonValue:
+        """Return what the last run that said something by this name said, see `with_note`; None for none."""
+        return next((counts[name] for counts in reversed(self.runs.values()) if name in counts), None)
+
+    def with_note(self, run_id: str, note: Mapping[str, JsonValue]) -> Commit:
+        """Return the commit in which the entry of a run, the last one, says something beside its counts."""
+        others = {run: counts for run, counts in self.runs.items() if run != run_id}
+        return replace(self, runs=others | {run_id: {**self.runs.get(run_id, {}), **note}})
+
     def plan_of(self, run_id: str) -> str:
         """Return the plan_id of a run's work: the names of its files begin with it."""
         return str(self.runs[run_id].get("plan_id", run_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import id2
+from beam_jobs import embed
 from id2core.errors import DatasetError, OptionError
 from id2core.runs import takedowns
 from id2core.store import schemas
@@ -148,7 +150,12 @@ def test_a_corpus_in_another_place_is_named(tmp_path: Path) -> None:
     assert not id2.takedown(out=str(out), uri=[uri]).elsewhere
 
 
-def test_posts_of_a_refused_picture_do_not_come_back(tmp_path: Path) -> None:
+def _interrupt_after(work: Callable[..., Any], *given: Any) -> None:
+    work(*given)
+    raise KeyboardInterrupt
+
+
+def test_posts_of_a_refused_picture_do_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = draw_photos(tmp_path / "photos", 2)
     picture = (data / "p0000.jpg").read_bytes()
     shards, out = tmp_path / "in", tmp_path / "out"
@@ -164,6 +171,11 @@ def test_posts_of_a_refused_picture_do_not_come_back(tmp_path: Path) -> None:
     assert night("1") == ["1.jpg"]
     image_id = hashlib.sha256(picture).hexdigest()
     assert id2.takedown(out=str(out), image_id=[image_id]).rows["posts"] == 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        run_planned = embed.run_planned
+        patch.setattr(embed, "run_planned", lambda *given: _interrupt_after(run_planned, *given))
+        night("2")
+    assert holding(out, "a secret")
     assert night("2") == night("2") == []
     assert holding(out, "a secret") == set()
     id2.takedown(out=str(out), image_id=[image_id], reinstate=True)
