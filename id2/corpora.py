@@ -73,6 +73,10 @@ class EmbeddedCorpus:
         counts = Made.by(run_id, result.embeddings)
         return EmbeddedCorpus(result.embeddings, result.rejects, result.listed, counts)
 
+    def then(self, later: EmbeddedCorpus) -> EmbeddedCorpus:
+        """Return the corpus after this and a later embedding of other sources."""
+        return replace(later, listed=self.listed + later.listed, made=self.made.plus(later.made))
+
 
 def embed_images(jobs: Sequence[EmbedJob], execution: Execution, beam: list[str]) -> list[EmbedResult]:
     """Embed the images that have no row, as one pipeline; where all have one, Beam is not loaded."""

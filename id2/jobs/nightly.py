@@ -14,14 +14,13 @@ from id2.requests import NightlyRequest
 from id2.results import NightlySummary
 from id2.searching import EmbeddedCorpora, PlannedJudge, Searcher
 from id2.stages import stage
-from id2core.encoders.embed_job import EmbedJob
+from id2core.encoders.embed_job import EmbedJob, Feed
 from id2core.reports import page
 from id2core.reports.facts import ScanConfig, ScanSummary
 from id2core.reports.summary import summarize
 from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
-from id2core.runs.planning import NOTHING, Made
 from id2core.runs.records import Recorder, recorded
 from id2core.search.match_rows import MATCHES
 from id2core.search.results import SearchResult
@@ -71,8 +70,7 @@ class _Night:
 
     def run(self, recorder: Recorder) -> NightlySummary:
         """Run the stages in the order of what matters: new uploads first, then earlier ones."""
-        references = self._embed("reference", self._request.reference, recorder)
-        queries = self._embed("queries", self._request.queries, recorder)
+        references, queries = self._embed(recorder)
         background = (
             self._background.embed(self.out, self._settings, self._request.beam, recorder)
             if self._background
@@ -90,29 +88,41 @@ class _Night:
         report = stage("write report", lambda: self._report(corpora, matches, recorder))
         return self._summary(corpora, searches, report, recorder)
 
-    def _embed(self, name: str, sources: list[str], recorder: Recorder) -> EmbeddedCorpus:
-        """Embed every source of a corpus; each after the first adds a segment of its own."""
-        listed, added = 0, NOTHING
-        feed, place = self._request.feed, storage.join(self.out, name)
+    def _embed(self, recorder: Recorder) -> tuple[EmbeddedCorpus, EmbeddedCorpus]:
+        """Embed every source of references and uploads; the first of both as one job.
+
+        Each later source of a corpus adds a segment of its own.
+        """
+        sources = {"reference": self._request.reference, "queries": self._request.queries}
+        feeds = {name: self._feed(name, own) for name, own in sources.items()}
+        made: dict[str, EmbeddedCorpus] = {}
+        for i in range(max(map(len, sources.values()))):
+            names = [name for name, own in sources.items() if i < len(own)]
+            execution = recorder.execution if not i else Execution.begin()
+            jobs = [
+                EmbedJob.from_settings(
+                    sources[name][i], storage.join(self.out, name), self._settings, self.out, **feeds[name]
+                )
+                for name in names
+            ]
+            title = f"embed {', '.join(names)}{f', source {i + 1}' if i else ''}"
+            with recorder.stage(title):
+                results = stage(title, functools.partial(embed_images, jobs, execution, self._request.beam))
+            for name, result in zip(names, results, strict=True):
+                one = EmbeddedCorpus.of(result, execution.run_id)
+                made[name] = made[name].then(one) if name in made else one
+        return made["reference"], made["queries"]
+
+    def _feed(self, name: str, sources: list[str]) -> Feed:
+        """Return what is said of the sources of a corpus."""
+        feed = self._request.feed
         if name == "reference":
             feed["mode"] = None
         # A source beside one that the corpus has is asked for; one in place of all others may be mistyped.
-        held = Dataset.find_own(storage.join(place, EMBEDDINGS))
+        held = Dataset.find_own(storage.join(self.out, name, EMBEDDINGS))
         known = held.commit.sources if held else {}
         feed["add_source"] |= not known or any(registry.parse(source).uri in known for source in sources)
-        made: EmbeddedCorpus | None = None
-        for i, source in enumerate(sources):
-            execution = recorder.execution if not i else Execution.begin()
-            job = EmbedJob.from_settings(source, place, self._settings, self.out, **feed)
-            title = f"embed {name} {i + 1} of {len(sources)}" if len(sources) > 1 else f"embed {name}"
-            with recorder.stage(title):
-                [result] = stage(title, functools.partial(embed_images, [job], execution, self._request.beam))
-            listed += result.listed
-            added = added.plus(Made.by(execution.run_id, result.embeddings))
-            made = EmbeddedCorpus(result.embeddings, result.rejects, listed, added)
-        if made is None:
-            raise ValueError(f"the {name} corpus has no source")
-        return made
+        return feed
 
     def _search(
         self, corpora: EmbeddedCorpora, judge: PlannedJudge, recorder: Recorder

@@ -81,13 +81,16 @@ def test_a_reprojection(pair: Pair, scanned: Path) -> None:
     assert list((scanned / "reprojected").rglob("*.parquet"))
 
 
-def test_two_nights(pair: Pair, tmp_path: Path) -> None:
+def test_two_nights(pair: Pair, cluster: FlinkCluster, tmp_path: Path) -> None:
     originals = draw_photos(tmp_path / "originals", 12)
     draw_photos(tmp_path / "1", 9, first_seed=6)
     draw_photos(tmp_path / "2", 7, first_seed=12)
-    for nights in (["1"], ["1", "2"]):
+    # References and uploads are embedded by one job; the second night has a source more, and a back-scan.
+    for nights, jobs in ((["1"], 2), (["1", "2"], 4)):
+        before = len(cluster.jobs())
         queries = [word for night in nights for word in ("--queries", tmp_path / night)]
         pair.run("nightly", "nightly", "--reference", originals, *queries, *PDQ, "--no-canary")
+        assert len(cluster.jobs()) - before == jobs
         draw_photos(originals, 2, first_seed=20)
 
 
