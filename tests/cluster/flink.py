@@ -239,7 +239,7 @@ class FlinkCluster:
     def _classpath(self) -> str:
         left_out = ("flink-table", "flink-scala", "flink-cep")
         jars = (jar for jar in (self.libraries / "lib").glob("*.jar") if not jar.name.startswith(left_out))
-        return os.pathsep.join(map(str, sorted(jars)))
+        return os.pathsep.join([*map(str, sorted(jars)), str(self.jar)])  # as deployed
 
     def _java(self) -> list[str]:
         return ["java", *OPENS, "-cp", self._classpath()]

@@ -50,7 +50,8 @@ def test_ports_are_local_and_whoever_is_waited_for_can_become_ready(
     assert ports and all(port.startswith("127.0.0.1:") for port in ports)
     for service in services.values():
         for other, wait in service.get("depends_on", {}).items():
-            assert wait["condition"] == "service_healthy" and "healthcheck" in services[other]
+            is_server = "healthcheck" in services[other]
+            assert wait["condition"] == ("service_healthy" if is_server else "service_completed_successfully")
 
 
 def test_flink_is_set_up_alike_everywhere(
@@ -64,6 +65,21 @@ def test_flink_is_set_up_alike_everywhere(
     [server] = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert server["image"] == services["job-server"]["image"]
     assert server["image"] == f"apache/beam_flink1.19_job_server:{versions()['apache-beam']}"
+
+
+def test_flink_loads_the_classes_of_the_job_server_that_sends_jobs(
+    services: dict[str, dict[str, Any]], manifests: dict[str, dict[str, Any]]
+) -> None:
+    pod = manifests["FlinkDeployment"]["spec"]["podTemplate"]["spec"]
+    [copy], [main] = pod["initContainers"], pod["containers"]
+    place = {item["name"]: item["value"] for item in main["env"]}["HADOOP_CLASSPATH"]
+    assert copy["image"] == services["beam-jar"]["image"] == services["job-server"]["image"]
+    assert copy["command"][-1:] == services["beam-jar"]["command"] == [f"cp jars/*.jar {place}"]
+    assert copy["volumeMounts"] == main["volumeMounts"]
+    assert services["beam-jar"]["volumes"] == ["beam:/beam"]
+    for name in ("job-manager", "task-manager-1", "task-manager-2"):
+        assert services[name]["environment"]["HADOOP_CLASSPATH"] == place, name
+        assert "beam:/beam:ro" in services[name]["volumes"], name
 
 
 def test_the_pool_is_in_the_pod_of_its_task_manager_with_the_gpu(
