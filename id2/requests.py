@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from id2core.translation.models import Overrides
 
 OUT_HELP = "Where results go: a folder or gs:// prefix. Re-run with the same place to resume."
-_SOURCE = "a folder or gs:// prefix, tar:PLACE, parquet:PLACE or list:FILE; {date} in it stands for the night"
+_DATE = "{date} in it is the date of the run, as in 2026-11-25"
+_SOURCE = f"a folder or gs:// prefix, tar:PLACE, parquet:PLACE or list:FILE; {_DATE}"
 _IMAGES_OR_DATASET = f"{_SOURCE}. Or dataset: and the --out of id2 embed"
 REFERENCE_HELP = f"Protected originals: {_IMAGES_OR_DATASET}."
 QUERIES_HELP = f"Uploads: {_IMAGES_OR_DATASET}."
@@ -59,7 +60,10 @@ class SourceRequest(BeamRequest):
         unset="append for a source with {date}, else mirror",
     )
     date: str | None = option(
-        "Night of a source with {date}.", None, unset="today in ID2_TIME_ZONE", example="2026-11-25"
+        "Date of a source with {date}, also called the night.",
+        None,
+        unset="today in ID2_TIME_ZONE",
+        example="2026-11-25",
     )
     late_days: int | None = setting("late_days")
     retention_days: float | None = setting("retention_days")
@@ -221,7 +225,7 @@ class NightlyRequest(SourceRequest):
         min_length=1,
     )
     queries: list[str] = option(
-        "Source of uploads. {date} in it stands for the night. Repeat the option for more sources.",
+        f"Source of uploads. {_DATE}. Repeat the option for more sources.",
         example=["gs://inbox/{date}"],
         min_length=1,
     )

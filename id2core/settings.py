@@ -157,7 +157,8 @@ class Settings(EnvironmentSettings):
         None,
         gt=0,
         le=defaults.MOST_DAYS,
-        description="Days after which rows of a source in mode append expire. They are not made again.",
+        description="Days after which rows of a source in mode append expire. "
+        "Expired images are not embedded again.",
         examples=[90],
     )
     time_zone: str = Field(

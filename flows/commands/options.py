@@ -68,7 +68,11 @@ def command(
         run.__signature__ = inspect.Signature([_CONTEXT, *flags, _JSON])  # type: ignore[attr-defined]
         extra = {"allow_extra_args": True} if issubclass(function.request, BeamRequest) else {}
         text = inspect.cleandoc(function.request.__doc__ or "")
-        app.command(name or function.name, help=text, context_settings=extra, epilog=epilog)(run)
+        usage = "[OPTIONS] [-- BEAM_OPTIONS]" if extra else "[OPTIONS]"
+        added = app.command(
+            name or function.name, help=text, context_settings=extra, epilog=epilog, options_metavar=usage
+        )
+        added(run)
 
     return decorate
 

@@ -25,14 +25,18 @@ def services() -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def manifests() -> dict[str, dict[str, Any]]:
     """By kind."""
-    return {m["kind"]: m for m in yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text())}
+    files = (FOLDER / "kubernetes.yaml", FOLDER / "job.yaml")
+    return {m["kind"]: m for file in files for m in yaml.safe_load_all(file.read_text())}
 
 
 def test_each_task_manager_has_a_worker_pool_of_its_own(services: dict[str, dict[str, Any]]) -> None:
-    managers = {name for name, service in services.items() if service["command"] == ["taskmanager"]}
+    managers = [service for service in services.values() if service["command"] == ["taskmanager"]]
     pools = [service for service in services.values() if service["command"] == ["--worker_pool"]]
     assert len(managers) == len(pools) == 2
-    assert {pool["network_mode"] for pool in pools} == {f"service:{name}" for name in managers}
+    networks = sorted(pool["network_mode"] for pool in pools)
+    assert networks == sorted(manager["network_mode"] for manager in managers)
+    assert networks == ["service:host-1", "service:host-2"]  # each outlives what is in it
+    assert all(services[network.partition(":")[2]]["command"] == ["infinity"] for network in networks)
     assert all(pool["build"]["target"] == "beam-worker" for pool in pools)
     assert all(pool["volumes"] == services["submit"]["volumes"] for pool in pools)
 
