@@ -88,3 +88,14 @@ class Processes:
         """Return what a process has started and still runs, the oldest first."""
         children = psutil.Process(self._running[name].pid).children(recursive=True)
         return sorted(children, key=lambda child: child.create_time())
+
+
+def connections(process: int) -> int:
+    """Return how many TCP connections a process has, in the network namespace that it is in."""
+    proc = Path(f"/proc/{process}")
+    try:
+        sockets = {str(file.readlink())[len("socket:[") : -1] for file in (proc / "fd").iterdir()}
+        rows = [line.split() for kind in ("tcp", "tcp6") for line in (proc / "net" / kind).open()]
+    except FileNotFoundError:
+        return 0
+    return sum(row[3] == "01" and row[9] in sockets for row in rows)

@@ -16,9 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from id2core.store.datasets import Dataset
 from tests import commands
 from tests.cluster.flink import FlinkCluster
+from tests.cluster.processes import connections
 from tests.conftest import wait_until
 from tests.descriptor_sets import unit, write_embeddings
 from tests.drawing import draw_photos
@@ -37,6 +40,8 @@ TIMES = {
 }
 # How long a host is gone, and how long anything may take.
 GONE_SECONDS, LONGEST_SECONDS = 10.0, 600.0
+# Connections of a worker that is at work: for its log, for control, and for data.
+CONNECTED = 3
 KILLED, TERMINATED = -int(signal.SIGKILL), 143
 
 
@@ -105,9 +110,25 @@ def lose_task_manager(cluster: FlinkCluster, run: Run) -> None:
 
 
 def lose_worker(cluster: FlinkCluster, run: Run) -> None:
-    """End a Python worker: the newest, as those of earlier jobs may not have ended yet."""
-    workers = cluster.processes.children(f"workers-{cluster.hosts[0].name}")
-    workers[-1].kill()
+    """End a Python worker that is at work for the command.
+
+    Beam would wait without end for one that dies before it has connected.
+    """
+    command = psutil.Process(run.process)
+
+    def at_work() -> list[psutil.Process]:
+        hosts = (cluster.processes.children(f"workers-{host.name}") for host in cluster.hosts)
+        new = (
+            worker for workers in hosts for worker in workers if worker.create_time() > command.create_time()
+        )
+        return [worker for worker in new if connections(worker.pid) >= CONNECTED]
+
+    def is_due() -> bool:
+        return bool(at_work()) or command.status() == psutil.STATUS_ZOMBIE  # it has ended meanwhile
+
+    wait_until(is_due, LONGEST_SECONDS, "a worker at work")
+    for worker in at_work()[-1:]:
+        worker.kill()
 
 
 def lose_job_server(cluster: FlinkCluster, run: Run) -> None:
