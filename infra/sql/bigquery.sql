@@ -421,7 +421,17 @@ counts AS (
   GROUP BY scan_date
   UNION ALL
   SELECT scan_date, 0, 0, COUNT(*), 0, 0, 0, 0, 0
-  FROM (SELECT DISTINCT scan_date, query_uri, query_generation FROM id2.matches) AS q
+  FROM (
+    -- Of an upload, a search stores the best pair first, with rank 1. A takedown may have removed that row.
+    SELECT DISTINCT scan_date, query_uri, query_generation
+    FROM id2.matches
+    WHERE
+      rank = 1
+      OR scan_date <= (
+        SELECT MAX(CAST(CONCAT(SUBSTR(run_id, 1, 4), '-', SUBSTR(run_id, 5, 2), '-', SUBSTR(run_id, 7, 2)) AS DATE))
+        FROM id2.takedowns
+      )
+  ) AS q
   GROUP BY scan_date
   UNION ALL
   SELECT scan_date, 0, 0, 0, 0, SUM(matches), SUM(reviews),

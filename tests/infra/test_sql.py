@@ -131,6 +131,13 @@ def test_daily_counts_have_uploads_without_pairs_rejects_and_removed_ones(place:
     assert [row[5:] for row in ask(place, query)] == [(0, 1, 0, 1), (2, 0, 2, 0), (0, 0, 0, 0)]
 
 
+def test_an_upload_whose_best_pair_was_taken_down_still_counts(place: Path) -> None:
+    query = "SELECT uploads_with_pairs FROM id2.daily_counts ORDER BY scan_date"
+    write(place / "takedowns", schemas.TAKEDOWNS, [{"image_id": "R9", "run_id": run_of(1)}])
+    store(place, 1, match("d", "R2", 0.5, 1, rank=2))
+    assert ask(place, query) == [(3,), (2,)]
+
+
 def test_by_reference_counts_uploads(place: Path) -> None:
     store(place, 2, match("b", "R1", 0.9, 2, verdict="match"))
     query = (
