@@ -72,7 +72,7 @@ def loop(
         run = work.start(server, folder / f"{work.name}-alone")
         assert run.wait() == 0, run.log.read_text()
     deadline, counts = time.monotonic() + seconds, Counter[str]()
-    for number, (fault, work) in enumerate(itertools.chain(*[itertools.product(FAULTS, works)] * times)):
+    for number, (fault, work) in enumerate(list(itertools.product(FAULTS, works)) * times):
         if time.monotonic() > deadline:
             break
         out = folder / f"{number}-{work.name}-{fault.__name__}"
