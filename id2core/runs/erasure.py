@@ -197,21 +197,33 @@ def erase(out: str, image_ids: Iterable[str], execution: Execution) -> Erased:
 def forget_posts(place: str, objects: Iterable[tuple[str, str]], execution: Execution) -> int:
     """Remove the posts of objects that runs refused, as their pictures were taken down; return how many.
 
-    Where posts are free of just these objects already, no post is read.
+    Posts that are free of just these objects already are not read again.
 
     Args:
         place: parent of the data sets of a corpus.
-        objects: URI and generation of all that were refused; no later run adds a post of them.
+        objects: URI and generation of all that were refused.
         execution: who removes them.
     """
     names, uri = sorted(map("\0".join, objects)), storage.join(place, "posts")
-    posts, note = Dataset.find_own(uri), {_FREE_OF: datasets.digest_of(*names)}
-    if not names or posts is None or posts.commit.noted(_FREE_OF) == note[_FREE_OF]:
+    posts, free_of = Dataset.find_own(uri), datasets.digest_of(*names)
+    if not names or posts is None or not _unchecked(posts.commit, free_of):
         return 0
     wanted = _Wanted(pa.array([], pa.string()), pa.array(names, pa.string()))
-    rows = _erase_rows(uri, wanted, execution, note)
+    rows = _erase_rows(uri, wanted, execution, free_of)
     _purge(place, "posts", wanted)
     return rows
+
+
+def _unchecked(commit: Commit, free_of: str | None) -> tuple[FileRecord, ...]:
+    """Return the files of a commit that no run has found free of some objects: all without a digest of these.
+
+    A run that added posts since may not have known that they are refused: an object that is listed no more,
+    or was admitted, is forgotten, and refused again if it comes back.
+    """
+    runs = commit.runs
+    last = next((r for r in reversed(runs) if free_of and runs[r].get(_FREE_OF) == free_of), None)
+    checked = set(list(runs)[: list(runs).index(last) + 1]) if last else set()
+    return tuple(file for file in commit.files if not file.segments or not checked.issuperset(file.segments))
 
 
 def forget_embeddings(out: str, place: str, execution: Execution) -> int:
@@ -252,25 +264,23 @@ def _delete_pictures(dataset: Dataset, wanted: _Wanted) -> int:
     return count
 
 
-def _erase_rows(
-    uri: str, wanted: _Wanted, execution: Execution, note: Mapping[str, str] | None = None
-) -> int:
+def _erase_rows(uri: str, wanted: _Wanted, execution: Execution, free_of: str | None = None) -> int:
     """Remove the rows of pictures from a data set by compare-and-swap; return how many went.
 
     Args:
         uri: of the data set.
         wanted: the pictures.
         execution: who removes them.
-        note: what the run's entry in the commit shall say, beside its counts.
+        free_of: names what goes, for the commit. Files that are free of it are not read.
     """
     for _ in range(_ATTEMPTS):
         dataset = Dataset.find_own(uri)
         if dataset is None:
             return 0
-        change = _Change(dataset, wanted, execution)
+        change = _Change(dataset, wanted, execution, _unchecked(dataset.commit, free_of))
         commit = change.commit()
-        if note:
-            commit = commit.with_note(execution.run_id, note)
+        if free_of:
+            commit = commit.with_note(execution.run_id, {_FREE_OF: free_of})
         if commit == dataset.commit or datasets.replace_commit(uri, commit, dataset):
             return change.rows
     raise StoreUnavailableError(f"{uri}: other runs keep committing to it; run again when they have ended")
@@ -278,11 +288,17 @@ def _erase_rows(
 
 @dataclass
 class _Change:
-    """A data set without some pictures."""
+    """A data set without some pictures.
+
+    Attributes:
+        files: those that may have them.
+        rows: how many rows went.
+    """
 
     dataset: Dataset
     wanted: _Wanted
     execution: Execution
+    files: tuple[FileRecord, ...]
     rows: int = 0
 
     @property
@@ -293,9 +309,10 @@ class _Change:
         """Write what must be written anew, and return the next commit; the present one without a change."""
         commit = self.dataset.commit
         columns = _columns(self._name)
-        files: list[FileRecord] = []
+        names = {file.name for file in self.files}
+        files = [file for file in commit.files if file.name not in names]
         removed: list[pa.Table] = []
-        for file, table in zip(commit.files, _read(self.dataset.uri, commit.files, columns), strict=True):
+        for file, table in zip(self.files, _read(self.dataset.uri, self.files, columns), strict=True):
             mask = self.wanted.among(table, self._name)
             if not mask.any():
                 files.append(file)

@@ -161,10 +161,6 @@ class Commit:
         run_ids = (r for r, counts in reversed(self.runs.items()) if counts.get("plan_id") == plan_id)
         return next(run_ids, None)
 
-    def noted(self, name: str) -> JsonValue:
-        """Return what the last run that said something by this name said, see `with_note`; None for none."""
-        return next((counts[name] for counts in reversed(self.runs.values()) if name in counts), None)
-
     def with_note(self, run_id: str, note: Mapping[str, JsonValue]) -> Commit:
         """Return the commit in which the entry of a run, the last one, says something beside its counts."""
         others = {run: counts for run, counts in self.runs.items() if run != run_id}
@@ -680,7 +676,8 @@ def add_files(
             return base
         others = {f.name: f for f in base.files if not f.belongs_to(plan_id)}
         every = tuple((others | own).values())
-        runs = base.runs | {run_id: {**counts, "plan_id": plan_id}}
+        before = {r: c for r, c in base.runs.items() if r != run_id}  # the last one is the latest
+        runs = before | {run_id: {**counts, "plan_id": plan_id}}
         return replace(base, run_id=run_id, files=every, runs=runs)
 
     return update_commit(uri, merge, last)

@@ -180,3 +180,24 @@ def test_posts_of_a_refused_picture_do_not_come_back(tmp_path: Path, monkeypatch
     assert holding(out, "a secret") == set()
     id2.takedown(out=str(out), image_id=[image_id], reinstate=True)
     assert night("2") == ["1.jpg", "2.jpg"]
+
+
+def test_posts_of_a_refused_picture_that_goes_and_comes_back_stay_away(tmp_path: Path) -> None:
+    picture = (draw_photos(tmp_path / "photos", 1) / "p0000.jpg").read_bytes()
+    shards, away, out = tmp_path / "in", tmp_path / "away", tmp_path / "out"
+    shards.mkdir()
+    for file, text in ((shards / "1.tar", b"honest"), (away, b"a secret")):
+        members = [("a.jpg", picture + text), ("a.json", b'{"caption": "%s"}' % text)]
+        file.write_bytes(tar(members))
+
+    def night() -> None:
+        id2.embed(images=f"tar:{shards}", out=str(out), encoder="pdq", transform="none")
+
+    night()
+    id2.takedown(out=str(out), image_id=[hashlib.sha256(picture + b"a secret").hexdigest()])
+    for _ in range(2):  # the same object, refused, gone, and back
+        away.rename(shards / "2.tar")
+        night()
+        assert holding(out, "a secret") == set() and holding(out, "honest")
+        (shards / "2.tar").rename(away)
+        night()
