@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 
 import apache_beam as beam
@@ -24,7 +24,7 @@ from apache_beam.runners.portability import portable_runner
 from apache_beam.runners.runner import PipelineState
 from apache_beam.utils import subprocess_server
 
-from beam_jobs import flink, signals
+from beam_jobs import flink, job_server, signals
 from id2core.errors import EngineError, printable
 from id2core.runs.progress import Counts, tally
 
@@ -36,8 +36,6 @@ BEGUN_SECONDS: Final = 60.0
 # How often the waiting process checks the job server, and how often it asks for the state of a job.
 LOOK_SECONDS: Final = 10.0
 STATE_SECONDS: Final = 1.0
-# How long Ctrl-C may have to wait.
-SIGNAL_SECONDS: Final = 0.2
 # In an engine's own error, the root cause comes last. Its text ends where Java's stack trace begins.
 _CAUSE: Final = re.compile(r"^\s*Caused by: (?:[\w$]+\.)*(?=[\w$]+(?::|$))", re.MULTILINE)
 _STACK: Final = re.compile(r"^\s+at [\w$.]+[(/]|^\s*\.\.\. \d+ (?:more|common)", re.MULTILINE)
@@ -67,7 +65,7 @@ def waited(pipeline: beam.Pipeline, arguments: Sequence[str]) -> Iterator[beam.P
     require_server(options)
     yield pipeline
     with _messages_to_debug(), _broken_streams_ignored(), signals.held() as held:
-        _wait(_submit(pipeline), options, held)
+        _wait(_submit(pipeline, held), options, held)
 
 
 def submit(pipeline: beam.Pipeline) -> str:
@@ -80,14 +78,15 @@ def submit(pipeline: beam.Pipeline) -> str:
     options = pipeline.options
     require_server(options)
     with signals.held() as held:
-        result = _submit(pipeline)
+        result = _submit(pipeline, held)
         with _canceled_on_error(result, options):
             held.deliver()
     return job_id(result)
 
 
-def _submit(pipeline: beam.Pipeline) -> Any:
+def _submit(pipeline: beam.Pipeline, held: signals.Held) -> Any:
     """Submit a pipeline, and return its `beam.runners.runner.PipelineResult`."""
+    job_server.attend(pipeline.runner, held)
     _keep_job_server_apart(pipeline.options)
     try:
         with _own_interrupt():
@@ -113,25 +112,12 @@ def require_server(options: PipelineOptions) -> None:
     """Raise EngineError if the options name a job server that does not answer."""
     endpoint = endpoint_of(options)
     with signals.held() as held:
-        is_there = endpoint is None or _answers(endpoint, SERVER_SECONDS, held)
+        is_there = endpoint is None or job_server.answers(endpoint, SERVER_SECONDS, held)
     if not is_there:
         raise EngineError(
             f"no job server answers at {endpoint} (--job_endpoint) within {SERVER_SECONDS:g} s: start "
             "it, or correct its address"
         )
-
-
-def _answers(endpoint: str, seconds: float, held: signals.Held) -> bool:
-    """Return whether a server answers in time. A signal that comes meanwhile is not waited for."""
-    deadline = time.monotonic() + seconds
-    with grpc.insecure_channel(endpoint) as channel:
-        ready = grpc.channel_ready_future(channel)
-        while not held.has_come and time.monotonic() < deadline:
-            with suppress(grpc.FutureTimeoutError):
-                ready.result(timeout=SIGNAL_SECONDS)
-                return True
-    held.deliver()
-    return False
 
 
 def _wait(result: Any, options: PipelineOptions, held: signals.Held) -> None:
@@ -192,31 +178,27 @@ class _Notice:
 def _wait_by_stream(result: Any, endpoint: str | None, notice: _Notice, held: signals.Held) -> None:
     """Wait as Beam does, in another thread: this one handles signals and checks the job server."""
     ended = threading.Event()
-    failures: list[BaseException] = []
+    heard = looked = time.monotonic()
 
     def wait() -> None:
         try:
             result.wait_until_finish()
-        except BaseException as error:
-            failures.append(error)
         finally:
             ended.set()
 
-    threading.Thread(target=wait, name="engine", daemon=True).start()
-    heard = looked = time.monotonic()
-    while not ended.wait(SIGNAL_SECONDS):
-        held.deliver()
+    def look() -> None:
+        nonlocal heard, looked
         if time.monotonic() - looked < LOOK_SECONDS:
-            continue
+            return
         notice.give()
-        is_there = endpoint is None or _answers(endpoint, LOOK_SECONDS, held)
+        is_there = endpoint is None or job_server.answers(endpoint, LOOK_SECONDS, held)
         looked = time.monotonic()
         if is_there:
             heard = looked
         elif time.monotonic() - heard > SERVER_SECONDS and not ended.is_set():
             raise _lost(result, f"no answer at {endpoint}")
-    for failure in failures:
-        raise failure
+
+    job_server.in_thread(wait, held.deliver, look)
 
 
 def _wait_by_state(result: Any, notice: _Notice, broken: grpc.RpcError, held: signals.Held) -> None:
@@ -226,7 +208,7 @@ def _wait_by_state(result: Any, notice: _Notice, broken: grpc.RpcError, held: si
         try:
             state = result.state
             heard = time.monotonic()
-        except grpc.RpcError as error:
+        except (grpc.RpcError, job_server.NoAnswerError) as error:
             if not _is_unavailable(error) or time.monotonic() - heard > SERVER_SECONDS:
                 raise _lost(result, cause(_details(error))) from broken
             state = PipelineState.UNKNOWN
@@ -246,8 +228,9 @@ def _lost(result: Any, reason: str) -> EngineError:
     )
 
 
-def _is_unavailable(error: grpc.RpcError) -> bool:
-    return isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAVAILABLE
+def _is_unavailable(error: Exception) -> bool:
+    is_cut = isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAVAILABLE
+    return is_cut or isinstance(error, job_server.NoAnswerError)
 
 
 def _cancel(result: Any, options: PipelineOptions) -> None:
@@ -259,9 +242,11 @@ def _cancel(result: Any, options: PipelineOptions) -> None:
         master = flink.master_of(options, endpoint_of(options), job)
         result.cancel()
         has_ended = flink.cancel(master, job, CANCEL_SECONDS) if master else _ends(result)
-    except Exception as error:
-        reason = cause(_details(error))
+    except BaseException as error:
+        reason = cause(_details(error)) if isinstance(error, Exception) else "interrupted"
         _log.warning("job %s may go on, and could not be canceled (%s): cancel it there", job, reason)
+        if not isinstance(error, Exception):
+            raise
         return
     _log.warning("job %s was canceled on the cluster%s", job, "" if has_ended else ", and is still ending")
 

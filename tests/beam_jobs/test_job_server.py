@@ -1,0 +1,115 @@
+"""Job servers that accept calls and do not answer them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from typing import Any
+
+import apache_beam as beam
+import grpc
+import pytest
+from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+
+from beam_jobs import engines, job_server, runners
+from id2core.errors import EngineError
+from tests.conftest import wait_until
+
+RUNNING = beam_job_api_pb2.JobStateEvent(state=beam_job_api_pb2.JobState.RUNNING)
+
+
+class _Server(beam_job_api_pb2_grpc.JobServiceServicer):  # type: ignore[misc]
+    """Takes any job, which never ends; falls silent in one call."""
+
+    def __init__(self, silent: str) -> None:
+        self.silent = silent
+        self.asked: list[str] = []
+        self.released = threading.Event()
+
+    def _answer(self, name: str, answer: Any) -> Any:
+        self.asked.append(name)
+        if name == self.silent:
+            self.released.wait()
+        return answer
+
+    def DescribePipelineOptions(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("DescribePipelineOptions", beam_job_api_pb2.DescribePipelineOptionsResponse())
+
+    def Prepare(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("Prepare", beam_job_api_pb2.PrepareJobResponse(preparation_id="job"))
+
+    def Run(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("Run", beam_job_api_pb2.RunJobResponse(job_id="job"))
+
+    def GetState(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("GetState", RUNNING)
+
+    def GetStateStream(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        yield RUNNING
+        self.asked.append("GetStateStream")
+        self.released.wait()
+
+    def GetMessageStream(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        self.released.wait()
+        yield from ()
+
+
+@contextmanager
+def _serving(silent: str) -> Iterator[tuple[_Server, list[str]]]:
+    """Serve; yield the server, and Beam's options for it."""
+    servicer, server = _Server(silent), grpc.server(futures.ThreadPoolExecutor(16))
+    beam_job_api_pb2_grpc.add_JobServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield servicer, ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{port}"]
+    finally:
+        servicer.released.set()
+        server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("silent", "reason"),
+    [
+        ("DescribePipelineOptions", "no job server answers"),
+        ("Prepare", "not accepted: the job server has not answered Prepare in 1 s$"),
+        ("Run", "not accepted: the job server has not answered Run .* If the job has begun, cancel it"),
+    ],
+)
+def test_a_silent_job_server_is_an_error_in_time(
+    silent: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "SERVER_SECONDS", 5.0)
+    if silent == "DescribePipelineOptions":
+        monkeypatch.setattr(engines, "SERVER_SECONDS", 1.0)
+    with _serving(silent) as (_, arguments):
+        own = [*arguments, "--environment_type=EXTERNAL", "--environment_config=x", "--job_server_timeout=1"]
+        with pytest.raises(EngineError, match=reason) as caught, runners.running(own) as pipeline:
+            pipeline | beam.Create([1])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("silent", "at", "said"),
+    [("Prepare", "Prepare", None), ("GetState", "GetStateStream", "could not be canceled (the job server")],
+)
+def test_a_signal_ends_the_wait_for_a_silent_job_server(
+    silent: str, at: str, said: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(job_server, "ANSWER_SECONDS", 1.0)
+    with _serving(silent) as (server, arguments):
+
+        def interrupt() -> None:
+            wait_until(lambda: at in server.asked, 600, at)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        own = [*arguments, "--environment_type=EXTERNAL", "--environment_config=x"]
+        with pytest.raises(KeyboardInterrupt), runners.running(own) as pipeline:
+            pipeline | beam.Create([1])
+    messages = [record.getMessage() for record in caplog.records if record.name == "id2.engines"]
+    assert len(messages) == (1 if said else 0) and all(said in message for message in messages if said)
