@@ -11,7 +11,10 @@ from id2core.verdicts.normalization import Normalization
 
 
 def calibrated(
-    score: float, normalization: Normalization | None = None, content: float | None = None
+    score: float,
+    normalization: Normalization | None = None,
+    content: float | None = None,
+    transform_id: str = "identity",
 ) -> Calibration:
     """A calibration that matches from about `score` on; the review threshold is 0.1 below."""
     encoder = load_encoder("pdq")
@@ -19,7 +22,7 @@ def calibrated(
     scores = np.repeat([score - 0.1, score, score + 0.01], [480, 510, 10])
     given = {
         "references": 8,
-        "ids": ids | {"transform_id": "identity"},
+        "ids": ids | {"transform_id": transform_id},
         "normalization": normalization,
         "content": content,
     }

@@ -15,17 +15,20 @@ from beam_jobs import embed
 from id2.results import NightlySummary
 from id2core.encoders.embed_job import EmbedJob, plan_embed
 from id2core.encoders.registry import load_encoder
-from id2core.errors import DatasetError, OptionError, RunInProgressError, TransformError
+from id2core.errors import CalibrationError, DatasetError, OptionError, RunInProgressError, TransformError
 from id2core.runs import checkup, records
 from id2core.runs.execution import Execution
+from id2core.search import shards
 from id2core.store.datasets import Dataset
 from id2core.transforms.linear import Transform
+from id2core.verdicts.normalization import Normalization
+from tests.calibrations import calibrated
 from tests.drawing import draw_photos
 
 NONE = "none"
 
 
-def night(folder: Path, transform: str) -> NightlySummary:
+def night(folder: Path, transform: str, **given: Any) -> NightlySummary:
     return id2.nightly(
         reference=[str(folder / "originals")],
         queries=[str(folder / "uploads")],
@@ -33,6 +36,7 @@ def night(folder: Path, transform: str) -> NightlySummary:
         encoder="pdq",
         transform=transform,
         canary=False,
+        **given,
     )
 
 
@@ -115,6 +119,32 @@ def test_a_switch_searches_every_pair_once_and_the_step_back_only_what_is_missin
     assert not checkup.check(str(folder / "out")).findings
     reproject(folder, transform=NONE, switch=True)
     assert night(folder, NONE).pairs == 1 * 5
+
+
+def test_a_background_has_a_calibration_for_each_w(folder: Path) -> None:
+    draw_photos(folder / "photos", 6, first_seed=300)
+    id2.embed(images=str(folder / "photos"), out=str(folder / "background"), encoder="pdq", transform=NONE)
+    w, background = str(folder / "w.safetensors"), f"dataset:{folder}/background"
+
+    def calibration(transform_id: str) -> str:
+        background_id = shards.index_id(Dataset.open(f"{folder}/background/embeddings"))
+        made = calibrated(
+            0.5, Normalization(factor=0.5, k=2, background_id=background_id), None, transform_id
+        )
+        path = str(folder / f"{made.calibration_id}.json")
+        made.save(path)
+        return path
+
+    former = calibration("identity")
+    transform_id = reproject(folder, switch=True).transform_id
+    mixed = calibration(transform_id)
+    id2.reproject(out=str(folder / "background"), transform=w, switch=True)
+    with pytest.raises(CalibrationError, match="calibrated for transform_id identity"):
+        night(folder, w, calibration=former, background=background)
+    with pytest.raises(CalibrationError, match="calibrated with the background"):
+        night(folder, w, calibration=mixed, background=background)
+    judged = night(folder, w, calibration=calibration(transform_id), background=background)
+    assert (judged.pairs, judged.verdicts["match"]) == (15, 3)
 
 
 def test_a_takedown_reaches_what_lies_beside_and_a_drop_leaves_nothing(folder: Path) -> None:
