@@ -139,8 +139,8 @@ class _Service:
                     _log.warning("the job server was asked to begin the job%s", _MAY_RUN)
                 raise
             except grpc.RpcError as error:
-                if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise _no_answer(name, seconds) from error
+                if meaning := _meaning(error, name, seconds):
+                    raise meaning from error
                 raise
 
     def _stream(self, name: str, method: Any, request: Any) -> Iterator[Any]:
@@ -161,6 +161,15 @@ class _Service:
 def _given_seconds(options: PipelineOptions) -> float:
     given = options.view_as(PortableOptions).get_all_options(drop_default=True)
     return float(given.get("job_server_timeout", SUBMIT_SECONDS))
+
+
+def _meaning(error: grpc.RpcError, name: str, seconds: float) -> NoAnswerError | None:
+    """Return what a failed call means, if that is more than the error says."""
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return _no_answer(name, seconds)
+    if name == "Run" and error.code() == grpc.StatusCode.UNAVAILABLE:
+        return NoAnswerError(f"the job server was lost{_MAY_RUN}")
+    return None
 
 
 def _no_answer(name: str, seconds: float) -> NoAnswerError:

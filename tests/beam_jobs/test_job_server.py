@@ -93,6 +93,18 @@ def test_a_silent_job_server_is_an_error_in_time(
     assert "\n" not in str(caught.value)
 
 
+def test_a_job_server_that_dies_as_the_job_begins_leaves_it_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: _Server, request: Any, context: Any) -> None:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "Stream removed")
+
+    monkeypatch.setattr(_Server, "Run", die)
+    lost = pytest.raises(EngineError, match=r"the job server was lost.* If the job has begun")
+    with _serving("") as (_, arguments), lost:
+        own = [*arguments, "--environment_type=EXTERNAL", "--environment_config=x"]
+        with runners.running(own) as pipeline:
+            pipeline | beam.Create([1])
+
+
 @pytest.mark.parametrize(
     ("silent", "at", "said"),
     [("Prepare", "Prepare", None), ("GetState", "GetStateStream", "could not be canceled (the job server")],
