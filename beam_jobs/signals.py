@@ -20,7 +20,8 @@ class Held:
     """A signal that has come while signals are held back."""
 
     def __init__(self) -> None:
-        self._handlers = {number: signal.getsignal(number) for number in _HELD}
+        # Signals without a handler of Python end the process, or are ignored.
+        self._handlers = {number: h for number in _HELD if callable(h := signal.getsignal(number))}
         self._came: tuple[int, FrameType | None] | None = None
 
     @property
@@ -41,21 +42,17 @@ class Held:
         self._came = number, frame
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        handler = self._handlers[signal.Signals(number)]
-        assert callable(handler)
-        handler(number, frame)
+        self._handlers[signal.Signals(number)](number, frame)
 
     def install(self) -> None:
-        """Take each signal that has a handler of Python; others end the process, or are ignored."""
-        for number, handler in self._handlers.items():
-            if callable(handler):
-                signal.signal(number, self.take)
+        """Take each signal that has a handler of Python."""
+        for number in self._handlers:
+            signal.signal(number, self.take)
 
     def restore(self) -> None:
         """Give the signals back to their handlers."""
         for number, handler in self._handlers.items():
-            if callable(handler):
-                signal.signal(number, handler)
+            signal.signal(number, handler)
 
 
 @contextmanager

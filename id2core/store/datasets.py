@@ -163,8 +163,12 @@ class Commit:
 
     def with_note(self, run_id: str, note: Mapping[str, JsonValue]) -> Commit:
         """Return the commit in which the entry of a run, the last one, says something beside its counts."""
-        others = {run: counts for run, counts in self.runs.items() if run != run_id}
-        return replace(self, runs=others | {run_id: {**self.runs.get(run_id, {}), **note}})
+        return self.with_run(run_id, {**self.runs.get(run_id, {}), **note})
+
+    def with_run(self, run_id: str, counts: Mapping[str, JsonValue]) -> Commit:
+        """Return the commit in which the entry of a run is this one, and the last."""
+        others = {run: entry for run, entry in self.runs.items() if run != run_id}
+        return replace(self, runs=others | {run_id: {**counts}})
 
     def plan_of(self, run_id: str) -> str:
         """Return the plan_id of a run's work: the names of its files begin with it."""
@@ -676,9 +680,8 @@ def add_files(
             return base
         others = {f.name: f for f in base.files if not f.belongs_to(plan_id)}
         every = tuple((others | own).values())
-        before = {r: c for r, c in base.runs.items() if r != run_id}  # the last one is the latest
-        runs = before | {run_id: {**counts, "plan_id": plan_id}}
-        return replace(base, run_id=run_id, files=every, runs=runs)
+        added = base.with_run(run_id, {**counts, "plan_id": plan_id})
+        return replace(added, run_id=run_id, files=every)
 
     return update_commit(uri, merge, last)
 
