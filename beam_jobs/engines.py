@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Final
 
 import apache_beam as beam
 import grpc
 from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, PortableOptions
+from apache_beam.runners.portability import job_server as beam_job_server
 from apache_beam.runners.portability import portable_runner
 from apache_beam.runners.runner import PipelineState
 from apache_beam.utils import subprocess_server
@@ -46,6 +48,11 @@ _STEP: Final = re.compile(r" \[while running '[^']*'\]$")
 _EMBEDDED: Final = "embed"
 # A terminal sends Ctrl-C to a whole process group. A job server in it would end before it can cancel the job.
 _APART: Final = "import os, sys; os.setpgid(0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+# Beam's own handler of Ctrl-C ends the job server that Beam started. Then nothing could cancel the job. Also,
+# Python lets only the main thread install one.
+beam_job_server.signal = SimpleNamespace(
+    SIGINT=signal.SIGINT, getsignal=signal.getsignal, signal=lambda number, handler: None
+)
 _log = logging.getLogger("id2.engines")
 
 
@@ -89,8 +96,7 @@ def _submit(pipeline: beam.Pipeline, held: signals.Held) -> Any:
     job_server.attend(pipeline.runner, held)
     _keep_job_server_apart(pipeline.options)
     try:
-        with _own_interrupt():
-            return pipeline.run()
+        return pipeline.run()
     except (grpc.RpcError, grpc.FutureTimeoutError) as error:
         raise EngineError(f"the job was not accepted: {cause(_details(error))}") from error
     except OSError as error:
@@ -268,19 +274,6 @@ def _keep_job_server_apart(options: PipelineOptions) -> None:
         command = [server.job_server_java_launcher, *server.job_server_jvm_properties]
         server.job_server_java_launcher = sys.executable
         server.job_server_jvm_properties = ["-c", _APART, *command]
-
-
-@contextmanager
-def _own_interrupt() -> Iterator[None]:
-    """Keep our handler of Ctrl-C: Beam's ends the job server, and then nothing can cancel the job."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Beam cannot change it there
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _ToDebug(logging.Filter):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import apache_beam as beam
 import apache_beam.runners.portability.flink_runner
@@ -18,6 +21,7 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     StandardOptions,
 )
+from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.job import utils as job_utils
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -163,6 +167,20 @@ def template_location(arguments: Sequence[str]) -> str | None:
     return str(location) if location else None
 
 
+# A terminal sends Ctrl-C to worker processes too, but only this process handles it.
+_WORKER = f"trap '' INT; exec {shlex.quote(sys.executable)} -m beam_jobs.worker"
+
+
+class _InProcess(FnApiRunner):  # type: ignore[misc]  # Beam's runners are not typed
+    """A runner that starts its worker processes by `_WORKER`."""
+
+    def run_via_runner_api(self, pipeline_proto: Any, options: PipelineOptions) -> Any:
+        for environment in pipeline_proto.components.environments.values():
+            if environment.urn == python_urns.SUBPROCESS_SDK:
+                environment.payload = _WORKER.encode()
+        return super().run_via_runner_api(pipeline_proto, options)
+
+
 def _in_process(options: PipelineOptions) -> FnApiRunner:
     """Return a runner in this process that passes the options on to its worker processes."""
     # FnApiRunner passes only the options in the provision info on.
@@ -174,4 +192,4 @@ def _in_process(options: PipelineOptions) -> FnApiRunner:
     info = beam_provision_api_pb2.ProvisionInfo(
         retrieval_token="unused", pipeline_options=job_utils.dict_to_struct(given)
     )
-    return FnApiRunner(provision_info=ExtendedProvisionInfo(info))
+    return _InProcess(provision_info=ExtendedProvisionInfo(info))

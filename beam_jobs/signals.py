@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Final
 
 _HELD: Final = (signal.SIGINT, signal.SIGTERM)
+_current: Held | None = None
 
 
 class Held:
@@ -59,15 +60,21 @@ class Held:
 def held() -> Iterator[Held]:
     """In the block, keep Ctrl-C and SIGTERM until `deliver` is called, or the block ends.
 
-    In another thread than the main one, there is nothing to hold: handlers do not run there.
+    A block within a block yields what the outer one does. In another thread than the main one, there is
+    nothing to hold: handlers do not run there.
     """
-    signals = Held()
+    global _current
     if threading.current_thread() is not threading.main_thread():
-        yield signals
+        yield Held()
         return
+    if _current:
+        yield _current
+        return
+    _current = signals = Held()
     signals.install()
     try:
         yield signals
     finally:
+        _current = None
         signals.restore()
         signals.deliver()

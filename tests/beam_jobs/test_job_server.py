@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -15,9 +16,13 @@ import grpc
 import pytest
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 
-from beam_jobs import engines, job_server, runners
+from beam_jobs import detached, embed, engines, job_server, runners
+from id2core.encoders.embed_job import plan_embed
 from id2core.errors import EngineError
+from id2core.runs.execution import Execution
 from tests.conftest import wait_until
+from tests.drawing import draw_photos
+from tests.embedding import embed_job
 
 RUNNING = beam_job_api_pb2.JobStateEvent(state=beam_job_api_pb2.JobState.RUNNING)
 
@@ -66,7 +71,8 @@ def _serving(silent: str) -> Iterator[tuple[_Server, list[str]]]:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        yield servicer, ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{port}"]
+        pool = ["--environment_type=EXTERNAL", "--environment_config=x"]
+        yield servicer, ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{port}", *pool]
     finally:
         servicer.released.set()
         server.stop(0)
@@ -87,8 +93,8 @@ def test_a_silent_job_server_is_an_error_in_time(
     if silent == "DescribePipelineOptions":
         monkeypatch.setattr(engines, "SERVER_SECONDS", 1.0)
     with _serving(silent) as (_, arguments):
-        own = [*arguments, "--environment_type=EXTERNAL", "--environment_config=x", "--job_server_timeout=1"]
-        with pytest.raises(EngineError, match=reason) as caught, runners.running(own) as pipeline:
+        refused = pytest.raises(EngineError, match=reason)
+        with refused as caught, runners.running([*arguments, "--job_server_timeout=1"]) as pipeline:
             pipeline | beam.Create([1])
     assert "\n" not in str(caught.value)
 
@@ -99,10 +105,8 @@ def test_a_job_server_that_dies_as_the_job_begins_leaves_it_in_doubt(monkeypatch
 
     monkeypatch.setattr(_Server, "Run", die)
     lost = pytest.raises(EngineError, match=r"the job server was lost.* If the job has begun")
-    with _serving("") as (_, arguments), lost:
-        own = [*arguments, "--environment_type=EXTERNAL", "--environment_config=x"]
-        with runners.running(own) as pipeline:
-            pipeline | beam.Create([1])
+    with _serving("") as (_, arguments), lost, runners.running(arguments) as pipeline:
+        pipeline | beam.Create([1])
 
 
 @pytest.mark.parametrize(
@@ -120,8 +124,29 @@ def test_a_signal_ends_the_wait_for_a_silent_job_server(
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=interrupt, daemon=True).start()
-        own = [*arguments, "--environment_type=EXTERNAL", "--environment_config=x"]
-        with pytest.raises(KeyboardInterrupt), runners.running(own) as pipeline:
+        with pytest.raises(KeyboardInterrupt), runners.running(arguments) as pipeline:
             pipeline | beam.Create([1])
     messages = [record.getMessage() for record in caplog.records if record.name == "id2.engines"]
     assert len(messages) == (1 if said else 0) and all(said in message for message in messages if said)
+
+
+@pytest.mark.parametrize("is_accepted", [False, True])
+def test_a_signal_cancels_a_detached_job_or_its_id_is_shown(
+    is_accepted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit = runners.submit
+
+    def interrupted(*given: Any) -> str:
+        if is_accepted:
+            job_id = submit(*given)
+        os.kill(os.getpid(), signal.SIGINT)
+        return job_id if is_accepted else submit(*given)
+
+    monkeypatch.setattr(runners, "submit", interrupted)
+    job = embed_job(str(draw_photos(tmp_path / "photos", 2)), str(tmp_path / "out"), "pdq", "none")
+    with _serving("") as (server, arguments), pytest.raises(KeyboardInterrupt):
+        detached.submit(embed.planned(job, plan_embed(job, Execution.begin())), arguments)
+    messages = [record.getMessage() for record in caplog.records if record.name == "id2.engines"]
+    assert messages == (["job job was submitted, and continues"] if is_accepted else [])
+    assert ("Run" in server.asked) == is_accepted
+    assert len(list((tmp_path / "out/_staging").glob("keep-*"))) == is_accepted

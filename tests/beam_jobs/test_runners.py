@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -88,6 +90,31 @@ def test_every_runner_gives_the_same_rows(
         results.append((counts, result, matches))
     assert results[0] == results[1]
     assert results[0][2].num_rows == 3 * results[0][0].embedded == 36
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_worker_processes_in_one_line(tmp_path: Path) -> None:
+    # A terminal sends the signal to the whole process group.
+    draw_photos(tmp_path / "photos", 400)
+    command = [sys.executable, "-m", "flows.cli", "embed", "--images", "photos", "--out", "out"]
+    process = subprocess.Popen(
+        [*command, "--encoder", "mini", "--part-size=2", "--", *PROCESSES],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_until(lambda: any((tmp_path / "out/_staging/files/embeddings").glob("*")), 600, "a part")
+    os.killpg(process.pid, signal.SIGINT)
+    shown = "".join(process.communicate())
+    assert process.returncode == 130
+    assert [line for line in shown.splitlines() if line and not line.startswith("embed: ")] == [
+        "interrupted: run the same command again to go on from here"
+    ]
+    group = ["pgrep", "--pgroup", str(process.pid)]
+    wait_until(lambda: subprocess.run(group, capture_output=True).returncode == 1, 600, "their end")
 
 
 # A worker that is a thread of the process which submits.

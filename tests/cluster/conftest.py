@@ -15,14 +15,20 @@ from tests.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
-    """A Flink of two hosts. Where a part is missing, the tests say so and are skipped; in CI they fail."""
+def jar() -> Path:
+    """Beam's job server for Flink. If a part of a cluster is missing, skip; with CI=true, fail."""
     jar, lack = flink.missing()
     if jar is None:
         text = f"no cluster can be started here, because this is missing: {lack}"
         if os.environ.get("CI"):
             pytest.fail(text)
         pytest.skip(text)
+    return jar
+
+
+@pytest.fixture(scope="session")
+def cluster(jar: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    """A Flink of two hosts."""
     with FlinkCluster.started(tmp_path_factory.mktemp("flink"), flink.libraries(), jar) as cluster:
         yield cluster
 
