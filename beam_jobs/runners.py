@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -20,6 +21,7 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     PortableOptions,
     StandardOptions,
+    WorkerOptions,
 )
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_provision_api_pb2
@@ -37,6 +39,8 @@ RUNNERS = (IN_PROCESS, "FlinkRunner", "SparkRunner", "DataflowRunner", "Portable
 _KNOWN = {name.lower().removesuffix("runner") for name in (*StandardOptions.KNOWN_RUNNER_NAMES, "DaskRunner")}
 # Beam's Dask runner drops the output of finish_bundle without an error: rows would be lost.
 REFUSED = ("DaskRunner",)
+# Workers of an engine elsewhere that scales by itself.
+_WORKERS_ELSEWHERE = 16
 # The line of a worker's traceback that names an error of this project.
 _ERROR_LINE = re.compile(
     rf"^{re.escape(errors.__name__)}\.(\w+): (.*?)( \[while running '.*'\])?$", re.MULTILINE
@@ -133,6 +137,22 @@ def _raised_by_worker(traceback: str) -> ID2Error | None:
     line = _ERROR_LINE.search(traceback)
     kind = getattr(errors, line[1], None) if line else None
     return kind(line[2]) if line and isinstance(kind, type) and issubclass(kind, ID2Error) else None
+
+
+def workers(arguments: Sequence[str]) -> int:
+    """Return how many workers a job has at most, so far as its options say; else 1 here and 16 elsewhere.
+
+    Args:
+        arguments: see `pipeline`.
+    """
+    options = PipelineOptions(list(arguments))
+    if is_in_process(arguments):
+        return 1
+    if runs_here(arguments):
+        return options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
+    scale = options.view_as(WorkerOptions)
+    most = scale.max_num_workers or scale.num_workers or options.get_all_options().get("parallelism")
+    return int(most) if most and int(most) > 0 else _WORKERS_ELSEWHERE
 
 
 def is_in_process(arguments: Sequence[str]) -> bool:

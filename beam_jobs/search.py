@@ -6,6 +6,7 @@ commits the background before it judges the rows of the references.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from id2core.search.staging import Candidates
 from id2core.store.datasets import Dataset
 
 STAGE = "search"
-# Query blocks per load of a shard: enough to be worth the load, few enough to spread over workers.
-BLOCKS_PER_LOAD = 64
+# Tasks that each worker has, so that a slow one does not keep the others waiting.
+TASKS_PER_WORKER = 4
+# A product uses every core, and memory holds one shard: of the threads of a process, one searches.
+_ONE_SHARD = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,19 @@ class _SearchShard(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
         if self._plan.committed:
             return
         recorded = partial(progress.add, STAGE)
-        for block, candidates in staging.search(self._plan, task, self._search, recorded):
-            yield block.name, candidates
+        with _ONE_SHARD:
+            for block, candidates in staging.search(self._plan, task, self._search, recorded):
+                yield block.name, candidates
 
     def _search(self, task: Task) -> Iterator[staging.Found]:
         with timed("search_load"):
             shard = matching.load_shard(self._plan, task.files)
         count("search_references_read", sum(file.rows for file in task.files))
         count("search_bytes_read", sum(file.bytes for file in task.files))
-        for block in task.blocks:
+        found = matching.search(self._plan, task.blocks, shard)
+        for _ in task.blocks:
             with timed("search_block"):
-                pairs, candidates = matching.search(self._plan, block, shard)
+                pairs, candidates = next(found)
             count("search_pairs", pairs)
             count("search_candidates", candidates.num_rows)
             yield pairs, candidates
@@ -126,7 +131,7 @@ class Search(beam.PTransform):  # type: ignore[misc]
     Example:
         ```
         plan = match_rows.make(references, queries, "/scan/matches", Execution.begin(), 10)
-        tasks = list(matching.tasks(plan, search.BLOCKS_PER_LOAD))
+        tasks = matching.tasks(plan)
         with runners.pipeline() as pipeline:
             pipeline | beam.Create(tasks) | Search(plan, search.blocks_of(tasks)) | beam.Map(print)
         ```
@@ -204,7 +209,7 @@ def build(
     Returns:
         The data set after the commit.
     """
-    tasks = list(matching.tasks(plan, BLOCKS_PER_LOAD)) if tasks is None else tasks
+    tasks = matching.tasks(plan) if tasks is None else tasks
     return (
         pipeline
         | f"{title}Tasks" >> beam.Create(tasks, reshuffle=False)
@@ -296,7 +301,8 @@ def run_both(
 
 def _run(plans: list[SearchPlan], beam_arguments: Sequence[str]) -> list[Dataset]:
     """Run searches as one job, in order; return their data sets. Each judges after the commit of the last."""
-    jobs = [(plan, list(matching.tasks(plan, BLOCKS_PER_LOAD))) for plan in plans]
+    spread = TASKS_PER_WORKER * runners.workers(beam_arguments)
+    jobs = [(plan, matching.tasks(plan, spread)) for plan in plans]
     work = [
         progress.Work(plan.place, sum(len(task.blocks) for task in tasks), partial(_counts, plan))
         for plan, tasks in jobs

@@ -168,10 +168,10 @@ def night(root: Path, number: int) -> dict[str, Any]:
     meter.time(match_rows, "make", "plan search")
     listed_tasks = matching.tasks
 
-    def tasks(plan: matching.SearchPlan, blocks_each: int) -> Any:
-        made = list(listed_tasks(plan, blocks_each))
+    def tasks(plan: matching.SearchPlan, spread: int = 1) -> list[matching.Task]:
+        made = listed_tasks(plan, spread)
         meter.needed += needed_bytes(plan.references, plan.queries, made)
-        return iter(made)
+        return made
 
     matching.tasks = tasks  # type: ignore[assignment]
     began = time.perf_counter()

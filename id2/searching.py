@@ -134,14 +134,15 @@ class Searcher:
             raise ValueError("a calibration without normalization has no background")
         out = storage.join(self.out, "queries", background_rows.BACKGROUNDS)
         k = calibration.normalization.k
-        plan = self._recording(background_rows.make(background, queries, out, recorder.execution, k))
+        plan = self._sized(background_rows.make(background, queries, out, recorder.execution, k))
         planned = PlannedJudge(Judge(calibration, Backgrounds.before(plan)), plan)
         if not plan.has_work:
             planned.search_background(self.beam)
         return planned
 
-    def _recording(self, plan: SearchPlan) -> SearchPlan:
-        return replace(plan, record_seconds=self.settings.record_seconds)
+    def _sized(self, plan: SearchPlan) -> SearchPlan:
+        settings = self.settings
+        return replace(plan, record_seconds=settings.record_seconds, shard_bytes=settings.shard_memory << 20)
 
     def search(
         self,
@@ -158,7 +159,7 @@ class Searcher:
         Where uploads have no background yet, it is searched in the same job. What is stored is counted in the
         row of the run; with `are_new`, what became of the uploads, too.
         """
-        plan = self._recording(
+        plan = self._sized(
             match_rows.make(
                 corpora.references.embeddings,
                 corpora.queries.embeddings,

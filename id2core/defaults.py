@@ -17,6 +17,8 @@ FLOOR_MARGIN: Final = 0.05
 PART_SIZE: Final = 4096
 # Seconds of work that a killed run loses at most.
 RECORD_SECONDS: Final = 120.0
+# MiB that the references of a shard take in the memory of a worker.
+SHARD_MEMORY: Final = 1024
 # Hours until a later run removes what a killed one left.
 LEFTOVER_HOURS: Final = 24.0
 # Days before a night whose dated places are read again, and where a night begins.

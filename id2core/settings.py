@@ -119,6 +119,13 @@ class Settings(EnvironmentSettings):
         description="Seconds after which a worker records its finished work on a part or a search. After a "
         "kill, each worker repeats at most this much, and one batch of the encoder.",
     )
+    shard_memory: int = Field(
+        defaults.SHARD_MEMORY,
+        ge=1,
+        description="Memory for the references that a worker process searches at once, in MiB. The process "
+        "needs half as much again. A GPU needs the same amount of its own memory.",
+        examples=[8192],
+    )
     allow_shrink: bool = Field(
         False,
         description="Continue even if a corpus of 100 pictures or more loses over 10% of its rows. Without "

@@ -101,10 +101,10 @@ def search_here(plan: SearchPlan) -> Dataset:
     if (made := matching.without_work(plan)) is not None:
         return made
     partial: dict[QueryBlock, list[tuple[int, pa.Table]]] = {}
-    for files, blocks in matching.tasks(plan, 2, shard_bytes=1):
+    for files, blocks in matching.tasks(replace(plan, shard_bytes=1)):
         shard = matching.load_shard(plan, files)
-        for block in blocks:
-            partial.setdefault(block, []).append(matching.search(plan, block, shard))
+        for block, found in zip(blocks, matching.search(plan, blocks, shard), strict=True):
+            partial.setdefault(block, []).append(found)
     written = []
     for block, parts in partial.items():
         pairs, tables = zip(*parts, strict=True)

@@ -117,14 +117,14 @@ def nearest(
     if k < 1:
         raise ValueError(f"k is {k}; keep 1 reference per query or more")
     references = scoring.on_grid(references)
-    places, kept = np.arange(len(references)), min(k, len(references)) if len(queries) else 0
+    kept = min(k, len(references)) if len(queries) else 0
     rows = np.empty((len(queries), kept), np.int64)
     scores = np.empty((len(queries), kept), np.float32)
     for start in range(0, len(rows) if kept else 0, QUERY_ROWS):
         block = slice(start, start + QUERY_ROWS)
         some = scoring.on_grid(queries[block])
         search = functools.partial(_search_blocks, some, references)
-        scores[block], rows[block] = best_references(search, some, references, places, kept)
+        scores[block], rows[block] = best_references(search, some, references, lambda found: found, kept)
     return rows, scores
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import partial
+from itertools import groupby, pairwise
 from operator import itemgetter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +24,27 @@ from id2core.runs.execution import Execution
 from id2core.search import indexes, scope, shards
 from id2core.search.indexes import FLAT
 from id2core.search.scope import Scope
-from id2core.store import datasets, moves, schemas
+from id2core.store import datasets, moves, parquet, schemas
+from id2core.store.ahead import in_order
 from id2core.store.datasets import Commit, Dataset, FileRecord
+
+T = TypeVar("T")
 
 # A file has this many bytes or more, where there are so many.
 FILE_BYTES = 64 << 20
-# Reference files of so many bytes are one shard, which a worker has in memory: their descriptors, twice. The
-# larger a shard is, the fewer candidates there are to write and to merge.
-SHARD_BYTES = 128 << 20
+# A shard has this many bytes or more, and a task this many queries, even if workers then have nothing to do:
+# smaller ones cost more to load and to merge than to search.
+LEAST_SHARD_BYTES = 64 << 20
+LEAST_QUERIES = 8192
+# Queries that one load of a shard is good for, and blocks, which each have row groups of candidates.
+QUERIES_PER_LOAD = 65_536
+BLOCKS_PER_LOAD = 1024
+# Queries that are multiplied with a shard at once, if their blocks are small.
+QUERIES_AT_ONCE = 4096
+# Blocks to read ahead.
+_AHEAD = 4
+# Bytes of a reference in a shard beside its descriptor: ids, and room for what finds them.
+_TEXT_BYTES = 256
 # Columns of an upload that a product may need.
 QUERY_COLUMNS = (*shards.COLUMNS, "generation", "run_id")
 
@@ -41,6 +55,11 @@ class QueryBlock:
 
     file: FileRecord
     row_group: int
+
+    @property
+    def rows(self) -> int:
+        """About how many uploads it has."""
+        return -(-self.file.rows // self.file.row_groups)
 
     @property
     def name(self) -> str:
@@ -119,6 +138,7 @@ class SearchPlan:
         execution: gives the rows their run_id and time.
         product: what the rows are.
         record_seconds: a worker records its candidates after so long.
+        shard_bytes: of references that a worker holds at once.
     """
 
     references: Dataset
@@ -132,6 +152,7 @@ class SearchPlan:
     execution: Execution
     product: Product
     record_seconds: float = defaults.RECORD_SECONDS
+    shard_bytes: int = defaults.SHARD_MEMORY << 20
 
     @property
     def place(self) -> str:
@@ -191,61 +212,119 @@ def check_comparable(references: Dataset, queries: Dataset, top_k: int, index: s
     return ids
 
 
-def tasks(plan: SearchPlan, blocks_each: int, shard_bytes: int = SHARD_BYTES) -> Iterator[Task]:
-    """Yield each shard of the references with up to `blocks_each` query blocks that it is to meet.
+def tasks(plan: SearchPlan, spread: int = 1, queries_each: int = QUERIES_PER_LOAD) -> list[Task]:
+    """Cut a search into tasks of about the same work.
+
+    A shard fills the memory that it may take, and meets as many queries as one load is good for. Where that
+    makes fewer tasks than wanted, first the queries of a task become fewer, then the references of a shard.
 
     Args:
         plan: the search.
-        blocks_each: blocks that one load of a shard is good for.
-        shard_bytes: files of one shard have so many bytes together; a larger file is one by itself.
+        spread: how many tasks are wanted, so that every worker has its share.
+        queries_each: that one load of a shard is good for.
     """
     todo = plan.scope
     if todo is None:
-        return
+        return []
     queries = todo.query_files(plan.queries)
     met = (
         (tuple(file for file in queries if todo.meet(file, references)), references)
         for references in todo.reference_files(plan.references)
     )
+    made: list[Task] = []
     for files, group in groupby(met, itemgetter(0)):
-        blocks = tuple(QueryBlock(file, number) for file in files for number in range(file.row_groups))
-        for shard in _shards((references for _, references in group), shard_bytes):
-            for start in range(0, len(blocks), blocks_each):
-                yield Task(shard, blocks[start : start + blocks_each])
+        blocks = [QueryBlock(file, number) for file in files for number in range(file.row_groups)]
+        references = [references for _, references in group]
+        made += _cut(plan, references, blocks, spread, queries_each)
+    return made
 
 
-def _shards(files: Iterable[FileRecord], most: int) -> Iterator[tuple[FileRecord, ...]]:
-    """Share out files, in their order, among shards of `most` bytes."""
-    shard: list[FileRecord] = []
-    for file in files:
-        if shard and sum(f.bytes for f in shard) + file.bytes > most:
-            yield tuple(shard)
-            shard = []
-        shard.append(file)
-    if shard:
-        yield tuple(shard)
+def _cut(
+    plan: SearchPlan,
+    references: Sequence[FileRecord],
+    blocks: Sequence[QueryBlock],
+    spread: int,
+    queries_each: int,
+) -> Iterator[Task]:
+    """Yield the tasks of references and queries that all meet each other; see `tasks`."""
+    row_bytes = _row_bytes(plan.references)
+    sizes = [file.rows * row_bytes for file in references]
+    asked = [block.rows for block in blocks]
+    shards_wanted = -(-sum(sizes) // plan.shard_bytes)
+    parts = -(-sum(asked) // queries_each)
+    if shards_wanted * parts < spread:
+        parts = max(parts, min(-(-spread // shards_wanted), sum(asked) // LEAST_QUERIES))
+    if shards_wanted * parts < spread:
+        shards_wanted = max(shards_wanted, min(-(-spread // parts), sum(sizes) // LEAST_SHARD_BYTES))
+    room = min(plan.shard_bytes, sum(sizes) // shards_wanted + max(sizes))
+    each = sum(asked) // parts + max(asked)
+    for shard in _groups(references, sizes, room, len(references)):
+        for some in _groups(blocks, asked, each, BLOCKS_PER_LOAD):
+            yield Task(shard, some)
 
 
-def search(plan: SearchPlan, block: QueryBlock, shard: shards.Shard) -> tuple[int, pa.Table]:
-    """Score the pairs of a block of queries and a shard that are to be scored.
+def _row_bytes(references: Dataset) -> int:
+    """Return how many bytes of memory a reference takes in a shard."""
+    schema = parquet.schema_of(moves.folders(references.uri), references.files[0])
+    return 4 * int(schema.field("descriptor").type.list_size) + _TEXT_BYTES
 
-    Returns:
-        How many pairs were scored, and the best as a `shards.CANDIDATES` table, ordered by query_row and
-        falling score.
+
+def _groups(items: Sequence[T], sizes: Sequence[int], most: int, count: int) -> Iterator[tuple[T, ...]]:
+    """Cut items, in their order, into groups of `most` in size, or of one item, and of `count` items."""
+    group: list[T] = []
+    held = 0
+    for item, size in zip(items, sizes, strict=True):
+        if group and (held + size > most or len(group) == count):
+            yield tuple(group)
+            group, held = [], 0
+        group.append(item)
+        held += size
+    if group:
+        yield tuple(group)
+
+
+def search(
+    plan: SearchPlan, blocks: Sequence[QueryBlock], shard: shards.Shard
+) -> Iterator[tuple[int, pa.Table]]:
+    """Score the pairs of blocks of queries and a shard that are to be scored.
+
+    Yields:
+        For each block how many pairs were scored, and the best as a `shards.CANDIDATES` table, ordered by
+        query_row and falling score.
     """
-    queries = plan.queries.row_group(block.file, block.row_group, ["descriptor", "run_id"])
-    descriptors = shards.checked(
-        schemas.column_to_vectors(queries["descriptor"]), block.file.name, plan.queries
-    )
-    pairs, found = 0, []
-    labels = _labels(plan, block, queries)
+    for some in _groups(blocks, [block.rows for block in blocks], QUERIES_AT_ONCE, len(blocks)):
+        yield from _search_together(plan, some, shard)
+
+
+def _search_together(
+    plan: SearchPlan, blocks: Sequence[QueryBlock], shard: shards.Shard
+) -> Iterator[tuple[int, pa.Table]]:
+    """Search blocks by one product with the shard: see `search`."""
+    read = list(in_order(blocks, partial(_read_queries, plan), _AHEAD))
+    starts = np.cumsum([0, *(len(descriptors) for descriptors, _ in read)])
+    descriptors, labels = (np.concatenate(side) for side in zip(*read, strict=True))
+    pairs, found = np.zeros(len(blocks), np.int64), []
     classes = np.zeros(len(shard.descriptors), np.int64) if shard.classes is None else shard.classes
     for rows, columns in scope.by_references(labels, classes, plan.todo.open):
-        pairs += len(rows) * len(columns)
+        block_of = np.searchsorted(starts, rows, "right") - 1
+        pairs += np.bincount(block_of, minlength=len(blocks)) * len(columns)
         candidates = shard.among(columns).search(descriptors[rows], plan.top_k)
         asked = pa.array(rows.astype(np.int32)).take(candidates["query_row"])
         found.append(candidates.set_column(0, shards.CANDIDATES.field("query_row"), asked))
-    return pairs, shards.merge(found, plan.top_k)
+    merged = shards.merge(found, plan.top_k) if len(found) != 1 else found[0]
+    query_rows = merged["query_row"].to_numpy()
+    cuts = np.searchsorted(query_rows, starts)
+    for number, (first, end) in enumerate(pairwise(cuts)):
+        own = pa.array(query_rows[first:end] - np.int32(starts[number]))
+        rows_of = merged.slice(first, end - first)
+        yield int(pairs[number]), rows_of.set_column(0, shards.CANDIDATES.field("query_row"), own)
+
+
+def _read_queries(plan: SearchPlan, block: QueryBlock) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return descriptors float32[n,m] and classes int64[n] of the uploads of a block."""
+    queries = plan.queries.row_group(block.file, block.row_group, ["descriptor", "run_id"])
+    vectors = schemas.column_to_vectors(queries["descriptor"])
+    return shards.checked(vectors, block.file.name, plan.queries), _labels(plan, block, queries)
 
 
 def _labels(plan: SearchPlan, block: QueryBlock, queries: pa.Table) -> NDArray[np.int64]:

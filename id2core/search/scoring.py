@@ -18,15 +18,26 @@ from numpy.typing import NDArray
 STEPS: Final = np.float32(2**26)
 # Queries whose candidates are widened to float64 at once: they stay in the cache.
 _QUERY_ROWS = 16
+# Descriptors that are rounded at once: they stay in the cache, too.
+_GRID_ROWS = 128
 
 
-def on_grid(descriptors: NDArray[Any]) -> NDArray[np.float32]:
+def on_grid(descriptors: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Return descriptors [B,m], rows of length 1, rounded to multiples of 2⁻²⁶: float32[B,m].
 
     Float32 holds these multiples exactly, as it has 24 bits below 1/4 and coarser steps above.
+
+    Args:
+        descriptors: of any float dtype.
+        out: float32[B,m] that takes the result; by default a new array.
     """
-    scaled = np.asarray(descriptors, np.float32) * STEPS
-    return np.asarray(np.rint(scaled, out=scaled) / STEPS)
+    out = np.empty(descriptors.shape, np.float32) if out is None else out
+    for start in range(0, len(out), _GRID_ROWS):
+        block = out[start : start + _GRID_ROWS]
+        np.multiply(descriptors[start : start + _GRID_ROWS], STEPS, out=block)
+        np.rint(block, out=block)
+        np.divide(block, STEPS, out=block)
+    return out
 
 
 def all_pairs(queries: NDArray[np.float32], references: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ from id2core.search.flat import load_faiss
 from id2core.search.indexes import FLAT, Index
 from id2core.search.topk import best_references
 from id2core.store import schemas
+from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
 
 CANDIDATES = schemas.table_schema(
@@ -34,13 +35,13 @@ CANDIDATES = schemas.table_schema(
 )
 # Columns of a reference that a candidate carries.
 COLUMNS = ("image_id", "uri", "information")
-# Equal scores are ordered by id, then URI, so that a merge does not depend on which shard came first.
-_ORDER = [
-    ("query_row", "ascending"),
-    ("score", "descending"),
-    ("reference_id", "ascending"),
-    ("reference_uri", "ascending"),
-]
+# The same in a shard. A column of a large shard has more text than 32-bit offsets reach.
+_IDS = pa.schema([("image_id", pa.large_string()), ("uri", pa.large_string()), ("information", pa.float32())])
+# Files of references that are read at once.
+READERS = 3
+# Equal scores are ordered by id, then URI, so that nothing depends on which row or shard came first.
+_ID_ORDER = [("image_id", "ascending"), ("uri", "ascending")]
+_TIE_ORDER = [("tie", "ascending"), ("reference_id", "ascending"), ("reference_uri", "ascending")]
 # Squared length of a descriptor, with room for one that was stored in float16.
 _LONGEST = 1.01
 
@@ -84,13 +85,13 @@ class Shard:
         """The shard of the rows that were asked for last: most blocks ask for the same."""
         return {}
 
-    @functools.cached_property
-    def _places(self) -> NDArray[np.int64]:
-        """int64[N]: the place of each row in the order of image_id and uri, which decides ties."""
-        order = pc.sort_indices(self.ids, [("image_id", "ascending"), ("uri", "ascending")]).to_numpy()
+    def _places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places of some rows in the order of image_id and uri, which decides ties."""
+        chosen, inverse = np.unique(rows, return_inverse=True)
+        order = pc.sort_indices(self.ids.take(pa.array(chosen)), _ID_ORDER).to_numpy()
         places = np.empty(len(order), np.int64)
         places[order] = np.arange(len(order))
-        return places
+        return places[inverse].reshape(rows.shape)
 
     def search(self, queries: NDArray[np.float32], k: int) -> pa.Table:
         """Return the k best references of each query in this shard (fewer where the shard is smaller).
@@ -110,20 +111,16 @@ class Shard:
             lambda depth: self.index.search(queries, depth), queries, self.descriptors, self._places, k
         )
         known = rows.reshape(-1) >= 0  # an approximate index may find fewer than k
-        hits = self.ids.take(pa.array(rows.reshape(-1)[known]))
+        hits = self.ids.take(pa.array(rows.reshape(-1)[known])).combine_chunks()
         query_rows = np.repeat(np.arange(len(queries), dtype=np.int32), k)
-        return pa.Table.from_arrays(
-            [
-                pa.array(query_rows[known]),
-                pa.array(scores.reshape(-1)[known]),
-                hits["image_id"],
-                hits["uri"],
-                hits["information"]
-                if "information" in hits.column_names
-                else pa.nulls(hits.num_rows, pa.float32()),
-            ],
-            schema=CANDIDATES,
+        information = (
+            hits["information"]
+            if "information" in hits.column_names
+            else pa.nulls(hits.num_rows, pa.float32())
         )
+        texts = (hits[name].cast(pa.string()) for name in ("image_id", "uri"))
+        numbers = pa.array(query_rows[known]), pa.array(scores.reshape(-1)[known])
+        return pa.Table.from_arrays([*numbers, *texts, information], schema=CANDIDATES)
 
 
 def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) -> Shard:
@@ -137,7 +134,10 @@ def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) ->
     Raises:
         SearchError: there is no such index, or FAISS is not installed.
     """
-    on_grid = scoring.on_grid(descriptors)
+    return _over(scoring.on_grid(descriptors), ids, index)
+
+
+def _over(on_grid: NDArray[np.float32], ids: pa.Table, index: str) -> Shard:
     return Shard(on_grid, indexes.build(index, on_grid), ids, index)
 
 
@@ -145,6 +145,8 @@ def load(
     references: Dataset, records: Sequence[FileRecord], index: str = FLAT, classes: Classes | None = None
 ) -> Shard:
     """Build the shard of some files of an embeddings data set, at least one; see `build`.
+
+    Memory: the descriptors once, their ids, and a few files that are read ahead.
 
     Args:
         references: the data set.
@@ -155,15 +157,23 @@ def load(
     Raises:
         DatasetError: a descriptor is not finite, or longer than 1.
     """
-    ids, vectors, labels = [], [], []
-    for record in records:
-        table = references.read_file(record, [*COLUMNS, "run_id", "descriptor"])
-        ids.append(table.select(list(COLUMNS)))
-        vectors.append(checked(schemas.column_to_vectors(table["descriptor"]), record.name, references))
+    columns = [*COLUMNS, "run_id", "descriptor"]
+    tables = in_order(records, lambda record: references.read_file(record, columns), READERS)
+    descriptors = np.empty((0, 0), np.float32)
+    rows, ids, labels = 0, [], []
+    for record, table in zip(records, tables, strict=True):
+        if not rows:
+            size = table.schema.field("descriptor").type.list_size
+            descriptors = np.empty((sum(record.rows for record in records), size), np.float32)
+        for chunk in table["descriptor"].chunks:
+            vectors = schemas.column_to_vectors(chunk)
+            part = descriptors[rows : rows + len(vectors)]
+            checked(scoring.on_grid(vectors, out=part), record.name, references)
+            rows += len(part)
+        ids.append(table.select(list(COLUMNS)).cast(_IDS))
         if classes:
             labels.append(classes.labels(record.name, table["run_id"]))
-    descriptors = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-    shard = build(descriptors, pa.concat_tables(ids).combine_chunks(), index)
+    shard = _over(descriptors[:rows], pa.concat_tables(ids).combine_chunks(), index)
     return replace(shard, classes=np.concatenate(labels) if classes else None)
 
 
@@ -185,8 +195,35 @@ def merge(partial: list[pa.Table], k: int) -> pa.Table:
     """Merge `CANDIDATES` tables of the same queries to the k best; the tables may be in any order."""
     if not partial:
         return CANDIDATES.empty_table()
-    ordered = pa.concat_tables(partial).sort_by(_ORDER)
-    return ordered.filter(pa.array(ranks(ordered["query_row"].to_numpy()) < k))
+    every = pa.concat_tables(partial).combine_chunks()
+    query_rows, scores = every["query_row"].to_numpy(), every["score"].to_numpy()
+    order = np.lexsort((-scores, query_rows))
+    order = _ties_in_order(every, order, query_rows[order], scores[order])
+    return every.take(pa.array(order[ranks(query_rows[order]) < k]))
+
+
+def _ties_in_order(
+    candidates: pa.Table,
+    order: NDArray[np.int64],
+    query_rows: NDArray[np.int32],
+    scores: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """Put candidates that tie in the order of ids. Strings are compared only there.
+
+    Args:
+        candidates: a `CANDIDATES` table.
+        order: int64[N], its rows by query and falling score.
+        query_rows, scores: [N], in that order.
+    """
+    is_tie = (query_rows[1:] == query_rows[:-1]) & (scores[1:] == scores[:-1])
+    tied = np.append(is_tie, False) | np.append(False, is_tie)
+    if not tied.any():
+        return order
+    ties = np.append(0, np.cumsum(~is_tie))[tied]
+    texts = candidates.select(["reference_id", "reference_uri"]).take(pa.array(order[tied]))
+    sorted_ties = pc.sort_indices(texts.append_column("tie", pa.array(ties)), _TIE_ORDER).to_numpy()
+    order[tied] = order[tied][sorted_ties]
+    return order
 
 
 def ranks(query_rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

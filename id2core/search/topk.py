@@ -15,6 +15,9 @@ MARGIN = 4
 # Queries and references that meet exactly at once: 8 MB of scores.
 BLOCK_ROWS = 1024
 
+# Rows int64[…] → int[…], numbers in whose order these rows stand if their scores are equal.
+Places = Callable[[NDArray[np.int64]], NDArray[np.integer[Any]]]
+
 
 class TopK:
     """The k best references of B queries, from blocks of scores that are added in the order of rows.
@@ -77,7 +80,7 @@ def best_references(
     search: Callable[[int], tuple[NDArray[np.float32], NDArray[np.int64]]],
     queries: NDArray[np.float32],
     references: NDArray[np.float32],
-    places: NDArray[np.integer[Any]],
+    places: Places,
     k: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the k best references of each query, by exact scores, ties by place.
@@ -91,7 +94,7 @@ def best_references(
     Args:
         search: depth → scores float32[Q,depth], best first, and their rows int64[Q,depth].
         queries, references: float32[Q,m] and float32[N,m], on the grid of `scoring`.
-        places: int[N], the place of each of the N rows where scores are equal.
+        places: decides between rows of equal scores.
         k: references kept, at most N.
 
     Returns:
@@ -100,7 +103,7 @@ def best_references(
     depth = min(k + MARGIN, len(references))
     found, rows = search(depth)
     scores = scoring.pairs(queries, references, rows)
-    order = np.lexsort((places[rows], -scores))[:, :k]
+    order = _in_order(scores, rows, places)[:, :k]
     best, best_rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
     if depth < len(references):
         reach = best[:, -1] - scoring.tolerance(queries, references)
@@ -111,14 +114,24 @@ def best_references(
     return best, best_rows
 
 
+def _in_order(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], places: Places
+) -> NDArray[np.integer[Any]]:
+    """int[Q,K]: the columns of each query in falling order of scores, ties by place."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    falling = np.take_along_axis(scores, order, 1)
+    tied = np.flatnonzero((falling[:, 1:] == falling[:, :-1]).any(axis=1))
+    if len(tied):
+        found = np.maximum(rows[tied], 0)  # where nothing was found, any place will do
+        order[tied] = np.lexsort((places(found), -scores[tied]))
+    return order
+
+
 def _among_all(
-    queries: NDArray[np.float32],
-    references: NDArray[np.float32],
-    places: NDArray[np.integer[Any]],
-    k: int,
+    queries: NDArray[np.float32], references: NDArray[np.float32], places: Places, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best of all references by exact scores; arguments as of `best_references`."""
-    in_order = np.argsort(places)
+    in_order = np.argsort(places(np.arange(len(references))))
     best = TopK(len(queries), k)
     for start in range(0, len(in_order), BLOCK_ROWS):
         best.add(scoring.all_pairs(queries, references[in_order[start : start + BLOCK_ROWS]]))

@@ -62,7 +62,7 @@ def test_a_search_job_says_how_much_and_how_long(tmp_path: Path) -> None:
     plan = match_rows.make(references, queries, str(tmp_path / "m"), Execution.begin(), 2)
     pipeline = runners.pipeline()
     with pipeline:
-        search.build(pipeline, plan, list(matching.tasks(plan, 2, shard_bytes=1)))
+        search.build(pipeline, plan, matching.tasks(replace(plan, shard_bytes=1)))
     figures = metrics.read(pipeline.result)
     matches = Dataset.open(str(tmp_path / "m"))
     assert figures.counters == {
@@ -81,7 +81,7 @@ def test_a_search_job_says_how_much_and_how_long(tmp_path: Path) -> None:
 def test_what_cannot_be_built_is_refused_where_it_is_made(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "r", unit(4, 8, 0), 2, "r")
     plan = match_rows.make(references, references, str(tmp_path / "m"), Execution.begin(), 2)
-    [(files, [block, other])] = matching.tasks(plan, 2)
+    [(files, [block, other])] = matching.tasks(plan)
     twin = replace(other, file=replace(other.file, name=block.file.name))
     with pytest.raises(ValueError, match="one name"):
         search.blocks_of([Task(files, (block, twin))])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -214,11 +215,11 @@ def test_a_shard_or_a_block_that_got_lost_is_noticed(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "r", unit(9, 4, 0), 3, "r")
     queries = write_embeddings(tmp_path / "q", unit(5, 4, 1), 2, "q")
     plan = match_rows.make(references, queries, str(tmp_path / "m"), Execution.begin(), 2)
-    tasks = list(matching.tasks(plan, search.BLOCKS_PER_LOAD, shard_bytes=1))
+    tasks = matching.tasks(replace(plan, shard_bytes=1))
     with pytest.raises(Exception, match="2 shards of 3"), runners.pipeline() as pipeline:
         _ = pipeline | beam.Create(tasks[:2]) | search.Search(plan, search.blocks_of(tasks))
     [block, _] = search.blocks_of(tasks).values()
-    pairs, candidates = matching.search(plan, block.block, matching.load_shard(plan, tasks[0].files))
+    [(pairs, candidates)] = matching.search(plan, [block.block], matching.load_shard(plan, tasks[0].files))
     written = matching.write_block(plan, block.block, pairs, candidates)
     with pytest.raises(LostRowsError, match="9 pairs of 45"):
         matching.commit(plan, matching.bins([written]))

@@ -76,6 +76,7 @@ class MortalJudge:
 @pytest.fixture
 def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault]:
     monkeypatch.setitem(indexes.INDEXES, "mortal", MortalIndex)
+    monkeypatch.setattr(matching, "QUERIES_AT_ONCE", 1)  # so that blocks are searched one by one
     global FAULT
     FAULT = Fault()
     yield FAULT
@@ -118,7 +119,7 @@ def run(plan: SearchPlan, shard_bytes: int = 1) -> Figures:
     """Search; every file is a shard."""
     pipeline = runners.pipeline()
     with pipeline:
-        search.build(pipeline, plan, list(matching.tasks(plan, search.BLOCKS_PER_LOAD, shard_bytes)))
+        search.build(pipeline, plan, matching.tasks(replace(plan, shard_bytes=shard_bytes)))
     return metrics.read(pipeline.result)
 
 

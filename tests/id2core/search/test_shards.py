@@ -130,8 +130,8 @@ def test_a_new_index_is_a_class_and_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     plan = planned(index="even")
     assert shards.index_id(references, "even") == f"even-{references.digest}"
     assert plan.plan_id != planned().plan_id
-    [(files, [block])] = matching.tasks(plan, 1)
-    pairs, matches = matching.search(plan, block, matching.load_shard(plan, files))
+    [(files, blocks)] = matching.tasks(plan)
+    [(pairs, matches)] = matching.search(plan, blocks, matching.load_shard(plan, files))
     assert pairs == 27 and matches.num_rows == 3 * 5  # all that it can find
     assert set(matches["reference_id"].to_pylist()) == {f"r{i:06d}" for i in range(0, 9, 2)}
     with pytest.raises(SearchError, match="no index 'odd': choose flat, even"):

@@ -56,7 +56,7 @@ def test_an_index_that_breaks_ties_at_random_does_not_decide_them(values: int, k
         rows = np.lexsort((rng.random(scores.shape), -scores))[:, :depth]
         return np.take_along_axis(scores, rows, 1), rows
 
-    top, rows = best_references(search, queries, references, places, k)
+    top, rows = best_references(search, queries, references, lambda rows: places[rows], k)
     expected = np.lexsort((np.broadcast_to(places, scores.shape), -scores))[:, :k]
     assert np.array_equal(rows, expected)
     assert np.array_equal(top, np.take_along_axis(scores, expected, 1))
@@ -72,7 +72,7 @@ def test_copies_without_number_cost_one_pass_and_a_block_of_scores() -> None:
         return np.ones((100, depth), np.float32), np.tile(np.arange(depth), (100, 1))
 
     tracemalloc.start()
-    top, rows = best_references(search, references[:100], references, places, 10)
+    top, rows = best_references(search, references[:100], references, lambda rows: places[rows], 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (rows == np.arange(19_999, 19_989, -1)).all() and np.unique(top).size == 1
