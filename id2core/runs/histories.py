@@ -157,9 +157,15 @@ def _add_rows(
     segments = _segments(table["run_id"], numbers)
     rows = np.flatnonzero(segments)
     chosen = table.take(pa.array(rows)) if len(rows) < table.num_rows else table
-    hashes = index.hash(*(chosen[name].to_pylist() for name in key))
+    hashes = _hashed(index, chosen, key)
     index.add_rows(hashes, (segments[rows] << _SHIFT) + start + rows)
     return np.unique(segments[rows], return_counts=True)
+
+
+def _hashed(index: Keys, table: pa.Table, key: tuple[str, ...]) -> NDArray[np.uint64]:
+    if key == PICTURE:
+        return index.hash_ids(table["image_id"])
+    return index.hash(*(table[name].to_pylist() for name in key))
 
 
 def _add_log(index: Keys, dataset: Dataset, files: Sequence[FileRecord], key: tuple[str, ...]) -> None:
@@ -176,7 +182,7 @@ def _add_log(index: Keys, dataset: Dataset, files: Sequence[FileRecord], key: tu
         rows = np.flatnonzero(segments)
         table = table.take(pa.array(rows))
         versions = table["removed_in"].to_numpy().astype(np.int64)
-        hashes = index.hash(*(table[name].to_pylist() for name in key))
+        hashes = _hashed(index, table, key)
         index.add_rows(hashes, _LOGGED + (segments[rows] << _SHIFT) + versions)
 
 

@@ -4,7 +4,10 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from id2core.runs import keys
 from id2core.runs.keys import Keys
@@ -44,3 +47,18 @@ def test_columns_are_told_apart_and_every_index_hashes_in_its_own_way() -> None:
     with Keys() as one, Keys() as other:
         assert (one.hash(["a"]) == one.hash(["a"])).all()
         assert (one.hash(["a"]) != other.hash(["a"])).any()
+
+
+@given(
+    numbers=st.lists(st.integers(0, 2**256 - 1), max_size=12),
+    others=st.lists(st.one_of(st.text(max_size=3), st.text("0123456789abcdefG", min_size=64, max_size=64))),
+    seed=st.randoms(),
+)
+def test_ids_have_one_key_in_every_batch(numbers: list[int], others: list[str], seed: random.Random) -> None:
+    names = [*(f"{number:064x}" for number in numbers), *others]
+    seed.shuffle(names)
+    with Keys() as index:
+        alone = {name: tuple(index.hash_ids(pa.chunked_array([[name]], pa.string()))[0]) for name in names}
+        together = index.hash_ids(pa.chunked_array([["x"], names], pa.string()).slice(1))
+    assert [tuple(key) for key in together] == [alone[name] for name in names]
+    assert len(set(alone.values())) == len(alone)
