@@ -24,7 +24,7 @@ from id2core.runs.execution import Execution
 from id2core.search import indexes, scope, shards
 from id2core.search.indexes import FLAT
 from id2core.search.scope import Scope
-from id2core.store import datasets, moves, parquet, schemas
+from id2core.store import datasets, moves, schemas
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Commit, Dataset, FileRecord
 
@@ -247,7 +247,7 @@ def _cut(
     queries_each: int,
 ) -> Iterator[Task]:
     """Yield the tasks of references and queries that all meet each other; see `tasks`."""
-    row_bytes = _row_bytes(plan.references)
+    row_bytes = 4 * shards.descriptor_size(plan.references) + _TEXT_BYTES
     sizes = [file.rows * row_bytes for file in references]
     asked = [block.rows for block in blocks]
     shards_wanted = -(-sum(sizes) // plan.shard_bytes)
@@ -261,12 +261,6 @@ def _cut(
     for shard in _groups(references, sizes, room, len(references)):
         for some in _groups(blocks, asked, each, BLOCKS_PER_LOAD):
             yield Task(shard, some)
-
-
-def _row_bytes(references: Dataset) -> int:
-    """Return how many bytes of memory a reference takes in a shard."""
-    schema = parquet.schema_of(moves.folders(references.uri), references.files[0])
-    return 4 * int(schema.field("descriptor").type.list_size) + _TEXT_BYTES
 
 
 def _groups(items: Sequence[T], sizes: Sequence[int], most: int, count: int) -> Iterator[tuple[T, ...]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from id2core.search import indexes, scoring
 from id2core.search.flat import load_faiss
 from id2core.search.indexes import FLAT, Index
 from id2core.search.topk import best_references
-from id2core.store import schemas
+from id2core.store import moves, parquet, schemas
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
 
@@ -157,24 +159,42 @@ def load(
     Raises:
         DatasetError: a descriptor is not finite, or longer than 1.
     """
-    columns = [*COLUMNS, "run_id", "descriptor"]
-    tables = in_order(records, lambda record: references.read_file(record, columns), READERS)
-    descriptors = np.empty((0, 0), np.float32)
-    rows, ids, labels = 0, [], []
-    for record, table in zip(records, tables, strict=True):
-        if not rows:
-            size = table.schema.field("descriptor").type.list_size
-            descriptors = np.empty((sum(record.rows for record in records), size), np.float32)
-        for chunk in table["descriptor"].chunks:
-            vectors = schemas.column_to_vectors(chunk)
-            part = descriptors[rows : rows + len(vectors)]
-            checked(scoring.on_grid(vectors, out=part), record.name, references)
-            rows += len(part)
-        ids.append(table.select(list(COLUMNS)).cast(_IDS))
-        if classes:
-            labels.append(classes.labels(record.name, table["run_id"]))
-    shard = _over(descriptors[:rows], pa.concat_tables(ids).combine_chunks(), index)
-    return replace(shard, classes=np.concatenate(labels) if classes else None)
+    size = descriptor_size(references)
+    starts = np.cumsum([0, *(record.rows for record in records)])
+    descriptors = np.empty((starts[-1], size), np.float32)
+    places = [descriptors[start:end] for start, end in pairwise(starts)]
+    read = partial(_read, references)
+    tables = list(in_order(zip(records, places, strict=True), lambda item: read(*item), READERS))
+    if any(table.num_rows < len(place) for table, place in zip(tables, places, strict=True)):
+        held = [place[: table.num_rows] for table, place in zip(tables, places, strict=True)]
+        descriptors = np.concatenate(held)
+    ids = pa.concat_tables([table.select(_IDS.names).cast(_IDS) for table in tables]).combine_chunks()
+    shard = _over(descriptors, ids, index)
+    if classes is None:
+        return shard
+    named = zip(records, tables, strict=True)
+    labels = [classes.labels(record.name, table["run_id"]) for record, table in named]
+    return replace(shard, classes=np.concatenate(labels))
+
+
+def descriptor_size(references: Dataset) -> int:
+    """Return m, how many numbers a descriptor of a data set with rows has."""
+    schema = parquet.schema_of(moves.folders(references.uri), references.files[0])
+    return int(schema.field("descriptor").type.list_size)
+
+
+def _read(references: Dataset, record: FileRecord, out: NDArray[np.float32]) -> pa.Table:
+    """Read descriptors of a file, on the grid, into the first rows of `out`; return ids of these rows."""
+    columns = [*COLUMNS, "run_id"]
+    if references.holds_all_of(record):
+        table = references.read_file(record, columns)
+        references.read_vectors(record, "descriptor", out)
+    else:
+        table = references.read_file(record, [*columns, "descriptor"])
+        out = out[: table.num_rows]
+        out[:] = schemas.column_to_vectors(table["descriptor"])
+    checked(scoring.on_grid(out, out=out), record.name, references)
+    return table.select(columns)
 
 
 def checked(descriptors: NDArray[Any], name: str, dataset: Dataset) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from id2core.errors import DatasetError
@@ -383,12 +384,20 @@ class Dataset:
         """Read one file. Raises DatasetError when it is gone or damaged."""
         return self._read(record, columns)
 
+    def holds_all_of(self, record: FileRecord) -> bool:
+        """Return whether all rows of a file belong to the data set, not only those of one run."""
+        return not (self.only_run and record.is_merged)
+
+    def read_vectors(self, record: FileRecord, column: str, out: NDArray[Any]) -> None:
+        """Read vectors of a whole file, float[rows,m], into `out`; raises what `read_file` does."""
+        parquet.read_vectors(moves.folders(self.uri), record, column, out)
+
     def row_group(self, record: FileRecord, index: int, columns: list[str] | None = None) -> pa.Table:
         """Read one row group of a file. Raises DatasetError when the file is gone or damaged."""
         return self._read(record, columns, index)
 
     def _read(self, record: FileRecord, columns: list[str] | None, row_group: int | None = None) -> pa.Table:
-        if not (self.only_run and record.is_merged):
+        if self.holds_all_of(record):
             return read_file(self.uri, record, columns, row_group)
         wanted = columns and list(dict.fromkeys([*columns, "run_id"]))
         table = read_file(self.uri, record, wanted, row_group)

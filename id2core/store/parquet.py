@@ -25,6 +25,7 @@ from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from id2core.errors import DatasetError
 from id2core.store import parquet_splice, parquet_vectors, schemas, storage
@@ -345,6 +346,42 @@ def read(
     return _use(folders, record, table, whole=columns is None and row_group is None)
 
 
+def read_vectors(folders: Sequence[str], record: FileRecord, column: str, out: NDArray[Any]) -> None:
+    """Read a column of vectors of a file. It checks what `read` checks.
+
+    Args:
+        folders: where it may be; the first that has it counts.
+        record: what the file must be.
+        column: fixed-size lists without nulls.
+        out: float[rows,m], contiguous, that takes them.
+
+    Raises:
+        DatasetError: it is gone, damaged, or not the file that the record is of.
+    """
+    _use(folders, record, lambda opened: _read_vectors(opened, column, out))
+
+
+def _read_vectors(opened: _Opened, column: str, out: NDArray[Any]) -> None:
+    metadata = opened.parquet.metadata
+    place = _leaf(metadata, column)
+    stored = opened.parquet.schema_arrow.field(column).type.value_type
+    start = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        part = out[start : start + group.num_rows]
+        start += len(part)
+        is_same = stored == pa.from_numpy_dtype(out.dtype)
+        if not (is_same and parquet_vectors.read_into(part, opened.file, group.column(place))):
+            table = _read_parquet(opened.parquet, opened.where, len(part), [column], number)
+            part[:] = schemas.column_to_vectors(table[column])
+
+
+def _leaf(metadata: pq.FileMetaData, column: str) -> int:
+    """Return the number of the leaf column that has the values of a column of vectors."""
+    paths = (metadata.schema.column(i).path for i in range(metadata.num_columns))
+    return next(i for i, path in enumerate(paths) if path.split(".")[0] == column)
+
+
 def verify(folders: Sequence[str], record: FileRecord) -> None:
     """Read a file and check its SHA-256; rows are not decoded.
 
@@ -401,9 +438,7 @@ def has_values(folders: Sequence[str], record: FileRecord, column: str) -> bool:
         DatasetError: the file is gone, damaged, or not the one that the record is of.
     """
     metadata: pq.FileMetaData = _use(folders, record, lambda opened: opened.parquet.metadata)
-    place = next(
-        i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] == column
-    )
+    place = _leaf(metadata, column)
     groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups))
     # A null vector counts once, any other as often as it has numbers.
     return bool(sum(group.num_values for group in groups) > metadata.num_rows)

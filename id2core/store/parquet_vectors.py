@@ -7,11 +7,13 @@ four times as fast as Arrow.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from id2core.store import schemas
@@ -21,7 +23,7 @@ from id2core.store.parquet_splice import Column
 # At most this much of a page is parsed as its header. Headers without statistics are much smaller.
 _HEADER_BYTES: Final = 512
 # Fields of a page header and of its part for data pages of version 1, by their numbers in `parquet.thrift`.
-_KIND, _UNPACKED, _PACKED, _DATA = 1, 2, 3, 5
+_KIND, _UNPACKED, _PACKED, _CHECKSUM, _DATA = 1, 2, 3, 4, 5
 _COUNT, _ENCODINGS = 1, (2, 3, 4)
 # Values of such fields: the kind of page, and the encodings of numbers (plain) and of both levels (RLE).
 _DATA_PAGE: Final = 0
@@ -48,15 +50,48 @@ def read(column: Column, kind: pa.DataType, rows: int) -> pa.Array | None:
     if column.codec != _ZSTD:
         return None
     numbers = np.empty(rows * kind.list_size, f"f{kind.value_type.bit_width // 8}")
+    if not _fill(numbers, column.pages, column.unpacked, is_packed=True):
+        return None
+    return schemas.vectors_to_array(numbers, kind.list_size)
+
+
+def read_into(out: NDArray[Any], file: IO[bytes], chunk: pq.ColumnChunkMetaData) -> bool:
+    """Read vectors of a row group, and check their pages; return False if Arrow has to read them.
+
+    Args:
+        out: float[rows,m], contiguous, of the type in the file.
+        file: a Parquet file.
+        chunk: of the column in the row group.
+
+    Raises:
+        ArrowException, OSError: a page is damaged.
+    """
+    is_packed = chunk.compression == "ZSTD"
+    if chunk.dictionary_page_offset is not None or not (is_packed or chunk.compression == "UNCOMPRESSED"):
+        return False
+    file.seek(chunk.data_page_offset)
+    pages = memoryview(file.read(chunk.total_compressed_size))
+    return _fill(out.reshape(-1), pages, chunk.total_uncompressed_size, is_packed=is_packed, checked=True)
+
+
+def _fill(
+    numbers: NDArray[Any], pages: memoryview, most: int, *, is_packed: bool, checked: bool = False
+) -> bool:
+    """Copy the numbers of pages that unpack to `most` bytes; return False if they have another form."""
+    octets = numbers.view(np.uint8)  # numbers of a page are not aligned, and copied one by one as such
     at = filled = 0
-    while at < len(column.pages):
-        page = _page(column.pages, at)
-        values = _values(page, column.unpacked, numbers.dtype) if page else None
-        if page is None or values is None or filled + len(values) > len(numbers):
-            return None
-        numbers[filled : filled + len(values)] = values
+    while at < len(pages):
+        page = _page(pages, at)
+        if page is None or (checked and page.checksum is None):
+            return False
+        if checked and zlib.crc32(page.body) != page.checksum:
+            raise pa.ArrowInvalid("the checksum of a page is wrong")
+        values = _values(page, most, numbers.itemsize, is_packed=is_packed)
+        if values is None or filled + len(values) > len(octets):
+            return False
+        octets[filled : filled + len(values)] = np.frombuffer(values, np.uint8)
         filled, at = filled + len(values), page.end
-    return schemas.vectors_to_array(numbers, kind.list_size) if filled == len(numbers) else None
+    return filled == len(octets)
 
 
 @dataclass(frozen=True)
@@ -66,12 +101,14 @@ class _Page:
     Attributes:
         count: number of its levels. It has as many numbers if no list and no number is null.
         unpacked: bytes that it unpacks to.
+        checksum: CRC-32 of its body; None for none.
         body: its bytes after the header.
         end: place after it in its column.
     """
 
     count: int
     unpacked: int
+    checksum: int | None
     body: memoryview
     end: int
 
@@ -91,18 +128,21 @@ def _page(pages: memoryview, at: int) -> _Page | None:
     if header.get(_KIND) != _DATA_PAGE or not all(type(size) is int and size >= 0 for size in sizes):
         return None
     count, unpacked, packed = sizes
-    return _Page(count, unpacked, pages[start : start + packed], start + packed)
+    crc = header.get(_CHECKSUM)
+    checksum = crc % 2**32 if type(crc) is int else None  # it is written as a signed number
+    return _Page(count, unpacked, checksum, pages[start : start + packed], start + packed)
 
 
-def _values(page: _Page, most: int, dtype: np.dtype[Any]) -> NDArray[Any] | None:
-    """Return the numbers of a page; None if some are null, or if it unpacks to more than `most` bytes."""
+def _values(page: _Page, most: int, size: int, *, is_packed: bool) -> memoryview | None:
+    """Return the numbers of a page, of `size` bytes each.
+
+    None if some are null, or if the page unpacks to more than `most` bytes.
+    """
     if page.unpacked > most:
         return None
-    content = memoryview(pa.decompress(page.body, page.unpacked, "zstd"))
+    content = memoryview(pa.decompress(page.body, page.unpacked, "zstd")) if is_packed else page.body
     start = 0
     for _ in range(_LEVELS):
         start += 4 + int.from_bytes(content[start : start + 4], "little")
     # A null has levels but no number.
-    if len(content) - start != page.count * dtype.itemsize:
-        return None
-    return np.frombuffer(content[start:], dtype)
+    return content[start:] if len(content) - start == page.count * size else None
