@@ -1,0 +1,243 @@
+"""Our jobs beside other projects' tools at the same work, each side as its own documentation says.
+
+Run `python -m benchmarks.peers [--photos DIR] [--only search tar embed] [--references 100000]
+[--queries 1000] [--count 1000] [--rounds 3]`; prints one line of JSON. The tools are not among the project's
+requirements:
+
+    pip install --no-deps webdataset==1.0.2 braceexpand clip-retrieval==2.45.0 pandas fsspec \
+        python-dateutil pytz tzdata six
+
+A section whose tool is missing says so. The sections:
+
+* search: `Shard.search` of one shard ÷ FAISS's flat index, ÷ `faiss.contrib.big_batch_search` over an IVF
+  index of which it visits every list, and ÷ torch's matrix product and `topk` in blocks.
+* tar: pictures of tar shards listed, read, hashed, and decoded by our stream ÷ read and decoded by webdataset
+  with a `DataLoader` of one worker for each core. Both make squares of 256 pixels.
+* embed: the embed job from a folder of JPEGs to Parquet ÷ clip-retrieval's reader, runner, and writer from
+  the same folder to npy and Parquet, with the same encoder, W, and batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from importlib import import_module, util
+from itertools import count
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks import common
+from benchmarks.common import Bar, Row
+
+BAR = Bar(0.95)
+TOP_K = 10
+SIZE = 256
+TORCH_ROWS = 16_384
+LISTS = 16
+SHARDS = 4
+CORES = os.cpu_count() or 1
+
+
+def row(what: str, unit: str, amount: int, ours: list[float], other: list[float]) -> Row:
+    """Return a row of rates, from the seconds of both sides."""
+    rates = [f"{amount / median(seconds):,.0f} {unit}/s" for seconds in (ours, other)]
+    return Row(what, *rates, common.median_ratio(other, ours), BAR)
+
+
+def search(options: argparse.Namespace) -> Iterator[Row]:
+    import faiss
+    import torch
+    from faiss.contrib import big_batch_search
+
+    from benchmarks.search import by_faiss, check, names, unit
+    from id2core.search import shards
+
+    references, queries = unit(options.references, 512, 0), unit(options.queries, 512, 1)
+    shard = shards.build(references, names(range(len(references)), "r"))
+    flat = faiss.IndexFlatIP(512)
+    flat.add(references)
+    check(shard, flat, queries)
+    lists = faiss.index_factory(512, f"IVF{LISTS},Flat", faiss.METRIC_INNER_PRODUCT)
+    lists.train(references[: 256 * LISTS])
+    lists.add(references)
+    lists.nprobe = LISTS
+    blocks = [torch.from_numpy(references[i : i + TORCH_ROWS]) for i in range(0, len(references), TORCH_ROWS)]
+    asked = torch.from_numpy(queries)
+
+    def by_torch() -> torch.Tensor:
+        best = [torch.topk(asked @ block.T, min(TOP_K, len(block))) for block in blocks]
+        scores = torch.cat([values for values, _ in best], 1)
+        rows = torch.cat([found + i * TORCH_ROWS for i, (_, found) in enumerate(best)], 1)
+        values, places = torch.topk(scores, TOP_K)
+        rows.gather(1, places)
+        return values
+
+    def by_lists() -> Any:
+        return big_batch_search.big_batch_search(lists, queries, TOP_K, method="knn_function", threaded=2)
+
+    expected = by_faiss(flat, queries)
+    np.testing.assert_allclose(by_torch().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(by_lists()[0], expected, atol=1e-5)
+    sides = {
+        "ours": lambda: shard.search(queries, TOP_K),
+        "FAISS's flat index": lambda: by_faiss(flat, queries),
+        "big_batch_search, every list": by_lists,
+        "torch, product and topk": by_torch,
+    }
+    times = common.interleaved(sides, options.rounds)
+    size = f"{options.queries:,} queries × {options.references:,} references"
+    for name in list(sides)[1:]:
+        yield row(f"search step, {size} ÷ {name}", "queries", options.queries, times["ours"], times[name])
+
+
+def square(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return a picture as `preprocess` of the peers does: Pillow alone, uint8[256,256,3]."""
+    return np.array(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def write_tars(photos: Path, folder: Path) -> list[Path]:
+    """Write the photos of a folder to shards, in their order."""
+    paths = sorted(photos.iterdir())
+    shards = [folder / f"{number:04d}.tar" for number in range(SHARDS)]
+    for shard, own in zip(shards, np.array_split(np.arange(len(paths)), SHARDS), strict=True):
+        with tarfile.open(shard, "w") as tar:
+            for number in own:
+                tar.add(paths[number].resolve(), paths[number].name)
+    return shards
+
+
+def _as_square(sample: dict[str, Any]) -> tuple[str, NDArray[np.uint8]]:
+    data = next(sample[suffix] for suffix in ("jpg", "jpeg", "png") if suffix in sample)
+    return sample["__key__"], square(Image.open(io.BytesIO(data)))
+
+
+def tar(options: argparse.Namespace) -> Iterator[Row]:
+    import torch
+
+    webdataset = import_module("webdataset")
+    from id2core.encoders.images import DEFAULT_LIMITS
+    from id2core.encoders.pictures import Picture, read_picture
+    from id2core.runs import parts
+    from id2core.sources import registry
+    from id2core.store.storage import Object
+
+    with common.photo_folder(options.photos, options.count) as photos, TemporaryDirectory() as name:
+        shards = write_tars(photos, Path(name))
+
+        def ours() -> None:
+            listed = (item for item in registry.parse(f"tar:{name}").list() if isinstance(item, Object))
+            read = parts.read_ahead(listed, lambda obj: read_picture(obj, SIZE, DEFAULT_LIMITS), 64)
+            assert sum(isinstance(picture, Picture) for _, picture in read) == options.count
+
+        def theirs() -> None:
+            dataset = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False)
+            loader = torch.utils.data.DataLoader(
+                dataset.map(_as_square), batch_size=16, num_workers=CORES, collate_fn=list
+            )
+            assert sum(len(batch) for batch in loader) == options.count
+
+        ours()
+        times = common.interleaved({"ours": ours, "theirs": theirs}, options.rounds)
+    what = f"{options.count:,} photos of tar shards, decoded ÷ webdataset"
+    yield row(what, "images", options.count, times["ours"], times["theirs"])
+
+
+def embed(options: argparse.Namespace) -> Iterator[Row]:
+    reader, runner, writer = (_of_clip_retrieval(name) for name in ("reader", "runner", "writer"))
+    from beam_jobs import embed as embed_job
+    from id2core.encoders.embed_job import EmbedJob
+    from id2core.runs.execution import Execution
+
+    outs = count()
+    with common.photo_folder(options.photos, options.count) as photos, TemporaryDirectory() as name:
+
+        def place() -> str:
+            return str(Path(name, str(next(outs))))
+
+        encoder, transform = EmbedJob(str(photos), place()).load()
+
+        def mapper(batch: dict[str, Any]) -> dict[str, Any]:
+            descriptors = transform.apply(encoder.encode(batch["image_tensor"].numpy()))
+            return {"image_embs": descriptors.astype(np.float16), "image_filename": batch["image_filename"]}
+
+        def files(sampler: Callable[[list[str]], list[str]]) -> Any:
+            kinds = {"enable_text": False, "enable_image": True, "enable_metadata": False}
+            return reader.FilesReader(sampler, square, None, photos, encoder.batch_size, CORES, **kinds)
+
+        def theirs() -> None:
+            def output(partition: int) -> Any:
+                return writer.NumpyWriter(partition, place(), False, True, False, 1)
+
+            runner.Runner(files, lambda: mapper, output, lambda partition: _Silent(), 1)(0)
+
+        def ours() -> None:
+            made = embed_job.run(EmbedJob(str(photos), place()), Execution.begin())
+            assert made.embedded == options.count
+
+        ours()
+        times = common.interleaved({"ours": ours, "theirs": theirs}, options.rounds)
+    what = f"embed job, {options.count:,} JPEGs by mini ÷ clip-retrieval's loop with the same encoder"
+    yield row(what, "images", options.count, times["ours"], times["theirs"])
+
+
+def _of_clip_retrieval(name: str) -> Any:
+    """Import a module without its package, which would import a web server."""
+    package = util.find_spec("clip_retrieval")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError(name="clip_retrieval")
+    path = Path(package.submodule_search_locations[0], "clip_inference", f"{name}.py")
+    spec = util.spec_from_file_location(f"clip_inference_{name}", path)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(name=str(path))
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Silent:
+    """A logger of clip-retrieval that logs nothing."""
+
+    def start(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def __call__(self, stats: dict[str, Any]) -> None: ...
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "search": search,
+    "tar": tar,
+    "embed": embed,
+}
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    common.photos_option(parser)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--references", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=1000, help="photos")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    rows: list[Row] = []
+    missing: dict[str, str] = {}
+    for name in options.only:
+        try:
+            rows += SECTIONS[name](options)
+        except ModuleNotFoundError as error:
+            missing[name] = f"{error.name} is not installed"
+    common.report("peers", rows, missing=missing)
+
+
+if __name__ == "__main__":
+    main()
