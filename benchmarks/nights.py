@@ -35,7 +35,7 @@ from tests.drawing import scene
 EQUAL_UPLOADS, EQUAL_REFERENCES = 6, 2
 VIEWS = Path(__file__).parent.parent / "infra/sql/duckdb.sql"
 TABLES = ("matches", "verdicts", "ledger", "segments", "runs")
-COMMAND = [sys.executable, "-m", "flows.cli"]
+COMMAND = [sys.executable, "-m", "flows"]
 
 
 @dataclass

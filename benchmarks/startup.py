@@ -27,7 +27,7 @@ def command(*arguments: str, code: int = 0) -> Callable[[], None]:
 
     def work() -> None:
         process = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments], env=environment, capture_output=True, text=True
+            [sys.executable, "-m", "flows", *arguments], env=environment, capture_output=True, text=True
         )
         if process.returncode != code:
             raise SystemExit(f"{' '.join(arguments)} exited with {process.returncode}: {process.stderr}")

@@ -42,12 +42,3 @@ for module in pkgutil.iter_modules(commands.__path__):
     part = getattr(importlib.import_module(f"{commands.__name__}.{module.name}"), "app", None)
     if part is not None:
         app.add_typer(part)
-
-
-def main() -> None:
-    """Entry point of the `id2` command."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

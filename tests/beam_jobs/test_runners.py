@@ -96,7 +96,7 @@ def test_every_runner_gives_the_same_rows(
 def test_ctrl_c_ends_worker_processes_in_one_line(tmp_path: Path) -> None:
     # A terminal sends the signal to the whole process group.
     draw_photos(tmp_path / "photos", 400)
-    command = [sys.executable, "-m", "flows.cli", "embed", "--images", "photos", "--out", "out"]
+    command = [sys.executable, "-m", "flows", "embed", "--images", "photos", "--out", "out"]
     process = subprocess.Popen(
         [*command, "--encoder", "mini", "--part-size=2", "--", *PROCESSES],
         cwd=tmp_path,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from id2core.store import storage
 from tests.commands import call
+from tests.conftest import wait_until
 from tests.drawing import draw_photos
 
 
@@ -168,6 +170,7 @@ def test_doctor_knows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 WITHOUT = """
 import sys
 from tests.commands import call
+from tests.conftest import wait_until
 for arguments in {commands!r}:
     child = call(*arguments)
     assert child.returncode == 0, (arguments, child.stderr)
@@ -197,6 +200,7 @@ def test_what_needs_no_torch_beam_or_prefect_loads_none(tiny_vae: str, tmp_path:
 REFUSED = """
 import sys
 from tests.commands import call
+from tests.conftest import wait_until
 for arguments, hint in {cases!r}:
     child = call(*arguments)
     assert child.returncode != 0 and hint in " ".join(child.stderr.split()), (arguments, child.stderr)
@@ -244,3 +248,20 @@ def test_a_scan_without_readable_references_warns_and_says_what_to_write(
         assert "calibration: none" in child.stderr
         assert "no Acc: the truth file names no upload of this scan" in child.stderr
         assert "names 1 upload that is not among the uploads" in child.stderr
+
+
+def test_ctrl_c_before_a_command_runs_shows_no_traceback(tmp_path: Path) -> None:
+    loading = tmp_path / "loading"
+    slow = f"import pathlib, time\npathlib.Path({str(loading)!r}).touch()\ntime.sleep(600)\n"
+    (tmp_path / "typer.py").write_text(slow)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "doctor"],
+        env=os.environ | {"PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_until(loading.exists, 600, "the import")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == (None, b"")
+    assert process.returncode == -signal.SIGINT
