@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import LostRowsError, OptionError
 from id2core.runs.execution import Execution
-from id2core.search import indexes, scope, shards
+from id2core.search import cuts, indexes, scope, shards
 from id2core.search.indexes import FLAT
 from id2core.search.scope import Scope
 from id2core.store import datasets, moves, schemas
@@ -32,19 +32,12 @@ T = TypeVar("T")
 
 # A file has this many bytes or more, where there are so many.
 FILE_BYTES = 64 << 20
-# A shard has this many bytes or more, and a task this many queries, even if workers then have nothing to do:
-# smaller ones cost more to load and to merge than to search.
-LEAST_SHARD_BYTES = 64 << 20
-LEAST_QUERIES = 8192
-# Queries that one load of a shard is good for, and blocks, which each have row groups of candidates.
-QUERIES_PER_LOAD = 65_536
+# Blocks of a task: each has row groups of its own among the candidates.
 BLOCKS_PER_LOAD = 1024
 # Queries that are multiplied with a shard at once, if their blocks are small.
 QUERIES_AT_ONCE = 4096
 # Blocks to read ahead.
 _AHEAD = 4
-# Bytes of a reference in a shard beside its descriptor: ids, and room for what finds them.
-_TEXT_BYTES = 256
 # Columns of an upload that a product may need.
 QUERY_COLUMNS = (*shards.COLUMNS, "generation", "run_id")
 
@@ -212,11 +205,8 @@ def check_comparable(references: Dataset, queries: Dataset, top_k: int, index: s
     return ids
 
 
-def tasks(plan: SearchPlan, spread: int = 1, queries_each: int = QUERIES_PER_LOAD) -> list[Task]:
-    """Cut a search into tasks of about the same work.
-
-    A shard fills the memory that it may take, and meets as many queries as one load is good for. Where that
-    makes fewer tasks than wanted, first the queries of a task become fewer, then the references of a shard.
+def tasks(plan: SearchPlan, spread: int = 1, queries_each: int = cuts.QUERIES_PER_LOAD) -> list[Task]:
+    """Cut a search into tasks of about the same work, as `cuts.counts` says.
 
     Args:
         plan: the search.
@@ -247,18 +237,12 @@ def _cut(
     queries_each: int,
 ) -> Iterator[Task]:
     """Yield the tasks of references and queries that all meet each other; see `tasks`."""
-    row_bytes = 4 * shards.descriptor_size(plan.references) + _TEXT_BYTES
-    sizes = [file.rows * row_bytes for file in references]
-    asked = [block.rows for block in blocks]
-    shards_wanted = -(-sum(sizes) // plan.shard_bytes)
-    parts = -(-sum(asked) // queries_each)
-    if shards_wanted * parts < spread:
-        parts = max(parts, min(-(-spread // shards_wanted), sum(asked) // LEAST_QUERIES))
-    if shards_wanted * parts < spread:
-        shards_wanted = max(shards_wanted, min(-(-spread // parts), sum(sizes) // LEAST_SHARD_BYTES))
-    room = min(plan.shard_bytes, sum(sizes) // shards_wanted + max(sizes))
+    row_bytes = cuts.row_bytes(shards.descriptor_size(plan.references))
+    held, asked = [file.rows for file in references], [block.rows for block in blocks]
+    count, parts = cuts.counts(sum(held), sum(asked), row_bytes, plan.shard_bytes, spread, queries_each)
+    room = min(plan.shard_bytes // row_bytes, sum(held) // count + max(held))
     each = sum(asked) // parts + max(asked)
-    for shard in _groups(references, sizes, room, len(references)):
+    for shard in _groups(references, held, room, len(references)):
         for some in _groups(blocks, asked, each, BLOCKS_PER_LOAD):
             yield Task(shard, some)
 

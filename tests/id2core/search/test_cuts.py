@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from id2core.runs.execution import Execution
-from id2core.search import match_rows, matching, shards
+from id2core.search import cuts, match_rows, matching, shards
 from id2core.search.matching import SearchPlan
 from tests.descriptor_sets import unit, write_embeddings
 
@@ -34,8 +34,8 @@ def test_every_pair_is_in_one_task_and_none_is_much_larger(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not least:  # cuts may be as small as a file
-            patch.setattr(matching, "LEAST_QUERIES", 1)
-            patch.setattr(matching, "LEAST_SHARD_BYTES", 1)
+            patch.setattr(cuts, "LEAST_QUERIES", 1)
+            patch.setattr(cuts, "LEAST_SHARD_BYTES", 1)
         tasks = matching.tasks(replace(plan, shard_bytes=memory * ROW), spread, each)
     met = Counter((file.name, block.name) for files, blocks in tasks for file in files for block in blocks)
     assert set(met.values()) == {1} and len(met) == 40 * 12
