@@ -523,6 +523,15 @@ class CalibrateRequest(BeamRequest):
         "JSON file of the calibration. Images are embedded into NAME-data beside it.",
         example="w/calibration.json",
     )
+    for_references: float | None = option(
+        "Choose thresholds for a corpus of this many references, such as 1e6. A smaller corpus then has the "
+        "same thresholds and lower rates. For a larger one, thresholds rise.",
+        None,
+        unset="the size of --reference",
+        ge=1,
+        le=1e15,
+        example=1e6,
+    )
     transform: str | None = setting("transform")
     truth: str | None = option(
         f"{TRUTH_HELP} Uploads that the file does not name do not count.",

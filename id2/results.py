@@ -152,12 +152,35 @@ class TunedNormalization(Result):
     raw_micro_ap: float
 
 
+class RateAtSize(Result):
+    """A verdict's threshold for a corpus of some size, its rate there, and the interval of the true rate."""
+
+    threshold: float
+    false_positive_rate: float
+    low: float
+    high: float
+
+
+class CorpusSize(Result):
+    """What a calibration holds for in a corpus of some size.
+
+    Attributes:
+        references: the size.
+        match, review: thresholds and rates.
+    """
+
+    references: int
+    match: RateAtSize
+    review: RateAtSize
+
+
 class CalibrateReport(Result):
     """A calibration as it was written; `verdicts.calibration.Calibration` says what its fields mean.
 
     Attributes:
         run_id: the run that made it.
         tuned: how its normalization was tuned, where it was.
+        larger: thresholds for larger corpora; empty without a tail model.
         truth_not_found: uploads that the truth file names and that are not there.
         out: the file.
     """
@@ -174,8 +197,10 @@ class CalibrateReport(Result):
     transform_id: str
     preprocess_id: str
     normalization: Normalization | None
+    for_references: int | None = None
     content: float | None
     tuned: TunedNormalization | None
+    larger: list[CorpusSize] = []
     truth_not_found: int = 0
     out: str
 

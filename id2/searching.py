@@ -24,7 +24,7 @@ from id2core.store import storage
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import source_of
 from id2core.verdicts import judging, rejudging
-from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.judging import Judge
 
 
@@ -108,7 +108,7 @@ class Searcher:
         """Least score of a pair that is stored; None for all."""
         if self.calibration is None or self.keep_all or self.settings.keep == "all":
             return None
-        return self.calibration.review.score - self.settings.floor_margin
+        return self.calibration.lowest(Verdict.REVIEW) - self.settings.floor_margin
 
     def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> PlannedJudge:
         """Return the judge of the matches, with the search of the background that it waits for, if any."""

@@ -33,11 +33,8 @@ def show(report: CalibrateReport, request: CalibrateRequest) -> None:
 
 
 def report_lines(report: CalibrateReport) -> Iterator[str]:
-    """Yield the thresholds as a table, and how scores are normalized."""
-    yield (
-        f"From {report.queries:,} uploads without origin, for a corpus of {report.references:,} references. "
-        "Against N times as many references, rates are up to N times as high."
-    )
+    """Yield the thresholds as a table, how they follow the corpus, and how scores are normalized."""
+    yield f"From {report.queries:,} uploads without origin, for a corpus of {report.references:,} references."
     yield "| verdict | rate | score from | reached by | 95% interval of the rate | with 95% at most |"
     yield "|---|---:|---:|---:|---:|---:|"
     for verdict, t in (("match", report.match), ("review", report.review)):
@@ -45,6 +42,7 @@ def report_lines(report: CalibrateReport) -> Iterator[str]:
             f"| {verdict} | {t.target:.3%} | {t.score:.4f} | {t.exceedances:,} of {report.queries:,} | "
             f"{t.low:.3%} to {t.high:.3%} | {t.upper:.3%} |"
         )
+    yield from _larger_lines(report)
     if normalization := report.normalization:
         yield (
             f"Scores less {normalization.factor:g} × the mean of the {normalization.k} best scores in the "
@@ -56,3 +54,23 @@ def report_lines(report: CalibrateReport) -> Iterator[str]:
             f"µAP of the queries tuned on: {report.tuned.raw_micro_ap:.1%} raw, {report.tuned.micro_ap:.1%} "
             "chosen."
         )
+
+
+def _larger_lines(report: CalibrateReport) -> Iterator[str]:
+    """Yield what holds for larger corpora."""
+    if not report.larger:
+        yield (
+            "These scores have no tail model. Against N times as many references, a scan states rates N times "
+            "as high."
+        )
+        return
+    if report.for_references:
+        yield f"Thresholds are chosen for a corpus of at least {report.for_references:,} references."
+    yield "| references | match from | 95% interval of the rate | review from | 95% interval of the rate |"
+    yield "|---:|---:|---:|---:|---:|"
+    for size in report.larger:
+        cells = " | ".join(
+            f"{t.threshold:.4f} | {t.false_positive_rate:.3%}, {t.low:.3%} to {t.high:.3%}"
+            for t in (size.match, size.review)
+        )
+        yield f"| {size.references:,} | {cells} |"

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from id2.corpora import CorpusPair
 from id2.requests import CalibrateRequest
-from id2.results import CalibrateReport, TunedNormalization
+from id2.results import CalibrateReport, CorpusSize, RateAtSize, TunedNormalization
 from id2.stages import stage
 from id2core.errors import CalibrationError
 from id2core.evaluation import comparison, metrics
@@ -22,14 +22,17 @@ from id2core.store.datasets import Dataset
 from id2core.training.pairs import held_out
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
-from id2core.verdicts import calibration, content, judging, normalization
-from id2core.verdicts.calibration import Calibration
+from id2core.verdicts import calibration, content, judging, normalization, tails
+from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.normalization import Normalization, Tuning, normalize_matches
 
-# References kept per query: µAP, which is tuned, is measured over all of them.
+# References kept per query of which µAP, which is tuned, is measured. Tail models want more.
 DEPTH = 10
 # Share of the queries on which factor and k are tuned; no threshold is made of their scores.
 TUNING_SHARE = 0.3
+# Larger corpora that the report shows, in times the references; verdicts that have a threshold.
+LARGER = (1, 10, 100, 1000)
+SHOWN = (Verdict.MATCH, Verdict.REVIEW)
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,26 @@ def run(request: CalibrateRequest) -> CalibrateReport:
         tuned=TunedNormalization(micro_ap=tuning.micro_ap, raw_micro_ap=tuning.raw_micro_ap)
         if tuning
         else None,
+        larger=_larger(chosen),
         truth_not_found=corpora.not_found,
         out=storage.normalize(request.out),
         **{name: getattr(chosen, name) for name in Calibration.model_fields},
+    )
+
+
+def _larger(chosen: Calibration) -> list[CorpusSize]:
+    """Return thresholds and rates for larger corpora, where they follow from a tail model."""
+    if chosen.rates_from != calibration.TAIL_MODEL:
+        return []
+    sizes = {factor * chosen.references for factor in LARGER} | {chosen.for_references or chosen.references}
+    return [CorpusSize(references=n, **{v.value: _at(chosen, v, n) for v in SHOWN}) for n in sorted(sizes)]
+
+
+def _at(chosen: Calibration, verdict: Verdict, references: int) -> RateAtSize:
+    rate, ends = chosen.false_positive_rate(verdict, references), chosen.interval(verdict, references)
+    assert rate is not None and ends is not None  # both verdicts have a threshold
+    return RateAtSize(
+        threshold=chosen.threshold(verdict, references), false_positive_rate=rate, low=ends[0], high=ends[1]
     )
 
 
@@ -100,7 +120,7 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
     """Search, normalize, and take the thresholds from the uploads that have no origin."""
     ids = corpora.references.ids
     w = load_transform(request.settings().transform, ids["encoder_id"])
-    [matches] = exact.search(corpora.references, corpora.queries, [w], DEPTH, progress=into_tally())
+    [matches] = exact.search(corpora.references, corpora.queries, [w], tails.DEPTH, progress=into_tally())
     truth = corpora.truth
     if truth is None:
         truth = dict.fromkeys(matches["query_uri"].unique().to_pylist())
@@ -110,8 +130,9 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
         chosen, tuning, truth = _normalization(request, corpora, matches, background_matches, truth)
         if chosen:
             matches = normalize_matches(matches, background_matches, chosen)
+    column = "normalized_score" if chosen else "score"
     made = calibration.calibrate(
-        calibration.best_scores(matches, truth, "normalized_score" if chosen else "score"),
+        calibration.best_scores(matches, truth, column),
         match=request.match,
         review=request.review,
         references=corpora.references.rows,
@@ -119,6 +140,8 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
         normalization=chosen,
         tuned_on=TUNING_SHARE if tuning else 0.0,
         content=_content(corpora),
+        pairs=calibration.best_pairs(matches, truth, column, corpora.references.rows),
+        for_references=round(request.for_references) if request.for_references else None,
     )
     return made, tuning
 
@@ -149,7 +172,7 @@ def _normalization(
     uris, ids = (best[column].to_pylist() for column in ("query_uri", "query_id"))
     tuned_on = {uri for uri, held in zip(uris, held_out(ids, TUNING_SHARE).tolist(), strict=True) if held}
     answers = metrics.read(
-        matches,
+        matches.filter(pc.less_equal(matches["rank"], DEPTH)),
         {query: origin for query, origin in truth.items() if query in tuned_on},
         score="score",
         image_ids=comparison.origin_ids(corpora.references, truth),

@@ -18,11 +18,15 @@ The 95% interval of the true rate then ends below 1.84·f for every n: the data 
 More queries never make a supported target unsupported.
 
 **Larger corpora.** Against N references instead of the calibrated M < N the best score of an upload can
-only grow. For references of the same kind, P(best of N ≥ t) ≤ (N/M)·P(best of M ≥ t): the chance that one
-more reference is the first to reach t falls with the number before it (for whole multiples this is the
-union bound). So f·N/M is stated, at most 1; for a smaller corpus f itself, never less. That is the rate asked
-for, not a bound with confidence: the sample may have put the threshold too low. `Calibration.interval` gives
-the bound. References of another kind need a calibration of their own.
+only grow. A calibration holds a tail model for each target (`tails`): it says by how much a threshold must
+rise for the rate to stay, and with what interval. `Calibration.threshold` is the score for N references. It
+does not fall below that of M, and against fewer references f is stated, with a lower end of 0. With
+`for_references` thresholds are chosen for a corpus of that size at least, and a smaller one has a lower rate.
+
+No rate is above the union bound. For references of the same kind, P(best of N ≥ t) ≤ (N/M)·P(best of M ≥ t):
+the chance that one more reference is the first to reach t falls with the number before it. A calibration
+without a tail model, as all of version 1, has one threshold for all corpora and states this bound: f·N/M, at
+most 1. References of another kind need a calibration of their own.
 """
 
 from __future__ import annotations
@@ -43,10 +47,16 @@ from scipy.special import betainccinv, betaincinv  # type: ignore[import-untyped
 from id2core.errors import CalibrationError
 from id2core.evaluation.truth_files import Truth
 from id2core.store import datasets, storage, strict_json
-from id2core.verdicts import content, normalization
+from id2core.verdicts import content, normalization, tails
 from id2core.verdicts.normalization import Normalization, normalize
+from id2core.verdicts.tails import Pairs, Tail
 
+# Without and with tail models; an older program refuses the latter.
 VERSION: Final = "1"
+VERSION_WITH_TAILS: Final = "2"
+# What the rates of a calibration for larger corpora come from.
+TAIL_MODEL: Final = "tail model"
+UNION_BOUND: Final = "union bound"
 CONFIDENCE = 0.95
 EXPECTED = 10
 # float32 columns of scores around 1, each rounded once.
@@ -62,7 +72,7 @@ class Verdict(StrEnum):
 
 
 class Threshold(BaseModel):
-    """A score and how often uploads without origin reach it.
+    """A score and how often uploads without origin reach it among the references that were calibrated with.
 
     Attributes:
         target: false-positive rate asked for, the rate that is stated.
@@ -70,6 +80,7 @@ class Threshold(BaseModel):
         exceedances: scores of the calibration that reach it; at most target · n.
         low, high: two-sided Clopper–Pearson interval of the true rate.
         upper: one-sided upper bound of the true rate.
+        tail: how score and rate follow the number of references; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +91,7 @@ class Threshold(BaseModel):
     low: float = Field(ge=0, le=1)
     high: float = Field(ge=0, le=1)
     upper: float = Field(ge=0, le=1)
+    tail: Tail | None = None
 
 
 class Calibration(BaseModel):
@@ -92,14 +104,15 @@ class Calibration(BaseModel):
         confidence: of the intervals.
         encoder_id, transform_id, preprocess_id: what the scores were made with.
         normalization: None where raw scores were calibrated.
+        for_references: least number of references that thresholds are chosen for; None for `references`.
         content: the least information of a picture with content; None in a calibration that has no such
             threshold.
-        version: of this file format.
+        version: of this file format: 2 with tail models, else 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal["1"] = VERSION
+    version: Literal["1", "2"] = VERSION
     match: Threshold
     review: Threshold
     references: int = Field(ge=1)
@@ -110,11 +123,21 @@ class Calibration(BaseModel):
     preprocess_id: str = Field(min_length=1)
     normalization: Normalization | None = None
     content: float | None = Field(default=None, ge=0, le=1)
+    for_references: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Calibration:
         if self.match.score < self.review.score or self.match.target > self.review.target:
             raise ValueError("the match threshold must be at least as strict as the review threshold")
+        return self
+
+    @model_validator(mode="after")
+    def _with_tails(self) -> Calibration:
+        tailed = [t.tail is not None for t in (self.match, self.review)]
+        if any(tailed) is not all(tailed) or any(tailed) is not (self.version == VERSION_WITH_TAILS):
+            raise ValueError("version 2 has a tail model for both thresholds, version 1 has none")
+        if self.for_references is not None and not any(tailed):
+            raise ValueError("thresholds for another number of references need tail models")
         return self
 
     @property
@@ -123,38 +146,89 @@ class Calibration(BaseModel):
         return datasets.digest_of(self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        """All of it, JSON-able, without a `content` that is not known: so it was before there was one."""
+        """All of it, JSON-able, without what is not known and an older version does not have."""
         facts = self.model_dump(mode="json")
-        return facts if self.content is not None else {k: v for k, v in facts.items() if k != "content"}
+        for name in ("match", "review"):
+            facts[name] = _known(facts[name], ("tail",))
+        return _known(facts, ("content", "for_references"))
 
     @property
     def score(self) -> Literal["score", "normalized_score"]:
         """The column of `schemas.MATCHES` that the thresholds are for."""
         return "normalized_score" if self.normalization else "score"
 
+    @property
+    def rates_from(self) -> Literal["tail model", "union bound"]:
+        """What the rates for a larger corpus come from."""
+        return TAIL_MODEL if self.match.tail else UNION_BOUND
+
+    def threshold(self, verdict: Verdict, references: int) -> float:
+        """Return the score from which on pairs of a corpus of `references` get a verdict, or a stronger one.
+
+        Raises:
+            ValueError: nothing is needed for the verdict `none`.
+        """
+        if verdict is Verdict.NONE:
+            raise ValueError("the verdict none has no threshold")
+        scores = [self._score(each, references) for each in (self.review, self.match)]
+        # Both models are fitted for themselves: far out they may cross.
+        return max(scores) if verdict is Verdict.MATCH else scores[0]
+
+    def lowest(self, verdict: Verdict) -> float:
+        """Return the least threshold of a verdict for a corpus of any size."""
+        return self.threshold(verdict, 1)
+
     def false_positive_rate(self, verdict: Verdict, references: int) -> float | None:
-        """The rate of a verdict against a corpus of `references` pictures; None for the verdict `none`.
+        """Return the rate of a verdict against `references` pictures; None for the verdict `none`.
 
         The rate of `review` is that of reaching the review threshold: of `review` and `match` together.
+
+        Raises:
+            CalibrationError: there are no references.
         """
         if verdict is Verdict.NONE:
             return None
-        return min(1.0, self._threshold(verdict).target * self._growth(references))
+        grown, held = self._growth(references), self._threshold(verdict)
+        bound = min(1.0, held.target * grown)
+        if held.tail is None or (grown == 1.0 and self.for_references is None):
+            return bound
+        rate = held.tail.rate(self.threshold(verdict, references), max(references, self.references))
+        return min(bound, rate)
 
     def interval(self, verdict: Verdict, references: int) -> tuple[float, float] | None:
-        """Two-sided interval of a verdict's true rate against `references` pictures; None for `none`.
+        """Return the two-sided interval of a verdict's true rate against `references`; None for `none`.
 
-        More references do not lower the rate and raise it N/M-fold at most, so the upper end alone is
-        scaled. Against fewer references the lower end is 0.
+        With a tail model it is at least as wide as that of the calibration, for the same distance from the
+        rate, and never above that of the union bound. Without one, more references do not lower the rate and
+        raise it N/M-fold at most, so the upper end alone is scaled. Against fewer references the lower end
+        is 0.
+
+        Raises:
+            CalibrationError: there are no references.
         """
-        if verdict is Verdict.NONE:
+        rate = self.false_positive_rate(verdict, references)
+        if rate is None:
             return None
-        threshold = self._threshold(verdict)
-        low = threshold.low if references >= self.references else 0.0
-        return low, min(1.0, threshold.high * self._growth(references))
+        held = self._threshold(verdict)
+        bound = min(1.0, held.high * self._growth(references))
+        low = held.low if references >= self.references else 0.0
+        if held.tail is None or (references <= self.references and self.for_references is None):
+            return low, bound
+        size = max(references, self.references)
+        drawn = held.tail.interval(self.threshold(verdict, references), size, self.confidence)
+        lower = min(drawn[0], rate * held.low / held.target)
+        upper = max(drawn[1], rate * held.high / held.target)
+        return (lower if references >= self.references else 0.0), min(bound, upper)
 
     def _threshold(self, verdict: Verdict) -> Threshold:
         return self.match if verdict is Verdict.MATCH else self.review
+
+    def _score(self, held: Threshold, references: int) -> float:
+        """Return the threshold for a corpus, by its own model, but never below that of the calibration."""
+        size = max(references, self.for_references or 1)
+        if held.tail is None or size <= self.references:
+            return held.score
+        return max(held.score, held.tail.threshold(size))
 
     def _growth(self, references: int) -> float:
         if references < 1:
@@ -176,6 +250,11 @@ class Calibration(BaseModel):
         storage.write_bytes(storage.normalize(uri), json.dumps(whole, indent=1).encode())
 
 
+def _known(facts: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return facts without those of some names that are None."""
+    return {name: value for name, value in facts.items() if value is not None or name not in names}
+
+
 def load(uri: str) -> Calibration:
     """Read what `Calibration.save` wrote.
 
@@ -189,8 +268,10 @@ def load(uri: str) -> Calibration:
         raise CalibrationError(f"{uri}: no such calibration; make one with calibrate") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CalibrationError(f"{uri} is not a calibration") from error
-    if version != VERSION:
-        raise CalibrationError(f"{uri} has version {version}, this program reads {VERSION}: calibrate anew")
+    if version not in (VERSION, VERSION_WITH_TAILS):
+        raise CalibrationError(
+            f"{uri} has version {version}, this program reads up to {VERSION_WITH_TAILS}: calibrate anew"
+        )
     try:
         calibration = Calibration.model_validate(raw)
     except ValidationError as error:
@@ -248,6 +329,8 @@ def calibrate(
     normalization: Normalization | None = None,
     tuned_on: float = 0.0,
     content: float | None = None,
+    pairs: Pairs | None = None,
+    for_references: int | None = None,
 ) -> Calibration:
     """Thresholds for two target rates.
 
@@ -260,10 +343,13 @@ def calibrate(
         tuned_on: share of the queries that was tuned on and is not among the scores, as it will be of
             queries that are added.
         content: see `Calibration`; `content.threshold` makes it.
+        pairs: the best pairs of the same queries (`best_pairs`), for tail models. There are none without
+            them, and where the scores have no tail.
+        for_references: least number of references that thresholds are chosen for.
 
     Raises:
-        CalibrationError: there are too few queries for a target (its `missing` says how many), or a score
-            is not finite.
+        CalibrationError: there are too few queries for a target (its `missing` says how many), a score is
+            not finite, or thresholds are asked for another number of references and there is no tail model.
         ValueError: the targets are out of order or range.
     """
     if not 0 < match <= review < 1:
@@ -271,9 +357,19 @@ def calibrate(
     if not np.isfinite(scores).all():
         raise CalibrationError("some scores are not finite; leave out queries without a score")
     _require(len(scores), match, tuned_on)
+    fits = tails.fit(pairs, (match, review)) if pairs else [None, None]
+    if None in fits:
+        fits = [None, None]
+        if for_references is not None:
+            raise CalibrationError(
+                f"thresholds for {for_references} references need a tail model, and these scores have none: "
+                "there are too few references, or too few different scores"
+            )
     return Calibration(
-        match=_threshold(scores, match),
-        review=_threshold(scores, review),
+        version=VERSION_WITH_TAILS if fits[0] else VERSION,
+        match=_threshold(scores, match, fits[0]),
+        review=_threshold(scores, review, fits[1]),
+        for_references=for_references,
         references=references,
         queries=len(scores),
         confidence=CONFIDENCE,
@@ -298,7 +394,7 @@ def _require(queries: int, target: float, tuned_on: float) -> None:
     )
 
 
-def _threshold(scores: NDArray[np.floating], target: float) -> Threshold:
+def _threshold(scores: NDArray[np.floating], target: float, tail: Tail | None = None) -> Threshold:
     values, counts = np.unique(scores.astype(np.float64), return_counts=True)
     exceedances = np.cumsum(counts[::-1])[::-1]
     low_enough = exceedances / len(scores) <= target
@@ -307,7 +403,15 @@ def _threshold(scores: NDArray[np.floating], target: float) -> Threshold:
     score = values[first] if reached else np.nextafter(values[-1], np.inf)
     low, high = clopper_pearson(reached, len(scores))
     _, upper = clopper_pearson(reached, len(scores), sides=1)
-    return Threshold(target=target, score=float(score), exceedances=reached, low=low, high=high, upper=upper)
+    return Threshold(
+        target=target,
+        score=float(score),
+        exceedances=reached,
+        low=low,
+        high=high,
+        upper=upper,
+        tail=tail,
+    )
 
 
 def best_scores(matches: pa.Table, truth: Truth, column: str) -> NDArray[np.float64]:
@@ -332,12 +436,31 @@ def best_scores(matches: pa.Table, truth: Truth, column: str) -> NDArray[np.floa
     return np.asarray(best[f"{column}_max"].cast(pa.float64()).to_numpy())
 
 
-def verdicts(scores: NDArray[np.floating], calibration: Calibration) -> NDArray[np.str_]:
+def best_pairs(matches: pa.Table, truth: Truth, column: str, corpus: int) -> Pairs:
+    """Return the pairs of the queries that the truth says have no origin, for tail models.
+
+    Args:
+        matches: of one run, at least `tails.DEPTH` deep; columns query_uri, reference_id and `column`.
+        truth: which queries have an origin.
+        column: score or normalized_score.
+        corpus: size of the reference corpus that was searched.
+    """
+    without = pa.array([query for query, origin in truth.items() if not origin], pa.string())
+    rows = matches.filter(pc.is_in(matches["query_uri"], value_set=without))
+    queries, references = (
+        rows[name].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        for name in ("query_uri", "reference_id")
+    )
+    groups = np.arange(queries.max(initial=-1) + 1)
+    return Pairs(rows[column].to_numpy().astype(np.float64), queries, references, groups, corpus)
+
+
+def verdicts(scores: NDArray[np.floating], calibration: Calibration, references: int) -> NDArray[np.str_]:
     """The verdict of each score (raw or normalized, as calibrated): `match`, `review` or `none`."""
     if not np.isfinite(scores).all():
         raise CalibrationError("some scores are not finite: they have no verdict")
     exact = scores.astype(np.float64)
-    reached = [exact >= calibration.match.score, exact >= calibration.review.score]
+    reached = [exact >= calibration.threshold(v, references) for v in (Verdict.MATCH, Verdict.REVIEW)]
     return np.select(reached, [Verdict.MATCH.value, Verdict.REVIEW.value], Verdict.NONE.value)
 
 
@@ -359,7 +482,7 @@ def judge(matches: pa.Table, calibration: Calibration, references: int) -> pa.Ta
         for value in matches[name].unique().to_pylist():
             calibration.check_ids({name: value})
     _check_normalization(matches, calibration.normalization)
-    given = verdicts(matches[calibration.score].to_numpy(), calibration)
+    given = verdicts(matches[calibration.score].to_numpy(), calibration, references)
     empty = content.without(matches["information"].to_numpy(), calibration.content)
     given = np.where(empty, Verdict.NONE.value, given)
     rates = {v.value: calibration.false_positive_rate(v, references) for v in Verdict}

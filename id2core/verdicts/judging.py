@@ -231,6 +231,8 @@ class CalibrationFacts(BaseModel):
         calibration_id: names the calibration.
         origin: `bundled`, or its file; `from` in JSON.
         references, queries: sizes it was calibrated on.
+        for_references: least number of references that thresholds are chosen for; None for `references`.
+        rates_from: `tail model`, or `union bound` where there is none.
         confidence: of its intervals.
         score: the column that was judged.
         normalization: of scores, where there is one.
@@ -244,6 +246,8 @@ class CalibrationFacts(BaseModel):
     origin: str = Field(alias="from")
     references: int
     queries: int
+    for_references: int | None = None
+    rates_from: str = calibration.UNION_BOUND
     confidence: float
     score: str
     normalization: Normalization | None
@@ -268,6 +272,8 @@ def facts(
         origin=BUNDLED if spec == AUTO else storage.normalize(spec),
         references=chosen.references,
         queries=chosen.queries,
+        for_references=chosen.for_references,
+        rates_from=chosen.rates_from,
         confidence=chosen.confidence,
         score=chosen.score,
         normalization=chosen.normalization,
@@ -277,10 +283,11 @@ def facts(
 
 
 def _rate(chosen: Calibration, verdict: Verdict, references: int) -> StatedRate:
-    threshold = chosen.match if verdict is Verdict.MATCH else chosen.review
     rate: float | None = None
     ends: tuple[float | None, float | None] = (None, None)
     if references:
         rate = chosen.false_positive_rate(verdict, references)
         ends = chosen.interval(verdict, references) or ends
-    return StatedRate(threshold=threshold.score, false_positive_rate=rate, low=ends[0], high=ends[1])
+    return StatedRate(
+        threshold=chosen.threshold(verdict, references), false_positive_rate=rate, low=ends[0], high=ends[1]
+    )

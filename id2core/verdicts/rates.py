@@ -29,12 +29,13 @@ def verdict_rates(
     best = calibration.best_scores(matches, truth, calibrated.score)
     p = answers.predictions
     rates: dict[str, VerdictRate] = {}
-    for verdict, threshold in ((Verdict.MATCH, calibrated.match), (Verdict.REVIEW, calibrated.review)):
-        reached = int((best >= threshold.score).sum())
+    for verdict in (Verdict.MATCH, Verdict.REVIEW):
+        threshold = calibrated.threshold(verdict, references)
+        reached = int((best >= threshold).sum())
         ends = calibration.clopper_pearson(reached, len(best)) if len(best) else (None, None)
         stated = calibrated.interval(verdict, references) or (None, None)
         rates[verdict.value] = VerdictRate(
-            threshold=threshold.score,
+            threshold=threshold,
             stated=calibrated.false_positive_rate(verdict, references),
             stated_low=stated[0],
             stated_high=stated[1],
@@ -42,8 +43,6 @@ def verdict_rates(
             low=ends[0],
             high=ends[1],
             queries=len(best),
-            origins_found=float((p.score[p.relevant] >= threshold.score).sum() / p.origins)
-            if p.origins
-            else None,
+            origins_found=float((p.score[p.relevant] >= threshold).sum() / p.origins) if p.origins else None,
         )
     return rates

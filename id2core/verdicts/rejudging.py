@@ -20,7 +20,7 @@ from id2core.search.current import VERDICT_COLUMNS
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Commit, Dataset, FileRecord
 from id2core.verdicts import calibration
-from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.judging import Judge
 
 VERDICTS = "verdicts"
@@ -99,11 +99,12 @@ def check_floor(matches: Dataset, out: str, chosen: Calibration) -> None:
     """
     ids = {name: getattr(chosen, name) for name in schemas.ROW_IDS}
     events = ledger.events(matches.commit, ids)
+    lowest = chosen.lowest(Verdict.REVIEW)
     for floor, calibration_id in {(e.floor, e.calibration_id) for e in events if e.floor is not None}:
-        if floor > chosen.review.score:
+        if floor > lowest:
             raise CalibrationError(
                 f"{matches.uri} keeps pairs with a score of {floor:.4f} or more, but this "
-                f"calibration reviews those of {chosen.review.score:.4f} or more: scan into another --out"
+                f"calibration reviews those of {lowest:.4f} or more: scan into another --out"
             )
         if calibration_id in (None, chosen.calibration_id):
             continue
