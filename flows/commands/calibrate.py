@@ -60,13 +60,13 @@ def _larger_lines(report: CalibrateReport) -> Iterator[str]:
     """Yield what holds for larger corpora."""
     if not report.larger:
         yield (
-            "These scores have no tail model. Against N times as many references, a scan states rates N times "
-            "as high."
+            "These scores have no tail model. Against N times as many references, a scan states N times the "
+            "rate."
         )
         return
     if report.for_references:
         yield f"Thresholds are chosen for a corpus of at least {report.for_references:,} references."
-    yield "| references | match from | 95% interval of the rate | review from | 95% interval of the rate |"
+    yield "| references | match from | rate, 95% interval | review from | rate, 95% interval |"
     yield "|---:|---:|---:|---:|---:|"
     for size in report.larger:
         cells = " | ".join(
