@@ -190,16 +190,17 @@ class Searcher:
     def _judge_earlier(
         self, corpora: EmbeddedCorpora, matches: Dataset, judge: Judge, recorder: Recorder
     ) -> None:
-        """Judge pairs of earlier searches anew, where another calibration judged them."""
+        """Judge pairs of earlier searches anew, where another calibration judged them or the corpus grew."""
         rejudging.keep(judge.calibration, self.out)
-        if not rejudging.is_judged(matches, self.out, judge.calibration_id):
-            references = corpora.references.embeddings.rows
-            stage("judge", lambda: rejudging.judge(matches, self.out, judge, references, recorder.execution))
+        references = corpora.references.embeddings
+        if not rejudging.is_judged(matches, self.out, judge.calibration, references):
+            rows, execution = references.rows, recorder.execution
+            stage("judge", lambda: rejudging.judge(matches, self.out, judge, rows, execution))
 
     def finish(
         self, corpora: EmbeddedCorpora, matches: Dataset, planned: PlannedJudge, recorder: Recorder
     ) -> None:
-        """Judge what other calibrations have judged, and write the tables of what was searched."""
+        """Judge what was judged by another calibration or for a smaller corpus; write what was searched."""
         if planned.judge:
             self._judge_earlier(corpora, matches, planned.judge, recorder)
         held = {"reference": corpora.references.embeddings, "queries": corpora.queries.embeddings}

@@ -28,6 +28,8 @@ VERDICTS = "verdicts"
 CALIBRATIONS = "calibrations"
 # Columns of `matches/` that a verdict follows from.
 _READ = (*schemas.PAIR, "score", "information")
+# Times that a corpus grows before a night judges all stored pairs by the thresholds of its new size.
+FOLLOW = 1.25
 # Pairs that are judged at once, about 100 MB.
 _ROWS_AT_ONCE = 2**17
 
@@ -38,11 +40,13 @@ class _Counts(BaseModel):
     Attributes:
         calibration_id: by what it judged.
         judged: how many pairs.
+        references: size of the corpus that it judged for; 0 in what an earlier version wrote.
         searched: run_id → how many of its searches had their pairs judged.
     """
 
     calibration_id: str = ""
     judged: int = 0
+    references: int = 0
     searched: dict[str, int] = {}
 
 
@@ -63,12 +67,32 @@ class Judged:
     before: str | None
 
 
-def is_judged(matches: Dataset, out: str, calibration_id: str) -> bool:
-    """Return whether every stored pair has its newest verdict by a calibration."""
+def is_judged(matches: Dataset, out: str, chosen: Calibration, references: Dataset) -> bool:
+    """Return whether every stored pair has its newest verdict by a calibration, for a corpus like this.
+
+    Thresholds that a tail model gives follow the size of the corpus. Verdicts stay valid until it has grown
+    by `FOLLOW`.
+    """
     judgings = _judgings(out)
-    if judgings and judgings[-1].calibration_id != calibration_id:
+    if judgings and judgings[-1].calibration_id != chosen.calibration_id:
         return False
-    return all(event.calibration_id == calibration_id for event in _searches_after(judgings, matches))
+    events = _searches_after(judgings, matches)
+    if any(event.calibration_id != chosen.calibration_id for event in events):
+        return False
+    if chosen.rates_from != calibration.TAIL_MODEL:
+        return True
+    searched = {event.references[1] for event in events}
+    sizes = [*(judging.references for judging in judgings[-1:]), *_sizes(references, searched)]
+    least = max(chosen.references, chosen.for_references or 1)
+    return max(least, references.rows) < FOLLOW * max(least, min(sizes, default=references.rows))
+
+
+def _sizes(references: Dataset, last: set[int]) -> Iterator[int]:
+    """Yield how many references stand in the segments up to each of some numbers."""
+    numbers = {run_id: segment.number for run_id, segment in datasets.segments_of(references).items()}
+    rows = references.rows_by_segment() if last else Counter[str]()
+    for number in last:
+        yield sum(count for run_id, count in rows.items() if numbers[run_id] <= number)
 
 
 def active(matches: Dataset, out: str) -> str | None:
@@ -183,7 +207,9 @@ def judge(matches: Dataset, out: str, by: Judge, references: int, execution: Exe
     def add(present: Commit | None) -> Commit:
         base = present or Commit(VERDICTS, execution.run_id, {})
         pairs = sum(judging.verdicts.values())
-        counts = _Counts(calibration_id=by.calibration_id, judged=pairs, searched=searched)
+        counts = _Counts(
+            calibration_id=by.calibration_id, judged=pairs, references=references, searched=searched
+        )
         every = {file.name: file for file in (*base.files, *files)}
         others = {run_id: c for run_id, c in base.runs.items() if run_id != execution.run_id}
         runs = others | {execution.run_id: counts.model_dump()}

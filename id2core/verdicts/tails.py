@@ -45,7 +45,7 @@ DEPTH: Final = 64
 _SPAN, _MOST = 8.0, 0.4
 _LEVELS = 6
 _SHARES = (1.0, 0.5, 0.25, 0.125)
-# Fewer references have no eighths; fewer excesses have no tail.
+# Fewer references have no eighths; fewer different excesses have no tail.
 _LEAST_REFERENCES, _LEAST_EXCESSES = 16, 20
 # Of the shape of pairs: below −½ the likelihood has no regular maximum.
 _SHAPES = (-0.5, 0.5)
@@ -243,7 +243,7 @@ def _fit(pairs: Pairs, target: float) -> _Parameters | None:
     scores = [_reached_by(best, rate) for rate in np.geomspace(target, _widest(target), _LEVELS)]
     score, floor = scores[0], scores[-1]
     excesses = pairs.scores[pairs.scores > floor] - floor
-    if not math.isfinite(floor) or score <= floor or len(excesses) < _LEAST_EXCESSES:
+    if not math.isfinite(floor) or score <= floor or len(np.unique(excesses)) < _LEAST_EXCESSES:
         return None
     follows, growth = _slopes(pairs, scores)
     if not follows > 0:

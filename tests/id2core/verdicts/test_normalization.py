@@ -140,7 +140,7 @@ def test_equal_scores_all_count_as_exceedances() -> None:
     scores[985:] = 1.0
     thresholds = calibrated(scores)
     assert thresholds.match.score > 1 and (thresholds.match.exceedances, thresholds.match.low) == (0, 0)
-    assert calibration.verdicts(np.array([1.0]), thresholds).tolist() == ["review"]
+    assert calibration.verdicts(np.array([1.0]), thresholds, 1).tolist() == ["review"]
 
 
 @settings(deadline=None)
@@ -234,8 +234,8 @@ def test_judged_matches_carry_verdict_rate_and_calibration() -> None:
 def test_a_score_at_a_threshold_reaches_it() -> None:
     thresholds = calibrated(np.arange(1000) / 1000)
     at = np.array([thresholds.match.score, thresholds.review.score])
-    assert calibration.verdicts(at, thresholds).tolist() == ["match", "review"]
-    assert calibration.verdicts(np.nextafter(at, 0), thresholds).tolist() == ["review", "none"]
+    assert calibration.verdicts(at, thresholds, 1).tolist() == ["match", "review"]
+    assert calibration.verdicts(np.nextafter(at, 0), thresholds, 1).tolist() == ["review", "none"]
 
 
 def test_a_calibration_of_other_scores_is_refused() -> None:
