@@ -6,8 +6,9 @@ import numpy as np
 
 from id2core.encoders.registry import load_encoder
 from id2core.verdicts import calibration
-from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.calibration import Calibration, Threshold
 from id2core.verdicts.normalization import Normalization
+from id2core.verdicts.tails import Fit, Tail
 
 
 def calibrated(
@@ -27,3 +28,16 @@ def calibrated(
         "content": content,
     }
     return calibration.calibrate(scores, match=0.01, review=1 - 1e-9, **given)
+
+
+def tailed(score: float, rise: float) -> Calibration:
+    """A calibration of 8 references whose thresholds rise by `rise` for every e-fold of the corpus."""
+    plain = calibrated(score)
+    return plain.model_copy(
+        update={"version": "2", "match": _tailed(plain.match, rise), "review": _tailed(plain.review, rise)}
+    )
+
+
+def _tailed(threshold: Threshold, rise: float) -> Threshold:
+    fit = Fit(references=8, score=(threshold.score,), shape=(0.0,), scale=(rise,), growth=(1.0,))
+    return threshold.model_copy(update={"tail": Tail(target=threshold.target, point=fit, draws=fit)})

@@ -17,6 +17,7 @@ from id2core.runs import records
 from id2core.search import exact
 from id2core.store.datasets import Dataset
 from id2core.verdicts import calibration
+from id2core.verdicts.calibration import Verdict
 from tests.commands import as_json, call
 from tests.drawing import draw_photos
 from tests.latent_sets import good_w, origins, translated, write_embeddings
@@ -169,6 +170,23 @@ def test_thresholds_hold_on_fresh_uploads(place: Place, tmp_path: Path) -> None:
     assert report["verdicts"]["review"]["origins_found"] > report["verdicts"]["match"]["origins_found"] > 0
     with pytest.raises(CalibrationError, match="none of those measured"):
         evaluate(place, tmp_path / "none", transform=["none"], calibration=str(out))
+
+
+def test_thresholds_for_a_larger_corpus_are_higher_and_state_its_rate(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "calibration.json"
+    sides = ("--reference", place.dataset("references"), "--queries", place.dataset("uploads"))
+    rates = ("--match", "0.02", "--review", "0.1", "--truth", place("uploads.csv"), "--for-references", "3e4")
+    result = call("calibrate", *sides, *rates, "--transform", place("W.safetensors"), "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "chosen for a corpus of at least 30,000 references" in result.stderr
+    chosen = calibration.load(str(out))
+    assert (chosen.for_references, chosen.rates_from) == (30_000, "tail model")
+    assert chosen.lowest(Verdict.MATCH) > chosen.match.score
+    assert chosen.false_positive_rate(Verdict.MATCH, 30_000) == pytest.approx(0.02)
+    report = evaluate(place, tmp_path / "out", transform=[place("W.safetensors")], calibration=str(out))
+    rate = report["verdicts"]["match"]
+    assert rate["threshold"] == chosen.lowest(Verdict.MATCH) and rate["stated"] < 0.02
+    assert rate["stated_low"] <= rate["high"] and rate["low"] <= rate["stated_high"]
 
 
 def test_a_background_is_tuned_on_other_queries_and_raises_micro_ap(place: Place, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import id2
@@ -11,7 +12,7 @@ from id2core.errors import CalibrationError, OptionError
 from id2core.search import shards
 from id2core.store.datasets import Dataset
 from id2core.verdicts.normalization import Normalization
-from tests.calibrations import calibrated
+from tests.calibrations import calibrated, tailed
 from tests.drawing import draw_photos
 
 GIVEN = {"encoder": "pdq", "transform": "none", "top_k": 3}
@@ -61,6 +62,25 @@ def test_a_scan_judges_what_was_judged_by_another_calibration_in_between(out: Pa
     scan(out.parent, "lenient")
     assert verdicts(out) == before
     assert id2.judge(out=str(out), back=True).calibration_id == calibrated(1.5).calibration_id
+
+
+def test_verdicts_follow_a_corpus_that_grows(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "references", 6)
+    draw_photos(tmp_path / "uploads", 4)
+    chosen = tailed(0.95, 0.1)
+    chosen.save(str(tmp_path / "tailed.json"))
+    small = scan(tmp_path, "tailed")
+    assert small.calibration and small.calibration.verdicts["match"].threshold == chosen.match.score
+    assert verdicts(tmp_path / "out").count("match") == 4
+    draw_photos(tmp_path / "references", 18, first_seed=6)
+    large = scan(tmp_path, "tailed")
+    assert large.counts.references == 24 and large.calibration
+    threshold = large.calibration.verdicts["match"].threshold
+    assert threshold == pytest.approx(chosen.match.score + 0.1 * np.log(24 / 8), abs=1e-3)
+    assert large.calibration.verdicts["match"].false_positive_rate == pytest.approx(0.01)
+    assert threshold > 1 and "match" not in verdicts(tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "24 of this scan follow from a tail model" in text
 
 
 def test_what_cannot_be_judged_is_refused_by_name(out: Path, tmp_path: Path) -> None:
