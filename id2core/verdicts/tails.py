@@ -36,7 +36,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
 DRAWS: Final = 200
 # Best references of each upload that a fit should have: counts of more are cut off.
@@ -298,6 +297,9 @@ def pareto(excesses: NDArray[np.float64]) -> tuple[float, float]:
     Args:
         excesses: float64[n], above 0.
     """
+    # Whoever scans reads a model and fits none.
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
     mean, largest = float(excesses.mean()), float(excesses.max())
 
     def parameters(place: float) -> tuple[float, float]:
