@@ -25,10 +25,11 @@ from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, SourceRecord
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
-from id2core.verdicts import calibration, normalization
+from id2core.verdicts import calibration, normalization, tails
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.judging import BACKGROUND, FILE
 from id2core.verdicts.normalization import Normalization, normalize
+from id2core.verdicts.tails import Pairs
 
 MATCH, REVIEW = 0.02, 0.1
 FACTS = "W.json"
@@ -76,19 +77,19 @@ def uploads(data: EvaluationSet, role: str) -> list[Queries]:
     ]
 
 
-def best_scores(
-    data: EvaluationSet,
-    w: Transform,
+def best_pairs(
+    references: NDArray[np.float32],
+    queries: NDArray[np.float32],
     background_descriptors: NDArray[np.float32],
     chosen: Normalization,
-    latents: NDArray[Any],
-) -> NDArray[np.float64]:
-    """float64[Q]: the best normalized score of each of some uploads, float16[Q,n], among the references."""
-    queries, references = w.apply(latents), w.apply(data.references)
+) -> Pairs:
+    """The best pairs, with their normalized scores, of some uploads float32[Q,m] among float32[R,m]."""
     _, background = exact.nearest(queries, background_descriptors, chosen.k)
-    _, best = exact.nearest(queries, references, 1)
+    rows, scores = exact.nearest(queries, references, tails.DEPTH)
     means = normalization.background_means(background, chosen.k)
-    return normalize(best[:, 0], means, chosen.factor)
+    shifted = normalize(scores, np.broadcast_to(means[:, None], scores.shape), chosen.factor)
+    numbers = np.arange(len(queries))
+    return Pairs(shifted.ravel(), np.repeat(numbers, scores.shape[1]), rows.ravel(), numbers, len(references))
 
 
 def calibrate(
@@ -99,17 +100,19 @@ def calibrate(
     chosen = Normalization(factor=tuned.factor, k=tuned.k, background_id=name)
     kinds = uploads(data, CALIBRATION)
     latents = [q.latents[open_sets.one_each(q, kind, len(kinds))] for kind, q in enumerate(kinds)]
-    scores = best_scores(data, w, background_descriptors, chosen, np.concatenate(latents))
+    references = w.apply(data.references)
+    pairs = best_pairs(references, w.apply(np.concatenate(latents)), background_descriptors, chosen)
     thresholds = calibration.calibrate(
-        scores,
+        pairs.best(),
         match=MATCH,
         review=REVIEW,
         references=len(data.references),
         ids=data.ids | {"transform_id": w.transform_id},
         normalization=chosen,
+        pairs=pairs,
     )
     unseen = np.concatenate([q.latents for q in uploads(data, FRESH)])
-    unseen_scores = best_scores(data, w, background_descriptors, chosen, unseen)
+    unseen_scores = best_pairs(references, w.apply(unseen), background_descriptors, chosen).best()
     rates = {
         kind: {
             "target": threshold.target,
