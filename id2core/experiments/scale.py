@@ -114,11 +114,11 @@ def _w(methods: Methods) -> Transform:
 def _whole(data: EvaluationSet, role: str) -> NDArray[np.float16]:
     """Return latents of the photos of a role, without the views that were made of them."""
     whole = [not Path(uri).name.startswith("view") for uri in data.uris(role)]
-    return data.read(role)[0][np.array(whole)]
+    return np.asarray(data.read(role)[0][np.array(whole)], np.float16)
 
 
 def _is_square(data: EvaluationSet) -> bool:
-    n = data.read(TEST)[0].shape[1]
+    n = int(data.read(TEST)[0].shape[1])
     return n == _CHANNELS * math.isqrt(n // _CHANNELS) ** 2
 
 
@@ -226,10 +226,13 @@ def rates_by_size(methods: Methods) -> Result | Skipped:
     background = _describe(trained[chosen[:BACKGROUND]], w)
     more = trained[chosen[BACKGROUND : 2 * BACKGROUND]]
     half = len(more) // 2
+    needed = calibration.required_queries(min(SHOWN_TARGETS)) / FIT_VIEWS
     photos = [
         np.concatenate([_whole(data, role), part])
         for role, part in ((CALIBRATION, more[:half]), (FRESH, more[half:]))
     ]
+    if len(photos[0]) < needed:
+        return Skipped(f"{needed:.0f} photos without origin are needed, there are {len(photos[0])}")
     fitted, fresh = (
         _Uploads.of(latents, count, w, background, rng)
         for latents, count in zip(photos, (FIT_VIEWS, TEST_VIEWS), strict=True)
@@ -291,7 +294,7 @@ def _rate_rows(
             reached = best >= chosen.threshold(verdict, references)
             interval = chosen.interval(verdict, references)
             assert interval is not None
-            measured = evaluation_sets.mean(reached.astype(np.float64), fresh.photos)
+            rate = float(reached.mean())
             unmoved = best >= chosen.lowest(verdict)
             yield {
                 "scores": name,
@@ -299,11 +302,11 @@ def _rate_rows(
                 "fit": number + 1,
                 "rate": target,
                 "references": references,
-                "measured": measured,
+                "measured": evaluation_sets.mean(reached.astype(np.float64), fresh.photos),
                 "stated": f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}",
                 "stated_from": interval[0],
                 "stated_to": interval[1],
-                "inside": "yes" if interval[0] <= measured.value <= interval[1] else "no",
+                "inside": "yes" if interval[0] <= rate <= interval[1] else "no",
                 "unmoved": float(unmoved.mean()),
                 "bound": min(1.0, target * references / size),
                 "threshold": chosen.threshold(verdict, references),
@@ -398,6 +401,8 @@ def accuracy_by_size(methods: Methods) -> Result | Skipped:
     w, rng = _w(methods), np.random.default_rng(0)
     transforms = {"Embeddings of VAE": methods.raw(), "W": w}
     origins, _ = data.read(TEST)
+    if len(origins) > SIZES[0]:
+        return Skipped(f"the test has {len(origins)} photos, more than the {SIZES[0]} that it begins with")
     others = _whole(data, DISTRACTORS)
     trained = _whole(data, TRAIN)
     background = _describe(trained[rng.permutation(len(trained))[:BACKGROUND]], w)
@@ -418,9 +423,7 @@ def accuracy_by_size(methods: Methods) -> Result | Skipped:
     means = {part: _background_means(growing["W", part].descriptors, background) for part in parts}
     rows: list[Row] = []
     seen = 0
-    first = [origins, *_reference_views(others, SIZES[0] - len(origins), rng)]
-    blocks = _blocks(first, SIZES[0], others, rng)
-    for block in blocks:
+    for block in _blocks(origins, others, rng):
         for name, transform in transforms.items():
             descriptors = _describe(block, transform)
             for part in parts:
@@ -447,12 +450,12 @@ def accuracy_by_size(methods: Methods) -> Result | Skipped:
 
 
 def _blocks(
-    first: list[NDArray[np.floating]], least: int, others: NDArray[np.float16], rng: np.random.Generator
-) -> Iterator[NDArray[np.floating]]:
-    """Yield the first references together, then views in blocks."""
-    together = np.concatenate([block.astype(np.float32) for block in first])[:least]
-    yield together
-    yield from _reference_views(others, SIZES[-1] - len(together), rng)
+    origins: NDArray[np.float16], others: NDArray[np.float16], rng: np.random.Generator
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the origins and views up to the first size together, then views in blocks."""
+    first = views(others, rng.integers(0, len(others), SIZES[0] - len(origins)), rng)
+    yield np.concatenate([origins.astype(np.float32), first])
+    yield from _reference_views(others, SIZES[-1] - SIZES[0], rng)
 
 
 def _background_means(
