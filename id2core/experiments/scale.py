@@ -492,9 +492,9 @@ def _size_plot(rows: list[Row], models: tuple[str, ...]) -> plots.Panels:
         # Subtracting a background changes no rank.
         shown = [name for name in names if key == "micro_ap" or "normalized" not in name]
         panels[title] = plots.Lines(
-            [float(n) for n in SIZES],
+            [n / 1000 for n in SIZES],
             {name: [100 * r[key].value for r in rows if r["method"] == name] for name in shown},
-            "references",
+            "references, thousands",
             "%",
             {name: [100 * r[key].low for r in rows if r["method"] == name] for name in shown},
             {name: [100 * r[key].high for r in rows if r["method"] == name] for name in shown},
