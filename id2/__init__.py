@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         DemoSummary,
         DoctorReport,
         EmbedSummary,
+        EstimateReport,
         EvaluateReport,
         ExperimentData,
         ExperimentReport,
@@ -142,6 +143,14 @@ def doctor(request: requests.DoctorRequest) -> DoctorReport:
     from id2.jobs import doctor
 
     return doctor.run(request)
+
+
+@function(requests.EstimateRequest)
+def estimate(request: requests.EstimateRequest) -> EstimateReport:
+    """Estimate what a corpus costs."""
+    from id2.jobs import estimate
+
+    return estimate.run(request)
 
 
 @function(requests.EmbedRequest)
@@ -255,6 +264,7 @@ __all__ = [
     "demo",
     "doctor",
     "embed",
+    "estimate",
     "evaluate",
     "experiment",
     "experiment_data",

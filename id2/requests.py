@@ -431,6 +431,83 @@ class DoctorRequest(Request):
         storage.require(storage.normalize(self.out))
 
 
+# Counts are floats, so that a command line takes 1e9. The largest is more than any corpus.
+_MOST = 1e15
+
+
+class EstimateRequest(Request):
+    """Estimate machine hours, wall time, bytes, and cost of a corpus, from measured unit rates.
+
+    Reads no picture. What depends on a rate that was never measured is shown as not measured.
+    """
+
+    references: float = option("Reference pictures, such as 1e9.", ge=1, le=_MOST, example="1e9")
+    queries: float = option("Uploads in a night, such as 1e7.", ge=1, le=_MOST, example="1e7")
+    new_references: float = option(
+        "References that a night adds. They are searched among the uploads of all nights that are kept.",
+        0,
+        ge=0,
+        le=_MOST,
+        example="1e5",
+    )
+    nights: int = option("Nights whose uploads are kept.", 30, ge=1, le=defaults.MOST_DAYS)
+    engine: Literal["local", "flink", "spark", "dataflow"] = option(
+        "What runs the jobs. local is one process on one machine.", "local"
+    )
+    gpu: str | None = option(
+        "GPU of each worker. Only the h100 was measured.",
+        None,
+        unset="none",
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        example="h100",
+    )
+    workers: float | None = option(
+        "Workers of a job, all alike. local has one.", None, unset="1", ge=1, le=1e6, example=100
+    )
+    hours: float | None = option(
+        "Target wall time of each stage, in hours. Replaces --workers.", None, gt=0, example=8
+    )
+    vcpus: int | None = option(
+        "Cores of a worker.", None, unset="those of the machine that was measured", ge=1, le=1024, example=8
+    )
+    shard_memory: int | None = setting("shard_memory")
+    encoder: str | None = setting("encoder")
+    latent: int = option("Numbers in a latent.", 4096, ge=1, le=10**7)
+    dimension: int = option("Numbers in a descriptor.", 512, ge=1, le=10**6)
+    megapixels: float = option(
+        "Megapixels of an average picture. 0.2 is 512×384, the picture of the rates.", 0.2, gt=0, le=1000
+    )
+    top_k: int | None = setting("top_k")
+    steps: float = option("Steps of gradient descent for W, by default the paper's.", 50_000, ge=1, le=_MOST)
+    gpu_hour_price: float | None = option(
+        "Price of an hour of a GPU. Without prices, no cost is shown.", None, ge=0, example=3.5
+    )
+    vcpu_hour_price: float | None = option("Price of an hour of a core.", None, ge=0, example=0.05)
+    gb_month_price: float | None = option("Price of 10⁹ stored bytes a month.", None, ge=0, example=0.02)
+    rates: str | None = option(
+        "File of unit rates that `python -m benchmarks.rates` wrote.", None, unset="the bundled one"
+    )
+
+    def check(self) -> None:
+        """Refuse broken counts, and options that exclude or need one another."""
+        super().check()
+        counts = ("references", "queries", "new_references", "workers", "steps")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and not float(value).is_integer():
+                raise OptionError(f"{name} is {value:g}: give a whole number")
+        if self.workers and self.hours:
+            raise OptionError("give either --workers or --hours")
+        if self.engine == "local" and (self.hours or (self.workers or 1) > 1):
+            raise OptionError("local has one worker: give --engine flink, spark or dataflow")
+        if self.gpu is None and self.gpu_hour_price is not None:
+            raise OptionError("--gpu-hour-price goes with --gpu")
+        if self.gpu and (self.gpu_hour_price is None) != (self.vcpu_hour_price is None):
+            raise OptionError(
+                "workers have cores and a GPU: give both --gpu-hour-price and --vcpu-hour-price"
+            )
+
+
 class TrainRequest(Request, GradientConfig):
     """Train W from stored latents; write OUT/W.safetensors and OUT/report.json. Re-run to resume."""
 

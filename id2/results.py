@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from id2core.estimates.report import EstimateReport as EstimateReport
 from id2core.evaluation.comparison import EvaluateReport as EvaluateReport
 from id2core.evaluation.comparison import VerdictRate
 from id2core.oripid.imports import ImportSummary as ImportSummary

@@ -1,0 +1,57 @@
+"""Estimate what a corpus costs, from unit rates."""
+
+from __future__ import annotations
+
+from id2.requests import EstimateRequest
+from id2core.errors import OptionError
+from id2core.estimates import report
+from id2core.estimates.rates import RateFile
+from id2core.estimates.report import EstimateReport
+from id2core.estimates.workload import Prices, Workers, Workload
+
+
+def run(request: EstimateRequest) -> EstimateReport:
+    """Estimate every stage; nothing is read but the file of rates.
+
+    Raises:
+        OptionError: the file of rates is missing or damaged, or a shard does not fit into the card.
+    """
+    file = RateFile.load(request.rates)
+    settings = request.settings()
+    load = Workload(
+        references=int(request.references),
+        queries=int(request.queries),
+        new_references=int(request.new_references),
+        nights=request.nights,
+        encoder=settings.encoder,
+        latent_size=request.latent,
+        descriptor_size=request.dimension,
+        megapixels=request.megapixels,
+        top_k=settings.top_k,
+        steps=int(request.steps),
+    )
+    return report.estimate(
+        load,
+        _workers(request, file),
+        Prices(request.gpu_hour_price, request.vcpu_hour_price, request.gb_month_price),
+        file,
+    )
+
+
+def _workers(request: EstimateRequest, file: RateFile) -> Workers:
+    card = file.devices.get(request.gpu) if request.gpu else None
+    measured = card.machine if card else file.cpu
+    shard_bytes = request.settings().shard_memory << 20
+    if card and card.machine.gpu_bytes and shard_bytes > card.machine.gpu_bytes:
+        raise OptionError(
+            f"a shard of {shard_bytes >> 20:,} MiB does not fit into the memory of {request.gpu}, "
+            f"{int(card.machine.gpu_bytes) >> 20:,} MiB: give a smaller --shard-memory"
+        )
+    return Workers(
+        count=int(request.workers or 1),
+        hours=request.hours,
+        vcpus=request.vcpus or measured.vcpus,
+        shard_bytes=shard_bytes,
+        gpu=request.gpu,
+        engine=request.engine,
+    )

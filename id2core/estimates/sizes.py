@@ -1,0 +1,38 @@
+"""Bytes of the data sets."""
+
+from __future__ import annotations
+
+from id2core.estimates.layout import SearchLayout
+from id2core.estimates.rates import Lookup
+from id2core.estimates.workload import Workload
+
+
+def vector_bytes(rows: int, latent_size: int, descriptor_size: int) -> int:
+    """Return the bytes of some float16 latents and float32 descriptors before compression."""
+    return rows * (2 * latent_size + 4 * descriptor_size)
+
+
+def embeddings_bytes(rate: Lookup, rows: int, latent_size: int, descriptor_size: int) -> float:
+    """Return the stored bytes of some rows of `embeddings/`; NaN if not measured."""
+    latent = latent_size * rate("latent_number_bytes")
+    descriptor = descriptor_size * rate("descriptor_number_bytes")
+    return rows * (latent + descriptor + rate("embedding_row_bytes"))
+
+
+def data_sets(rate: Lookup, load: Workload, night: SearchLayout) -> dict[str, float]:
+    """Return the stored bytes of each data set by name; those that grow are after the nights that are kept.
+
+    `matches/` is an upper limit: all k pairs of every upload. A floor stores fewer. Staged candidates are
+    those of one night, and are deleted at its end.
+    """
+
+    def embeddings(rows: int) -> float:
+        return embeddings_bytes(rate, rows, load.latent_size, load.descriptor_size)
+
+    pairs = load.kept_queries * min(load.top_k, load.references)
+    return {
+        "reference/embeddings": embeddings(load.references),
+        "queries/embeddings": embeddings(load.kept_queries),
+        "matches": pairs * rate("match_row_bytes"),
+        "staged candidates": night.candidates(load.top_k) * rate("candidate_row_bytes"),
+    }

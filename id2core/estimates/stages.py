@@ -1,0 +1,197 @@
+"""Seconds of each stage: units of work over workers, and what one process does alone.
+
+A stage cuts its work into units. Workers take one unit after another, so the last round may leave some
+workers idle. Planning and commits are of one process, and no worker makes them faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from id2core import defaults
+from id2core.estimates import layout, rates
+from id2core.estimates.layout import SearchLayout, ceil_div
+from id2core.estimates.rates import Lookup
+from id2core.estimates.workload import LOCAL, Workers, Workload
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Units of work of one kind, which workers share.
+
+    Attributes:
+        units: how many.
+        unit_seconds: of the largest unit, on one worker.
+        seconds: of all units, on one worker.
+    """
+
+    units: int
+    unit_seconds: float
+    seconds: float
+
+    @classmethod
+    def of(cls, rows: int, unit_rows: int, each: float) -> Phase:
+        """Cut rows into units, given the seconds of a row."""
+        return cls(ceil_div(rows, unit_rows), min(rows, unit_rows) * each, rows * each)
+
+    def wall(self, workers: int) -> float:
+        """Return the seconds until the last worker is done."""
+        rounds = ceil_div(self.units, workers) * self.unit_seconds
+        return _least(rounds, self.seconds)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A job, or the part of one that is estimated by itself, on some number of workers.
+
+    Attributes:
+        phases: work of the workers, one after the other.
+        workers: how many take part.
+        serial: seconds of one process.
+        start: seconds of the job besides, in one process.
+    """
+
+    phases: tuple[Phase, ...]
+    workers: int
+    serial: float = 0.0
+    start: float = 0.0
+
+    @property
+    def units(self) -> int:
+        """Return the units of the first phase."""
+        return self.phases[0].units
+
+    @property
+    def work(self) -> float:
+        """Return the seconds that workers are held."""
+        return sum(phase.wall(self.workers) for phase in self.phases)
+
+    @property
+    def wall(self) -> float:
+        """Return the seconds from start to end."""
+        return self.start + self.serial + self.work
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage that can be estimated for any number of workers.
+
+    Attributes:
+        name: what it does.
+        on: makes the stage for a number of workers.
+        most_workers: how many can take part.
+        on_gpu: whether the workers have a card.
+    """
+
+    name: str
+    on: Callable[[int], Stage]
+    most_workers: int
+    on_gpu: bool = False
+
+    def least_workers(self, seconds: float) -> int | None:
+        """Return about how few workers take no longer than that; None if no number does, or if not known."""
+        if not self.on(self.most_workers).wall <= seconds:  # NaN fails, too
+            return None
+        low, high = 1, self.most_workers
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.on(middle).wall <= seconds else (middle + 1, high)
+        return low
+
+
+def _least(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
+
+
+def _most(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
+
+
+def embedding(rate: Lookup, load: Workload, machine: Workers, images: int, name: str) -> Job:
+    """Estimate the embedding of images, in parts of `defaults.PART_SIZE`."""
+    larger = load.megapixels - rates.MEGAPIXELS
+    further = larger * rate("decode_megapixel") if larger > 0 else 0.0
+    if machine.gpu:
+        # Decoders run beside the card. The slower of both decides.
+        decoding = (rate("decode_image") + further) / machine.vcpus
+        each = _most(rate(f"embed_image.{load.encoder}", machine.gpu), decoding)
+    else:
+        each = (rate(f"embed_image.{load.encoder}") + further) / machine.vcpus
+    parts = Phase.of(images, defaults.PART_SIZE, each)
+    serial, start = images * rate("plan_object"), _start(rate, machine, "embed_start")
+    return Job(name, lambda count: Stage((parts,), count, serial, start), parts.units, bool(machine.gpu))
+
+
+def search(rate: Lookup, load: Workload, machine: Workers, queries: int, references: int, name: str) -> Job:
+    """Estimate the search of uploads among references: tasks, then a merge of each block."""
+    serial = references * rate("search_plan_row")
+    start = _start(rate, machine, "search_start")
+
+    def on(count: int) -> Stage:
+        plan = search_layout(load, machine, queries, references, count)
+        loading, searching = task_seconds(rate, load, machine, plan)
+        tasks = Phase(
+            plan.tasks,
+            loading + searching,
+            plan.parts * references / plan.shard_rows * loading
+            + queries / plan.part_rows * references / plan.shard_rows * searching,
+        )
+        merging = plan.candidates(load.top_k) * rate("search_candidate")
+        merging += queries * min(load.top_k, references) * rate("search_match")
+        merging /= machine.vcpus
+        merges = Phase(plan.blocks, min(1.0, layout.BLOCK_ROWS / queries) * merging, merging)
+        planning = serial + plan.meetings * rate("search_plan_meet")
+        return Stage((tasks, merges), count, planning, start)
+
+    # With more workers than these, tasks would be smaller than they may be.
+    most = search_layout(load, machine, queries, references, queries * references).tasks
+    return Job(name, on, most, bool(machine.gpu))
+
+
+def search_layout(
+    load: Workload, machine: Workers, queries: int, references: int, workers: int
+) -> SearchLayout:
+    """Return how a search is cut up on some number of workers."""
+    return SearchLayout.of(queries, references, load.descriptor_size, machine.shard_bytes, workers)
+
+
+def task_seconds(rate: Lookup, load: Workload, machine: Workers, plan: SearchLayout) -> tuple[float, float]:
+    """Return the seconds of a task on one worker: loading its shard, and searching its uploads."""
+    numbers = plan.shard_rows * load.descriptor_size
+    loading = 4 * numbers * rate("search_load_byte") / machine.vcpus
+    each = rate("search_block_row") / machine.vcpus
+    if machine.gpu:
+        each += numbers * rate("search_number", machine.gpu)
+    else:
+        each += numbers * rate("search_number") / machine.vcpus
+    return loading, plan.part_rows * each
+
+
+def reprojection(rate: Lookup, load: Workload, machine: Workers) -> Job:
+    """Estimate descriptors of another W for both corpora, file by file."""
+    each = _size(load) * rate("reproject_row") / machine.vcpus
+    files = Phase.of(load.references + load.kept_queries, defaults.PART_SIZE, each)
+    start = _start(rate, machine, "reproject_start")
+    return Job("re-projection", lambda count: Stage((files,), count, start=start), files.units)
+
+
+def training(rate: Lookup, load: Workload, machine: Workers) -> Job:
+    """Estimate the gradient descent of W, on one worker."""
+    each = rate("train_step", machine.gpu) if machine.gpu else rate("train_step") / machine.vcpus
+    seconds = load.steps * _size(load) * each
+    steps = Phase(1, seconds, seconds)
+    return Job("training of W", lambda count: Stage((steps,), count), 1, bool(machine.gpu))
+
+
+def _size(load: Workload) -> float:
+    """Return the numbers of W over those of the W that the rates were measured with."""
+    return load.latent_size * load.descriptor_size / (rates.LATENT_SIZE * rates.DESCRIPTOR_SIZE)
+
+
+def _start(rate: Lookup, machine: Workers, name: str) -> float:
+    """Return the seconds that a job takes besides its work. Those of other engines are not included."""
+    return rate(name) if machine.engine == LOCAL else 0.0

@@ -1,0 +1,90 @@
+"""`id2 estimate`: numbers as people write them, a table, JSON, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import id2
+from id2core.errors import OptionError
+from id2core.estimates.rates import RateFile
+from tests.commands import call
+from tests.id2core.estimates.test_estimates import rate_file
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> str:
+    path = tmp_path / "rates.json"
+    path.write_text(rate_file().model_dump_json())
+    return str(path)
+
+
+def test_the_command_prints_stages_bytes_and_machines(rates: str) -> None:
+    arguments = [
+        "estimate",
+        "--references",
+        "1e9",
+        "--queries",
+        "1e7",
+        "--engine",
+        "dataflow",
+        "--rates",
+        rates,
+    ]
+    done = call(*arguments, "--workers", "100", "--nights", "2")
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "embedding of references",
+        "search of a night",
+        "back-scan of everything",
+        "re-projection",
+        "training of W",
+        "reference/embeddings",
+        "start of dataflow, and what it adds to each unit of work: not measured",
+        "a processor",
+    ):
+        assert part in done.stdout
+    assert "cost" not in done.stdout
+    assert "cost" in call(*arguments, "--vcpu-hour-price", "0.05").stdout
+    card = call(*arguments, "--gpu", "a100").stdout
+    assert "not measured: a100: search_number" in card and "not measured" in card.splitlines()[1]
+
+
+def test_the_command_and_the_function_give_one_object(rates: str) -> None:
+    done = call("estimate", "--references", "1e6", "--queries", "1e3", "--rates", rates, "--json")
+    made = json.loads(done.stdout)
+    assert made == json.loads(id2.estimate(references=1e6, queries=1000, rates=rates).model_dump_json())
+    assert made["references"] == 1_000_000 and made["kept_queries"] == 30_000
+
+
+def test_the_bundled_rates_give_an_estimate_for_each_stage() -> None:
+    report = id2.estimate(
+        references=1e12, queries=1e12, engine="flink", workers=1e6, gpu="h100", encoder="sd2"
+    )
+    assert report.gpu == RateFile.load().devices["h100"].machine
+    assert report.stages[0].name == "embedding of references"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"references": 0}, "references is 0"),
+        ({"references": 1.5}, "whole number"),
+        ({"references": float("nan")}, "references is nan"),
+        ({"references": 1e16}, "references is 1e"),
+        ({"queries": -1}, "queries is -1"),
+        ({"workers": 2}, "local has one worker"),
+        ({"hours": 2}, "local has one worker"),
+        ({"engine": "flink", "workers": 2, "hours": 2}, "either --workers or --hours"),
+        ({"gpu_hour_price": 2}, "goes with --gpu"),
+        ({"gpu": "h100", "gpu_hour_price": 2}, "give both"),
+        ({"gpu": "H100; rm"}, "gpu is"),
+        ({"rates": "nowhere.json"}, "no such file"),
+        ({"gpu": "h100", "shard_memory": 200_000}, "smaller --shard-memory"),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        id2.estimate(**({"references": 1000, "queries": 10} | options))

@@ -1,0 +1,264 @@
+"""Estimates: how work is cut up, seconds and bytes of it, and what was never measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_jobs import search as search_job
+from id2core import defaults
+from id2core.errors import OptionError
+from id2core.estimates import layout, report, sizes, stages
+from id2core.estimates.layout import SearchLayout
+from id2core.estimates.rates import CPU, MEANINGS, Lookup, RateFile
+from id2core.estimates.report import EstimateReport
+from id2core.estimates.workload import Prices, Workers, Workload
+from id2core.runs.execution import Execution
+from id2core.search import cuts, match_rows, matching, shards
+from id2core.store import schemas
+from tests.descriptor_sets import unit, write_embeddings
+
+MACHINE = {"name": "a processor", "vcpus": 2, "measured": "2026-01-01", "versions": {}}
+# Powers of two and ten, so that sums can be checked by hand.
+CPU_RATES = {
+    "embed_image.mini": 0.5,
+    "decode_image": 0.1,
+    "decode_megapixel": 1.0,
+    "plan_object": 0.001,
+    "embed_start": 3.0,
+    "search_load_byte": 1e-6,
+    "search_block_row": 0.01,
+    "search_number": 1e-7,
+    "search_candidate": 1e-4,
+    "search_match": 1e-3,
+    "search_plan_row": 1e-4,
+    "search_plan_meet": 0.01,
+    "search_start": 2.0,
+    "reproject_row": 0.25,
+    "reproject_start": 1.0,
+    "train_step": 0.5,
+    "latent_number_bytes": 2.0,
+    "descriptor_number_bytes": 4.0,
+    "embedding_row_bytes": 100.0,
+    "match_row_bytes": 50.0,
+    "candidate_row_bytes": 10.0,
+}
+CARD = {
+    "machine": MACHINE | {"gpu_bytes": 1e9},
+    "rates": {"embed_image.mini": 0.25, "search_number": 1e-9, "train_step": 0.1},
+}
+counts = st.integers(1, 10**12)
+# Each worker has four rounds of a search or more. A round that is not full costs a quarter at most.
+ROUNDS = 1.25 + 1e-9
+
+
+def rate_file(**cpu: float | None) -> RateFile:
+    rates = {name: value for name, value in (CPU_RATES | cpu).items() if value is not None}
+    return RateFile.model_validate({"devices": {CPU: {"machine": MACHINE, "rates": rates}, "card": CARD}})
+
+
+def estimate(load: Workload, workers: Workers = Workers(), **prices: float) -> EstimateReport:  # noqa: B008
+    return report.estimate(load, workers, Prices(**prices), rate_file())
+
+
+def stage_of(made: EstimateReport, name: str) -> report.StageEstimate:
+    return next(stage for stage in made.stages if stage.name == name)
+
+
+def test_an_embedding_is_its_images_and_what_one_process_does() -> None:
+    rate = Lookup(rate_file())
+    job = stages.embedding(rate, Workload(10_000, 1), Workers(), 10_000, "embedding")
+    # 0.5 vCPU-s an image on two cores; three parts, of which the last is short.
+    assert job.most_workers == 3
+    assert job.on(1).wall == pytest.approx(3 + 10_000 * 0.001 + 10_000 * 0.25)
+    assert job.on(2).work == pytest.approx(2 * 4096 * 0.25) and job.on(3).work == pytest.approx(4096 * 0.25)
+    large = stages.embedding(rate, Workload(10, 1, megapixels=1.2), Workers(), 10, "embedding")
+    assert large.on(1).work == pytest.approx(10 * (0.5 + 1) / 2)
+
+
+def test_a_card_waits_for_decoders_that_are_too_slow() -> None:
+    rate, load = Lookup(rate_file()), Workload(4096, 1)
+    fed, starved = (
+        stages.embedding(rate, replace(load, megapixels=size), Workers(gpu="card"), 4096, "embedding")
+        for size in (0.1, 10.2)
+    )
+    assert fed.on(1).work == pytest.approx(4096 * 0.25)
+    assert starved.on(1).work == pytest.approx(4096 * (0.1 + 10) / 2)
+
+
+def test_a_search_is_loads_products_merges_and_its_plan() -> None:
+    rate, load = Lookup(rate_file()), Workload(3000, 2000, descriptor_size=100, top_k=10)
+    job = stages.search(rate, load, Workers(shard_bytes=1000 * cuts.row_bytes(100)), 2000, 3000, "search")
+    assert job.on(1).units == job.most_workers == 3  # shards of 1,000
+    loads = 3 * 1000 * 100 * 4 * 1e-6 / 2
+    blocks = 3 * 2000 * (0.01 + 1000 * 100 * 1e-7) / 2
+    merges = 2000 * 3 * 10 * 1e-4 / 2 + 2000 * 10 * 1e-3 / 2
+    assert job.on(1).work == pytest.approx(loads + blocks + merges)
+    assert job.on(1).wall == pytest.approx(loads + blocks + merges + 3000 * 1e-4 + 0.01 + 2)
+    assert job.on(3).work == pytest.approx((loads + blocks) / 3 + merges * 1024 / 2000)
+
+
+def test_bytes_are_those_of_a_real_data_set(tmp_path: Path) -> None:
+    rows, size = 500, 24
+    references = write_embeddings(tmp_path / "references", unit(rows, size, 0), 4, "r")
+    table = references.read(["latent", "descriptor"])
+    held = sum(schemas.column_to_vectors(table[name]).nbytes for name in ("latent", "descriptor"))
+    assert held == sizes.vector_bytes(rows, 1, size)
+    shard = shards.load(references, references.files)
+    assert shard.descriptors.nbytes == rows * (cuts.row_bytes(size) - cuts.row_bytes(0))
+
+
+def test_a_search_is_cut_up_as_the_job_cuts_it(tmp_path: Path) -> None:
+    rows, size = 600, 8
+    references = write_embeddings(tmp_path / "references", unit(rows, size, 0), 6, "r")
+    queries = write_embeddings(tmp_path / "queries", unit(200, size, 1), 1, "q")
+    plan = match_rows.make(references, queries, str(tmp_path / "matches"), Execution.begin(), 3)
+    plan = replace(plan, shard_bytes=200 * cuts.row_bytes(size))
+    for workers in (1, 5):
+        tasks = matching.tasks(plan, search_job.TASKS_PER_WORKER * workers)
+        cut = SearchLayout.of(200, rows, size, plan.shard_bytes, workers)
+        assert (cut.tasks, cut.blocks) == (len(tasks), len(tasks[0].blocks)) == (3, 1)
+    found = [matching.search(plan, task.blocks, matching.load_shard(plan, task.files)) for task in tasks]
+    assert sum(candidates.num_rows for each in found for _, candidates in each) == cut.candidates(3)
+
+
+def test_the_layout_has_the_constants_of_the_search() -> None:
+    assert layout.BLOCK_ROWS == schemas.ROW_GROUP
+    assert layout.TASKS_PER_WORKER == search_job.TASKS_PER_WORKER
+
+
+@given(queries=counts, references=counts, mebibytes=st.integers(1, 10**6), workers=st.integers(1, 10**6))
+def test_shards_fit_into_memory_and_no_worker_waits_for_small_tasks(
+    queries: int, references: int, mebibytes: int, workers: int
+) -> None:
+    cut = SearchLayout.of(queries, references, 512, mebibytes << 20, workers)
+    assert cut.shards * cut.shard_rows >= references and cut.parts * cut.part_rows >= queries
+    assert (cut.shard_rows - 1) * cuts.row_bytes(512) <= mebibytes << 20
+    assert cut.part_rows <= cuts.QUERIES_PER_LOAD
+    if cut.tasks < layout.TASKS_PER_WORKER * workers:  # then tasks are as small as they may be
+        assert cut.part_rows < 2 * cuts.LEAST_QUERIES
+        assert cut.shard_rows * cuts.row_bytes(512) < 2 * cuts.LEAST_SHARD_BYTES + cuts.row_bytes(512)
+
+
+@settings(max_examples=60)
+@given(
+    references=counts,
+    queries=counts,
+    count=st.integers(1, 10**6),
+    gpu=st.sampled_from([None, "card"]),
+    grown=st.sampled_from(["references", "queries", "megapixels", "latent_size"]),
+)
+def test_more_work_takes_longer_and_more_workers_do_not(
+    references: int, queries: int, count: int, gpu: str | None, grown: str
+) -> None:
+    load, workers = Workload(references, queries), Workers(count=count, gpu=gpu, engine="flink")
+    more = replace(load, **{grown: getattr(load, grown) * 3})
+    # Of one worker: a larger search may be shared by workers that a small one leaves idle.
+    alone = replace(workers, count=1)
+    for less, greater in zip(estimate(load, alone).stages, estimate(more, alone).stages, strict=True):
+        assert less.wall_hours <= greater.wall_hours * ROUNDS
+        assert less.wall_hours >= less.serial_hours
+    wide = estimate(load, replace(workers, count=2 * count))
+    for narrow, wider in zip(estimate(load, workers).stages, wide.stages, strict=True):
+        assert wider.wall_hours <= narrow.wall_hours * ROUNDS
+
+
+def test_training_takes_its_steps_on_one_machine() -> None:
+    made = estimate(Workload(10, 10, steps=1000, latent_size=2048), Workers(vcpus=4))
+    assert stage_of(made, "training of W").wall_hours == pytest.approx(1000 * 0.5 / 4 / 2 / 3600)
+
+
+def test_inputs_larger_than_any_corpus_stay_numbers() -> None:
+    made = estimate(Workload(10**15, 10**15, nights=30), gb_month=0.02, vcpu_hour=1.0)
+    assert made.kept_queries == 30 * 10**15
+    figures = [f for stage in made.stages for f in (stage.wall_hours, stage.vcpu_hours, stage.cost)]
+    assert all(figure is not None and 0 < figure < float("inf") for figure in figures)
+    assert EstimateReport.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize("name", CPU_RATES)
+def test_what_depends_on_a_rate_that_is_missing_is_not_known(name: str) -> None:
+    load, prices = Workload(10_000, 1000, new_references=10), Prices(vcpu_hour=1.0, gb_month=1.0)
+    whole = report.estimate(load, Workers(), prices, rate_file())
+    lacking = report.estimate(load, Workers(), prices, rate_file(**{name: None}))
+    assert whole.not_measured == ()
+    if name.startswith("decode_"):  # a CPU's rate of an encoder includes decoding
+        assert lacking == whole
+        return
+    assert lacking.not_measured == (f"cpu: {name}",)
+    unknown = [stage.name for stage in lacking.stages if stage.wall_hours is None]
+    unsized = [place for place, held in lacking.bytes.items() if held is None]
+    assert unknown or unsized
+    for stage in lacking.stages:
+        assert (stage.cost is None) == (stage.wall_hours is None)
+        if stage.name not in unknown:
+            assert stage in whole.stages
+    if unsized and unsized != ["staged candidates"]:
+        assert lacking.storage_cost is None
+
+
+def test_a_card_that_was_never_measured_has_no_hours() -> None:
+    made = estimate(Workload(10**6, 10**4), Workers(gpu="a100"))
+    assert made.gpu is None and stage_of(made, report.SEARCH).gpu_hours is None
+    assert set(made.not_measured) == {
+        f"a100: {n}" for n in ("embed_image.mini", "search_number", "train_step")
+    }
+    assert stage_of(made, "re-projection").wall_hours is not None
+
+
+def test_a_target_takes_as_few_workers_as_meet_it() -> None:
+    load, wanted = Workload(10**7, 10**5), Workers(hours=2.0, engine="flink")
+    made = estimate(load, wanted)
+    stage = stage_of(made, "embedding of references")
+    assert stage.reaches_target is False and stage.workers is None  # one process plans for 2.8 hours
+    night = stage_of(made, "embedding of a night")
+    assert night.reaches_target and night.workers and night.wall_hours <= 2
+    fewer = stage_of(estimate(load, Workers(night.workers - 1, engine="flink")), "embedding of a night")
+    assert fewer.wall_hours > 2
+
+
+def test_cost_is_hours_and_bytes_times_prices() -> None:
+    load = Workload(10_000, 1000)
+    made = estimate(load, Workers(gpu="card"), vcpu_hour=0.5, gpu_hour=3.0, gb_month=0.02)
+    for stage in made.stages:
+        if stage.cost is not None:
+            assert stage.cost == pytest.approx(0.5 * stage.vcpu_hours + 3 * stage.gpu_hours)
+    kept = sum(held for name, held in made.bytes.items() if name != "staged candidates")
+    assert made.storage_cost == pytest.approx(kept / 1e9 * 0.02)
+    assert made.bytes["reference/embeddings"] == 10_000 * (2 * 4096 + 4 * 512 + 100)
+    assert stage_of(estimate(load), report.SEARCH).cost is None
+
+
+def test_the_bundled_file_names_its_machines_and_known_rates() -> None:
+    file = RateFile.load()
+    assert {CPU, "h100"} <= set(file.devices)
+    assert all(held.machine.name and held.machine.measured for held in file.devices.values())
+    assert {name.partition(".")[0].removesuffix("*") for name in CPU_RATES} == {
+        name.partition(".")[0] for name in MEANINGS
+    }
+    assert defaults.PART_SIZE == 4096  # what a part and a file of the estimates are
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw["devices"].pop(CPU), "no rates of a cpu"),
+        (lambda raw: raw["devices"][CPU]["rates"].update(search_numbr=1), "no rate search_numbr"),
+        (lambda raw: raw["devices"][CPU]["rates"].update(train_step=-1), "train_step"),
+        (lambda raw: raw["devices"][CPU]["machine"].update(vcpus=0), "vcpus"),
+    ],
+)
+def test_a_file_that_holds_no_rates_is_refused(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    raw = rate_file().model_dump(mode="json")
+    change(raw)
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(OptionError, match=message):
+        RateFile.load(str(path))
+    with pytest.raises(OptionError, match="no such file"):
+        RateFile.load(str(tmp_path / "none.json"))
