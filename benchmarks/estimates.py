@@ -1,0 +1,96 @@
+"""Compare `id2 estimate` with real jobs: seconds and stored bytes at several sizes.
+
+Run `python -m benchmarks.estimates [--only search embedding reprojection] [--sizes 10000 100000 1000000]`;
+prints one line of JSON. Refresh the rates on the same machine first (`python -m benchmarks.rates`).
+
+The search is of 1,000 uploads among drawn descriptors, with shards of the default size. The
+embedding is of drawn 512×384 JPEGs by `pdq`. A ratio is estimate ÷ real run. The bar is 25% to either side.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks import common, rates
+from benchmarks.common import Bar, Row
+from id2core.estimates import layout, sizes, stages
+from id2core.estimates.rates import DESCRIPTOR_SIZE, LATENT_SIZE, Lookup, RateFile
+from id2core.estimates.stages import Stage
+from id2core.estimates.workload import Workers, Workload
+from id2core.store.datasets import Dataset
+
+BAR = Bar(0.75, 1.25)
+QUERIES = 1000
+
+
+def seconds_row(what: str, stage: Stage, seconds: float) -> Row:
+    estimated = stage.wall
+    return Row(what, f"{estimated:.1f} s", f"{seconds:.1f} s", round(estimated / seconds, 3), BAR)
+
+
+def bytes_row(what: str, estimated: float, made: Dataset) -> Row:
+    held = sum(file.bytes for file in made.files)
+    ours, other = (f"{count / 1e6:.2f} MB" for count in (estimated, held))
+    return Row(what, ours, other, round(estimated / held, 3), BAR)
+
+
+def search(rate: Lookup, workers: Workers, references: int, folder: Path) -> Iterator[Row]:
+    load = Workload(references, QUERIES, top_k=rates.TOP_K)
+    stage = stages.search(rate, load, workers, QUERIES, references, "search").on(1)
+    plan = stages.search_layout(load, workers, QUERIES, references, 1)
+    corpora = rates.draw_search(folder / "corpora", references, QUERIES)
+    rates.SearchRun(rates.draw_search(folder / "warm", 1000, 10), "matches", 1000)
+    run = rates.SearchRun(corpora, "matches", spread=layout.TASKS_PER_WORKER)
+    what = f"search of {QUERIES:,} × {references:,}, {plan.shards} shards"
+    yield seconds_row(what, stage, run.seconds)
+    yield bytes_row(f"matches of {what}", QUERIES * rates.TOP_K * rate("match_row_bytes"), run.matches)
+
+
+def embedding(rate: Lookup, workers: Workers, images: int, folder: Path) -> Iterator[Row]:
+    load = Workload(images, 1, encoder="pdq")
+    stage = stages.embedding(rate, load, workers, images, "embedding").on(1)
+    rates.embed_seconds(folder / "warm", 1, "pdq")
+    seconds, _ = rates.embed_seconds(folder, images, "pdq")
+    yield seconds_row(f"embedding of {images:,} by pdq", stage, seconds)
+
+
+def reprojection(rate: Lookup, workers: Workers, rows: int, folder: Path) -> Iterator[Row]:
+    load = Workload(rows, 1, nights=1)
+    stage = stages.reprojection(rate, load, workers).on(1)
+    rates.reproject_seconds(folder, 4096)
+    place = folder / "corpus"
+    place.mkdir()
+    seconds, made = rates.reproject_seconds(place, rows)
+    yield seconds_row(f"re-projection of {rows:,}", stage, seconds)
+    estimated = sizes.embeddings_bytes(rate, rows, LATENT_SIZE, DESCRIPTOR_SIZE)
+    yield bytes_row(f"embeddings of {rows:,} drawn latents", estimated, made)
+
+
+KINDS: dict[str, Callable[[Lookup, Workers, int, Path], Iterator[Row]]] = {
+    "search": search,
+    "embedding": embedding,
+    "reprojection": reprojection,
+}
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--rates", help="file of rates, by default the bundled one")
+    options: argparse.Namespace = parser.parse_args()
+    rate = Lookup(RateFile.load(options.rates))
+    workers = Workers(vcpus=rates.vcpus())
+    rows: list[Row] = []
+    for kind in options.only:
+        for size in options.sizes:
+            with TemporaryDirectory(prefix="id2-bench-") as folder:
+                rows += KINDS[kind](rate, workers, size, Path(folder))
+    common.report("estimates", rows)
+
+
+if __name__ == "__main__":
+    main()
