@@ -67,6 +67,7 @@ lint: setup
 docs: setup
 	$(BIN)/python -m factory.option_tables
 	$(BIN)/python -m factory.sql_views
+	$(BIN)/python -m factory.estimate_page
 
 bench: setup
 	$(BIN)/python -m benchmarks.run $(if $(PHOTOS),--photos $(PHOTOS))
