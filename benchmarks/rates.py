@@ -82,7 +82,7 @@ def measure_decoding() -> Rates:
 def measure_planning(objects: int = 100_000, files: int = 5000) -> Rates:
     """List a folder of files, and plan and commit a drawn night."""
     with TemporaryDirectory(prefix="id2-bench-") as name, TemporaryDirectory() as folder:
-        night = planning.night(Path(name), 1, objects)
+        night = planning.night(Path(name, "night"), 1, objects)
         for number in range(files):
             Path(folder, f"{number:06d}.jpg").write_bytes(b"0")
         source = registry.parse(folder)
