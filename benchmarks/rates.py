@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from itertools import cycle, islice, product
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -192,11 +192,17 @@ class SearchRun:
         """How many uploads met how many shards."""
         return self.plan.queries.rows * len({task.files for task in self.tasks})
 
-    def meet_seconds(self, least: int = 10_000) -> float:
-        """Seconds in which the plan decides whether a reference file meets an upload file."""
-        todo, queries = self.plan.todo, self.plan.queries.files
-        pairs = list(islice(cycle(product(queries, self.plan.references.files)), least))
-        return common.seconds(lambda: [todo.meet(*pair) for pair in pairs]) / least
+    def meet_seconds(self, least: int = 1000) -> float:
+        """Seconds of the plan for a reference file and an upload file, if there are many of both."""
+        sides = (_with_files(dataset, least) for dataset in (self.plan.references, self.plan.queries))
+        many = replace(self.plan, **dict(zip(("references", "queries"), sides, strict=True)))
+        return common.seconds(lambda: matching.tasks(many)) / least**2
+
+
+def _with_files(dataset: Dataset, count: int) -> Dataset:
+    """Return a data set that lists its files again until there are so many."""
+    files = tuple(islice(cycle(dataset.files), count))
+    return replace(dataset, commit=replace(dataset.commit, files=files))
 
 
 def names(rows: range, prefix: str) -> pa.Table:

@@ -7,6 +7,7 @@ or `background_rows`). The rows of many blocks become one sorted file, and the c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -217,8 +218,9 @@ def tasks(plan: SearchPlan, spread: int = 1, queries_each: int = cuts.QUERIES_PE
     if todo is None:
         return []
     queries = todo.query_files(plan.queries)
+    met_by = functools.cache(lambda classes: tuple(file for file in queries if todo.meet(file, classes)))
     met = (
-        (tuple(file for file in queries if todo.meet(file, references)), references)
+        (met_by(tuple(todo.references.in_file[references.name].tolist())), references)
         for references in todo.reference_files(plan.references)
     )
     made: list[Task] = []

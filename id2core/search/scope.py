@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +44,9 @@ class Scope:
         """Return how many matches an upload of each class has at most, int64[Q]."""
         return np.minimum(self.open @ self.references.counts, top_k)
 
-    def meet(self, queries: FileRecord, references: FileRecord) -> bool:
-        """Return whether two files hold a pair that is to be scored."""
-        rows, columns = self.queries.in_file[queries.name], self.references.in_file[references.name]
-        return bool(self.open[np.ix_(rows, columns)].any())
+    def meet(self, queries: FileRecord, classes: Sequence[int]) -> bool:
+        """Return whether a file has an upload that is to meet pictures of some classes."""
+        return bool(self.open[np.ix_(self.queries.in_file[queries.name], np.asarray(classes))].any())
 
     def query_files(self, queries: Dataset) -> list[FileRecord]:
         """Return the files with uploads of the scope."""

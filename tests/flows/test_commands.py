@@ -170,7 +170,6 @@ def test_doctor_knows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 WITHOUT = """
 import sys
 from tests.commands import call
-from tests.conftest import wait_until
 for arguments in {commands!r}:
     child = call(*arguments)
     assert child.returncode == 0, (arguments, child.stderr)
