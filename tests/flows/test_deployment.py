@@ -200,8 +200,8 @@ def test_a_run_that_is_cancelled_cancels_its_job_elsewhere(
         assert present
         return present
 
-    wait_until(lambda: state().is_final(), 300, "the end of the run")
-    assert state().is_cancelled(), prefect.log("worker")
+    # The run may say that it crashed, before its worker says that it was canceled.
+    wait_until(lambda: state().is_cancelled(), 600, "the end of the run")
 
 
 def test_the_server_schedules_the_nightly_deployment(prefect: Prefect, client: SyncPrefectClient) -> None:

@@ -85,4 +85,4 @@ def test_one_command_runs_a_night_that_the_server_knows(tmp_path: Path) -> None:
         assert process.poll() is None, (tmp_path / "log").read_text()
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(120)
+        process.wait(600)
