@@ -225,6 +225,8 @@ def tasks(plan: SearchPlan, spread: int = 1, queries_each: int = cuts.QUERIES_PE
     )
     made: list[Task] = []
     for files, group in groupby(met, itemgetter(0)):
+        if not files:  # its classes are wanted, but not by the uploads of any file
+            continue
         blocks = [QueryBlock(file, number) for file in files for number in range(file.row_groups)]
         references = [references for _, references in group]
         made += _cut(plan, references, blocks, spread, queries_each)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from beam_jobs import search
@@ -51,7 +51,21 @@ def toggle(corpus: Corpus, run_id: str, rows: set[tuple[str, int]], together: in
     return corpus.change(run_id, rows - corpus.rows.keys(), rows & corpus.rows.keys(), together)
 
 
+# The wanted classes of a reference file may be those of uploads in no file.
+NOBODY_MEETS_A_FILE = [
+    ({1, 3, 4, 5}, {("b", 1), ("a", 1), ("a", 2)}, True, 2),
+    ({2, 5}, set(), False, 1),
+    ({0, 1, 2, 4, 5}, set(), False, 1),
+    ({1, 2}, {("a", 2)}, False, 1),
+    ({0, 1, 2, 3, 4, 5}, {("a", 0)}, False, 3),
+    ({1, 3, 4, 5}, {("b", 1), ("a", 1), ("a", 2)}, True, 1),
+    ({0, 1, 2, 3, 4, 5}, {("b", 3), ("b", 4), ("a", 3), ("a", 4)}, False, 2),
+    ({0, 1, 2, 3, 4, 5}, {("b", i) for i in (1, 2, 3)} | {("a", i) for i in (0, 1, 2, 4)}, True, 3),
+]
+
+
 @settings(deadline=None, max_examples=25, phases=PHASES, suppress_health_check=list(HealthCheck))
+@example(nights=NOBODY_MEETS_A_FILE)
 @given(nights=st.lists(NIGHT, min_size=2, max_size=8))
 def test_every_pair_is_scored_once_whatever_comes_goes_and_returns(
     nights: list[tuple[set[int], set[tuple[str, int]], bool, int]],

@@ -199,7 +199,6 @@ def test_what_needs_no_torch_beam_or_prefect_loads_none(tiny_vae: str, tmp_path:
 REFUSED = """
 import sys
 from tests.commands import call
-from tests.conftest import wait_until
 for arguments, hint in {cases!r}:
     child = call(*arguments)
     assert child.returncode != 0 and hint in " ".join(child.stderr.split()), (arguments, child.stderr)
