@@ -39,6 +39,8 @@ RUNNERS = (IN_PROCESS, "FlinkRunner", "SparkRunner", "DataflowRunner", "Portable
 _KNOWN = {name.lower().removesuffix("runner") for name in (*StandardOptions.KNOWN_RUNNER_NAMES, "DaskRunner")}
 # Beam's Dask runner drops the output of finish_bundle without an error: rows would be lost.
 REFUSED = ("DaskRunner",)
+# The mode of Beam in which this process starts worker processes.
+_PROCESSES = "multi_processing"
 # Workers of an engine elsewhere that scales by itself.
 _WORKERS_ELSEWHERE = 16
 # The line of a worker's traceback that names an error of this project.
@@ -146,10 +148,11 @@ def workers(arguments: Sequence[str]) -> int:
         arguments: see `pipeline`.
     """
     options = PipelineOptions(list(arguments))
-    if is_in_process(arguments):
-        return 1
-    if runs_here(arguments):
-        return options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
+    if _name(options) == IN_PROCESS:
+        direct = options.view_as(DirectOptions)
+        if direct.direct_running_mode != _PROCESSES:
+            return 1
+        return direct.direct_num_workers or os.cpu_count() or 1
     scale = options.view_as(WorkerOptions)
     most = scale.max_num_workers or scale.num_workers or options.get_all_options().get("parallelism")
     return int(most) if most and int(most) > 0 else _WORKERS_ELSEWHERE
@@ -157,8 +160,8 @@ def workers(arguments: Sequence[str]) -> int:
 
 def is_in_process(arguments: Sequence[str]) -> bool:
     """Return whether this process itself does the work, so that it can count it."""
-    mode = PipelineOptions(list(arguments)).view_as(DirectOptions).direct_running_mode
-    return runs_here(arguments) and mode != "multi_processing"
+    options = PipelineOptions(list(arguments))
+    return _name(options) == IN_PROCESS and options.view_as(DirectOptions).direct_running_mode != _PROCESSES
 
 
 def _name(options: PipelineOptions) -> str:

@@ -23,6 +23,7 @@ from id2core.runs.ledger import Span
 from id2core.runs.units import Record
 from id2core.search import background_rows, match_rows, matching, shards, staging
 from id2core.search.background_rows import Backgrounds
+from id2core.search.cuts import TASKS_PER_WORKER
 from id2core.search.indexes import FLAT
 from id2core.search.match_rows import Judge
 from id2core.search.matching import Bin, BlockResult, QueryBlock, SearchPlan, Task
@@ -31,8 +32,6 @@ from id2core.search.staging import Candidates
 from id2core.store.datasets import Dataset
 
 STAGE = "search"
-# Tasks that each worker has, so that a slow one does not keep the others waiting.
-TASKS_PER_WORKER = 4
 # A product uses every core, and memory holds one shard: of the threads of a process, one searches.
 _ONE_SHARD = threading.Lock()
 

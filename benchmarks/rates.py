@@ -26,11 +26,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from beam_jobs import embed, metrics, reproject, runners, search
 from benchmarks import common, planning, reprojection
-from benchmarks.search import IDS, unit
+from benchmarks.search import unit, write_embeddings
 from benchmarks.training import Marks
 from id2core import defaults
 from id2core.encoders import images
@@ -41,8 +40,8 @@ from id2core.runs.execution import Execution
 from id2core.search import cuts, match_rows, matching, scope, shards
 from id2core.search.matching import SearchPlan, Task
 from id2core.sources import registry
-from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, Dataset
+from id2core.store import schemas
+from id2core.store.datasets import Dataset
 from id2core.transforms import reprojection as projecting
 from id2core.transforms.linear import Transform
 
@@ -215,27 +214,11 @@ def names(rows: range, prefix: str) -> pa.Table:
     )
 
 
-def write_embeddings(uri: Path, vectors: NDArray[np.float32], prefix: str) -> None:
-    """A committed data set of these descriptors, in files of a part."""
-    schema = schemas.embeddings_schema(1, vectors.shape[1])
-    records = []
-    for start in range(0, len(vectors), defaults.PART_SIZE):
-        part = vectors[start : start + defaults.PART_SIZE]
-        columns: dict[str, Any] = {f.name: pa.nulls(len(part), f.type) for f in schema}
-        columns |= dict(zip(("image_id", "uri"), names(range(start, start + len(part)), prefix), strict=True))
-        columns |= {"generation": ["1"] * len(part), "run_id": [prefix] * len(part)}
-        columns["latent"] = schemas.vectors_to_array(np.zeros((len(part), 1), np.float16), 1)
-        columns["descriptor"] = schemas.vectors_to_array(part, part.shape[1])
-        table = pa.Table.from_pydict(columns, schema)
-        records.append(datasets.write_file(str(uri), f"part-{start:09d}.parquet", [table], schema))
-    datasets.write_commit(str(uri), Commit(schemas.EMBEDDINGS, prefix, IDS, tuple(records)))
-
-
 def draw_search(folder: Path, references: int, queries: int, size: int = rates.DESCRIPTOR_SIZE) -> Path:
     """Write two corpora of random descriptors."""
     folder.mkdir()
-    write_embeddings(folder / "references", unit(references, size, 0), "r")
-    write_embeddings(folder / "queries", unit(queries, size, 1), "q")
+    write_embeddings(folder / "references", unit(references, size, 0), "r", names)
+    write_embeddings(folder / "queries", unit(queries, size, 1), "q", names)
     return folder
 
 

@@ -60,13 +60,15 @@ def names(rows: range, prefix: str) -> pa.Table:
     )
 
 
-def write_embeddings(uri: Path, vectors: Vectors, prefix: str) -> None:
+def write_embeddings(
+    uri: Path, vectors: Vectors, prefix: str, named: Callable[[range, str], pa.Table] = names
+) -> None:
     """A committed data set of these descriptors; a search reads no other wide column."""
     schema = schemas.embeddings_schema(1, vectors.shape[1])
     records = []
     for start in range(0, len(vectors), defaults.PART_SIZE):
         part = vectors[start : start + defaults.PART_SIZE]
-        held = names(range(start, start + len(part)), prefix)
+        held = named(range(start, start + len(part)), prefix)
         columns: dict[str, Any] = {
             name: pa.nulls(len(part), schema.field(name).type) for name in schema.names
         }

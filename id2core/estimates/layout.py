@@ -7,11 +7,11 @@ from typing import Final
 
 from id2core import defaults
 from id2core.search import cuts
+from id2core.search.cuts import TASKS_PER_WORKER as TASKS_PER_WORKER
+from id2core.store import schemas
 
 # Rows of a block of uploads: a row group of embeddings/.
-BLOCK_ROWS: Final = 1024
-# Tasks that a job wants for each worker, as `beam_jobs.search` has it. A test compares them.
-TASKS_PER_WORKER: Final = 4
+BLOCK_ROWS: Final = schemas.ROW_GROUP
 
 
 def ceil_div(count: int, each: int) -> int:

@@ -147,9 +147,7 @@ class _Uploads:
         photos = np.repeat(np.arange(len(latents)), count)
         blocks = np.array_split(photos, max(1, len(photos) // BLOCK_ROWS))
         descriptors = np.concatenate([_describe(views(latents, block, rng), w) for block in blocks])
-        best = TopK(len(photos), BEST)
-        best.add(descriptors @ background.T)
-        return _Uploads(descriptors, photos, background_means(best.result()[1], BEST))
+        return _Uploads(descriptors, photos, _background_means(descriptors, background))
 
 
 @dataclass(frozen=True, eq=False)

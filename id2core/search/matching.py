@@ -214,9 +214,10 @@ def tasks(plan: SearchPlan, spread: int = 1, queries_each: int = cuts.QUERIES_PE
         spread: how many tasks are wanted, so that every worker has its share.
         queries_each: that one load of a shard is good for.
     """
-    todo = plan.scope
-    if todo is None:
+    if not plan.has_work:
         return []
+    todo = plan.todo
+    row_bytes = cuts.row_bytes(shards.descriptor_size(plan.references))
     queries = todo.query_files(plan.queries)
     met_by = functools.cache(lambda classes: tuple(file for file in queries if todo.meet(file, classes)))
     met = (
@@ -229,19 +230,19 @@ def tasks(plan: SearchPlan, spread: int = 1, queries_each: int = cuts.QUERIES_PE
             continue
         blocks = [QueryBlock(file, number) for file in files for number in range(file.row_groups)]
         references = [references for _, references in group]
-        made += _cut(plan, references, blocks, spread, queries_each)
+        made += _cut(plan, row_bytes, references, blocks, spread, queries_each)
     return made
 
 
 def _cut(
     plan: SearchPlan,
+    row_bytes: int,
     references: Sequence[FileRecord],
     blocks: Sequence[QueryBlock],
     spread: int,
     queries_each: int,
 ) -> Iterator[Task]:
     """Yield the tasks of references and queries that all meet each other; see `tasks`."""
-    row_bytes = cuts.row_bytes(shards.descriptor_size(plan.references))
     held, asked = [file.rows for file in references], [block.rows for block in blocks]
     count, parts = cuts.counts(sum(held), sum(asked), row_bytes, plan.shard_bytes, spread, queries_each)
     room = min(plan.shard_bytes // row_bytes, sum(held) // count + max(held))
