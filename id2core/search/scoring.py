@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 # Steps of a component from 0 to 1. The rounding moves a score by 1e-8 at most.
 STEPS: Final = np.float32(2**26)
+_STEP: Final = np.float32(2**-26)
 # Queries whose candidates are widened to float64 at once: they stay in the cache.
 _QUERY_ROWS = 16
 # Descriptors that are rounded at once: they stay in the cache, too.
@@ -36,7 +37,7 @@ def on_grid(descriptors: NDArray[Any], out: NDArray[np.float32] | None = None) -
         block = out[start : start + _GRID_ROWS]
         np.multiply(descriptors[start : start + _GRID_ROWS], STEPS, out=block)
         np.rint(block, out=block)
-        np.divide(block, STEPS, out=block)
+        np.multiply(block, _STEP, out=block)
     return out
 
 

@@ -44,6 +44,8 @@ READERS = 3
 # Equal scores are ordered by id, then URI, so that nothing depends on which row or shard came first.
 _ID_ORDER = [("image_id", "ascending"), ("uri", "ascending")]
 _TIE_ORDER = [("tie", "ascending"), ("reference_id", "ascending"), ("reference_uri", "ascending")]
+# Descriptors that are rounded and checked at once: they stay in the cache.
+_ROWS_AT_ONCE = 512
 # Squared length of a descriptor, with room for one that was stored in float16.
 _LONGEST = 1.01
 
@@ -187,13 +189,14 @@ def _read(references: Dataset, record: FileRecord, out: NDArray[np.float32]) -> 
     """Read descriptors of a file, on the grid, into the first rows of `out`; return ids of these rows."""
     columns = [*COLUMNS, "run_id"]
     if references.holds_all_of(record):
-        table = references.read_file(record, columns)
-        references.read_vectors(record, "descriptor", out)
+        table = references.read_vectors(record, "descriptor", out, columns)
     else:
         table = references.read_file(record, [*columns, "descriptor"])
         out = out[: table.num_rows]
         out[:] = schemas.column_to_vectors(table["descriptor"])
-    checked(scoring.on_grid(out, out=out), record.name, references)
+    for start in range(0, len(out), _ROWS_AT_ONCE):
+        rows = out[start : start + _ROWS_AT_ONCE]
+        checked(scoring.on_grid(rows, out=rows), record.name, references)
     return table.select(columns)
 
 
@@ -204,7 +207,7 @@ def checked(descriptors: NDArray[Any], name: str, dataset: Dataset) -> NDArray[n
         DatasetError: one is not finite, or longer than 1: it would outweigh every other score.
     """
     vectors = np.asarray(descriptors, np.float32)
-    if len(vectors) and not np.einsum("ij,ij->i", vectors, vectors).max() <= _LONGEST:  # NaN fails, too
+    if len(vectors) and not np.vecdot(vectors, vectors).max() <= _LONGEST:  # NaN fails, too
         raise DatasetError(
             f"{dataset.uri}/{name} holds descriptors that are not finite, or longer than 1: embed it again"
         )

@@ -388,9 +388,11 @@ class Dataset:
         """Return whether all rows of a file belong to the data set, not only those of one run."""
         return not (self.only_run and record.is_merged)
 
-    def read_vectors(self, record: FileRecord, column: str, out: NDArray[Any]) -> None:
-        """Read vectors of a whole file, float[rows,m], into `out`; raises what `read_file` does."""
-        parquet.read_vectors(moves.folders(self.uri), record, column, out)
+    def read_vectors(
+        self, record: FileRecord, column: str, out: NDArray[Any], beside: Sequence[str] = ()
+    ) -> pa.Table:
+        """Read vectors of a whole file into `out`, float[rows,m]; return other columns. See `read_file`."""
+        return parquet.read_vectors(moves.folders(self.uri), record, column, out, beside)
 
     def row_group(self, record: FileRecord, index: int, columns: list[str] | None = None) -> pa.Table:
         """Read one row group of a file. Raises DatasetError when the file is gone or damaged."""

@@ -346,19 +346,34 @@ def read(
     return _use(folders, record, table, whole=columns is None and row_group is None)
 
 
-def read_vectors(folders: Sequence[str], record: FileRecord, column: str, out: NDArray[Any]) -> None:
-    """Read a column of vectors of a file. It checks what `read` checks.
+def read_vectors(
+    folders: Sequence[str],
+    record: FileRecord,
+    column: str,
+    out: NDArray[Any],
+    beside: Sequence[str] = (),
+) -> pa.Table:
+    """Read a column of vectors of a file, and others beside it. It checks what `read` checks.
 
     Args:
         folders: where it may be; the first that has it counts.
         record: what the file must be.
         column: fixed-size lists without nulls.
         out: float[rows,m], contiguous, that takes them.
+        beside: other columns, which are small: one thread reads them.
+
+    Returns:
+        The other columns.
 
     Raises:
         DatasetError: it is gone, damaged, or not the file that the record is of.
     """
-    _use(folders, record, lambda opened: _read_vectors(opened, column, out))
+
+    def table(opened: _Opened) -> pa.Table:
+        _read_vectors(opened, column, out)
+        return _read_parquet(opened.parquet, opened.where, record.rows, list(beside), None, threads=False)
+
+    return _use(folders, record, table)
 
 
 def _read_vectors(opened: _Opened, column: str, out: NDArray[Any]) -> None:
@@ -575,12 +590,18 @@ def _check_counts(metadata: pq.FileMetaData, record: FileRecord) -> None:
 
 
 def _read_parquet(
-    parquet: pq.ParquetFile, where: str, rows: int, columns: list[str] | None, row_group: int | None
+    parquet: pq.ParquetFile,
+    where: str,
+    rows: int,
+    columns: list[str] | None,
+    row_group: int | None,
+    *,
+    threads: bool = True,
 ) -> pa.Table:
     schema = schemas.current(parquet.schema_arrow, where)
     held = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
     if row_group is None:
-        table = parquet.read(held)
+        table = parquet.read(held, use_threads=threads)
     else:
         table, rows = parquet.read_row_group(row_group, held), parquet.metadata.row_group(row_group).num_rows
     if (held is None or held) and table.num_rows != rows:  # a damaged page header may hide a page

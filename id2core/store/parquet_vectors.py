@@ -1,19 +1,19 @@
 """Read vectors of a Parquet file out of whole pages at once.
 
 Arrow reads a list number by number, with two levels for each. If a column has no null, a page has its levels
-first, and then the numbers as they are in memory. This module copies them. It reads latents of 4,096 numbers
-four times as fast as Arrow.
+first, and then the numbers as they are in memory. This module copies them, and reads them to their place if
+they are not packed. It reads latents of 4,096 numbers four times as fast as Arrow.
 """
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from id2core.store import schemas
@@ -31,6 +31,8 @@ _PLAIN_AND_LEVELS: Final = [0, 3, 3]
 # Kinds of levels in a page, each after its length in bytes.
 _LEVELS: Final = 2
 _ZSTD: Final = 6
+# Read at once of a page that is not packed: its header and its levels, which most pages have in so much.
+_HEAD_BYTES: Final = 2**13
 
 
 def read(column: Column, kind: pa.DataType, rows: int) -> pa.Array | None:
@@ -50,7 +52,7 @@ def read(column: Column, kind: pa.DataType, rows: int) -> pa.Array | None:
     if column.codec != _ZSTD:
         return None
     numbers = np.empty(rows * kind.list_size, f"f{kind.value_type.bit_width // 8}")
-    if not _fill(numbers, column.pages, column.unpacked, is_packed=True):
+    if not _fill(numbers, column.pages, column.unpacked):
         return None
     return schemas.vectors_to_array(numbers, kind.list_size)
 
@@ -66,17 +68,39 @@ def read_into(out: NDArray[Any], file: IO[bytes], chunk: pq.ColumnChunkMetaData)
     Raises:
         ArrowException, OSError: a page is damaged.
     """
-    is_packed = chunk.compression == "ZSTD"
-    if chunk.dictionary_page_offset is not None or not (is_packed or chunk.compression == "UNCOMPRESSED"):
+    if chunk.dictionary_page_offset is not None:
         return False
-    file.seek(chunk.data_page_offset)
-    pages = memoryview(file.read(chunk.total_compressed_size))
-    return _fill(out.reshape(-1), pages, chunk.total_uncompressed_size, is_packed=is_packed, checked=True)
+    at, size = chunk.data_page_offset, chunk.total_compressed_size
+    if chunk.compression == "UNCOMPRESSED":
+        return _read_plain(out.reshape(-1), file, at, at + size)
+    if chunk.compression != "ZSTD":
+        return False
+    file.seek(at)
+    return _fill(out.reshape(-1), memoryview(file.read(size)), chunk.total_uncompressed_size, checked=True)
 
 
-def _fill(
-    numbers: NDArray[Any], pages: memoryview, most: int, *, is_packed: bool, checked: bool = False
-) -> bool:
+def _read_plain(numbers: NDArray[Any], file: Any, at: int, end: int) -> bool:
+    """Read the numbers of pages that are not packed to where they belong; return False for another form."""
+    octets = numbers.view(np.uint8).data
+    filled = 0
+    while at < end:
+        file.seek(at)
+        head = memoryview(file.read(min(_HEAD_BYTES, end - at)))
+        page = _page(head, 0)
+        if page is None or page.checksum is None:
+            return False
+        first, place = _first_number(page.body), octets[filled : filled + page.count * numbers.itemsize]
+        if first > len(page.body) or first + len(place) != page.packed:  # a null has levels but no number
+            return False
+        held = page.body[first:]
+        place[: len(held)] = held
+        file.readinto(place[len(held) :])
+        _check(page, isal_zlib.crc32(place, isal_zlib.crc32(page.body[:first])))
+        filled, at = filled + len(place), at + page.end
+    return filled == len(octets)
+
+
+def _fill(numbers: NDArray[Any], pages: memoryview, most: int, *, checked: bool = False) -> bool:
     """Copy the numbers of pages that unpack to `most` bytes; return False if they have another form."""
     octets = numbers.view(np.uint8)  # numbers of a page are not aligned, and copied one by one as such
     at = filled = 0
@@ -84,14 +108,19 @@ def _fill(
         page = _page(pages, at)
         if page is None or (checked and page.checksum is None):
             return False
-        if checked and zlib.crc32(page.body) != page.checksum:
-            raise pa.ArrowInvalid("the checksum of a page is wrong")
-        values = _values(page, most, numbers.itemsize, is_packed=is_packed)
+        if checked:
+            _check(page, isal_zlib.crc32(page.body))
+        values = _values(page, most, numbers.itemsize)
         if values is None or filled + len(values) > len(octets):
             return False
         octets[filled : filled + len(values)] = np.frombuffer(values, np.uint8)
         filled, at = filled + len(values), page.end
     return filled == len(octets)
+
+
+def _check(page: _Page, checksum: int) -> None:
+    if page.checksum != checksum:
+        raise pa.ArrowInvalid("the checksum of a page is wrong")
 
 
 @dataclass(frozen=True)
@@ -101,13 +130,15 @@ class _Page:
     Attributes:
         count: number of its levels. It has as many numbers if no list and no number is null.
         unpacked: bytes that it unpacks to.
+        packed: bytes of its body.
         checksum: CRC-32 of its body; None for none.
-        body: its bytes after the header.
+        body: its bytes after the header, so far as they are in memory.
         end: place after it in its column.
     """
 
     count: int
     unpacked: int
+    packed: int
     checksum: int | None
     body: memoryview
     end: int
@@ -130,19 +161,25 @@ def _page(pages: memoryview, at: int) -> _Page | None:
     count, unpacked, packed = sizes
     crc = header.get(_CHECKSUM)
     checksum = crc % 2**32 if type(crc) is int else None  # it is written as a signed number
-    return _Page(count, unpacked, checksum, pages[start : start + packed], start + packed)
+    return _Page(count, unpacked, packed, checksum, pages[start : start + packed], start + packed)
 
 
-def _values(page: _Page, most: int, size: int, *, is_packed: bool) -> memoryview | None:
-    """Return the numbers of a page, of `size` bytes each.
+def _values(page: _Page, most: int, size: int) -> memoryview | None:
+    """Return the numbers of a packed page, of `size` bytes each.
 
     None if some are null, or if the page unpacks to more than `most` bytes.
     """
     if page.unpacked > most:
         return None
-    content = memoryview(pa.decompress(page.body, page.unpacked, "zstd")) if is_packed else page.body
+    content = memoryview(pa.decompress(page.body, page.unpacked, "zstd"))
+    start = _first_number(content)
+    # A null has levels but no number.
+    return content[start:] if len(content) - start == page.count * size else None
+
+
+def _first_number(content: memoryview) -> int:
+    """Return where the numbers of a page begin, after its levels."""
     start = 0
     for _ in range(_LEVELS):
         start += 4 + int.from_bytes(content[start : start + 4], "little")
-    # A null has levels but no number.
-    return content[start:] if len(content) - start == page.count * size else None
+    return start

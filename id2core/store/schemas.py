@@ -363,11 +363,12 @@ def completed(table: pa.Table, schema: pa.Schema, columns: list[str] | None, row
         columns: what was asked for; None for everything.
         rows: of the table.
     """
+    names = schema.names if columns is None else columns
     arrays = [
         table[name] if name in table.column_names else pa.nulls(rows, schema.field(name).type)
-        for name in columns or schema.names
+        for name in names
     ]
-    fields = [schema.field(name) for name in columns or schema.names]
+    fields = [schema.field(name) for name in names]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
 
 

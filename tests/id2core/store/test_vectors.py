@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from id2core.errors import DatasetError
-from id2core.store import parquet, parquet_vectors
+from id2core.store import parquet, parquet_vectors, schemas
 from id2core.store.datasets import Dataset, FileRecord
 from tests.descriptor_sets import unit, write_embeddings
 
@@ -31,7 +31,7 @@ def written(folder: Path, rows: int) -> tuple[Dataset, FileRecord, Path]:
 
 def test_vectors_are_read_as_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, record, _ = written(tmp_path, 2500)  # three row groups, with several pages each
-    monkeypatch.setattr(parquet, "_read_parquet", None)  # Arrow has nothing to do
+    monkeypatch.setattr(schemas, "column_to_vectors", None)  # Arrow has nothing to do
     assert np.array_equal(read(tmp_path, record), unit(2500, SIZE, 0))
 
 
