@@ -21,9 +21,8 @@ from id2core.errors import DatasetError, LostRowsError
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Span
 from id2core.runs.units import Record
-from id2core.search import background_rows, match_rows, matching, shards, staging
+from id2core.search import background_rows, cuts, match_rows, matching, shards, staging
 from id2core.search.background_rows import Backgrounds
-from id2core.search.cuts import TASKS_PER_WORKER
 from id2core.search.indexes import FLAT
 from id2core.search.match_rows import Judge
 from id2core.search.matching import Bin, BlockResult, QueryBlock, SearchPlan, Task
@@ -300,18 +299,40 @@ def run_both(
 
 def _run(plans: list[SearchPlan], beam_arguments: Sequence[str]) -> list[Dataset]:
     """Run searches as one job, in order; return their data sets. Each judges after the commit of the last."""
-    spread = TASKS_PER_WORKER * runners.workers(beam_arguments)
-    jobs = [(plan, matching.tasks(plan, spread)) for plan in plans]
+    wanted = cuts.spread(runners.workers(beam_arguments))
+    jobs = [(plan, matching.tasks(plan, wanted)) for plan in plans]
     work = [
         progress.Work(plan.place, sum(len(task.blocks) for task in tasks), partial(_counts, plan))
         for plan, tasks in jobs
     ]
-    with progress.counted(STAGE, work, beam_arguments), runners.running(beam_arguments) as pipeline:
-        committed = None
-        for number, (plan, tasks) in enumerate(jobs):
-            title = "Background" if number + 1 < len(jobs) else "Search"
-            committed = build(pipeline, plan, tasks, committed, title)
+    with progress.counted(STAGE, work, beam_arguments):
+        if runners.is_in_process(beam_arguments):
+            return _run_here(jobs)
+        with runners.running(beam_arguments) as pipeline:
+            committed = None
+            for number, (plan, tasks) in enumerate(jobs):
+                title = "Background" if number + 1 < len(jobs) else "Search"
+                committed = build(pipeline, plan, tasks, committed, title)
     return [_committed(plan) for plan in plans]
+
+
+def _run_here(jobs: Iterable[tuple[SearchPlan, list[Task]]]) -> list[Dataset]:
+    """Run searches in this process, one after the other; return their data sets.
+
+    These are the steps of `build` without a pipeline. A pipeline takes most of a second before it does any
+    work, and a second worker in this process would only wait for the first.
+    """
+    committed: list[Dataset] = []
+    for plan, tasks in jobs:
+        search, write = _SearchShard(plan), _WriteBlock(plan, blocks_of(tasks))
+        gathered: dict[str, list[Candidates]] = {}
+        for task in tasks:
+            for block, candidates in search.process(task):
+                gathered.setdefault(block, []).append(candidates)
+        blocks = [result for found in gathered.items() for result in write.process(found, *committed[-1:])]
+        written = [file for chosen in matching.bins(blocks) for file in _write_bin(chosen, plan)]
+        committed.append(_commit(written, plan))
+    return [_committed(plan) for plan, _ in jobs]
 
 
 def _committed(plan: SearchPlan) -> Dataset:

@@ -16,10 +16,11 @@ from tempfile import TemporaryDirectory
 
 from benchmarks import common, rates
 from benchmarks.common import Bar, Row
-from id2core.estimates import layout, sizes, stages
+from id2core.estimates import sizes, stages
 from id2core.estimates.rates import DESCRIPTOR_SIZE, LATENT_SIZE, Lookup, RateFile
 from id2core.estimates.stages import Stage
 from id2core.estimates.workload import Workers, Workload
+from id2core.search import cuts
 from id2core.store.datasets import Dataset
 
 BAR = Bar(0.75, 1.25)
@@ -43,7 +44,7 @@ def search(rate: Lookup, workers: Workers, references: int, folder: Path) -> Ite
     plan = stages.search_layout(load, workers, QUERIES, references, 1)
     corpora = rates.draw_search(folder / "corpora", references, QUERIES)
     rates.SearchRun(rates.draw_search(folder / "warm", 1000, 10), "matches", 1000)
-    run = rates.SearchRun(corpora, "matches", spread=layout.TASKS_PER_WORKER)
+    run = rates.SearchRun(corpora, "matches", spread=cuts.spread(1))
     what = f"search of {QUERIES:,} × {references:,}, {plan.shards} shards"
     yield seconds_row(what, stage, run.seconds)
     yield bytes_row(f"matches of {what}", QUERIES * rates.TOP_K * rate("match_row_bytes"), run.matches)

@@ -7,7 +7,6 @@ from typing import Final
 
 from id2core import defaults
 from id2core.search import cuts
-from id2core.search.cuts import TASKS_PER_WORKER as TASKS_PER_WORKER
 from id2core.store import schemas
 
 # Rows of a block of uploads: a row group of embeddings/.
@@ -46,8 +45,8 @@ class SearchLayout:
             shard_bytes: of references that a worker holds at once.
             workers: each gets some tasks, so far as tasks are not too small then.
         """
-        row, spread = cuts.row_bytes(descriptor_size), TASKS_PER_WORKER * workers
-        shards, parts = cuts.counts(references, queries, row, shard_bytes, spread)
+        row = cuts.row_bytes(descriptor_size)
+        shards, parts = cuts.counts(references, queries, row, shard_bytes, cuts.spread(workers))
         return cls(queries, references, shards, parts)
 
     @property

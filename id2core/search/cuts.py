@@ -10,7 +10,7 @@ LEAST_SHARD_BYTES: Final = 64 << 20
 LEAST_QUERIES: Final = 8192
 # Queries that one load of a shard is good for.
 QUERIES_PER_LOAD: Final = 65_536
-# Tasks that a job wants for each worker, so that a slow one does not keep the others waiting.
+# Tasks that a job wants for each of several workers, so that a slow one does not keep the others waiting.
 TASKS_PER_WORKER: Final = 4
 # Bytes of a reference in a shard beside its descriptor: ids, and room for what finds them.
 _TEXT_BYTES: Final = 256
@@ -19,6 +19,11 @@ _TEXT_BYTES: Final = 256
 def row_bytes(descriptor_size: int) -> int:
     """Return the bytes that a reference takes in a shard, in the memory of a worker."""
     return 4 * descriptor_size + _TEXT_BYTES
+
+
+def spread(workers: int) -> int:
+    """Return how many tasks a job with so many workers wants. Nobody waits for the tasks of one worker."""
+    return TASKS_PER_WORKER * workers if workers > 1 else 1
 
 
 def counts(

@@ -71,6 +71,6 @@ def tolerance(queries: NDArray[np.float32], references: NDArray[np.float32]) -> 
     """Return how far a score that was summed in float32, in any order, can be from the true one."""
     if not len(queries) or not len(references):
         return 0.0
-    longest = [np.sqrt(np.einsum("ij,ij->i", x, x).max()) for x in (queries, references)]
+    longest = [np.sqrt(np.vecdot(x, x).max()) for x in (queries, references)]
     # m roundings of the sum, one of the result, and room for the lengths' own rounding.
     return float((queries.shape[1] + 4) * 2.0**-24 * longest[0] * longest[1])

@@ -179,6 +179,20 @@ def test_a_background_and_what_is_judged_after_it_are_one_job(tmp_path: Path) ->
         search.run_planned(plans("three")[1])
 
 
+def test_a_search_in_this_process_commits_the_rows_of_a_pipeline(tmp_path: Path) -> None:
+    references = write_embeddings(tmp_path / "r", unit(70, 8, 0), 3, "r")
+    queries = write_embeddings(tmp_path / "q", unit(30, 8, 1), 4, "q")
+    execution = Execution.begin()
+    here, there = (match_rows.make(references, queries, str(tmp_path / n), execution, 5) for n in "ht")
+    committed = search.run_planned(replace(here, shard_bytes=1))
+    with runners.pipeline() as pipeline:
+        search.build(pipeline, there, matching.tasks(replace(there, shard_bytes=1)))
+    rows = committed.read(schemas.MATCHES)
+    assert rows.equals(Dataset.open(there.out).read(schemas.MATCHES)) and rows.num_rows == 150
+    assert committed == Dataset.open(here.out)
+    assert not [path for path in tmp_path.rglob("_staging/**/*") if path.is_file()]
+
+
 def test_what_cannot_be_judged_is_no_matches_and_says_so(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "r", unit(30, 4, 0), 2, "r")
     queries = write_embeddings(tmp_path / "q", unit(6, 4, 1), 2, "q")

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_jobs import search as search_job
 from id2core import defaults
 from id2core.errors import OptionError
 from id2core.estimates import layout, report, sizes, stages
@@ -120,7 +119,7 @@ def test_a_search_is_cut_up_as_the_job_cuts_it(tmp_path: Path) -> None:
     plan = match_rows.make(references, queries, str(tmp_path / "matches"), Execution.begin(), 3)
     plan = replace(plan, shard_bytes=200 * cuts.row_bytes(size))
     for workers in (1, 5):
-        tasks = matching.tasks(plan, search_job.TASKS_PER_WORKER * workers)
+        tasks = matching.tasks(plan, cuts.spread(workers))
         cut = SearchLayout.of(200, rows, size, plan.shard_bytes, workers)
         assert (cut.tasks, cut.blocks) == (len(tasks), len(tasks[0].blocks)) == (3, 1)
     found = [matching.search(plan, task.blocks, matching.load_shard(plan, task.files)) for task in tasks]
@@ -129,7 +128,6 @@ def test_a_search_is_cut_up_as_the_job_cuts_it(tmp_path: Path) -> None:
 
 def test_the_layout_has_the_constants_of_the_search() -> None:
     assert layout.BLOCK_ROWS == schemas.ROW_GROUP
-    assert layout.TASKS_PER_WORKER == search_job.TASKS_PER_WORKER
 
 
 @given(queries=counts, references=counts, mebibytes=st.integers(1, 10**6), workers=st.integers(1, 10**6))
@@ -140,7 +138,7 @@ def test_shards_fit_into_memory_and_no_worker_waits_for_small_tasks(
     assert cut.shards * cut.shard_rows >= references and cut.parts * cut.part_rows >= queries
     assert (cut.shard_rows - 1) * cuts.row_bytes(512) <= mebibytes << 20
     assert cut.part_rows <= cuts.QUERIES_PER_LOAD
-    if cut.tasks < layout.TASKS_PER_WORKER * workers:  # then tasks are as small as they may be
+    if cut.tasks < cuts.spread(workers):  # then tasks are as small as they may be
         assert cut.part_rows < 2 * cuts.LEAST_QUERIES
         assert cut.shard_rows * cuts.row_bytes(512) < 2 * cuts.LEAST_SHARD_BYTES + cuts.row_bytes(512)
 
