@@ -33,7 +33,7 @@ from id2core import defaults
 from id2core.runs.execution import Execution
 from id2core.search import shards
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, Dataset
+from id2core.store.datasets import Commit, Dataset, Segment
 
 BAR = Bar(0.9)
 LARGE, JOB_BAR, LARGE_JOB_BAR = 1_000_000, Bar(0.6), Bar(0.85)
@@ -63,7 +63,7 @@ def names(rows: range, prefix: str) -> pa.Table:
 def write_embeddings(
     uri: Path, vectors: Vectors, prefix: str, named: Callable[[range, str], pa.Table] = names
 ) -> None:
-    """A committed data set of these descriptors; a search reads no other wide column."""
+    """A committed data set of one segment with these descriptors; a search reads no other wide column."""
     schema = schemas.embeddings_schema(1, vectors.shape[1])
     records = []
     for start in range(0, len(vectors), defaults.PART_SIZE):
@@ -77,8 +77,10 @@ def write_embeddings(
         columns["latent"] = schemas.vectors_to_array(np.zeros((len(part), 1), np.float16), 1)
         columns["descriptor"] = schemas.vectors_to_array(part, part.shape[1])
         table = pa.Table.from_pydict(columns, schema)
-        records.append(datasets.write_file(str(uri), f"part-{start:09d}.parquet", [table], schema))
-    datasets.write_commit(str(uri), Commit("embeddings", prefix, IDS, tuple(records)))
+        record = datasets.write_file(str(uri), f"part-{start:09d}", [table], schema)
+        records.append(record.of_segments({prefix: len(part)}))
+    segments = {prefix: Segment(1, "2026-01-01T00:00:00+00:00")}
+    datasets.write_commit(str(uri), Commit("embeddings", prefix, IDS, tuple(records), segments=segments))
 
 
 def job(folder: Path) -> Callable[[], None]:

@@ -4,9 +4,12 @@ Run `python -m benchmarks.shards [--references 100000] [--queries 1000] [--size 
 prints one line of JSON. Linux only.
 
 * Loading: `shards.load` of all files, in bytes of the files a second ÷ reading the same files, which are in
-  the page cache.
+  the page cache. A shard is held in memory, so the reading, too, fills one array that each round makes anew.
+  Reading each file into bytes of its own measures malloc: it hands out the warm memory of bytes that were
+  dropped, or the system clears new memory 4 KiB at a time.
 * Memory: the search job with shards of `--shard-memory` MiB, in a process of its own, above what the process
-  has before it: ÷ one shard, and with four times the references ÷ the same.
+  has before it: ÷ one shard, and with four times the references ÷ the same. References are cut into shards of
+  equal size, which fill the memory only if they fill whole shards: `--references` is rounded to such numbers.
 * Time: the job with ten times the references ÷ the job with the references, both with shards of that size.
 """
 
@@ -21,10 +24,13 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from benchmarks import common
 from benchmarks.common import Bar, Row
 from benchmarks.search import TOP_K, unit, write_embeddings
-from id2core.search import shards
+from id2core import defaults
+from id2core.search import cuts, shards
 from id2core.store.datasets import Dataset
 
 LOAD_BAR, MEMORY_BAR, FLAT_BAR, TIME_BAR = Bar(0.5), Bar(0, 1.5), Bar(0.9, 1.1), Bar(0, 10.5)
@@ -62,22 +68,34 @@ def run(folder: Path, references: str, memory: int) -> dict[str, float]:
     return dict(json.loads(finished.stdout.splitlines()[-1]))
 
 
-def read_all(paths: list[Path]) -> None:
-    for path in paths:
-        path.read_bytes()
+def read_all(paths: list[Path], sizes: list[int]) -> None:
+    """Read files, one after the other, into one new array."""
+    held = np.empty(sum(sizes), np.uint8)
+    places = np.split(held, np.cumsum(sizes)[:-1])
+    for path, place in zip(paths, places, strict=True):
+        with path.open("rb", buffering=0) as file:
+            file.readinto(place.data)
+
+
+def whole_shards(references: int, size: int, memory: int) -> int:
+    """Return about as many references, in files of the embed job, as fill whole shards."""
+    files = (memory << 20) // cuts.row_bytes(size) // defaults.PART_SIZE
+    rows = max(files, 1) * defaults.PART_SIZE
+    return max(round(references / rows), 1) * rows
 
 
 def loading(folder: Path, rounds: int) -> tuple[Row, dict[str, float]]:
     """Time the load of a shard and the bare reading of its files."""
     references = Dataset.open(str(folder / "references"))
     paths = [folder / "references" / file.name for file in references.files]
+    sizes = [path.stat().st_size for path in paths]
     sides = {
         "ours": lambda: shards.load(references, references.files),
-        "read": lambda: read_all(paths),
+        "read": lambda: read_all(paths, sizes),
     }
     common.interleaved(sides, 1)
     times = common.interleaved(sides, rounds)
-    size = sum(path.stat().st_size for path in paths)
+    size = sum(sizes)
     ours, read = (size / median(times[side]) / 1e6 for side in ("ours", "read"))
     ratio = common.median_ratio(times["read"], times["ours"])
     row = Row(
@@ -87,7 +105,8 @@ def loading(folder: Path, rounds: int) -> tuple[Row, dict[str, float]]:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
-    count, memory = options.references, options.shard_memory
+    memory = options.shard_memory
+    count = whole_shards(options.references, options.size, memory)
     sizes = {"warm": WARM_UP, "references": count, "more": MORE * count, "most": MOST * count}
     for seed, (name, rows) in enumerate(sizes.items()):
         write_embeddings(folder / name, unit(rows, options.size, seed), "r")
