@@ -31,7 +31,7 @@ from benchmarks import common
 from benchmarks.common import Bar, Row
 from id2core import defaults
 from id2core.runs.execution import Execution
-from id2core.search import shards
+from id2core.search import scope, shards
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, Segment
 
@@ -88,6 +88,7 @@ def job(folder: Path) -> Callable[[], None]:
     outs = count()
 
     def work() -> None:
+        scope._LAST.clear()  # what an earlier search of this process knows of the references
         references, queries = (Dataset.open(str(folder / name)) for name in ("references", "queries"))
         search.run(references, queries, str(folder / f"matches-{next(outs)}"), Execution.begin(), TOP_K)
 

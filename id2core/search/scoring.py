@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 # Steps of a component from 0 to 1. The rounding moves a score by 1e-8 at most.
 STEPS: Final = np.float32(2**26)
 _STEP: Final = np.float32(2**-26)
+# Squared length of a descriptor, with room for one that was stored in float16.
+LONGEST: Final = 1.01
 # Queries whose candidates are widened to float64 at once: they stay in the cache.
 _QUERY_ROWS = 16
 # Descriptors that are rounded at once: they stay in the cache, too.
@@ -67,10 +69,10 @@ def pairs(
     return scores
 
 
-def tolerance(queries: NDArray[np.float32], references: NDArray[np.float32]) -> float:
-    """Return how far a score that was summed in float32, in any order, can be from the true one."""
-    if not len(queries) or not len(references):
-        return 0.0
-    longest = [np.sqrt(np.vecdot(x, x).max()) for x in (queries, references)]
-    # m roundings of the sum, one of the result, and room for the lengths' own rounding.
-    return float((queries.shape[1] + 4) * 2.0**-24 * longest[0] * longest[1])
+def tolerance(size: int) -> float:
+    """Return how far a score of `size` terms, summed in float32 in any order, can be from the true one.
+
+    Rows are at most as long as `LONGEST` says.
+    """
+    # m roundings of the sum, one of the result, and room.
+    return float((size + 4) * 2.0**-24 * LONGEST)

@@ -46,8 +46,6 @@ _ID_ORDER = [("image_id", "ascending"), ("uri", "ascending")]
 _TIE_ORDER = [("tie", "ascending"), ("reference_id", "ascending"), ("reference_uri", "ascending")]
 # Descriptors that are rounded and checked at once: they stay in the cache.
 _ROWS_AT_ONCE = 512
-# Squared length of a descriptor, with room for one that was stored in float16.
-_LONGEST = 1.01
 
 
 def require() -> None:
@@ -207,7 +205,7 @@ def checked(descriptors: NDArray[Any], name: str, dataset: Dataset) -> NDArray[n
         DatasetError: one is not finite, or longer than 1: it would outweigh every other score.
     """
     vectors = np.asarray(descriptors, np.float32)
-    if len(vectors) and not np.vecdot(vectors, vectors).max() <= _LONGEST:  # NaN fails, too
+    if len(vectors) and not np.vecdot(vectors, vectors).max() <= scoring.LONGEST:  # NaN fails, too
         raise DatasetError(
             f"{dataset.uri}/{name} holds descriptors that are not finite, or longer than 1: embed it again"
         )

@@ -93,7 +93,7 @@ def best_references(
 
     Args:
         search: depth → scores float32[Q,depth], best first, and their rows int64[Q,depth].
-        queries, references: float32[Q,m] and float32[N,m], on the grid of `scoring`.
+        queries, references: float32[Q,m] and float32[N,m], rows of length 1, on the grid of `scoring`.
         places: decides between rows of equal scores.
         k: references kept, at most N.
 
@@ -106,7 +106,7 @@ def best_references(
     order = _in_order(scores, rows, places)[:, :k]
     best, best_rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
     if depth < len(references):
-        reach = best[:, -1] - scoring.tolerance(queries, references)
+        reach = best[:, -1] - scoring.tolerance(queries.shape[1])
         open_rows = np.flatnonzero((rows[:, -1] >= 0) & (found[:, -1] >= reach))
         for start in range(0, len(open_rows), BLOCK_ROWS):
             some = open_rows[start : start + BLOCK_ROWS]
