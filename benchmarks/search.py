@@ -14,6 +14,7 @@ prints one line of JSON.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -51,10 +52,10 @@ def unit(rows: int, size: int, seed: int) -> Vectors:
 
 
 def names(rows: range, prefix: str) -> pa.Table:
-    """Ids and URIs as long as real ones."""
+    """Ids like real ones, and URIs as long as real ones."""
     return pa.table(
         {
-            "image_id": [f"{prefix}{row:063d}" for row in rows],
+            "image_id": [hashlib.sha256(f"{prefix}{row}".encode()).hexdigest() for row in rows],
             "uri": [f"gs://bucket/{prefix}/{row:012d}.jpg" for row in rows],
         }
     )

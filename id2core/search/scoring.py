@@ -74,5 +74,5 @@ def tolerance(size: int) -> float:
 
     Rows are at most as long as `LONGEST` says.
     """
-    # m roundings of the sum, one of the result, and room.
+    # As many roundings of the sum, one of the result, and room.
     return float((size + 4) * 2.0**-24 * LONGEST)
