@@ -360,7 +360,7 @@ def read_vectors(
         record: what the file must be.
         column: fixed-size lists without nulls.
         out: float[rows,m], contiguous, that takes them.
-        beside: other columns, which are small: one thread reads them.
+        beside: other columns.
 
     Returns:
         The other columns.
@@ -371,7 +371,7 @@ def read_vectors(
 
     def table(opened: _Opened) -> pa.Table:
         _read_vectors(opened, column, out)
-        return _read_parquet(opened.parquet, opened.where, record.rows, list(beside), None, threads=False)
+        return _read_parquet(opened.parquet, opened.where, record.rows, list(beside), None)
 
     return _use(folders, record, table)
 
@@ -590,18 +590,12 @@ def _check_counts(metadata: pq.FileMetaData, record: FileRecord) -> None:
 
 
 def _read_parquet(
-    parquet: pq.ParquetFile,
-    where: str,
-    rows: int,
-    columns: list[str] | None,
-    row_group: int | None,
-    *,
-    threads: bool = True,
+    parquet: pq.ParquetFile, where: str, rows: int, columns: list[str] | None, row_group: int | None
 ) -> pa.Table:
     schema = schemas.current(parquet.schema_arrow, where)
     held = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
     if row_group is None:
-        table = parquet.read(held, use_threads=threads)
+        table = parquet.read(held)
     else:
         table, rows = parquet.read_row_group(row_group, held), parquet.metadata.row_group(row_group).num_rows
     if (held is None or held) and table.num_rows != rows:  # a damaged page header may hide a page
