@@ -19,6 +19,7 @@ RUN_LOG_SECONDS = 30.0
 UNITS = {
     "embed": "images",
     "reproject": "rows",
+    "index": "references",
     "canary": "known pairs found",
     "search": "blocks of uploads × shards",
     "translate": "origins",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         ExperimentReport,
         FinetuneReport,
         ImportSummary,
+        IndexReport,
         JudgeReport,
         NightlySummary,
         ReprojectReport,
@@ -119,6 +120,14 @@ def reproject(request: requests.ReprojectRequest) -> ReprojectReport:
     from id2.jobs import reproject
 
     return reproject.run(request)
+
+
+@function(requests.IndexRequest)
+def index(request: requests.IndexRequest) -> IndexReport:
+    """Build a compressed index of references."""
+    from id2.jobs import index
+
+    return index.run(request)
 
 
 @function(requests.CompactRequest)
@@ -270,6 +279,7 @@ __all__ = [
     "experiment_data",
     "finetune",
     "import_oripid",
+    "index",
     "judge",
     "load_encoder",
     "load_transform",

@@ -241,6 +241,15 @@ def require_index(name: str) -> None:
         raise OptionError(str(error)) from error
 
 
+def require_compressed(name: str) -> None:
+    """Refuse an index that has no codes to be stored."""
+    from id2core.search import indexes
+
+    require_index(name)
+    if indexes.is_built_at_once(name):
+        raise OptionError(f"{name} needs no index to be built: give the string of a compressed one")
+
+
 def require_faiss() -> None:
     """Refuse a search without FAISS."""
     if importlib.util.find_spec("faiss") is None:

@@ -291,6 +291,44 @@ class ReprojectReport(Result):
     out: str
 
 
+class IndexReport(Result):
+    """What `id2 index` made.
+
+    Attributes:
+        run_id: the run.
+        index: the string.
+        place: URI of the data set.
+        rows: references that have a code.
+        encoded: how many of them this run gave one.
+        code_bytes: of a reference, with the number of its list.
+        memory_bytes: of a reference in a worker.
+        flat_bytes: the same in an exact search.
+        trained_on: references that the model was trained on.
+        probes: lists that are searched for each upload.
+        depth: best codes of an upload that are scored exactly.
+        recall_1, recall_10: share of an exact search's best, and of its 10 best, that a search finds,
+            measured in a shard of `measured_rows` references by `measured_queries` of them.
+        out: the --out.
+    """
+
+    run_id: str
+    index: str
+    place: str
+    rows: int
+    encoded: int
+    code_bytes: int
+    memory_bytes: int
+    flat_bytes: int
+    trained_on: int
+    probes: int
+    depth: int
+    recall_1: float | None
+    recall_10: float | None
+    measured_rows: int
+    measured_queries: int
+    out: str
+
+
 class CompactedDataset(Result):
     """A data set before and after a compaction.
 

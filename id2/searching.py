@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from id2.corpora import EmbeddedCorpus
+from id2.indexing import Indexer
 from id2.stages import stage
 from id2core import environment
 from id2core.errors import CalibrationError
@@ -159,9 +160,13 @@ class Searcher:
         Where uploads have no background yet, it is searched in the same job. What is stored is counted in the
         row of the run; with `are_new`, what became of the uploads, too.
         """
+        references = corpora.references.embeddings
+        indexer = Indexer(self.settings, recorder.execution, self.beam)
+        with recorder.stage("index"):
+            coded = stage("index references", lambda: indexer.for_search(references, self.out))
         plan = self._sized(
             match_rows.make(
-                corpora.references.embeddings,
+                references,
                 corpora.queries.embeddings,
                 storage.join(self.out, MATCHES),
                 recorder.execution,
@@ -170,6 +175,7 @@ class Searcher:
                 self.settings.index,
                 self.floor,
                 span,
+                coded,
             )
         )
         if planned.background and not plan.has_work:

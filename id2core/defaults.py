@@ -10,6 +10,8 @@ ENCODER: Final = "mini"
 AUTO: Final = "auto"
 NONE: Final = "none"
 INDEX: Final = "flat"
+# Share of the 10 best of an exact search that a compressed index finds, at least.
+INDEX_RECALL: Final = 0.95
 TOP_K: Final = 10
 # How far below the review threshold a scan stores pairs.
 FLOOR_MARGIN: Final = 0.05

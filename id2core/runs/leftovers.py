@@ -61,6 +61,7 @@ _OWN: Final[dict[str, re.Pattern[str]]] = {
     "posts": re.compile(
         rf"([0-9a-f]{{16}}-[0-9a-f]{{16}}-\d{{5}}|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
     ),
+    "index": re.compile(rf"(codes|model)-[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"),
     "takedowns": re.compile(rf"{Execution.PATTERN}-{_HASH}\.parquet|{_PARTIAL}"),
     **{
         name: re.compile(

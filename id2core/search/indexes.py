@@ -1,6 +1,8 @@
-"""The indexes that a shard can be searched by: one row per kind.
+"""The indexes that a shard can be searched by: the setting `index`.
 
-A new one is a module like `flat` and a row here; its name then is a value of the setting `index`.
+One is built over the descriptors that a worker holds: one row of `INDEXES` per kind. A new one is a module
+like `flat` and a row there. Or it is the string of a compressed index, whose codes lie beside the references
+(`index_strings`, `coded`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from id2core.errors import SearchError
+from id2core.search import index_strings
 from id2core.search.flat import FlatIndex
 
 # Exact, and the default.
@@ -35,8 +38,13 @@ INDEXES: Final[dict[str, Callable[[NDArray[np.float32]], Index]]] = {FLAT: FlatI
 
 def check_name(name: str) -> None:
     """Raise SearchError where no index has that name."""
-    if name not in INDEXES:
-        raise SearchError(f"no index {name!r}: choose {', '.join(INDEXES)}")
+    if not is_built_at_once(name):
+        index_strings.parse(name)
+
+
+def is_built_at_once(name: str) -> bool:
+    """Return whether an index is built over descriptors in memory, and not from codes that are stored."""
+    return name in INDEXES
 
 
 def build(name: str, descriptors: NDArray[np.float32]) -> Index:
@@ -45,5 +53,6 @@ def build(name: str, descriptors: NDArray[np.float32]) -> Index:
     Raises:
         SearchError: there is none of that name, or FAISS is not installed.
     """
-    check_name(name)
+    if name not in INDEXES:
+        raise SearchError(f"no index {name!r} over descriptors: choose {', '.join(INDEXES)}")
     return INDEXES[name](descriptors)

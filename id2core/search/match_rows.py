@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from id2core.errors import DatasetError, StoreUnavailableError
+from id2core.errors import DatasetError, SearchError, StoreUnavailableError
 from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
-from id2core.search import matching, scope, shards
+from id2core.search import indexes, matching, scope, shards
+from id2core.search.coded import CodedReferences
 from id2core.search.indexes import FLAT
 from id2core.search.matching import SearchPlan
 from id2core.search.results import SearchResult
@@ -155,6 +156,7 @@ def make(
     index: str = FLAT,
     floor: float | None = None,
     span: Span | None = None,
+    coded: CodedReferences | None = None,
 ) -> SearchPlan:
     """Check that two embeddings data sets can be compared, and judged so, and find the pairs to score.
 
@@ -164,17 +166,19 @@ def make(
         execution: gives new rows their run_id and time.
         top_k: references kept per upload.
         judge: gives the verdicts; None for none.
-        index: a name of `indexes.INDEXES`, by which the references are searched.
+        index: by which the references are searched, see `indexes`.
         floor: least score of a pair that is stored, of the score that is judged; None for all.
         span: first and last number of the query segments; by default all.
+        coded: the references with their codes, where the index is a compressed one.
 
     Raises:
         DatasetError: their encoder, transform or preprocessing differ, or `out` holds matches of other
             corpora, or of which fewer were stored than are asked for.
-        SearchError: there is no such index.
+        SearchError: there is no such index, or it lacks codes.
         CalibrationError: the calibration is for other scores.
     """
     ids = matching.check_comparable(references, queries, top_k, index)
+    _check_coded(index, coded)
     if judge:
         judge.check_ids(ids)
     last = Dataset.find_own(out)
@@ -194,7 +198,7 @@ def make(
         reference_version=references.commit.version,
         pairs=todo.pairs if todo else 0,
         ids=ids,
-        index_id=shards.index_id(references, index),
+        index_id=coded.index_id if coded else shards.index_id(references, index),
         top_k=top_k,
         floor=floor,
         calibration_id=judge.calibration_id if judge else None,
@@ -210,7 +214,16 @@ def make(
         plan_id=datasets.digest_of(event.model_dump(), [e.model_dump(mode="json") for e in events]),
         execution=execution,
         product=MatchRows(event, tuple(events), execution.started, references.rows, judge),
+        coded=coded,
     )
+
+
+def _check_coded(index: str, coded: CodedReferences | None) -> None:
+    """Raise SearchError unless a compressed index, and no other, has the codes that it is of."""
+    if coded:
+        coded.check()
+    if indexes.is_built_at_once(index) != (coded is None) or (coded and coded.form.text != index):
+        raise SearchError(f"index {index!r} needs its own codes of the references: see id2 index")
 
 
 def check_layout(matches: Dataset | None) -> None:
@@ -275,7 +288,7 @@ def result(plan: SearchPlan, matches: Dataset) -> SearchResult:
         searched=plan.scope.uploads if plan.scope else 0,
         matches=sum(file.rows for file in own),
         pairs=plan.scope.pairs if plan.scope else 0,
-        index_id=shards.index_id(plan.references, plan.index),
+        index_id=plan.coded.index_id if plan.coded else shards.index_id(plan.references, plan.index),
         corpus=plan.references.rows,
         resumed=plan.scope is None,
     )

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import LostRowsError, OptionError
 from id2core.runs.execution import Execution
-from id2core.search import cuts, indexes, scope, shards
+from id2core.search import coded, cuts, indexes, scope, shards
+from id2core.search.coded import CodedReferences, CodedShard
 from id2core.search.indexes import FLAT
 from id2core.search.scope import Scope
 from id2core.store import datasets, moves, schemas
@@ -37,6 +38,8 @@ FILE_BYTES = 64 << 20
 BLOCKS_PER_LOAD = 1024
 # Queries that are multiplied with a shard at once, if their blocks are small.
 QUERIES_AT_ONCE = 4096
+# The same where the descriptors of what is found are read for all of them.
+_CODED_QUERIES_AT_ONCE = 16_384
 # Blocks to read ahead.
 _AHEAD = 4
 # Columns of an upload that a product may need.
@@ -133,6 +136,7 @@ class SearchPlan:
         product: what the rows are.
         record_seconds: a worker records its candidates after so long.
         shard_bytes: of references that a worker holds at once.
+        coded: the references with their compressed index; None for an index over descriptors.
     """
 
     references: Dataset
@@ -147,6 +151,13 @@ class SearchPlan:
     product: Product
     record_seconds: float = defaults.RECORD_SECONDS
     shard_bytes: int = defaults.SHARD_MEMORY << 20
+    coded: CodedReferences | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a reference takes in the memory of a worker."""
+        size = shards.descriptor_size(self.references)
+        return self.coded.row_bytes(size) if self.coded else cuts.row_bytes(size)
 
     @property
     def place(self) -> str:
@@ -217,7 +228,7 @@ def tasks(plan: SearchPlan, spread: int = 1, queries_each: int = cuts.QUERIES_PE
     if not plan.has_work:
         return []
     todo = plan.todo
-    row_bytes = cuts.row_bytes(shards.descriptor_size(plan.references))
+    row_bytes = plan.row_bytes
     queries = todo.query_files(plan.queries)
     met_by = functools.cache(lambda classes: tuple(file for file in queries if todo.meet(file, classes)))
     met = (
@@ -267,7 +278,7 @@ def _groups(items: Sequence[T], sizes: Sequence[int], most: int, count: int) -> 
 
 
 def search(
-    plan: SearchPlan, blocks: Sequence[QueryBlock], shard: shards.Shard
+    plan: SearchPlan, blocks: Sequence[QueryBlock], shard: shards.Shard | CodedShard
 ) -> Iterator[tuple[int, pa.Table]]:
     """Score the pairs of blocks of queries and a shard that are to be scored.
 
@@ -275,19 +286,20 @@ def search(
         For each block how many pairs were scored, and the best as a `shards.CANDIDATES` table, ordered by
         query_row and falling score.
     """
-    for some in _groups(blocks, [block.rows for block in blocks], QUERIES_AT_ONCE, len(blocks)):
+    at_once = _CODED_QUERIES_AT_ONCE if plan.coded else QUERIES_AT_ONCE
+    for some in _groups(blocks, [block.rows for block in blocks], at_once, len(blocks)):
         yield from _search_together(plan, some, shard)
 
 
 def _search_together(
-    plan: SearchPlan, blocks: Sequence[QueryBlock], shard: shards.Shard
+    plan: SearchPlan, blocks: Sequence[QueryBlock], shard: shards.Shard | CodedShard
 ) -> Iterator[tuple[int, pa.Table]]:
     """Search blocks by one product with the shard: see `search`."""
     read = list(in_order(blocks, partial(_read_queries, plan), _AHEAD))
     starts = np.cumsum([0, *(len(descriptors) for descriptors, _ in read)])
     descriptors, labels = (np.concatenate(side) for side in zip(*read, strict=True))
     pairs, found = np.zeros(len(blocks), np.int64), []
-    classes = np.zeros(len(shard.descriptors), np.int64) if shard.classes is None else shard.classes
+    classes = np.zeros(len(shard), np.int64) if shard.classes is None else shard.classes
     for rows, columns in scope.by_references(labels, classes, plan.todo.open):
         block_of = np.searchsorted(starts, rows, "right") - 1
         pairs += np.bincount(block_of, minlength=len(blocks)) * len(columns)
@@ -319,13 +331,16 @@ def _labels(plan: SearchPlan, block: QueryBlock, queries: pa.Table) -> NDArray[n
     return classes.labels(block.file.name, queries["run_id"], first)
 
 
-def load_shard(plan: SearchPlan, files: Sequence[FileRecord]) -> shards.Shard:
+def load_shard(plan: SearchPlan, files: Sequence[FileRecord]) -> shards.Shard | CodedShard:
     """Build the shard of some files of references.
 
     Raises:
         DatasetError: a descriptor is not finite, or longer than 1.
     """
-    return shards.load(plan.references, files, plan.index, plan.todo.references)
+    classes = plan.todo.references
+    if plan.coded:
+        return coded.load(plan.coded, files, classes)
+    return shards.load(plan.references, files, plan.index, classes)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ _STEP: Final = np.float32(2**-26)
 LONGEST: Final = 1.01
 # Queries whose candidates are widened to float64 at once: they stay in the cache.
 _QUERY_ROWS = 16
+# Pairs that are widened to float64 at once: they stay in the cache.
+_PAIR_ROWS = 128
 # Descriptors that are rounded at once: they stay in the cache, too.
 _GRID_ROWS = 128
 
@@ -66,6 +68,26 @@ def pairs(
         vectors = references[rows[block]].astype(np.float64)
         scores[block] = (vectors @ queries[block].astype(np.float64)[:, :, None])[:, :, 0]
     scores[rows < 0] = -np.inf
+    return scores
+
+
+def dots(
+    queries: NDArray[np.float32],
+    query_rows: NDArray[np.integer[Any]],
+    references: NDArray[np.float32],
+    rows: NDArray[np.integer[Any]],
+) -> NDArray[np.float32]:
+    """Return the scores of pairs of rows, float32[P].
+
+    Args:
+        queries, references: float32[Q,m] and float32[N,m], on the grid.
+        query_rows, rows: int[P], both sides of each pair.
+    """
+    scores = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _PAIR_ROWS):
+        block = slice(start, start + _PAIR_ROWS)
+        left, right = queries[query_rows[block]], references[rows[block]]
+        scores[block] = np.einsum("ij,ij->i", left.astype(np.float64), right.astype(np.float64))
     return scores
 
 

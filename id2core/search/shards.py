@@ -71,6 +71,9 @@ class Shard:
     kind: str = FLAT
     classes: NDArray[np.int64] | None = None
 
+    def __len__(self) -> int:
+        return len(self.descriptors)
+
     def among(self, rows: NDArray[np.int64]) -> Shard:
         """Return the shard of some rows, int64[n]."""
         if len(rows) == self.ids.num_rows:

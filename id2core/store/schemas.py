@@ -305,6 +305,10 @@ RUNS = table_schema(
 )
 
 
+# A row of a file of codes is a row of a file of embeddings; a file of a model has one row.
+INDEX = table_schema("index", 1, [("code", pa.binary()), ("model", pa.large_binary())])
+
+
 TABLES: dict[str, pa.Schema] = {
     "rejects": REJECTS,
     "removals": REMOVALS,
@@ -317,6 +321,7 @@ TABLES: dict[str, pa.Schema] = {
     "posts": POSTS,
     "takedowns": TAKEDOWNS,
     "runs": RUNS,
+    "index": INDEX,
 }
 
 

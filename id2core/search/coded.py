@@ -1,0 +1,299 @@
+"""Search a shard by the codes of a compressed index, and score what it finds exactly.
+
+A shard in memory is nothing but codes. The best of an upload by codes are scored by their stored descriptors,
+which are read file by file for many uploads at once. Ids are read at the end, of the few that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from id2core.errors import DatasetError, SearchError
+from id2core.runs import codes
+from id2core.runs.codes import IndexFacts
+from id2core.runs.histories import Classes
+from id2core.search import compressed, index_strings, scoring, shards
+from id2core.search.compressed import CodeIndex, Model
+from id2core.search.index_strings import Compressed
+from id2core.store.ahead import in_order
+from id2core.store.datasets import Dataset, FileRecord
+
+# Files whose candidates are scored at once.
+_READERS: Final = 2
+_NOTHING: Final = np.float32(-np.inf)
+
+
+@dataclass(frozen=True)
+class CodedReferences:
+    """References, and the index beside them.
+
+    Attributes:
+        references: their embeddings.
+        index: the data set of the index, with the codes of all their files.
+    """
+
+    references: Dataset
+    index: Dataset
+
+    @property
+    def facts(self) -> IndexFacts:
+        """How the index is searched, and what it finds."""
+        return codes.facts_of(self.index)
+
+    @property
+    def form(self) -> Compressed:
+        """The index by its string."""
+        return index_strings.parse(self.index.ids[codes.STRING])
+
+    @property
+    def name(self) -> str:
+        """Names the index: its string and its model."""
+        return f"{self.form.text}@{self._model_file.key.rpartition('-')[2][:8]}"
+
+    @property
+    def _model_file(self) -> FileRecord:
+        model = codes.model_of(self.index)
+        if model is None:
+            raise DatasetError(f"{self.index.uri} has no model: build the index again")
+        return model
+
+    @property
+    def index_id(self) -> str:
+        """Names the index over these references: its string, its model, and the digest of the data set."""
+        return shards.index_id(self.references, self.name)
+
+    def row_bytes(self, descriptor_size: int) -> int:
+        """Return the bytes that a reference takes in the memory of a worker, its class among them."""
+        return self.form.row_bytes(descriptor_size) + 8
+
+    def check(self) -> None:
+        """Raise SearchError unless the index has codes of exactly the files of the references."""
+        missing = [f for f in self.references.files if codes.key_of(f, self._model_file) not in self._codes]
+        if (
+            self.references.only_run
+            or missing
+            or self.index.ids != codes.ids_of(self.references, self.form.text)
+        ):
+            raise SearchError(
+                f"{self.index.uri} has no codes of {len(missing) or 'these'} files of {self.references.uri}: "
+                f"run id2 index --index {self.form.text} with the --out that they are in"
+            )
+
+    def model(self) -> Model:
+        """Read the model. Raises DatasetError where it is gone or damaged."""
+        return compressed.load(self.form, codes.read_model(self.index.uri, self._model_file))
+
+    @property
+    def code_files(self) -> list[FileRecord]:
+        """The files of codes."""
+        return list(self._codes.values())
+
+    @cached_property
+    def _codes(self) -> dict[str, FileRecord]:
+        return codes.coded(self.index, self._model_file)
+
+    def read(self, file: FileRecord) -> NDArray[np.uint8]:
+        """Return the codes of a file of references, uint8[rows, stored_bytes], in its order.
+
+        Raises:
+            DatasetError: they are gone, damaged, or missing.
+        """
+        record = self._codes.get(codes.key_of(file, self._model_file))
+        if record is None or record.rows != file.rows:
+            raise DatasetError(f"{self.index.uri} has no codes of {file.name}: bring the index up to date")
+        column = self.index.read_file(record, ["code"])["code"]
+        return _matrix(column, self.references, file)
+
+
+def _matrix(column: pa.ChunkedArray, references: Dataset, file: FileRecord) -> NDArray[np.uint8]:
+    """Return codes of one length as uint8[rows, length]."""
+    flat = b"".join(column.to_pylist()) if not column.null_count else b""
+    if not len(column) or not flat or len(flat) % len(column):
+        raise DatasetError(f"codes of {references.uri}/{file.name} are damaged: build the index again")
+    return np.frombuffer(flat, np.uint8).reshape(len(column), -1)
+
+
+@dataclass(frozen=True)
+class CodedShard:
+    """Some files of references that are searched at once by their codes; see `shards.Shard`.
+
+    Attributes:
+        coded: the references.
+        files: which files of them.
+        classes: int64[N], of each row; None where all are alike.
+        rows: int64[n], ascending: which rows of the files; None for all.
+    """
+
+    coded: CodedReferences
+    files: tuple[FileRecord, ...]
+    classes: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self.rows is None else len(self.rows)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(file.rows for file in self.files)])
+
+    def prepare(self) -> None:
+        """Read the codes, if nothing has yet."""
+        _ = self.index
+
+    @cached_property
+    def index(self) -> CodeIndex:
+        """The index over the codes; it is built when it is first asked for."""
+        return self.coded.model().over(self._read_codes())
+
+    def _read_codes(self) -> Iterator[NDArray[np.uint8]]:
+        read = zip(self.files, in_order(self.files, self.coded.read, shards.READERS), strict=True)
+        for number, (file, held) in enumerate(read):
+            if self.rows is None:
+                yield held
+                continue
+            first = self._starts[number]
+            own = self.rows[np.searchsorted(self.rows, first) : np.searchsorted(self.rows, first + file.rows)]
+            yield held[own - first]
+
+    @cached_property
+    def _smaller(self) -> dict[bytes, CodedShard]:
+        return {}
+
+    def among(self, rows: NDArray[np.int64]) -> CodedShard:
+        """Return the shard of some rows, int64[n], ascending."""
+        if len(rows) == len(self):
+            return self
+        key = rows.tobytes()
+        if key not in self._smaller:
+            self._smaller.clear()
+            self._smaller[key] = CodedShard(self.coded, self.files, rows=rows)
+        return self._smaller[key]
+
+    def search(self, queries: NDArray[np.float32], k: int) -> pa.Table:
+        """Return the k best references of each query among those that the index finds.
+
+        Args:
+            queries: float32[Q,m], rows of length 1.
+            k: how many.
+
+        Returns:
+            A `shards.CANDIDATES` table, ordered by query_row and falling score, equal scores by id and URI.
+            Scores are exact.
+
+        Raises:
+            DatasetError: a file is gone or damaged.
+        """
+        if not len(self) or not len(queries):
+            return shards.CANDIDATES.empty_table()
+        queries = scoring.on_grid(queries)
+        found, scores = self.candidates(queries, k)
+        return self._named(found, scores, min(k, len(self)))
+
+    def candidates(
+        self, queries: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return what the index finds, and its exact scores.
+
+        Args:
+            queries: float32[Q,m], on the grid of `scoring`.
+            k: how many are kept in the end.
+
+        Returns:
+            Rows of the files int64[Q,depth], below 0 where the index found fewer, and scores
+            float32[Q,depth], -inf there.
+        """
+        facts = self.coded.facts
+        depth = min(max(facts.depth, k), len(self))
+        _, found = self.index.search(queries, depth, facts.probes)
+        if self.rows is not None:
+            found = np.where(found >= 0, self.rows[np.maximum(found, 0)], found)
+        return found, self._scores(queries, found)
+
+    def _scores(self, queries: NDArray[np.float32], found: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the exact scores of rows, float32[Q,depth]; -inf where a row is below 0."""
+        scores = np.full(found.size, _NOTHING)
+
+        def fill(part: _Part) -> None:
+            vectors = self._descriptors(part.file)
+            scores[part.places] = scoring.dots(queries, part.places // found.shape[1], vectors, part.rows)
+
+        for _ in in_order(self._by_file(found), fill, _READERS):
+            pass
+        return scores.reshape(found.shape)
+
+    def _descriptors(self, file: FileRecord) -> NDArray[np.float32]:
+        references = self.coded.references
+        held = np.empty((file.rows, shards.descriptor_size(references)), np.float32)
+        references.read_vectors(file, "descriptor", held)
+        return shards.checked(scoring.on_grid(held, out=held), file.name, references)
+
+    def _by_file(self, found: NDArray[np.int64]) -> Iterator[_Part]:
+        """Share out rows of the files, of which some are below 0, among the files that they are in."""
+        flat = found.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        bounds = np.searchsorted(flat[order], self._starts)
+        for file, start, first, end in zip(
+            self.files, self._starts[:-1], bounds[:-1], bounds[1:], strict=True
+        ):
+            if end > first:
+                places = order[first:end]
+                yield _Part(file, places, flat[places] - start)
+
+    def _named(self, found: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> pa.Table:
+        """Return the k best of each query by exact scores, with ids, as a `shards.CANDIDATES` table."""
+        kth = -np.partition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, [k - 1]]
+        # All that tie with the last one stay, until ids decide.
+        kept = np.where((found >= 0) & (scores >= kth), found, -1)
+        tables = []
+        for part, ids in in_order(self._by_file(kept), self._ids, _READERS):
+            numbers = (part.places // found.shape[1]).astype(np.int32), scores.reshape(-1)[part.places]
+            columns = [*map(pa.array, numbers), *(ids[name] for name in shards.COLUMNS)]
+            tables.append(pa.Table.from_arrays(columns, schema=shards.CANDIDATES))
+        return shards.merge(tables, k)
+
+    def _ids(self, part: _Part) -> tuple[_Part, pa.Table]:
+        table = self.coded.references.read_file(part.file, list(shards.COLUMNS))
+        return part, table.take(pa.array(part.rows))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Candidates that are in one file.
+
+    Attributes:
+        file: of references.
+        places: int64[P], among all candidates.
+        rows: int64[P], in the file.
+    """
+
+    file: FileRecord
+    places: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+def load(coded: CodedReferences, files: Sequence[FileRecord], classes: Classes | None = None) -> CodedShard:
+    """Build the shard of some files of references, at least one.
+
+    Args:
+        coded: the references.
+        files: which files.
+        classes: of the rows; None where they do not matter.
+
+    Raises:
+        DatasetError: the files are not those that the index has codes of.
+    """
+    labels = None
+    if classes is not None:
+        runs = in_order(files, lambda file: coded.references.read_file(file, ["run_id"]), shards.READERS)
+        named = zip(files, runs, strict=True)
+        labels = np.concatenate([classes.labels(file.name, table["run_id"]) for file, table in named])
+    shard = CodedShard(coded, tuple(files), labels)
+    shard.prepare()
+    return shard

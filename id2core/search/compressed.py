@@ -1,0 +1,133 @@
+"""Compressed indexes by FAISS: train a model, encode descriptors, and search codes.
+
+A model is a trained FAISS index without rows. Codes are FAISS's own, so a row is encoded once, and any worker
+can put any rows into an index. Codes of 4 bits and of single bits are searched by FAISS's fast scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from id2core.errors import DatasetError
+from id2core.search.flat import load_faiss
+from id2core.search.index_strings import Compressed
+
+# Rows of a block of fast scan.
+_SCAN_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained of a compressed index.
+
+    Attributes:
+        form: the index.
+        data: FAISS's serialized index, which has no row.
+    """
+
+    form: Compressed
+    data: bytes
+    _index: Any = field(repr=False, compare=False)
+
+    def encode(self, descriptors: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the codes of descriptors float32[B,m]: uint8[B, stored_bytes]."""
+        codes: NDArray[np.uint8] = self._index.sa_encode(np.ascontiguousarray(descriptors, np.float32))
+        return codes
+
+    def over(self, codes: Iterable[NDArray[np.uint8]]) -> CodeIndex:
+        """Return the index of rows that are numbered in the order of their codes.
+
+        Args:
+            codes: uint8[B, stored_bytes], some rows at a time.
+
+        Raises:
+            DatasetError: codes are not of this model's length.
+        """
+        whole = load_faiss().clone_index(self._index)
+        rotation, inner = _parts(whole)
+        rows = 0
+        for some in codes:
+            if some.ndim != 2 or some.shape[1] != inner.sa_code_size():
+                raise DatasetError(f"codes of another index than {self.form.text}: build the index again")
+            inner.add_sa_codes(np.ascontiguousarray(some), np.arange(rows, rows + len(some)))
+            rows += len(some)
+        return CodeIndex(_fast(inner), rotation, (whole, inner))
+
+
+@dataclass(frozen=True)
+class CodeIndex:
+    """Codes that can be searched."""
+
+    _inner: Any
+    _rotation: list[Any]
+    # What the two are parts of: Python frees a part with its owner.
+    _owners: tuple[Any, ...]
+
+    def search(
+        self, queries: NDArray[np.float32], depth: int, probes: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the rows whose codes score best, float32[Q,depth] and int64[Q,depth].
+
+        Scores are estimates. A row is below 0 where the lists have fewer.
+
+        Args:
+            queries: float32[Q,m], rows of length 1.
+            depth: how many rows.
+            probes: how many lists are searched for each query.
+        """
+        rotated = np.ascontiguousarray(queries, np.float32)
+        for step in self._rotation:
+            rotated = step.apply(rotated)
+        self._inner.nprobe = probes
+        scores, rows = self._inner.search(rotated, depth)
+        return scores, rows
+
+
+def train(form: Compressed, sample: NDArray[np.float32]) -> Model:
+    """Train a compressed index on a sample of descriptors, float32[B,m]. Equal samples give equal models."""
+    faiss = load_faiss()
+    index = faiss.index_factory(sample.shape[1], form.text, faiss.METRIC_INNER_PRODUCT)
+    index.train(np.ascontiguousarray(sample, np.float32))
+    return Model(form, faiss.serialize_index(index).tobytes(), index)
+
+
+def load(form: Compressed, data: bytes) -> Model:
+    """Return the model of which `train` gave the bytes.
+
+    Raises:
+        DatasetError: they are not FAISS's.
+    """
+    faiss = load_faiss()
+    try:
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    except RuntimeError as error:
+        raise DatasetError(f"the model of index {form.text} cannot be read: build the index again") from error
+    return Model(form, data, index)
+
+
+def _parts(whole: Any) -> tuple[list[Any], Any]:
+    """Return the rotations of a FAISS index, and the index of lists behind them; both are parts of it."""
+    faiss = load_faiss()
+    index = faiss.downcast_index(whole)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return [], index
+    steps = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+    return steps, faiss.downcast_index(index.index)
+
+
+def _fast(inner: Any) -> Any:
+    """Return an index over the same codes that FAISS scans fastest."""
+    faiss = load_faiss()
+    if isinstance(inner, faiss.IndexIVFRaBitQ):
+        fast = faiss.IndexIVFRaBitQFastScan(inner, _SCAN_ROWS)
+    elif isinstance(inner, faiss.IndexIVFPQ) and inner.pq.nbits == 4:
+        fast = faiss.IndexIVFPQFastScan(inner, _SCAN_ROWS)
+    else:
+        return inner
+    inner.invlists.reset()
+    return fast

@@ -1,0 +1,242 @@
+"""Build a compressed index: sample, train, encode, and measure what a search by it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from id2core.errors import SearchError
+from id2core.runs import codes
+from id2core.runs.codes import Coding, IndexFacts
+from id2core.search import compressed, flat, index_strings, scoring, shards
+from id2core.search.coded import CodedReferences, CodedShard
+from id2core.search.compressed import Model
+from id2core.search.index_strings import Compressed
+from id2core.store.ahead import in_order
+from id2core.store.datasets import Dataset, FileRecord
+
+_SEED: Final = 0
+# Rows of each file that a sample takes, so that it comes from many files.
+_ROWS_EACH: Final = 512
+# References that are asked for their neighbors.
+_QUERIES: Final = 500
+_NEIGHBORS: Final = 10
+_DEPTHS: Final = (50, 100, 200, 400)
+# What it costs to score a candidate exactly, in codes that are scanned in that time.
+_SCANNED: Final = 375
+# The recall is measured again after the corpus has grown by this factor.
+_GROWTH: Final = 1.25
+
+
+def check(coding: Coding, memory: int) -> Compressed:
+    """Refuse an index that cannot be built; return it.
+
+    Args:
+        coding: what is planned.
+        memory: bytes that a worker may take.
+
+    Raises:
+        SearchError: see `Compressed.check`.
+    """
+    form = index_strings.parse(coding.index)
+    corpus = coding.corpus
+    size = shards.descriptor_size(corpus) if corpus.rows else 0
+    if coding.model is None:
+        form.check(size, corpus.rows, memory)
+    return form
+
+
+def train(coding: Coding, memory: int) -> FileRecord:
+    """Return the file of the model: the present one, that of an earlier attempt, or a new one.
+
+    Raises:
+        SearchError: it cannot be built.
+        DatasetError: a file of the corpus is gone or damaged.
+    """
+    form = check(coding, memory)
+    if known := coding.model or codes.recorded_model(coding):
+        return known
+    return codes.leave_model(coding, compressed.train(form, sample(coding.corpus, form.sample)).data)
+
+
+def sample(corpus: Dataset, count: int) -> NDArray[np.float32]:
+    """Return descriptors of a corpus, drawn at random from many files: float32[at most `count`, m]."""
+    rng = np.random.default_rng(_SEED)
+    files = [corpus.files[i] for i in rng.permutation(len(corpus.files))[: -(-count // _ROWS_EACH)]]
+    share = min(1.0, count / sum(file.rows for file in files))
+    chosen = [np.sort(rng.permutation(file.rows)[: round(share * file.rows)]) for file in files]
+    held = in_order(files, lambda file: _descriptors(corpus, file), shards.READERS)
+    return np.concatenate([table[rows] for table, rows in zip(held, chosen, strict=True)])
+
+
+def _descriptors(corpus: Dataset, file: FileRecord) -> NDArray[np.float32]:
+    return shards.load(corpus, [file]).descriptors
+
+
+def encode(coding: Coding, file: FileRecord, record: FileRecord, model: Model) -> FileRecord:
+    """Return the codes of a file of the corpus: those of an earlier attempt, or new ones.
+
+    Args:
+        coding: what is planned.
+        file: of the corpus.
+        record: the file of the model.
+        model: what it holds.
+
+    Raises:
+        DatasetError: a file is gone or damaged.
+    """
+    if known := codes.recorded_codes(coding, file, record):
+        return known
+    made = model.encode(_descriptors(coding.corpus, file))
+    return codes.leave_codes(coding, file, record, pa.array([row.tobytes() for row in made], pa.binary()))
+
+
+def commit(
+    coding: Coding, model: FileRecord, made: Mapping[str, FileRecord], recall: float, memory: int
+) -> Dataset:
+    """Measure what the codes of all files find, and make them the index of the corpus.
+
+    Args:
+        coding: what is planned.
+        model: the file of the model.
+        made: name of a file of the corpus → its new codes.
+        recall: see `facts`.
+        memory: see `facts`.
+
+    Raises:
+        LostRowsError: a file has no codes.
+        SearchError: the index finds too few.
+        StoreUnavailableError: another run has committed meanwhile.
+    """
+    files = codes.files_of(coding, model, made)
+    staged = codes.staged(coding, model, files)
+    last = codes.facts_of(coding.beside) if coding.beside else None
+    found = facts(CodedReferences(coding.corpus, staged), last, recall, memory)
+    return codes.commit(coding, model, files, found)
+
+
+def facts(coded: CodedReferences, last: IndexFacts | None, recall: float, memory: int) -> IndexFacts:
+    """Return what an index finds, and how it has to be searched for that.
+
+    It is measured again once the corpus has grown by a quarter.
+
+    Args:
+        coded: the references and their codes.
+        last: what the index counted before; None for a new model.
+        recall: share of the 10 best of an exact search that is to be found, at least.
+        memory: bytes of descriptors that are searched exactly for it.
+
+    Raises:
+        SearchError: the index finds fewer.
+    """
+    rows = coded.references.rows
+    if last and rows < _GROWTH * last.corpus_rows and (last.recall_10 or 0) >= recall:
+        return last.model_copy(update={"rows": rows})
+    found = _measure(coded, memory)
+    good = [point for point in found.points if point.recall_10 >= recall]
+    if not good:
+        best = max(found.points, key=lambda point: point.recall_10)
+        raise SearchError(
+            f"index {coded.form.text} finds {best.recall_10:.1%} of the 10 best references, and {recall:.1%} "
+            "are asked for: take longer codes, or ask for less with --index-recall"
+        )
+    chosen = min(good, key=lambda point: point.cost(found.rows / coded.form.lists))
+    return IndexFacts(
+        rows=rows,
+        trained_on=last.trained_on if last else min(coded.form.sample, rows),
+        probes=chosen.probes,
+        depth=chosen.depth,
+        recall_1=chosen.recall_1,
+        recall_10=chosen.recall_10,
+        measured_rows=found.rows,
+        measured_queries=found.queries,
+        corpus_rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One way to search, and what it finds."""
+
+    probes: int
+    depth: int
+    recall_1: float
+    recall_10: float
+
+    def cost(self, list_rows: float) -> float:
+        """Return the cost of an upload in codes that are scanned."""
+        return self.probes * list_rows + self.depth * _SCANNED
+
+
+@dataclass(frozen=True)
+class _Measured:
+    points: list[_Point]
+    rows: int
+    queries: int
+
+
+def _measure(coded: CodedReferences, memory: int) -> _Measured:
+    """Ask some references of a shard for their neighbors, exactly and by codes, in several ways."""
+    files = _shard_files(coded.references, memory)
+    descriptors = shards.load(coded.references, files).descriptors
+    rng = np.random.default_rng(_SEED)
+    own = np.sort(rng.permutation(len(descriptors))[:_QUERIES])
+    best = min(_NEIGHBORS, len(descriptors) - 1)
+    if best < 1:
+        raise SearchError("an index needs two references or more: take flat")
+    queries = descriptors[own]
+    _, truth = flat.FlatIndex(descriptors).search(queries, best + 1)
+    truth = _others(truth, own, best)
+    index = CodedShard(coded, files).index
+    points = []
+    for probes in _doubled(coded.form.lists):
+        depth = min(max(_DEPTHS) + 1, len(descriptors))
+        _, found = index.search(queries, depth, probes)
+        found = _others(found, own, depth - 1)
+        scores = scoring.pairs(queries, descriptors, found)
+        points += [_point(probes, depth, found[:, :depth], scores[:, :depth], truth) for depth in _DEPTHS]
+    return _Measured(points, len(descriptors), len(own))
+
+
+def _shard_files(references: Dataset, memory: int) -> tuple[FileRecord, ...]:
+    """Return files at random, as many as fit in memory, at least one."""
+    most = memory // (4 * shards.descriptor_size(references))
+    chosen: list[FileRecord] = []
+    for number in np.random.default_rng(_SEED).permutation(len(references.files)):
+        file = references.files[number]
+        if chosen and sum(held.rows for held in chosen) + file.rows > most:
+            break
+        chosen.append(file)
+    return tuple(chosen)
+
+
+def _others(rows: NDArray[np.int64], own: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the first `count` of each line of rows that are not its own row."""
+    order = np.argsort(rows == own[:, None], axis=1, kind="stable")
+    return np.take_along_axis(rows, order, 1)[:, :count]
+
+
+def _point(
+    probes: int,
+    depth: int,
+    found: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    truth: NDArray[np.int64],
+) -> _Point:
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : truth.shape[1]]
+    best = np.take_along_axis(found, order, 1)
+    hits = (best[:, :, None] == truth[:, None, :]).any(axis=1)
+    return _Point(probes, depth, float(hits[:, 0].mean()), float(hits.mean()))
+
+
+def _doubled(most: int) -> Iterator[int]:
+    probes = 1
+    while probes < most:
+        yield probes
+        probes *= 2
+    yield most

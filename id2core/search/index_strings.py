@@ -1,0 +1,141 @@
+"""Strings of compressed indexes: those of FAISS's index factory whose sizes follow by formulas.
+
+    RR448,IVF4096,RaBitQ          rotation to 448 numbers, 4,096 lists, a bit for each number: 64 bytes
+    OPQ120_480,IVF4096,PQ120x4    120 groups of 4 numbers, 4 bits each: 60 bytes
+    OPQ64_448,IVF4096,PQ64np      64 groups of 7 numbers, 8 bits each: 64 bytes
+
+A string has the order of FAISS: a rotation, which may be left out, the lists, and the code.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from id2core.errors import SearchError
+
+_STRING: Final = re.compile(
+    r"((?P<rotation>OPQ(?P<blocks>\d+)_|RR|PCAR)(?P<size>\d+),)?IVF(?P<lists>\d+),"
+    r"(RaBitQ|PQ(?P<groups>\d+)(?P<bits>x4|np))"
+)
+# Bytes beside the bits of a RaBitQ code: two numbers that correct its score.
+_FACTORS: Final = 8
+# Descriptors of each list that a sample should have: with fewer than 39, FAISS warns.
+_EACH_LIST: Final = 64
+# What 256 centroids of a group, and a rotation that is learned, should be trained on.
+_LEAST_SAMPLE: Final = 16_384
+# Most lists: the number of a list is stored in two bytes.
+_MOST_LISTS: Final = 2**16
+_ROW_BYTES: Final = 8
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed index, by its string.
+
+    Attributes:
+        text: the string.
+        rotation: kind of the rotation; None for none.
+        size: numbers of a rotated descriptor; None where they are those of a descriptor.
+        lists: how many lists the descriptors are shared out among.
+        groups: of numbers that have a code together; None for a bit for each number.
+        bits: of the code of a group.
+    """
+
+    text: str
+    rotation: str | None
+    size: int | None
+    lists: int
+    groups: int | None
+    bits: int
+
+    def code_bytes(self, descriptor_size: int) -> int:
+        """Return the bytes of the code of a descriptor of m numbers, without the number of its list."""
+        if self.groups:
+            return -(-self.groups * self.bits // 8)
+        return -(-self._size(descriptor_size) // 8) + _FACTORS
+
+    def stored_bytes(self, descriptor_size: int) -> int:
+        """Return the bytes of a descriptor of m numbers in the data set: its code, and its list."""
+        return self.code_bytes(descriptor_size) + math.ceil(math.log2(self.lists) / 8)
+
+    def row_bytes(self, descriptor_size: int) -> int:
+        """Return the bytes that a reference takes in the memory of a worker, while a shard is made.
+
+        A code lies there twice: as it is stored, and as it is searched. So does the number of its row.
+        """
+        return 2 * (self.code_bytes(descriptor_size) + _ROW_BYTES)
+
+    def model_bytes(self, descriptor_size: int) -> int:
+        """Return the bytes of what is trained: centroids of lists and groups, and the rotation."""
+        size = self._size(descriptor_size)
+        rotation = {None: 0, "PCAR": descriptor_size}.get(self.rotation, size) * descriptor_size
+        groups = 2**self.bits * size if self.groups else 0
+        return 4 * (self.lists * size + rotation + groups)
+
+    @property
+    def sample(self) -> int:
+        """How many descriptors it is trained on, where there are so many."""
+        return max(_EACH_LIST * self.lists, _LEAST_SAMPLE)
+
+    @property
+    def least_sample(self) -> int:
+        """How many descriptors it needs at least."""
+        return max(39 * self.lists, 39 * 2**self.bits if self.groups else 0)
+
+    def check(self, descriptor_size: int, references: int, memory: int) -> None:
+        """Refuse what cannot be built, before anything is read.
+
+        Args:
+            descriptor_size: m, numbers of a descriptor.
+            references: how many there are.
+            memory: bytes that a worker may take.
+
+        Raises:
+            SearchError: descriptors of m numbers do not fit the string, there are too few to train on, or
+                training needs more memory.
+        """
+        size = self._size(descriptor_size)
+        if size > descriptor_size or (self.groups and size % self.groups):
+            raise SearchError(
+                f"index {self.text!r} does not fit descriptors of {descriptor_size} numbers: a "
+                f"rotation makes no more, and groups must share out {size} numbers evenly"
+            )
+        if references < self.least_sample:
+            raise SearchError(
+                f"index {self.text!r} is trained on {self.least_sample:,} references or more, and there are "
+                f"{references:,}: take flat, or fewer lists"
+            )
+        # The sample lies there twice: as it is, and rotated.
+        taken = 2 * 4 * descriptor_size * min(self.sample, references) + self.model_bytes(descriptor_size)
+        if taken > memory:
+            raise SearchError(
+                f"training index {self.text!r} takes {taken >> 20:,} MiB, and a worker may take "
+                f"{memory >> 20:,}: take fewer lists, or a larger --shard-memory"
+            )
+
+    def _size(self, descriptor_size: int) -> int:
+        return self.size or descriptor_size
+
+
+def parse(name: str) -> Compressed:
+    """Return the index of a string.
+
+    Raises:
+        SearchError: there is no such index.
+    """
+    found = _STRING.fullmatch(name)
+    groups = int(found["groups"]) if found and found["groups"] else None
+    if found is None or not 0 < int(found["lists"]) <= _MOST_LISTS or groups == 0 or found["size"] == "0":
+        raise SearchError(
+            f"no index {name!r}: choose flat, or a string of FAISS such as RR448,IVF1024,RaBitQ, "
+            "OPQ120_480,IVF1024,PQ120x4 or OPQ64_448,IVF1024,PQ64np"
+        )
+    if found["blocks"] and found["blocks"] != found["groups"]:
+        raise SearchError(f"index {name!r}: OPQ rotates for the groups of PQ, so give both the same number")
+    bits = {"x4": 4, "np": 8, None: 1}[found["bits"]]
+    rotation = found["rotation"] and re.sub(r"\d+_", "", found["rotation"])
+    size = int(found["size"]) if found["size"] else None
+    return Compressed(name, rotation, size, int(found["lists"]), groups, bits)
