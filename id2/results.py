@@ -307,7 +307,7 @@ class IndexReport(Result):
         probes: lists that are searched for each upload.
         depth: best codes of an upload that are scored exactly.
         recall_1, recall_10: share of an exact search's best, and of its 10 best, that a search finds,
-            measured in a shard of `measured_rows` references by `measured_queries` of them.
+            measured in a shard of `measured_rows` references by `measured_queries` of them, with noise.
         out: the --out.
     """
 

@@ -41,7 +41,7 @@ class IndexFacts(BaseModel):
         depth: best codes of an upload that are scored exactly.
         recall_1, recall_10: share of the exact search's best, and of its 10 best, that a search finds.
         measured_rows, measured_queries: references in the shard where this was measured, and how many of them
-            were asked for their neighbors.
+            were asked for their neighbors, with noise.
         corpus_rows: references of the corpus then.
     """
 

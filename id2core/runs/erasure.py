@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.errors import StoreUnavailableError
-from id2core.runs import compaction, leftovers, takedowns, units
+from id2core.runs import codes, compaction, leftovers, takedowns, units
 from id2core.runs.execution import Execution
 from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.ahead import in_order
@@ -191,6 +191,8 @@ def erase(out: str, image_ids: Iterable[str], execution: Execution) -> Erased:
             erased.rows[dataset.uri.removeprefix(f"{out}/")] += rows
     for place in leftovers.places(out):
         erased.files += sum(_purge(place, name, wanted) for name in _PICTURES)
+        if corpus := Dataset.find_own(storage.join(place, schemas.EMBEDDINGS)):
+            codes.forget(corpus, execution)
     return erased
 
 

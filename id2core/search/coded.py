@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
@@ -193,74 +193,66 @@ class CodedShard:
         if not len(self) or not len(queries):
             return shards.CANDIDATES.empty_table()
         queries = scoring.on_grid(queries)
-        found, scores = self.candidates(queries, k)
-        return self._named(found, scores, min(k, len(self)))
+        found = self._find(queries, k)
+        parts = self._by_file(self._best(queries, found, k))
+        tables = in_order(parts, partial(self._named, queries), _READERS)
+        return shards.merge(list(tables), k)
 
-    def candidates(
-        self, queries: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return what the index finds, and its exact scores.
-
-        Args:
-            queries: float32[Q,m], on the grid of `scoring`.
-            k: how many are kept in the end.
-
-        Returns:
-            Rows of the files int64[Q,depth], below 0 where the index found fewer, and scores
-            float32[Q,depth], -inf there.
-        """
+    def _find(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Return the rows of the files that the index finds, int64[Q,depth], below 0 where it found fewer."""
         facts = self.coded.facts
         depth = min(max(facts.depth, k), len(self))
         _, found = self.index.search(queries, depth, facts.probes)
-        if self.rows is not None:
-            found = np.where(found >= 0, self.rows[np.maximum(found, 0)], found)
-        return found, self._scores(queries, found)
+        if self.rows is None:
+            return found
+        return np.where(found >= 0, self.rows[np.maximum(found, 0)], found)
 
-    def _scores(self, queries: NDArray[np.float32], found: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the exact scores of rows, float32[Q,depth]; -inf where a row is below 0."""
+    def _best(self, queries: NDArray[np.float32], found: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        """Return the rows found that may be among the k best, and -1 in place of the others, int64[Q,depth].
+
+        These are scored in float32: what is as good as the k-th but for rounding stays.
+        """
         scores = np.full(found.size, _NOTHING)
+        widths = []
 
         def fill(part: _Part) -> None:
-            vectors = self._descriptors(part.file)
-            scores[part.places] = scoring.dots(queries, part.places // found.shape[1], vectors, part.rows)
+            vectors, _ = self._read(part.file)
+            scores[part.places] = compressed.scores(queries, part.queries, vectors, part.rows)
+            widths.append(scoring.tolerance(queries, vectors))
 
         for _ in in_order(self._by_file(found), fill, _READERS):
             pass
-        return scores.reshape(found.shape)
+        table = scores.reshape(found.shape)
+        last = min(k, found.shape[1]) - 1
+        kth = -np.partition(-table, last, axis=1)[:, [last]]
+        return np.where((found >= 0) & (table >= kth - 2 * max(widths, default=0)), found, -1)
 
-    def _descriptors(self, file: FileRecord) -> NDArray[np.float32]:
+    def _read(self, file: FileRecord, beside: Sequence[str] = ()) -> tuple[NDArray[np.float32], pa.Table]:
+        """Return the descriptors of a file, float32[rows,m], on the grid, and other columns."""
         references = self.coded.references
         held = np.empty((file.rows, shards.descriptor_size(references)), np.float32)
-        references.read_vectors(file, "descriptor", held)
-        return shards.checked(scoring.on_grid(held, out=held), file.name, references)
+        table = references.read_vectors(file, "descriptor", held, beside)
+        return shards.checked(scoring.on_grid(held, out=held), file.name, references), table
+
+    def _named(self, queries: NDArray[np.float32], part: _Part) -> pa.Table:
+        """Return candidates of a file with exact scores and ids, as a `shards.CANDIDATES` table."""
+        vectors, table = self._read(part.file, shards.COLUMNS)
+        scores = scoring.dots(queries, part.queries, vectors, part.rows)
+        ids = table.take(pa.array(part.rows))
+        numbers = pa.array(part.queries.astype(np.int32)), pa.array(scores)
+        columns = [*numbers, *(ids[name] for name in shards.COLUMNS)]
+        return pa.Table.from_arrays(columns, schema=shards.CANDIDATES)
 
     def _by_file(self, found: NDArray[np.int64]) -> Iterator[_Part]:
         """Share out rows of the files, of which some are below 0, among the files that they are in."""
         flat = found.reshape(-1)
         order = np.argsort(flat, kind="stable")
-        bounds = np.searchsorted(flat[order], self._starts)
-        for file, start, first, end in zip(
-            self.files, self._starts[:-1], bounds[:-1], bounds[1:], strict=True
-        ):
+        bounds = np.searchsorted(flat, self._starts, sorter=order)
+        pieces = zip(self.files, self._starts[:-1], bounds[:-1], bounds[1:], strict=True)
+        for file, start, first, end in pieces:
             if end > first:
                 places = order[first:end]
-                yield _Part(file, places, flat[places] - start)
-
-    def _named(self, found: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> pa.Table:
-        """Return the k best of each query by exact scores, with ids, as a `shards.CANDIDATES` table."""
-        kth = -np.partition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, [k - 1]]
-        # All that tie with the last one stay, until ids decide.
-        kept = np.where((found >= 0) & (scores >= kth), found, -1)
-        tables = []
-        for part, ids in in_order(self._by_file(kept), self._ids, _READERS):
-            numbers = (part.places // found.shape[1]).astype(np.int32), scores.reshape(-1)[part.places]
-            columns = [*map(pa.array, numbers), *(ids[name] for name in shards.COLUMNS)]
-            tables.append(pa.Table.from_arrays(columns, schema=shards.CANDIDATES))
-        return shards.merge(tables, k)
-
-    def _ids(self, part: _Part) -> tuple[_Part, pa.Table]:
-        table = self.coded.references.read_file(part.file, list(shards.COLUMNS))
-        return part, table.take(pa.array(part.rows))
+                yield _Part(file, places, places // found.shape[1], flat[places] - start)
 
 
 @dataclass(frozen=True)
@@ -270,11 +262,13 @@ class _Part:
     Attributes:
         file: of references.
         places: int64[P], among all candidates.
+        queries: int64[P], whose they are.
         rows: int64[P], in the file.
     """
 
     file: FileRecord
     places: NDArray[np.int64]
+    queries: NDArray[np.int64]
     rows: NDArray[np.int64]
 
 

@@ -110,6 +110,26 @@ def load(form: Compressed, data: bytes) -> Model:
     return Model(form, data, index)
 
 
+def scores(
+    queries: NDArray[np.float32],
+    query_rows: NDArray[np.int64],
+    references: NDArray[np.float32],
+    rows: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Return the scores of pairs of rows, summed in float32: float32[P].
+
+    Args:
+        queries, references: float32[Q,m] and float32[N,m].
+        query_rows, rows: int64[P], both sides of each pair.
+    """
+    faiss = load_faiss()
+    made = np.empty(len(rows), np.float32)
+    held = [np.ascontiguousarray(side) for side in (queries, query_rows, references, rows)]
+    pointers = [faiss.swig_ptr(side) for side in held]
+    faiss.pairwise_indexed_inner_product(queries.shape[1], len(made), *pointers, faiss.swig_ptr(made))
+    return made
+
+
 def _parts(whole: Any) -> tuple[list[Any], Any]:
     """Return the rotations of a FAISS index, and the index of lists behind them; both are parts of it."""
     faiss = load_faiss()
