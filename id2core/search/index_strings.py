@@ -18,7 +18,8 @@ from id2core.errors import SearchError
 
 _STRING: Final = re.compile(
     r"((?P<rotation>OPQ(?P<blocks>\d+)_|RR|PCAR)(?P<size>\d+),)?IVF(?P<lists>\d+),"
-    r"(RaBitQ|PQ(?P<groups>\d+)(?P<bits>x4|np))"
+    r"(RaBitQ|PQ(?P<groups>\d+)(?P<bits>x4|np))",
+    re.ASCII,
 )
 # Bytes beside the bits of a RaBitQ code: two numbers that correct its score.
 _FACTORS: Final = 8
@@ -71,9 +72,10 @@ class Compressed:
     def model_bytes(self, descriptor_size: int) -> int:
         """Return the bytes of what is trained: centroids of lists and groups, and the rotation."""
         size = self._size(descriptor_size)
-        rotation = {None: 0, "PCAR": descriptor_size}.get(self.rotation, size) * descriptor_size
+        # FAISS keeps the whole matrix of a PCA beside the part that it uses.
+        columns = (size if self.rotation else 0) + (descriptor_size if self.rotation == "PCAR" else 0)
         groups = 2**self.bits * size if self.groups else 0
-        return 4 * (self.lists * size + rotation + groups)
+        return 4 * (self.lists * size + descriptor_size * columns + groups)
 
     @property
     def sample(self) -> int:

@@ -1,0 +1,87 @@
+"""A compressed index through the door: built once, followed by scans and takedowns, refused where it is stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import id2
+from id2core.errors import OptionError, SearchError
+from id2core.runs import checkup
+from id2core.store.datasets import Dataset
+from tests.drawing import draw_photos
+
+STRING = "RR128,IVF2,RaBitQ"
+
+
+def scan(folder: Path, index: str, out: str = "out", **given: Any) -> id2.ScanSummary:
+    places = {"reference": str(folder / "originals"), "queries": str(folder / "uploads")} | given
+    return id2.scan(**places, out=str(folder / out), encoder="pdq", calibration="none", index=index, top_k=3)
+
+
+def pairs(out: Path) -> dict[tuple[str, str], float]:
+    rows = [
+        row for path in sorted(out.glob("matches/**/*.parquet")) for row in pq.read_table(path).to_pylist()
+    ]
+    return {(Path(r["query_uri"]).name, Path(r["reference_uri"]).name): r["score"] for r in rows}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    draw_photos(folder / "originals", 90)
+    draw_photos(folder / "uploads", 6)
+    return folder
+
+
+def test_scans_by_an_index_follow_their_references(pictures: Path, tmp_path: Path) -> None:
+    scan(pictures, STRING, str(tmp_path / "coded"))
+    scan(pictures, "flat", str(tmp_path / "flat"))
+    coded, exact = pairs(tmp_path / "coded"), pairs(tmp_path / "flat")
+    shared = coded.keys() & exact.keys()
+    assert len(shared) >= 0.8 * len(exact) and all(coded[pair] == exact[pair] for pair in shared)
+    assert all((f"p{i:04d}.jpg", f"p{i:04d}.jpg") in coded for i in range(6))  # copies are found
+    report = id2.index(out=str(tmp_path / "coded"), index=STRING)
+    assert (report.rows, report.encoded, report.code_bytes) == (90, 0, 16 + 8 + 1)
+    assert report.recall_10 is not None and report.recall_10 >= 0.95
+    tables = [pq.read_table(path) for path in (tmp_path / "coded").glob("matches/**/*.parquet")]
+    [index_id] = {name for table in tables for name in table["index_id"].to_pylist()}
+    assert index_id.startswith(f"{STRING}@")
+    assert not checkup.check(str(tmp_path / "coded")).findings
+
+
+def test_a_takedown_removes_the_codes_of_a_picture(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    scan(pictures, STRING, str(out))
+    index = Dataset.open(str(out / "reference" / "index"))
+    before = {path.name for path in out.rglob("codes-*")}
+    id2.takedown(out=str(out), uri=[str(pictures / "originals" / "p0003.jpg")])
+    after = Dataset.open(index.uri)
+    assert not before & {path.name for path in out.rglob("codes-*")} and len(after.files) == 1
+    report = id2.index(out=str(out), index=STRING)
+    assert (report.rows, report.encoded) == (89, 89)
+
+
+def test_references_of_another_out_need_an_index_that_is_current(pictures: Path, tmp_path: Path) -> None:
+    corpus = str(tmp_path / "corpus")
+    id2.embed(images=str(pictures / "originals"), out=corpus, encoder="pdq")
+    given = {"reference": f"dataset:{corpus}"}
+    with pytest.raises(SearchError, match="run id2 index --index"):
+        scan(pictures, STRING, str(tmp_path / "out"), **given)
+    made = id2.index(out=corpus, index=STRING)
+    assert made.encoded == 90 and made.place == f"{corpus}/index"
+    summary = scan(pictures, STRING, str(tmp_path / "out"), **given)
+    assert summary.matches == 18
+
+
+def test_what_is_no_index_is_refused_at_once(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="flat needs no index"):
+        id2.index(out=str(tmp_path), index="flat")
+    with pytest.raises(OptionError, match="no index 'IVF4,Flat'"):
+        scan(pictures, "IVF4,Flat", str(tmp_path / "out"))
+    with pytest.raises(SearchError, match="39,936 references or more, and there are 90"):
+        scan(pictures, "IVF1024,RaBitQ", str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "matches").exists()

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from beam_jobs import index
+from id2core.errors import DatasetError, SearchError
+from id2core.runs import codes
+from id2core.runs.execution import Execution
+from id2core.search import coded, compressed, index_building, index_strings, indexes, shards
+from id2core.search.coded import CodedReferences
+from id2core.store.datasets import Dataset
+from tests.descriptor_sets import unit, write_embeddings
+
+STRING = "RR32,IVF8,RaBitQ"
+MEMORY = 64 << 20
+
+
+def coded_references(
+    folder: Path, rows: int = 2000, string: str = STRING, recall: float = 0.5
+) -> CodedReferences:
+    references = write_embeddings(folder / "embeddings", unit(rows, 32, 0), 5, "r")
+    return make(references, string, recall)
+
+
+def make(references: Dataset, string: str = STRING, recall: float = 0.5) -> CodedReferences:
+    coding = codes.plan(references, string, Execution.begin())
+    index.run(index.Wanted(coding, recall, MEMORY))
+    return CodedReferences(references, Dataset.open(coding.uri))
+
+
+@pytest.mark.parametrize(
+    "string",
+    [
+        "IVF16,RaBitQ",
+        "RR24,IVF16,RaBitQ",
+        "PCAR24,IVF16,RaBitQ",
+        "IVF16,PQ8x4",
+        "OPQ8_24,IVF16,PQ8x4",
+        "RR24,IVF300,PQ8np",
+    ],
+)
+def test_sizes_by_formula_are_those_of_faiss(string: str) -> None:
+    form = index_strings.parse(string)
+    trained = compressed.train(form, unit(12_000, 32, 0))
+    assert abs(len(trained.data) / form.model_bytes(32) - 1) < 0.15  # names and numbers of FAISS beside it
+    made = trained.encode(unit(7, 32, 1))
+    assert made.shape == (7, form.stored_bytes(32))
+    bare = faiss.index_factory(32, string, faiss.METRIC_INNER_PRODUCT)
+    inner = faiss.extract_index_ivf(bare)
+    assert inner.code_size == form.code_bytes(32)
+
+
+@given(st.text(max_size=20) | st.from_regex(r"\A(RR\d{1,4},)?IVF\d{1,6},(PQ\d{1,3}(x4|np)?|RaBitQ)\Z"))
+@example("IVF0,RaBitQ")
+@example("IVF65537,RaBitQ")
+@example("OPQ8_32,IVF4,PQ16x4")
+@example("RR0,IVF4,RaBitQ")
+@example("IVF٣,RaBitQ")
+@example("IVF4,PQ0x4")
+def test_a_string_is_an_index_or_refused(string: str) -> None:
+    try:
+        form = index_strings.parse(string)
+    except SearchError as error:
+        assert string in str(error) or repr(string) in str(error)
+        return
+    assert form.text == string and string.isascii() and 0 < form.lists <= 2**16
+
+
+def test_what_cannot_be_built_is_refused_before_anything_is_read() -> None:
+    check = index_strings.parse("RR32,IVF1024,RaBitQ").check
+    with pytest.raises(SearchError, match="39,936 references or more, and there are 39,935"):
+        check(32, 39_935, MEMORY)
+    with pytest.raises(SearchError, match="does not fit descriptors of 31 numbers"):
+        check(31, 10**6, MEMORY)
+    with pytest.raises(SearchError, match="a worker may take 8: take fewer lists"):
+        check(32, 10**6, 8 << 20)
+    check(32, 39_936, MEMORY)
+    with pytest.raises(SearchError, match="share out 32 numbers evenly"):
+        index_strings.parse("IVF16,PQ5x4").check(32, 10**6, MEMORY)
+
+
+def test_a_search_by_codes_finds_most_of_the_best_with_exact_scores(tmp_path: Path) -> None:
+    found = coded_references(tmp_path, recall=0.9)
+    facts, references = found.facts, found.references
+    assert facts.recall_10 is not None and 0.9 <= facts.recall_10 <= 1 and facts.rows == 2000
+    queries = unit(40, 32, 1)
+    exact = shards.load(references, references.files).search(queries, 10).to_pylist()
+    by_codes = coded.load(found, references.files).search(queries, 10).to_pylist()
+    assert len(exact) == len(by_codes) == 400
+    scores = {(row["query_row"], row["reference_id"]): row for row in exact}
+    hits = [row for row in by_codes if (row["query_row"], row["reference_id"]) in scores]
+    assert len(hits) >= 0.85 * len(exact)
+    assert all(row == scores[row["query_row"], row["reference_id"]] for row in hits)  # to the last bit
+    assert [row["query_row"] for row in by_codes] == sorted(row["query_row"] for row in by_codes)
+
+
+def test_all_lists_and_candidates_give_the_exact_search_also_among_some_rows(tmp_path: Path) -> None:
+    found = coded_references(tmp_path, 400, "IVF2,RaBitQ", 0.1)
+    whole = found.facts.model_copy(update={"probes": 2, "depth": 400})
+    runs = found.index.runs | {found.index.run_id: whole.model_dump()}
+    found = replace(found, index=replace(found.index, commit=replace(found.index.commit, runs=runs)))
+    references = found.references
+    exact, by_codes = shards.load(references, references.files), coded.load(found, references.files)
+    queries = np.concatenate([unit(5, 32, 1), unit(400, 32, 0)[[3, 3]]])
+    for k in (1, 7, 400, 900):
+        assert by_codes.search(queries, k).equals(exact.search(queries, k))
+    rows = np.flatnonzero(np.arange(400) % 3 == 1)
+    some = by_codes.among(rows)
+    assert len(some) == len(rows) and some.search(queries, 9).equals(exact.among(rows).search(queries, 9))
+    assert not by_codes.search(queries[:0], 3).num_rows
+
+
+def test_files_are_encoded_once_and_those_that_went_lose_their_codes(tmp_path: Path) -> None:
+    first = coded_references(tmp_path)
+    grown = write_embeddings(tmp_path / "embeddings", unit(2400, 32, 0), 6, "r")
+    with pytest.raises(SearchError, match="has no codes of 1 files"):
+        CodedReferences(grown, first.index).check()
+    second = make(grown)
+    second.check()
+    kept = {file.name for file in first.index.files}
+    assert kept < {file.name for file in second.index.files} and len(second.index.files) == 7
+    assert second.facts.rows == 2400 and second.facts.corpus_rows == 2000  # a quarter more is measured anew
+    fewer = replace(grown, commit=replace(grown.commit, files=grown.files[1:]))
+    assert codes.forget(fewer, Execution.begin()) == 1
+    third = Dataset.open(second.index.uri)
+    CodedReferences(fewer, third).check()
+    assert codes.facts_of(third).rows == 2000
+    gone = second.index.files[0] if second.index.files[0] not in third.files else None
+    on_disk = {path.name for path in tmp_path.rglob("codes-*")}
+    assert on_disk == {file.name for file in third.files if file.name.startswith("codes-")}, gone
+
+
+def test_codes_of_other_descriptors_and_damage_are_refused(tmp_path: Path) -> None:
+    found = coded_references(tmp_path)
+    other = write_embeddings(tmp_path / "other" / "embeddings", unit(2000, 32, 9), 5, "r")
+    with pytest.raises(SearchError, match="id2 index"):
+        CodedReferences(other, found.index).check()
+    ids = found.references.ids | {"transform_id": "another"}
+    renamed = replace(found.references, commit=replace(found.references.commit, ids=ids))
+    with pytest.raises(SearchError, match="id2 index"):
+        CodedReferences(renamed, found.index).check()
+    with pytest.raises(SearchError, match="no index 'nothing'"):
+        indexes.check_name("nothing")
+    for name in ("codes-", "model-"):
+        path = next(Path(found.index.uri).glob(f"{name}*"))
+        data = path.read_bytes()
+        path.write_bytes(
+            data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+        )
+        with pytest.raises(DatasetError, match="damaged"):
+            coded.load(CodedReferences(found.references, found.index), found.references.files)
+        path.write_bytes(data)
+
+
+def test_an_index_that_finds_too_few_is_not_committed(tmp_path: Path) -> None:
+    references = write_embeddings(tmp_path / "embeddings", unit(30_000, 32, 0), 3, "r")
+    with pytest.raises(SearchError, match=r"finds \d\d\.\d% of the 10 best references, and 100.0% are asked"):
+        make(references, "IVF16,PQ2x4", 1.0)
+    assert Dataset.find_own(str(tmp_path / "index")) is None
+    sample = index_building.sample(references, 1000)
+    assert 900 <= len(sample) <= 1100 and len(np.unique(sample, axis=0)) == len(sample)
