@@ -42,7 +42,7 @@ def make(references: Dataset, string: str = STRING, recall: float = 0.5) -> Code
         "RR24,IVF16,RaBitQ",
         "PCAR24,IVF16,RaBitQ",
         "IVF16,PQ8x4",
-        "OPQ8_24,IVF16,PQ8x4",
+        "OPQ2_8,IVF16,PQ2x4",
         "RR24,IVF300,PQ8np",
     ],
 )
@@ -151,9 +151,8 @@ def test_codes_of_other_descriptors_and_damage_are_refused(tmp_path: Path) -> No
     for name in ("codes-", "model-"):
         path = next(Path(found.index.uri).glob(f"{name}*"))
         data = path.read_bytes()
-        path.write_bytes(
-            data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-        )
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
         with pytest.raises(DatasetError, match="damaged"):
             coded.load(CodedReferences(found.references, found.index), found.references.files)
         path.write_bytes(data)
