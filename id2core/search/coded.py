@@ -213,19 +213,18 @@ class CodedShard:
         These are scored in float32: what is as good as the k-th but for rounding stays.
         """
         scores = np.full(found.size, _NOTHING)
-        widths = []
 
         def fill(part: _Part) -> None:
             vectors, _ = self._read(part.file)
             scores[part.places] = compressed.scores(queries, part.queries, vectors, part.rows)
-            widths.append(scoring.tolerance(queries, vectors))
 
         for _ in in_order(self._by_file(found), fill, _READERS):
             pass
         table = scores.reshape(found.shape)
         last = min(k, found.shape[1]) - 1
         kth = -np.partition(-table, last, axis=1)[:, [last]]
-        return np.where((found >= 0) & (table >= kth - 2 * max(widths, default=0)), found, -1)
+        reach = kth - 2 * scoring.tolerance(queries.shape[1])
+        return np.where((found >= 0) & (table >= reach), found, -1)
 
     def _read(self, file: FileRecord, beside: Sequence[str] = ()) -> tuple[NDArray[np.float32], pa.Table]:
         """Return the descriptors of a file, float32[rows,m], on the grid, and other columns."""

@@ -16,6 +16,9 @@ from typing import Final
 
 from id2core.errors import SearchError
 
+EXAMPLES: Final = (
+    "a string of FAISS such as RR448,IVF1024,RaBitQ, OPQ120_480,IVF1024,PQ120x4 or OPQ64_448,IVF1024,PQ64np"
+)
 _STRING: Final = re.compile(
     r"((?P<rotation>OPQ(?P<blocks>\d+)_|RR|PCAR)(?P<size>\d+),)?IVF(?P<lists>\d+),"
     r"(RaBitQ|PQ(?P<groups>\d+)(?P<bits>x4|np))",
@@ -131,10 +134,7 @@ def parse(name: str) -> Compressed:
     found = _STRING.fullmatch(name)
     groups = int(found["groups"]) if found and found["groups"] else None
     if found is None or not 0 < int(found["lists"]) <= _MOST_LISTS or groups == 0 or found["size"] == "0":
-        raise SearchError(
-            f"no index {name!r}: choose flat, or a string of FAISS such as RR448,IVF1024,RaBitQ, "
-            "OPQ120_480,IVF1024,PQ120x4 or OPQ64_448,IVF1024,PQ64np"
-        )
+        raise SearchError(f"no index {name!r}: choose {EXAMPLES}")
     if found["blocks"] and found["blocks"] != found["groups"]:
         raise SearchError(f"index {name!r}: OPQ rotates for the groups of PQ, so give both the same number")
     bits = {"x4": 4, "np": 8, None: 1}[found["bits"]]

@@ -38,8 +38,11 @@ INDEXES: Final[dict[str, Callable[[NDArray[np.float32]], Index]]] = {FLAT: FlatI
 
 def check_name(name: str) -> None:
     """Raise SearchError where no index has that name."""
-    if not is_built_at_once(name):
-        index_strings.parse(name)
+    if is_built_at_once(name):
+        return
+    if "IVF" not in name:
+        raise SearchError(f"no index {name!r}: choose {', '.join(INDEXES)}, or {index_strings.EXAMPLES}")
+    index_strings.parse(name)
 
 
 def is_built_at_once(name: str) -> bool:
@@ -54,5 +57,5 @@ def build(name: str, descriptors: NDArray[np.float32]) -> Index:
         SearchError: there is none of that name, or FAISS is not installed.
     """
     if name not in INDEXES:
-        raise SearchError(f"no index {name!r} over descriptors: choose {', '.join(INDEXES)}")
+        raise SearchError(f"no index {name!r}: choose {', '.join(INDEXES)}")
     return INDEXES[name](descriptors)
