@@ -31,6 +31,9 @@ MOST_SECONDS: Final = 60.0
 # and the copies of a conversion. Honest pictures stay far below.
 BASE_MEMORY: Final = 128 * MIB
 MEMORY_PER_PIXEL: Final = 32
+# Memory that a decode has without asking: a picture of a megapixel and its file, as a large JPEG is once its
+# scale is reduced. Asking costs as much as decoding a thumbnail.
+STANDING_MEMORY: Final = BASE_MEMORY + 48 * MIB
 # A decoder holds the whole file, and at times a second one that it opens in its place.
 COPIES_OF_FILE: Final = 2
 # Memory beside the file until its header is read. With it, files of up to 32 MiB fit into `BASE_MEMORY`.

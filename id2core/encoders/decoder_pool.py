@@ -8,6 +8,7 @@ all threads.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
 import select
@@ -47,6 +48,9 @@ _FROM_OUTSIDE: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP}
 _ANSWER_BYTES: Final = 65536
 # A larger file does not keep its memory after it was decoded.
 _KEPT_BYTES: Final = 4 * MIB
+# The C library keeps the memory of one picture for the next. By default it gives 128 KiB back at a time, and
+# each picture pays for its pages again.
+_HEAP: Final = {"MALLOC_TRIM_THRESHOLD_": str(16 * MIB), "MALLOC_MMAP_THRESHOLD_": str(4 * MIB)}
 # What a process needs of the environment; its secrets stay here.
 _ENVIRONMENT: Final = (
     "PATH",
@@ -98,7 +102,7 @@ class DecoderPool:
             return Reject(Reason.EMPTY)
         if len(data) > limits.max_bytes:
             return Reject(Reason.TOO_LARGE_FILE, f"{len(data)} bytes, limit {limits.max_bytes}")
-        request = {"bytes": len(data), "size": size, "limits": asdict(limits)}
+        request = {"bytes": len(data), "size": size, "limits": _as_dict(limits)}
         for attempt in range(2):
             with self._decoder() as decoder:
                 answer = decoder.ask(data, request, self._memory)
@@ -157,6 +161,8 @@ class _Decoder:
         assert self._process.stdin
         assert self._process.stdout
         self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._poll = select.poll()
+        self._poll.register(self._answers, select.POLLIN)
         self._ending: int | None = None
 
     @property
@@ -199,10 +205,8 @@ class _Decoder:
 
     def receive(self) -> dict[str, Any] | None:
         """Return the next answer; None when the process ended, or stopped and was ended."""
-        poll = select.poll()
-        poll.register(self._answers, select.POLLIN)
         before = -1.0
-        while not poll.poll(1000 * self._stall_seconds):
+        while not self._poll.poll(1000 * self._stall_seconds):
             used = _processor_seconds(self._process.pid)
             if used <= before:
                 self._end(_STALLED)
@@ -233,6 +237,11 @@ class _Decoder:
         self._process.kill()
         self.end()
         self._ending = ending
+
+
+@functools.lru_cache(maxsize=8)
+def _as_dict(limits: Limits) -> dict[str, Any]:
+    return asdict(limits)
 
 
 def _start(stall_seconds: float) -> _Decoder:
@@ -277,7 +286,7 @@ def _write_at_start(file: int, data: bytes) -> None:
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     # What this process can import, so can the other one; threads of its own would only take memory.
-    return kept | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
+    return kept | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"} | _HEAP
 
 
 def _processor_seconds(pid: int) -> float:

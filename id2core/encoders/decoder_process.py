@@ -54,7 +54,8 @@ class _Server:
         self._parent = os.getppid()
         self._answers = os.dup(1)
         self._harden()
-        self._rest = _data_bytes()
+        self._status = _open_status()
+        self._rest = self._data_bytes()
 
     def _harden(self) -> None:
         """Give up what decoding does not need, and make it quiet."""
@@ -82,7 +83,7 @@ class _Server:
         allowed = budget.allowance(request["bytes"], limits)
 
         held = request["bytes"] * budget.COPIES_OF_FILE
-        granted = min(budget.BASE_MEMORY, allowed.memory)
+        granted = min(budget.STANDING_MEMORY, allowed.memory)
         expected = 0
 
         def admit(memory: int) -> None:
@@ -125,10 +126,16 @@ class _Server:
 
     def _worn(self) -> bool:
         """Return whether pictures left memory behind, leaked or in pieces, that the next ones would lack."""
-        if _data_bytes() <= self._rest + _LEFT_BEHIND:
+        if self._data_bytes() <= self._rest + _LEFT_BEHIND:
             return False
         _trim()
-        return _data_bytes() > self._rest + _LEFT_BEHIND
+        return self._data_bytes() > self._rest + _LEFT_BEHIND
+
+    def _data_bytes(self) -> int:
+        """Return the bytes that RLIMIT_DATA counts; 0 where there is no /proc."""
+        if self._status is None:
+            return 0
+        return int(os.pread(self._status, 256, 0).split()[5]) * resource.getpagesize()
 
     def _answer(self, **answer: Any) -> None:
         os.write(self._answers, json.dumps(answer).encode() + b"\n")
@@ -147,13 +154,12 @@ def _rejected(reject: Reject) -> dict[str, Any]:
     return {"reason": reject.reason, "detail": reject.detail[:MOST_DETAIL]}
 
 
-def _data_bytes() -> int:
-    """Bytes that RLIMIT_DATA counts; 0 where there is no /proc."""
+def _open_status() -> int | None:
+    """Open the file in which the system says what memory this process has; None where there is none."""
     try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (once per picture)
-            return int(file.read().split()[5]) * resource.getpagesize()
+        return os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:
-        return 0
+        return None
 
 
 def _trim() -> None:
