@@ -99,7 +99,7 @@ def measure(pixels: Pixels, spec: str, rounds: int) -> None:
         "encoder",
         [
             row(f"encoder, ours ({kind}) ÷ plain diffusers (float32)", "ours", "plain", BAR),
-            row("encoder, ours in float32 ÷ plain diffusers", "ours_float32", "plain", None),
+            row("encoder, ours in float32 ÷ plain diffusers", "ours_float32", "plain", BAR),
             row(f"encoder, ours ({kind}) ÷ diffusers' image processor", "ours", "plain_processor", None),
         ],
         encoder_id=ours.encoder_id,

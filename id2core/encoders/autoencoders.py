@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from id2core.encoders import cores
 from id2core.encoders.base import Encoder, hash_tensors
 from id2core.encoders.hub import MOVED, Place, locate, narrowed
 from id2core.encoders.preprocess import Preprocess
@@ -41,8 +42,12 @@ def encoder_of_autoencoder(
     def network(x: torch.Tensor) -> torch.Tensor:
         return _mode(model.encode(x.unsqueeze(2) if one_frame else x))
 
+    # Those of videos keep the frames of a picture in themselves: they take one batch at a time.
+    spread = device.type == "cpu" and not one_frame
+    size = batch_size or (cores.batch_size() if spread else None)
     again = functools.partial(encoder_of_autoencoder, place, device, torch.float32, batch_size)
-    return Encoder(place.name, digest, network, device, dtype, Preprocess(), batch_size, layout, again)
+    call = cores.on_cores(network) if spread else network
+    return Encoder(place.name, digest, call, device, dtype, Preprocess(), size, layout, again)
 
 
 def load_autoencoder(source: str, subfolder: str | None = None, revision: str | None = None) -> Any:
