@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 DRAWN_SIZE = (512, 384)
+FOLDER, TAR = SOURCES = ("folder", "tar")
+SHARDS = 4
 # Drawing costs more than embedding: beyond this many, drawn pictures appear again under other names.
 MOST_DRAWN = 200
 
@@ -67,6 +70,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def photos_option(options: argparse.ArgumentParser) -> None:
     options.add_argument("--photos", type=Path, help="folder of JPEGs and PNGs; by default drawn pictures")
+
+
+def source_option(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--source", choices=SOURCES, default=FOLDER, help="what holds the photos of a job")
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -115,6 +122,26 @@ def photo_folder(photos: Path | None, count: int) -> Iterator[Path]:
         for i, path in enumerate(islice(cycle(paths), count)):
             (folder / f"{i:06d}{path.suffix}").symlink_to(path)
         yield folder
+
+
+@contextmanager
+def photo_source(photos: Path | None, count: int, kind: str) -> Iterator[tuple[Path, str]]:
+    """A folder of `count` pictures, and the source from which a job takes them: it, or tar shards of them."""
+    with photo_folder(photos, count) as folder, TemporaryDirectory(prefix="id2-bench-") as name:
+        if kind == TAR:
+            tar_shards(folder, Path(name))
+        yield folder, f"{TAR}:{name}" if kind == TAR else str(folder)
+
+
+def tar_shards(photos: Path, folder: Path) -> list[Path]:
+    """Write the photos of a folder to shards, in their order."""
+    paths = pictures(photos)
+    shards = [folder / f"{number:04d}.tar" for number in range(SHARDS)]
+    for shard, own in zip(shards, np.array_split(np.arange(len(paths)), SHARDS), strict=True):
+        with tarfile.open(shard, "w") as tar:
+            for number in own:
+                tar.add(paths[number].resolve(), paths[number].name)
+    return shards
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """The whole embed job against a bare loop of its encoder over pictures that are already decoded.
 
 Run `python -m benchmarks.embed [--photos DIR] [--count 2000] [--rounds 3] [--encoder mini]
-[--transform FILE]`; prints one line of JSON.
+[--transform FILE] [--source tar]`; prints one line of JSON.
 
 The job lists, reads, hashes, decodes, encodes, writes Parquet and commits. The loop does nothing but
 `encode` on uint8 batches in memory, by an encoder of the same settings and batch size in the same
@@ -30,7 +30,7 @@ from id2core.encoders.hub import MINI
 from id2core.runs.execution import Execution
 from id2core.runs.progress import Counts, tally
 
-BAR = Bar(0.90)
+BAR = Bar(0.93)
 # The loop needs its pictures in memory (196 kB each); its speed does not depend on how many there are.
 MOST_IN_MEMORY = 2000
 
@@ -82,19 +82,19 @@ def loop(encoder: Encoder, batches: list[NDArray[np.uint8]]) -> Callable[[], Non
     return work
 
 
-def jobs(images: Path, outs: Path, **settings: Any) -> Callable[[], EmbedJob]:
+def jobs(source: str, outs: Path, **settings: Any) -> Callable[[], EmbedJob]:
     """Every call gives the same job with another place to write to: a run that is done does nothing."""
     made: list[EmbedJob] = []
 
     def make() -> EmbedJob:
-        made.append(EmbedJob(str(images), str(outs / f"{len(made)}"), **settings))
+        made.append(EmbedJob(source, str(outs / f"{len(made)}"), **settings))
         return made[-1]
 
     return make
 
 
-def measure(images: Path, outs: Path, count: int, rounds: int, **settings: Any) -> None:
-    make = jobs(images, outs, **settings)
+def measure(images: Path, source: str, outs: Path, count: int, rounds: int, **settings: Any) -> None:
+    make = jobs(source, outs, **settings)
     start = time.perf_counter()
     encoder, _ = make().load()
     load_seconds = time.perf_counter() - start
@@ -114,10 +114,11 @@ def measure(images: Path, outs: Path, count: int, rounds: int, **settings: Any) 
         ratio = common.median_ratio(rates, loop_rates)
         return Row(what, f"{median(rates):.0f} images/s", f"{other:.0f} images/s", ratio, bar)
 
+    what = f"{count:,} photos{' of tar shards' if source.startswith(common.TAR) else ''}"
     common.report(
         "embed",
         [
-            row(f"embed job, {count:,} photos, model loaded ÷ bare encoder loop", job_rates, BAR),
+            row(f"embed job, {what}, model loaded ÷ bare encoder loop", job_rates, BAR),
             row("embed job, between its first and last batch ÷ the same", [run.steady for run in runs]),
         ],
         images=count,
@@ -147,13 +148,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encoder", default=MINI)
     parser.add_argument("--transform", help="file of W; by default raw latents")
+    common.source_option(parser)
     options = parser.parse_args()
     with (
-        common.photo_folder(options.photos, options.count) as images,
+        common.photo_source(options.photos, options.count, options.source) as (images, source),
         TemporaryDirectory(prefix="id2-bench-") as outs,
     ):
         settings = {"encoder": options.encoder, "transform": options.transform}
-        measure(images, Path(outs), options.count, options.rounds, **settings)
+        measure(images, source, Path(outs), options.count, options.rounds, **settings)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Peak memory of the embed job at two corpus sizes: it must not grow with the corpus.
 
-Run `python -m benchmarks.memory [--photos DIR] [--sizes 2000 20000] [--rounds 1] [--encoder pool]`;
-prints one line of JSON.
+Run `python -m benchmarks.memory [--photos DIR] [--sizes 2000 20000] [--rounds 1] [--encoder pool]
+[--source tar]`; prints one line of JSON.
 
 Every run is a process of its own, which reports the peak of its resident memory. The default encoder,
 `pool`, is a TorchScript file made on the fly that averages 8×8 blocks (3,072 numbers an image): the
@@ -44,7 +44,7 @@ def make_pool(folder: Path) -> str:
     return str(path)
 
 
-def child(images: str, encoder: str) -> None:
+def child(source: str, encoder: str) -> None:
     """One run of the job; prints the peak of this process."""
     from beam_jobs import embed
     from id2core.runs.execution import Execution
@@ -52,29 +52,29 @@ def child(images: str, encoder: str) -> None:
     with TemporaryDirectory(prefix="id2-bench-") as name:
         folder = Path(name)
         spec = make_pool(folder) if encoder == POOL else encoder
-        job = EmbedJob(images, str(folder / "out"), encoder=spec)
+        job = EmbedJob(source, str(folder / "out"), encoder=spec)
         seconds = common.seconds(lambda: embed.run(job, Execution.begin()))
     print(json.dumps({"mebibytes": peak_mebibytes(), "seconds": seconds}))
 
 
-def run(images: Path, encoder: str) -> dict[str, float]:
+def run(source: str, encoder: str) -> dict[str, float]:
     """One run in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", str(images), "--encoder", encoder]
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", source, "--encoder", encoder]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(child.stdout.splitlines()[-1]))
 
 
-def measure(photos: Path | None, sizes: list[int], rounds: int, encoder: str) -> None:
+def measure(photos: Path | None, sizes: list[int], rounds: int, encoder: str, kind: str) -> None:
     peaks: dict[int, list[float]] = {size: [] for size in sizes}
     times: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size in sizes:
-            with common.photo_folder(photos, size) as images:
-                figures = run(images, encoder)
+            with common.photo_source(photos, size, kind) as (_, source):
+                figures = run(source, encoder)
             peaks[size].append(figures["mebibytes"])
             times[size].append(figures["seconds"])
     small, large = min(sizes), max(sizes)
-    what = f"peak memory of the embed job (`{encoder}`), {large:,} ÷ {small:,} images"
+    what = f"peak memory of the embed job (`{encoder}`, {kind}), {large:,} ÷ {small:,} images"
     shown = {size: f"{median(values):,.0f} MiB" for size, values in peaks.items()}
     ratio = common.median_ratio(peaks[large], peaks[small])
     common.report(
@@ -92,12 +92,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 20_000])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--encoder", default=POOL)
-    parser.add_argument("--child", metavar="DIR", help="run the job once on DIR, in this process")
+    parser.add_argument("--child", metavar="SOURCE", help="run the job once, in this process")
+    common.source_option(parser)
     options = parser.parse_args()
     if options.child:
         child(options.child, options.encoder)
     else:
-        measure(options.photos, options.sizes, options.rounds, options.encoder)
+        measure(options.photos, options.sizes, options.rounds, options.encoder, options.source)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from importlib import import_module, util
 from itertools import count
@@ -43,7 +42,6 @@ TOP_K = 10
 SIZE = 256
 TORCH_ROWS = 16_384
 LISTS = 16
-SHARDS = 4
 CORES = os.cpu_count() or 1
 
 
@@ -104,17 +102,6 @@ def square(picture: Image.Image) -> NDArray[np.uint8]:
     return np.array(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
-def write_tars(photos: Path, folder: Path) -> list[Path]:
-    """Write the photos of a folder to shards, in their order."""
-    paths = sorted(photos.iterdir())
-    shards = [folder / f"{number:04d}.tar" for number in range(SHARDS)]
-    for shard, own in zip(shards, np.array_split(np.arange(len(paths)), SHARDS), strict=True):
-        with tarfile.open(shard, "w") as tar:
-            for number in own:
-                tar.add(paths[number].resolve(), paths[number].name)
-    return shards
-
-
 def _as_square(sample: dict[str, Any]) -> tuple[str, NDArray[np.uint8]]:
     data = next(sample[suffix] for suffix in ("jpg", "jpeg", "png") if suffix in sample)
     return sample["__key__"], square(Image.open(io.BytesIO(data)))
@@ -131,7 +118,7 @@ def tar(options: argparse.Namespace) -> Iterator[Row]:
     from id2core.store.storage import Object
 
     with common.photo_folder(options.photos, options.count) as photos, TemporaryDirectory() as name:
-        shards = write_tars(photos, Path(name))
+        shards = common.tar_shards(photos, Path(name))
 
         def ours() -> None:
             listed = (item for item in registry.parse(f"tar:{name}").list() if isinstance(item, Object))
