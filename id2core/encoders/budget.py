@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from id2core import defaults
 from id2core.store.rejects import Reason, Reject
 
@@ -189,7 +191,7 @@ def shares_blocks(exif: bytes) -> bool:
 def _scans(data: bytes) -> int:
     """Number of scans of a JPEG's first picture."""
     # Cheap, and an upper bound: within a scan the marker cannot occur, but a thumbnail has some, too.
-    most = data.count(b"\xff\xda")
+    most = sum(_pairs(data, start) for start in (0, 1))
     if most <= MAX_SCANS:
         return most
     scans, place = 0, 2
@@ -207,6 +209,13 @@ def _scans(data: bytes) -> int:
     return scans
 
 
+def _pairs(data: bytes, start: int) -> int:
+    """Number of scan markers at every other place; in a large file five times as fast as `bytes.count`."""
+    pairs = np.frombuffer(data, "<u2", (len(data) - start) // 2, start)
+    return int(np.count_nonzero(pairs == _SCAN_PAIR))
+
+
+_SCAN_PAIR: Final = int.from_bytes(b"\xff\xda", "little")
 _BARE_MARKERS: Final = frozenset([0x01, *range(0xD0, 0xD9)])
 
 
