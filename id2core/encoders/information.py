@@ -43,13 +43,17 @@ def measure(pixels: NDArray[np.uint8]) -> float:
         image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     tones = np.convolve(image.histogram(), np.ones(_ONE_TONE), "same").max() / SIDE**2
     gray = np.asarray(image, np.float32)
-    fine = np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean()
-    if tones >= _PAGE and _means(gray, 16).std() < _PAGE_EVENNESS * fine:
+    if tones >= _PAGE and _means(gray, 16).std() < _PAGE_EVENNESS * _fineness(gray):
         return 0.0
     cells = _means(gray, 8)
     down, across = np.abs(np.diff(cells, axis=0))[:, :-1], np.abs(np.diff(cells, axis=1))[:-1]
     edges = (np.maximum(down, across) >= _STEP).mean()
     return float(min(1 - tones, _EDGES * edges, 1))
+
+
+def _fineness(gray: NDArray[np.float32]) -> np.float32:
+    """Mean difference of neighboring pixels, down and across."""
+    return np.float32(np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean())
 
 
 def _means(gray: NDArray[np.float32], side: int) -> NDArray[np.float32]:
