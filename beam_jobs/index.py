@@ -47,7 +47,7 @@ class _Encode(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
         self._model: tuple[FileRecord, Model] | None = None
 
     def process(self, file: FileRecord, model: FileRecord) -> Iterator[tuple[str, FileRecord]]:
-        if file not in self._coding.todo(model):
+        if self._coding.has_codes(file, model):
             return
         with timed("index_encode"):
             made = index_building.encode(self._coding, file, model, self._loaded(model))

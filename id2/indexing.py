@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from id2core.errors import SearchError
 from id2core.runs import codes, leases
 from id2core.runs.execution import Execution
-from id2core.search import index_building, indexes
+from id2core.search import index_building
 from id2core.search.coded import CodedReferences
 from id2core.settings import Settings
 from id2core.store import storage
@@ -74,8 +74,8 @@ class Indexer:
         coded.check()
         return coded
 
-    def for_search(self, references: Dataset, out: str) -> CodedReferences | None:
-        """Return references with their codes for a search; None for an index over descriptors.
+    def for_search(self, references: Dataset, out: str) -> CodedReferences:
+        """Return references with their codes for a search by a compressed index.
 
         Args:
             references: embeddings.
@@ -84,6 +84,4 @@ class Indexer:
         Raises:
             SearchError: see `make` and `find`.
         """
-        if indexes.is_built_at_once(self.settings.index):
-            return None
         return self.make(references) if storage.contains(out, references.uri) else self.find(references)

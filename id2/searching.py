@@ -15,8 +15,9 @@ from id2core.reports.inputs import ReportInputs
 from id2core.runs import public_tables
 from id2core.runs.ledger import Span
 from id2core.runs.records import Recorder
-from id2core.search import background_rows, match_rows, matching
+from id2core.search import background_rows, indexes, match_rows, matching
 from id2core.search.background_rows import Backgrounds
+from id2core.search.coded import CodedReferences
 from id2core.search.match_rows import MATCHES
 from id2core.search.matching import SearchPlan
 from id2core.search.results import SearchResult
@@ -145,6 +146,14 @@ class Searcher:
         settings = self.settings
         return replace(plan, record_seconds=settings.record_seconds, shard_bytes=settings.shard_memory << 20)
 
+    def _coded(self, references: Dataset, recorder: Recorder) -> CodedReferences | None:
+        """Return references with codes, brought up to date; None without a compressed index."""
+        if indexes.is_built_at_once(self.settings.index):
+            return None
+        indexer = Indexer(self.settings, recorder.execution, self.beam)
+        with recorder.stage("index"):
+            return stage("index references", lambda: indexer.for_search(references, self.out))
+
     def search(
         self,
         corpora: EmbeddedCorpora,
@@ -161,9 +170,7 @@ class Searcher:
         row of the run; with `are_new`, what became of the uploads, too.
         """
         references = corpora.references.embeddings
-        indexer = Indexer(self.settings, recorder.execution, self.beam)
-        with recorder.stage("index"):
-            coded = stage("index references", lambda: indexer.for_search(references, self.out))
+        coded = self._coded(references, recorder)
         plan = self._sized(
             match_rows.make(
                 references,

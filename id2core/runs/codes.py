@@ -96,8 +96,15 @@ class Coding:
 
     def todo(self, model: FileRecord | None) -> tuple[FileRecord, ...]:
         """Return the files of the corpus that have no codes of a model, None for one to be trained."""
-        made = coded(self.beside, model) if self.beside and model else {}
-        return tuple(file for file in self.corpus.files if key_of(file, model) not in made)
+        return tuple(file for file in self.corpus.files if not self.has_codes(file, model))
+
+    def has_codes(self, file: FileRecord, model: FileRecord | None) -> bool:
+        """Return whether a file of the corpus has codes of a model in the data set as it was."""
+        return model is not None and key_of(file, model) in self._made
+
+    @cached_property
+    def _made(self) -> dict[str, FileRecord]:
+        return coded(self.beside, self.model) if self.beside and self.model else {}
 
     @property
     def is_current(self) -> bool:
