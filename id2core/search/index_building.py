@@ -30,7 +30,7 @@ _SCORE: Final = np.float32(0.5)
 _NEIGHBORS: Final = 10
 _DEPTHS: Final = (50, 100, 200, 400, 800)
 # What it costs to score a candidate exactly, in codes that are scanned in that time.
-_SCANNED: Final = 375
+_SCANNED: Final = 60
 # The recall is measured again after the corpus has grown by this factor.
 _GROWTH: Final = 1.25
 
