@@ -307,17 +307,18 @@ def _run(plans: list[SearchPlan], beam_arguments: Sequence[str]) -> list[Dataset
     ]
     with progress.counted(STAGE, work, beam_arguments):
         if runners.is_in_process(beam_arguments):
-            return _run_here(jobs)
-        with runners.running(beam_arguments) as pipeline:
-            committed = None
-            for number, (plan, tasks) in enumerate(jobs):
-                title = "Background" if number + 1 < len(jobs) else "Search"
-                committed = build(pipeline, plan, tasks, committed, title)
+            _run_here(jobs)
+        else:
+            with runners.running(beam_arguments) as pipeline:
+                committed = None
+                for number, (plan, tasks) in enumerate(jobs):
+                    title = "Background" if number + 1 < len(jobs) else "Search"
+                    committed = build(pipeline, plan, tasks, committed, title)
     return [_committed(plan) for plan in plans]
 
 
-def _run_here(jobs: Iterable[tuple[SearchPlan, list[Task]]]) -> list[Dataset]:
-    """Run searches in this process, one after the other; return their data sets.
+def _run_here(jobs: Iterable[tuple[SearchPlan, list[Task]]]) -> None:
+    """Run searches in this process, one after the other.
 
     These are the steps of `build` without a pipeline. A pipeline takes most of a second before it does any
     work, and a second worker in this process would only wait for the first.
@@ -332,7 +333,6 @@ def _run_here(jobs: Iterable[tuple[SearchPlan, list[Task]]]) -> list[Dataset]:
         blocks = [result for found in gathered.items() for result in write.process(found, *committed[-1:])]
         written = [file for chosen in matching.bins(blocks) for file in _write_bin(chosen, plan)]
         committed.append(_commit(written, plan))
-    return [_committed(plan) for plan, _ in jobs]
 
 
 def _committed(plan: SearchPlan) -> Dataset:

@@ -36,36 +36,31 @@ from id2core.store.datasets import Dataset
 
 TIME_BAR, MEMORY_BAR, RECALL_BAR = Bar(5), Bar(8), Bar(0.95)
 _NOISE = 0.002
-_ROWS = 1000
 _REFERENCES, _UPLOADS = "reference", "queries"
 
 
 def real(bench: str, references: int, queries: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Draw views of photos and describe them by the bundled W: references and uploads, float32[…,m]."""
     from id2core.experiments import evaluation_sets as roles
+    from id2core.experiments import scale
     from id2core.experiments.evaluation_sets import EvaluationSet
-    from id2core.experiments.scale import views
     from id2core.transforms.files import WEIGHTS, bundled_folder, load_transform
 
     data = EvaluationSet.load(Path(bench))
     w = load_transform(str(bundled_folder() / WEIGHTS))
     rng = np.random.default_rng(0)
 
-    def described(latents: NDArray[np.floating]) -> NDArray[np.float32]:
-        made = latents.astype(np.float32) @ w.weights
-        return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True))
-
     def viewed(latents: NDArray[np.float16], count: int) -> NDArray[np.float32]:
-        drawn = (views(latents, rng.integers(0, len(latents), _ROWS), rng) for _ in range(0, count, _ROWS))
-        return np.concatenate([described(some) for some in drawn])[:count]
+        drawn = scale.reference_views(latents, count, rng)
+        return np.concatenate([scale.describe(some, w) for some in drawn])[:count]
 
     others = np.concatenate(
         [data.read(role)[0] for role in (roles.TRAIN, roles.CALIBRATION, roles.DISTRACTORS, roles.FRESH)]
     ).astype(np.float16)
     test = np.asarray(data.read(roles.TEST)[0], np.float16)
-    held = np.concatenate([viewed(others, references - len(test)), described(test)])
+    held = np.concatenate([viewed(others, references - len(test)), scale.describe(test, w)])
     names = [name for model in data.models if data.has(name := f"{roles.TEST}-{model}")]
-    translated = [described(data.read(name)[0]) for name in names]
+    translated = [scale.describe(data.read(name)[0], w) for name in names]
     asked = np.concatenate([*translated, viewed(test, 2 * len(test))])
     asked = asked[np.arange(queries) % len(asked)]
     asked = asked + _NOISE * rng.standard_normal(asked.shape, np.float32)

@@ -28,11 +28,6 @@ class Indexer:
     execution: Execution
     beam: list[str]
 
-    @property
-    def memory(self) -> int:
-        """Bytes that a worker may take."""
-        return self.settings.shard_memory << 20
-
     def make(self, corpus: Dataset, *, anew: bool = False) -> CodedReferences:
         """Give each file of a corpus codes that has none; return both. Safe to repeat.
 
@@ -46,13 +41,14 @@ class Indexer:
             DatasetError: a file is gone or damaged.
         """
         coding = codes.plan(corpus, self.settings.index, self.execution, anew=anew)
-        index_building.check(coding, self.memory)
+        index_building.check(coding, self.settings.shard_bytes)
         with leases.held(coding.place, coding.uri, self.execution):
             coding = codes.plan(corpus, self.settings.index, self.execution, anew=anew)
             if not (coding.is_current and self._finds_enough(coding.beside)):
                 from beam_jobs import index
 
-                index.run(index.Wanted(coding, self.settings.index_recall, self.memory), self.beam)
+                wanted = index.Wanted(coding, self.settings.index_recall, self.settings.shard_bytes)
+                index.run(wanted, self.beam)
         return self.find(corpus)
 
     def _finds_enough(self, index: Dataset | None) -> bool:
@@ -64,7 +60,7 @@ class Indexer:
         Raises:
             SearchError: it has none, or one that lacks codes.
         """
-        index = Dataset.find_own(codes.plan(corpus, self.settings.index, self.execution).uri)
+        index = codes.find(corpus)
         if index is None:
             raise SearchError(
                 f"{corpus.uri} has no index: run id2 index --index {self.settings.index} with the --out that "

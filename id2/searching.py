@@ -144,7 +144,7 @@ class Searcher:
 
     def _sized(self, plan: SearchPlan) -> SearchPlan:
         settings = self.settings
-        return replace(plan, record_seconds=settings.record_seconds, shard_bytes=settings.shard_memory << 20)
+        return replace(plan, record_seconds=settings.record_seconds, shard_bytes=settings.shard_bytes)
 
     def _coded(self, references: Dataset, recorder: Recorder) -> CodedReferences | None:
         """Return references with codes, brought up to date; None without a compressed index."""

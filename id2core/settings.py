@@ -195,6 +195,11 @@ class Settings(EnvironmentSettings):
         "--out. Set it above the time that one part or one reader takes.",
     )
 
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of references that a worker process searches at once."""
+        return self.shard_memory << 20
+
 
 def load(**overrides: Any) -> Settings:
     """Return the settings, with those overridden that are not None.

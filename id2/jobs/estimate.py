@@ -41,7 +41,7 @@ def run(request: EstimateRequest) -> EstimateReport:
 def _workers(request: EstimateRequest, file: RateFile) -> Workers:
     card = file.devices.get(request.gpu) if request.gpu else None
     measured = card.machine if card else file.cpu
-    shard_bytes = request.settings().shard_memory << 20
+    shard_bytes = request.settings().shard_bytes
     if card and card.machine.gpu_bytes and shard_bytes > card.machine.gpu_bytes:
         raise OptionError(
             f"a shard of {shard_bytes >> 20:,} MiB does not fit into the memory of {request.gpu}, "

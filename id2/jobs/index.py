@@ -30,31 +30,23 @@ def run(request: IndexRequest) -> IndexReport:
     settings = request.settings().model_copy(update={"index": request.index})
     with recorded(out, "index", request.model_dump(exclude={"progress"})) as recorder:
         indexer = Indexer(settings, recorder.execution, request.beam)
-        before = Dataset.find_own(codes.plan(references, request.index, recorder.execution).uri)
+        before = codes.find(references)
         with recorder.stage("index"):
             coded = stage("index", lambda: indexer.make(references, anew=request.anew))
         known = {file.name for file in before.files} if before else set()
         encoded = sum(file.rows for file in coded.code_files if file.name not in known)
         recorder.count(references=references.rows)
     size = shards.descriptor_size(references)
-    facts = coded.facts
     return IndexReport(
         run_id=recorder.execution.run_id,
         index=request.index,
         place=coded.index.uri,
-        rows=facts.rows,
         encoded=encoded,
         code_bytes=coded.form.stored_bytes(size),
         memory_bytes=coded.row_bytes(size),
         flat_bytes=cuts.row_bytes(size),
-        trained_on=facts.trained_on,
-        probes=facts.probes,
-        depth=facts.depth,
-        recall_1=facts.recall_1,
-        recall_10=facts.recall_10,
-        measured_rows=facts.measured_rows,
-        measured_queries=facts.measured_queries,
         out=out,
+        **coded.facts.model_dump(exclude={"corpus_rows"}),
     )
 
 

@@ -88,15 +88,16 @@ def _interpolation(start: NDArray[np.float64], size: NDArray[np.float64], side: 
     return matrices
 
 
-def _describe(latents: NDArray[np.floating], w: Transform) -> NDArray[np.float32]:
+def describe(latents: NDArray[np.floating], w: Transform) -> NDArray[np.float32]:
     """Return descriptors in float32 throughout: a fifth of the time of `Transform.apply`, 1e-6 apart."""
     out = latents.astype(np.float32) if w.weights is None else latents.astype(np.float32) @ w.weights
     return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True))
 
 
-def _reference_views(
+def reference_views(
     latents: NDArray[np.float16], count: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.float32]]:
+    """Draw views of latents float16[N,n] at random, `BLOCK_ROWS` at a time, until there are `count`."""
     for _ in range(0, count, BLOCK_ROWS):
         yield views(latents, rng.integers(0, len(latents), BLOCK_ROWS), rng)
 
@@ -146,7 +147,7 @@ class _Uploads:
     ) -> _Uploads:
         photos = np.repeat(np.arange(len(latents)), count)
         blocks = np.array_split(photos, max(1, len(photos) // BLOCK_ROWS))
-        descriptors = np.concatenate([_describe(views(latents, block, rng), w) for block in blocks])
+        descriptors = np.concatenate([describe(views(latents, block, rng), w) for block in blocks])
         return _Uploads(descriptors, photos, _background_means(descriptors, background))
 
 
@@ -178,8 +179,8 @@ def _scan(
     best = np.full(len(fresh.photos), -np.inf, np.float32)
     sizes = {size * times for size in FITTED for times in TIMES}
     kept = {}
-    for i, block in enumerate(_reference_views(references, REFERENCES, rng)):
-        descriptors = _describe(block, w).T
+    for i, block in enumerate(reference_views(references, REFERENCES, rng)):
+        descriptors = describe(block, w).T
         own = [key for key in open_fits if key[1] == i * BLOCK_ROWS // key[0]]
         if own:
             scores = fitted.descriptors @ descriptors
@@ -221,7 +222,7 @@ def rates_by_size(methods: Methods) -> Result | Skipped:
     w, rng = _w(methods), np.random.default_rng(0)
     trained = _whole(data, TRAIN)
     chosen = rng.permutation(len(trained))
-    background = _describe(trained[chosen[:BACKGROUND]], w)
+    background = describe(trained[chosen[:BACKGROUND]], w)
     more = trained[chosen[BACKGROUND : 2 * BACKGROUND]]
     half = len(more) // 2
     needed = calibration.required_queries(min(SHOWN_TARGETS)) / FIT_VIEWS
@@ -403,7 +404,7 @@ def accuracy_by_size(methods: Methods) -> Result | Skipped:
         return Skipped(f"the test has {len(origins)} photos, more than the {SIZES[0]} that it begins with")
     others = _whole(data, DISTRACTORS)
     trained = _whole(data, TRAIN)
-    background = _describe(trained[rng.permutation(len(trained))[:BACKGROUND]], w)
+    background = describe(trained[rng.permutation(len(trained))[:BACKGROUND]], w)
     known = {model: data.queries(model) for model in data.models}
     count = sum(len(q.latents) for q in known.values())
     fresh = _whole(data, FRESH)[:count]
@@ -414,7 +415,7 @@ def accuracy_by_size(methods: Methods) -> Result | Skipped:
     )
     parts = {**known, "": unknown}
     growing = {
-        (name, part): _Growing(queries, _describe(queries.latents, transform))
+        (name, part): _Growing(queries, describe(queries.latents, transform))
         for name, transform in transforms.items()
         for part, queries in parts.items()
     }
@@ -423,7 +424,7 @@ def accuracy_by_size(methods: Methods) -> Result | Skipped:
     seen = 0
     for block in _blocks(origins, others, rng):
         for name, transform in transforms.items():
-            descriptors = _describe(block, transform)
+            descriptors = describe(block, transform)
             for part in parts:
                 growing[name, part].add(descriptors)
         seen += len(block)
@@ -453,7 +454,7 @@ def _blocks(
     """Yield the origins and views up to the first size together, then views in blocks."""
     first = views(others, rng.integers(0, len(others), SIZES[0] - len(origins)), rng)
     yield np.concatenate([origins.astype(np.float32), first])
-    yield from _reference_views(others, SIZES[-1] - SIZES[0], rng)
+    yield from reference_views(others, SIZES[-1] - SIZES[0], rng)
 
 
 def _background_means(

@@ -135,11 +135,21 @@ def plan(corpus: Dataset, index: str, execution: Execution, *, anew: bool = Fals
     Raises:
         DatasetError: the data set beside the corpus is something else.
     """
-    last = Dataset.find_own(storage.join(moves.place_of(corpus.uri)[0], INDEX))
-    if last and last.commit.dataset != INDEX:
-        raise DatasetError(f"{last.uri} is not the index of a corpus: move it elsewhere")
+    last = find(corpus)
     is_same = last is not None and last.ids == ids_of(corpus, index) and model_of(last) is not None
     return Coding(corpus, index, execution, last if is_same and not anew else None, last)
+
+
+def find(corpus: Dataset) -> Dataset | None:
+    """Return the index beside a corpus; None where there is none.
+
+    Raises:
+        DatasetError: the data set beside the corpus is something else.
+    """
+    index = Dataset.find_own(storage.join(moves.place_of(corpus.uri)[0], INDEX))
+    if index and index.commit.dataset != INDEX:
+        raise DatasetError(f"{index.uri} is not the index of a corpus: move it elsewhere")
+    return index
 
 
 def key_of(file: FileRecord, model: FileRecord | None) -> str:
@@ -223,7 +233,7 @@ def files_of(coding: Coding, model: FileRecord, made: Mapping[str, FileRecord]) 
     Raises:
         LostRowsError: a file has no codes.
     """
-    kept = coded(coding.beside, model) if coding.beside else {}
+    kept = coding._made
     own = {file.name: made.get(file.name) or kept.get(key_of(file, model)) for file in coding.corpus.files}
     files = {name: codes for name, codes in own.items() if codes}
     missing = [file.name for file in coding.corpus.files if file.name not in files]
@@ -282,24 +292,22 @@ def forget(corpus: Dataset, execution: Execution) -> int:
     Raises:
         StoreUnavailableError: another run has committed to the index meanwhile.
     """
-    coding = plan(corpus, "", execution)
-    index = coding.last
+    index = find(corpus)
     model = model_of(index) if index else None
     if index is None or model is None:
         return 0
     own = {key_of(file, model) for file in corpus.files}
-    orphans = [file for file in index.files if file != model and file.key not in own]
-    if orphans:
-        kept = tuple(file for file in index.files if file not in orphans)
+    kept = tuple(file for file in index.files if file == model or file.key in own)
+    if len(kept) < len(index.files):
         facts = facts_of(index).model_copy(update={"rows": sum(file.rows for file in kept) - model.rows})
         runs = index.runs | {execution.run_id: facts.model_dump(mode="json")}
         changed = replace(index.commit, run_id=execution.run_id, files=kept, runs=runs)
         if datasets.replace_commit(index.uri, changed, index) is None:
             raise StoreUnavailableError(f"{index.uri}: another run has committed to it; run again")
-    kept_names = {model.name, *(file.name for file in index.files if file.key in own)}
+    names = {file.name for file in kept}
     for folder in (index.uri, moves.superseded(index.uri), moves.staged(index.uri)):
         for entry in storage.entries(folder):
             name = entry.uri.rpartition("/")[2]
-            if name.startswith(_CODES) and name not in kept_names:
+            if name.startswith(_CODES) and name not in names:
                 storage.delete(entry.uri)
-    return len(orphans)
+    return len(index.files) - len(kept)

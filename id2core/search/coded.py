@@ -57,7 +57,7 @@ class CodedReferences:
         """Names the index: its string and its model."""
         return f"{self.form.text}@{self._model_file.key.rpartition('-')[2][:8]}"
 
-    @property
+    @cached_property
     def _model_file(self) -> FileRecord:
         model = codes.model_of(self.index)
         if model is None:

@@ -198,7 +198,7 @@ def make(
         reference_version=references.commit.version,
         pairs=todo.pairs if todo else 0,
         ids=ids,
-        index_id=coded.index_id if coded else shards.index_id(references, index),
+        index_id=_index_id(references, index, coded),
         top_k=top_k,
         floor=floor,
         calibration_id=judge.calibration_id if judge else None,
@@ -216,6 +216,10 @@ def make(
         product=MatchRows(event, tuple(events), execution.started, references.rows, judge),
         coded=coded,
     )
+
+
+def _index_id(references: Dataset, index: str, coded: CodedReferences | None) -> str:
+    return coded.index_id if coded else shards.index_id(references, index)
 
 
 def _check_coded(index: str, coded: CodedReferences | None) -> None:
@@ -288,7 +292,7 @@ def result(plan: SearchPlan, matches: Dataset) -> SearchResult:
         searched=plan.scope.uploads if plan.scope else 0,
         matches=sum(file.rows for file in own),
         pairs=plan.scope.pairs if plan.scope else 0,
-        index_id=plan.coded.index_id if plan.coded else shards.index_id(plan.references, plan.index),
+        index_id=_index_id(plan.references, plan.index, plan.coded),
         corpus=plan.references.rows,
         resumed=plan.scope is None,
     )
