@@ -192,7 +192,6 @@ class CodedShard:
         """
         if not len(self) or not len(queries):
             return shards.CANDIDATES.empty_table()
-        queries = scoring.on_grid(queries)
         found = self._find(queries, k)
         parts = self._by_file(self._best(queries, found, k))
         tables = in_order(parts, partial(self._named, queries), _READERS)
@@ -227,11 +226,11 @@ class CodedShard:
         return np.where((found >= 0) & (table >= reach), found, -1)
 
     def _read(self, file: FileRecord, beside: Sequence[str] = ()) -> tuple[NDArray[np.float32], pa.Table]:
-        """Return the descriptors of a file, float32[rows,m], on the grid, and other columns."""
+        """Return the descriptors of a file, float32[rows,m], and other columns."""
         references = self.coded.references
         held = np.empty((file.rows, shards.descriptor_size(references)), np.float32)
         table = references.read_vectors(file, "descriptor", held, beside)
-        return shards.checked(scoring.on_grid(held, out=held), file.name, references), table
+        return shards.checked(held, file.name, references), table
 
     def _named(self, queries: NDArray[np.float32], part: _Part) -> pa.Table:
         """Return candidates of a file with exact scores and ids, as a `shards.CANDIDATES` table."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.runs.progress import OnStage, silent
-from id2core.search import match_rows, scoring, shards
+from id2core.search import match_rows, shards
 from id2core.search.match_rows import MatchConstants
 from id2core.search.topk import TopK, best_references
 from id2core.store import datasets, schemas
@@ -100,7 +100,7 @@ def nearest(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the k best references of each query, by the inner product of all with all.
 
-    Memory: the references once more, `QUERY_ROWS` × `SHARD_ROWS` scores, and k per query.
+    Memory: `QUERY_ROWS` × `SHARD_ROWS` scores, and k per query.
 
     Args:
         queries: float32[B,m], rows of length 1.
@@ -116,13 +116,12 @@ def nearest(
     """
     if k < 1:
         raise ValueError(f"k is {k}; keep 1 reference per query or more")
-    references = scoring.on_grid(references)
     kept = min(k, len(references)) if len(queries) else 0
     rows = np.empty((len(queries), kept), np.int64)
     scores = np.empty((len(queries), kept), np.float32)
     for start in range(0, len(rows) if kept else 0, QUERY_ROWS):
         block = slice(start, start + QUERY_ROWS)
-        some = scoring.on_grid(queries[block])
+        some = queries[block]
         search = functools.partial(_search_blocks, some, references)
         scores[block], rows[block] = best_references(search, some, references, lambda found: found, kept)
     return rows, scores

@@ -198,13 +198,13 @@ def _measure(coded: CodedReferences, memory: int) -> _Measured:
 
 
 def _with_noise(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Draw descriptors, and move each to a score of `_SCORE` with itself; they are on the grid."""
+    """Draw descriptors, and move each to a score of `_SCORE` with itself."""
     rng = np.random.default_rng(_SEED)
     chosen = descriptors[np.sort(rng.permutation(len(descriptors))[:_QUERIES])]
     noise = rng.standard_normal(chosen.shape, np.float32)
     noise -= np.vecdot(noise, chosen)[:, None] * chosen
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    return scoring.on_grid(_SCORE * chosen + np.sqrt(1 - _SCORE**2, dtype=np.float32) * noise)
+    return np.asarray(_SCORE * chosen + np.sqrt(1 - _SCORE**2, dtype=np.float32) * noise, np.float32)
 
 
 def _shard_files(references: Dataset, memory: int) -> tuple[FileRecord, ...]:

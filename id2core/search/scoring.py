@@ -2,9 +2,9 @@
 
 A product of matrices adds its terms in an order that follows from the shapes, and so do the last bits of a
 score. Two copies of one picture then score differently in two shards, and rounding decides a tie that ids
-should decide. Here no sum is rounded: components are whole multiples of 2⁻²⁶, so a product of two is a
-multiple of 2⁻⁵², and by Cauchy and Schwarz no partial sum of two rows of length 1 exceeds 1. Float64 holds
-such numbers exactly, in whatever order they are added.
+should decide. Here no sum is rounded: components are first rounded to whole multiples of 2⁻²⁶, so a
+product of two is a multiple of 2⁻⁵², and by Cauchy and Schwarz no partial sum of two rows of length 1 exceeds
+1. Float64 holds such numbers exactly, in whatever order they are added.
 """
 
 from __future__ import annotations
@@ -14,40 +14,27 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Steps of a component from 0 to 1. The rounding moves a score by 1e-8 at most.
-STEPS: Final = np.float32(2**26)
-_STEP: Final = np.float32(2**-26)
+# Steps of a component from 0 to 1.
+_STEPS: Final = 2.0**26
 # Squared length of a descriptor, with room for one that was stored in float16.
 LONGEST: Final = 1.01
 # Queries whose candidates are widened to float64 at once: they stay in the cache.
 _QUERY_ROWS = 16
 # Pairs that are widened to float64 at once: they stay in the cache.
 _PAIR_ROWS = 128
-# Descriptors that are rounded at once: they stay in the cache, too.
-_GRID_ROWS = 128
 
 
-def on_grid(descriptors: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Return descriptors [B,m], rows of length 1, rounded to multiples of 2⁻²⁶: float32[B,m].
-
-    Float32 holds these multiples exactly, as it has 24 bits below 1/4 and coarser steps above.
-
-    Args:
-        descriptors: of any float dtype.
-        out: float32[B,m] that takes the result; by default a new array.
-    """
-    out = np.empty(descriptors.shape, np.float32) if out is None else out
-    for start in range(0, len(out), _GRID_ROWS):
-        block = out[start : start + _GRID_ROWS]
-        np.multiply(descriptors[start : start + _GRID_ROWS], STEPS, out=block)
-        np.rint(block, out=block)
-        np.multiply(block, _STEP, out=block)
-    return out
+def _on_grid(descriptors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return descriptors, rounded to multiples of 2⁻²⁶."""
+    wide = np.multiply(descriptors, _STEPS, dtype=np.float64)
+    np.rint(wide, out=wide)
+    wide /= _STEPS
+    return wide
 
 
 def all_pairs(queries: NDArray[np.float32], references: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the score of every query with every reference, float32[Q,N]; both are on the grid."""
-    return (queries.astype(np.float64) @ references.astype(np.float64).T).astype(np.float32)
+    """Return the score of every query with every reference, float32[Q,N]."""
+    return (_on_grid(queries) @ _on_grid(references).T).astype(np.float32)
 
 
 def pairs(
@@ -56,7 +43,7 @@ def pairs(
     """Return the scores of each query with some references; -inf where a row is below 0.
 
     Args:
-        queries, references: float32[Q,m] and float32[N,m], on the grid.
+        queries, references: float32[Q,m] and float32[N,m].
         rows: int[Q,K], references of each query.
 
     Returns:
@@ -65,8 +52,8 @@ def pairs(
     scores = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), _QUERY_ROWS):
         block = slice(start, start + _QUERY_ROWS)
-        vectors = references[rows[block]].astype(np.float64)
-        scores[block] = (vectors @ queries[block].astype(np.float64)[:, :, None])[:, :, 0]
+        vectors = _on_grid(references[rows[block]])
+        scores[block] = (vectors @ _on_grid(queries[block])[:, :, None])[:, :, 0]
     scores[rows < 0] = -np.inf
     return scores
 
@@ -80,21 +67,22 @@ def dots(
     """Return the scores of pairs of rows, float32[P].
 
     Args:
-        queries, references: float32[Q,m] and float32[N,m], on the grid.
+        queries, references: float32[Q,m] and float32[N,m].
         query_rows, rows: int[P], both sides of each pair.
     """
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _PAIR_ROWS):
         block = slice(start, start + _PAIR_ROWS)
         left, right = queries[query_rows[block]], references[rows[block]]
-        scores[block] = np.einsum("ij,ij->i", left.astype(np.float64), right.astype(np.float64))
+        scores[block] = np.einsum("ij,ij->i", _on_grid(left), _on_grid(right))
     return scores
 
 
 def tolerance(size: int) -> float:
-    """Return how far a score of `size` terms, summed in float32 in any order, can be from the true one.
+    """Return how far a score of `size` terms, summed in float32 in any order, can be from the exact one.
 
     Rows are at most as long as `LONGEST` says.
     """
-    # As many roundings of the sum, one of the result, and room.
-    return float((size + 4) * 2.0**-24 * LONGEST)
+    # As many roundings of the sum, one of the result, and room. To the grid, each row moves by half a step in
+    # each component.
+    return float(((size + 4) * 2.0**-24 + np.sqrt(size) / _STEPS) * LONGEST)

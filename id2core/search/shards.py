@@ -39,12 +39,13 @@ CANDIDATES = schemas.table_schema(
 COLUMNS = ("image_id", "uri", "information")
 # The same in a shard. A column of a large shard has more text than 32-bit offsets reach.
 _IDS = pa.schema([("image_id", pa.large_string()), ("uri", pa.large_string()), ("information", pa.float32())])
+_SEGMENT = "run_id"
 # Files of references that are read at once.
 READERS = 3
 # Equal scores are ordered by id, then URI, so that nothing depends on which row or shard came first.
 _ID_ORDER = [("image_id", "ascending"), ("uri", "ascending")]
 _TIE_ORDER = [("tie", "ascending"), ("reference_id", "ascending"), ("reference_uri", "ascending")]
-# Descriptors that are rounded and checked at once: they stay in the cache.
+# Descriptors that are checked at once: they stay in the cache.
 _ROWS_AT_ONCE = 512
 
 
@@ -58,7 +59,7 @@ class Shard:
     """References that are searched at once, and the index over their descriptors.
 
     Attributes:
-        descriptors: float32[N,m], on the grid of `scoring`.
+        descriptors: float32[N,m].
         index: over the descriptors.
         ids: image_id and uri of each row, as Arrow columns, and its information where that is known.
         kind: of the index.
@@ -111,7 +112,6 @@ class Shard:
         k = min(k, self.ids.num_rows)
         if not k or not len(queries):
             return CANDIDATES.empty_table()
-        queries = scoring.on_grid(queries)
         scores, rows = best_references(
             lambda depth: self.index.search(queries, depth), queries, self.descriptors, self._places, k
         )
@@ -139,11 +139,8 @@ def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) ->
     Raises:
         SearchError: there is no such index, or FAISS is not installed.
     """
-    return _over(scoring.on_grid(descriptors), ids, index)
-
-
-def _over(on_grid: NDArray[np.float32], ids: pa.Table, index: str) -> Shard:
-    return Shard(on_grid, indexes.build(index, on_grid), ids, index)
+    held = np.asarray(descriptors, np.float32)
+    return Shard(held, indexes.build(index, held), ids, index)
 
 
 def load(
@@ -166,18 +163,25 @@ def load(
     starts = np.cumsum([0, *(record.rows for record in records)])
     descriptors = np.empty((starts[-1], size), np.float32)
     places = [descriptors[start:end] for start, end in pairwise(starts)]
-    read = partial(_read, references)
+    read = partial(_read, references, has_classes=classes is not None)
     tables = list(in_order(zip(records, places, strict=True), lambda item: read(*item), READERS))
     if any(table.num_rows < len(place) for table, place in zip(tables, places, strict=True)):
         held = [place[: table.num_rows] for table, place in zip(tables, places, strict=True)]
         descriptors = np.concatenate(held)
     ids = pa.concat_tables([table.select(_IDS.names).cast(_IDS) for table in tables]).combine_chunks()
-    shard = _over(descriptors, ids, index)
+    shard = build(descriptors, ids, index)
     if classes is None:
         return shard
     named = zip(records, tables, strict=True)
-    labels = [classes.labels(record.name, table["run_id"]) for record, table in named]
+    labels = [classes.labels(record.name, _segments(record, table)) for record, table in named]
     return replace(shard, classes=np.concatenate(labels))
+
+
+def _segments(record: FileRecord, table: pa.Table) -> pa.ChunkedArray:
+    """Return the run_id of each row of a file; it is not read where all rows have one."""
+    if _SEGMENT in table.column_names:
+        return table[_SEGMENT]
+    return pa.chunked_array([pa.repeat(record.segments[0], table.num_rows)])
 
 
 def descriptor_size(references: Dataset) -> int:
@@ -186,9 +190,14 @@ def descriptor_size(references: Dataset) -> int:
     return int(schema.field("descriptor").type.list_size)
 
 
-def _read(references: Dataset, record: FileRecord, out: NDArray[np.float32]) -> pa.Table:
-    """Read descriptors of a file, on the grid, into the first rows of `out`; return ids of these rows."""
-    columns = [*COLUMNS, "run_id"]
+def _read(
+    references: Dataset, record: FileRecord, out: NDArray[np.float32], has_classes: bool = False
+) -> pa.Table:
+    """Read descriptors of a file into the first rows of `out`; return ids of these rows.
+
+    If the rows have classes, `run_id` of those of several segments, too.
+    """
+    columns = [*COLUMNS, _SEGMENT] if has_classes and len(record.segments) != 1 else list(COLUMNS)
     if references.holds_all_of(record):
         table = references.read_vectors(record, "descriptor", out, columns)
     else:
@@ -197,7 +206,7 @@ def _read(references: Dataset, record: FileRecord, out: NDArray[np.float32]) -> 
         out[:] = schemas.column_to_vectors(table["descriptor"])
     for start in range(0, len(out), _ROWS_AT_ONCE):
         rows = out[start : start + _ROWS_AT_ONCE]
-        checked(scoring.on_grid(rows, out=rows), record.name, references)
+        checked(rows, record.name, references)
     return table.select(columns)
 
 

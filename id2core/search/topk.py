@@ -93,7 +93,7 @@ def best_references(
 
     Args:
         search: depth → scores float32[Q,depth], best first, and their rows int64[Q,depth].
-        queries, references: float32[Q,m] and float32[N,m], rows of length 1, on the grid of `scoring`.
+        queries, references: float32[Q,m] and float32[N,m], rows of length 1.
         places: decides between rows of equal scores.
         k: references kept, at most N.
 

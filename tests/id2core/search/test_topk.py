@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from id2core.search import exact, scoring
+from id2core.search import exact
 from id2core.search.topk import TopK, best_references
 from tests.descriptor_sets import unit
 
@@ -63,7 +63,7 @@ def test_an_index_that_breaks_ties_at_random_does_not_decide_them(values: int, k
 
 
 def test_copies_without_number_cost_one_pass_and_a_block_of_scores() -> None:
-    references = np.repeat(scoring.on_grid(unit(1, 64, 0)), 20_000, axis=0)
+    references = np.repeat(unit(1, 64, 0), 20_000, axis=0)
     places = np.arange(20_000)[::-1].copy()
     depths: list[int] = []
 
