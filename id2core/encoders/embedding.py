@@ -94,21 +94,28 @@ class _RowGroup:
     would grow by 1.5 MB an image.
     """
 
-    def __init__(self, capacity: int, lineage: Lineage) -> None:
-        self._capacity, self._lineage = capacity, lineage
+    def __init__(self, step: int, lineage: Lineage) -> None:
+        self._step, self._lineage = step, lineage
         self._rows: list[dict[str, Any]] = []
+        self._most = 0
         self._latents = np.empty((0, 0), np.float16)
         self._descriptors = np.empty((0, 0), np.float32)
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a row group has no room for `step` rows more."""
+        return bool(self._rows) and len(self._rows) + self._step > self._most
+
     def add(
         self, rows: list[Picture], latents: NDArray[np.float16], descriptors: NDArray[np.float32]
     ) -> None:
         if not self._rows:
-            self._latents = np.empty((self._capacity, latents.shape[1]), np.float16)
-            self._descriptors = np.empty((self._capacity, descriptors.shape[1]), np.float32)
+            self._most = max(schemas.row_group_of(_schema(latents, descriptors)), self._step)
+            self._latents = np.empty((self._most, latents.shape[1]), np.float16)
+            self._descriptors = np.empty((self._most, descriptors.shape[1]), np.float32)
         added = slice(len(self._rows), len(self._rows) + len(rows))
         self._latents[added], self._descriptors[added] = latents, descriptors
         self._rows += [_facts(picture) for picture in rows]
@@ -125,8 +132,11 @@ class _RowGroup:
             "run_id": [self._lineage.run_id] * len(rows),
             "embedded_at": [self._lineage.started] * len(rows),
         }
-        schema = schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
-        return pa.RecordBatch.from_pydict(columns, schema=schema)
+        return pa.RecordBatch.from_pydict(columns, schema=_schema(latents, descriptors))
+
+
+def _schema(latents: NDArray[np.float16], descriptors: NDArray[np.float32]) -> pa.Schema:
+    return schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
 
 
 def embed_objects(
@@ -152,11 +162,11 @@ def embed_objects(
         refused: image_id of pictures that were taken down; each ends in a reject.
 
     Yields:
-        About `schemas.ROW_GROUP` rows, or what was made in `seconds`, of `schemas.embeddings_schema` (None
+        About the rows of a row group, or what was made in `seconds`, of `schemas.embeddings_schema` (None
         where all were rejected), and the rows of `schemas.REJECTS` since the last yield.
     """
     step = encoder.batch_size
-    group = _RowGroup(schemas.ROW_GROUP + step, lineage)
+    group = _RowGroup(step, lineage)
     rejected: list[dict[str, str]] = []
     project = _Projection(transform, encoder)
     since = time.monotonic()
@@ -177,7 +187,7 @@ def embed_objects(
             bad += overflowed
         rejected += [parts.reject_row(obj, reject, lineage.run_id) for obj, reject in bad]
         progress(len(good), len(bad))
-        if len(group) >= schemas.ROW_GROUP or time.monotonic() - since >= seconds:
+        if group.is_full or time.monotonic() - since >= seconds:
             yield (group.take() if len(group) else None), rejected
             rejected, since = [], time.monotonic()
     if len(group) or rejected:

@@ -177,7 +177,7 @@ def _merge(dataset: Dataset, group: list[FileRecord]) -> FileRecord:
     partition = group[0].name.rpartition("/")[0]
     name = f"{parquet.MERGED}{datasets.digest_of(sorted((f.key, f.rows) for f in group))}"
     key = storage.join(partition, name) if partition else name
-    written = datasets.write_file(dataset.uri, key, _recut(tables, row_group), schema, row_group)
+    written = datasets.write_file(dataset.uri, key, _recut(tables, row_group), schema)
     if written.rows != sum(file.rows for file in group):
         raise LostRowsError(f"{written.rows} rows were merged of {sum(f.rows for f in group)}; run again")
     record = replace(written, source=group[0].source, bounds=_bounds(group))

@@ -333,8 +333,7 @@ class _Change:
         if mask.all():
             return []
         table = compaction.read_whole(self.dataset.uri, file).filter(pa.array(~mask))
-        group = schemas.row_group_of(table.schema)
-        written = datasets.write_file(self.dataset.uri, file.key, [table], table.schema, group)
+        written = datasets.write_file(self.dataset.uri, file.key, [table], table.schema)
         recorded = _recorded(written, file)
         if file.segments and self._name == schemas.EMBEDDINGS:
             return [recorded.of_segments(datasets.rows_by_run(table))]

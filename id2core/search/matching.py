@@ -374,7 +374,7 @@ def write_block(plan: SearchPlan, block: QueryBlock, pairs: int, candidates: pa.
 def _write(plan: SearchPlan, name: str, rows: pa.Table) -> FileRecord:
     key = f"{plan.product.folder}{plan.plan_id}-{name}"
     schema = plan.product.schema
-    return datasets.write_file(plan.out, key, [rows], schema, schemas.row_group_of(schema))
+    return datasets.write_file(plan.out, key, [rows], schema)
 
 
 def _check_depth(plan: SearchPlan, block: QueryBlock, queries: pa.Table, candidates: pa.Table) -> None:

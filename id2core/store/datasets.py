@@ -749,7 +749,7 @@ def write_file(
     key: str,
     batches: Iterable[pa.RecordBatch | pa.Table],
     schema: pa.Schema,
-    row_group: int = schemas.ROW_GROUP,
+    row_group: int | None = None,
 ) -> FileRecord:
     """Write a file for a data set where no glob of it looks; the commit that lists it moves it in.
 

@@ -161,7 +161,7 @@ def write(
     key: str,
     batches: Iterable[pa.RecordBatch | pa.Table],
     schema: pa.Schema,
-    row_group: int = schemas.ROW_GROUP,
+    row_group: int | None = None,
 ) -> FileRecord:
     """Write batches as the Parquet file `KEY-HASH.parquet` in a folder, whole or not at all.
 
@@ -170,13 +170,14 @@ def write(
         key: the name without the hash of the bytes.
         batches: the rows.
         schema: of the rows.
-        row_group: rows in a row group; a batch begins a new one.
+        row_group: rows in a row group, by default those of `schemas.row_group_of`; a batch begins a new one.
     """
+    size = row_group or schemas.row_group_of(schema)
     with storage.temporary(folder) as path:
         with schemas.parquet_writer(path, schema) as writer:
             for batch in batches:
                 table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch], schema)
-                writer.write_table(table, row_group_size=row_group)
+                writer.write_table(table, row_group_size=size)
                 del batch, table  # they may be large: not to be kept while the next one is made
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -592,10 +593,11 @@ def _check_counts(metadata: pq.FileMetaData, record: FileRecord) -> None:
 def _read_parquet(
     parquet: pq.ParquetFile, where: str, rows: int, columns: list[str] | None, row_group: int | None
 ) -> pa.Table:
-    schema = schemas.current(parquet.schema_arrow, where)
-    held = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
+    stored = parquet.schema_arrow
+    schema = schemas.current(stored, where)
+    held = None if columns is None else [name for name in columns if name in stored.names]
     if row_group is None:
-        table = parquet.read(held)
+        table = parquet.read(held, use_threads=False)  # callers read several files at once
     else:
         table, rows = parquet.read_row_group(row_group, held), parquet.metadata.row_group(row_group).num_rows
     if (held is None or held) and table.num_rows != rows:  # a damaged page header may hide a page

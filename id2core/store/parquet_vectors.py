@@ -32,7 +32,7 @@ _PLAIN_AND_LEVELS: Final = [0, 3, 3]
 _LEVELS: Final = 2
 _ZSTD: Final = 6
 # Read at once of a page that is not packed: its header and its levels, which most pages have in so much.
-_HEAD_BYTES: Final = 2**13
+_HEAD_BYTES: Final = 2**16
 
 
 def read(column: Column, kind: pa.DataType, rows: int) -> pa.Array | None:

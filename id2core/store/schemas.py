@@ -7,6 +7,7 @@ the column to files of earlier versions; a file of a later version is refused.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -24,8 +25,8 @@ from id2core.store.rejects import Reason
 # In the metadata of a schema.
 _TABLE, _VERSION = b"id2.dataset", b"id2.schema_version"
 EMBEDDINGS = "embeddings"
-# Rows that a writer holds in memory; with latents and descriptors of 4,096 numbers 24 kB each.
-ROW_GROUP = 1024
+# Rows of a row group with vectors, which a writer holds in memory, and bytes of their vectors: at most.
+ROW_GROUP, _ROW_GROUP_BYTES = 4096, 2**26
 # What must agree within a data set, and before descriptors are compared.
 ROW_IDS = ("encoder_id", "transform_id", "preprocess_id")
 # What must agree before latents are compared; the W of the descriptors beside them does not matter.
@@ -38,6 +39,8 @@ PAIR = ("query_uri", "query_generation", "reference_id", "encoder_id", "transfor
 # by id: sorted by these columns, in row groups of this size. benchmarks/dashboard.py measures it.
 MATCHES_ORDER = (("verdict", "ascending"), ("query_uri", "ascending"), ("rank", "ascending"))
 MATCHES_ROW_GROUP = 2**18
+# Of a column of vectors; each page costs its reader some calls.
+_PAGE_BYTES = 2**23
 # Rows in a row group of other tables without vectors: readers skip and read whole groups.
 _ROW_GROUP_WITHOUT_VECTORS = 2**14
 # Text of these tables comes again and again within a row group, ids too: the dictionary holds all of it.
@@ -63,6 +66,7 @@ def table_schema(name: str, version: int, fields: list[tuple[str, pa.DataType]])
     return pa.schema(fields, metadata={_TABLE: name, _VERSION: str(version)})
 
 
+@functools.cache
 def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
     """Schema of `embeddings/`: latents of n = `latent_size`, descriptors of m = `descriptor_size` numbers."""
     return table_schema(
@@ -410,8 +414,10 @@ def column_to_vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
 
 def row_group_of(schema: pa.Schema) -> int:
     """Return how many rows a row group of a table has, where a file has so many."""
-    if not VECTORS.isdisjoint(schema.names):
-        return ROW_GROUP
+    vectors = [field.type for field in schema if pa.types.is_fixed_size_list(field.type)]
+    if vectors:
+        row = sum(int(kind.list_size) * int(kind.value_type.bit_width) for kind in vectors) // 8
+        return max(1, min(ROW_GROUP, _ROW_GROUP_BYTES // max(row, 1)))
     large = (schema.metadata or {}).get(_TABLE) in _DICTIONARY_TABLES
     return MATCHES_ROW_GROUP if large else _ROW_GROUP_WITHOUT_VECTORS
 
@@ -442,5 +448,6 @@ def parquet_writer(where: Path | IO[bytes], schema: pa.Schema) -> Iterator[pq.Pa
         dictionary_pagesize_limit=_DICTIONARY_BYTES,
         write_statistics=[n for n in schema.names if n not in vectors],
         write_page_checksum=True,
+        data_page_size=_PAGE_BYTES,
     ) as writer:
         yield writer

@@ -91,15 +91,15 @@ def test_a_card_waits_for_decoders_that_are_too_slow() -> None:
 
 
 def test_a_search_is_loads_products_merges_and_its_plan() -> None:
-    rate, load = Lookup(rate_file()), Workload(3000, 2000, descriptor_size=100, top_k=10)
-    job = stages.search(rate, load, Workers(shard_bytes=1000 * cuts.row_bytes(100)), 2000, 3000, "search")
+    rate, load = Lookup(rate_file()), Workload(3000, 10_000, descriptor_size=100, top_k=10)
+    job = stages.search(rate, load, Workers(shard_bytes=1000 * cuts.row_bytes(100)), 10_000, 3000, "search")
     assert job.on(1).units == job.most_workers == 3  # shards of 1,000
     loads = 3 * 1000 * 100 * 4 * 1e-6 / 2
-    blocks = 3 * 2000 * (0.01 + 1000 * 100 * 1e-7) / 2
-    merges = 2000 * 3 * 10 * 1e-4 / 2 + 2000 * 10 * 1e-3 / 2
+    blocks = 3 * 10_000 * (0.01 + 1000 * 100 * 1e-7) / 2
+    merges = 10_000 * 3 * 10 * 1e-4 / 2 + 10_000 * 10 * 1e-3 / 2
     assert job.on(1).work == pytest.approx(loads + blocks + merges)
-    assert job.on(1).wall == pytest.approx(loads + blocks + merges + 3000 * 1e-4 + 0.01 + 2)
-    assert job.on(3).work == pytest.approx((loads + blocks) / 3 + merges * 1024 / 2000)
+    assert job.on(1).wall == pytest.approx(loads + blocks + merges + 3000 * 1e-4 + 3 * 0.01 + 2)
+    assert job.on(3).work == pytest.approx((loads + blocks) / 3 + merges * 4096 / 10_000)
 
 
 def test_bytes_are_those_of_a_real_data_set(tmp_path: Path) -> None:
