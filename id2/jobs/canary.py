@@ -2,9 +2,10 @@
 
 A wrong W, a broken encoder, or a search that drops rows gives a night without matches, and so does a quiet
 night. The canary tells them apart. Its references are pictures of the demo, and its uploads are some of them,
-made smaller and saved with more loss. They are embedded, searched and judged with the encoder, W, index,
-background and calibration of the night, on the machine that runs it, in a temporary folder. Only the result
-is kept, in `OUT/_canary/`: no table has a row of the canary.
+made smaller and saved with more loss. They are embedded, searched and judged with the encoder, W, background
+and calibration of the night, on the machine that runs it, in a temporary folder. The search is exact, because
+no compressed index can be trained on so few references. Only the result is kept, in `OUT/_canary/`: no table
+has a row of the canary.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from id2.requests import ScanRequest
 from id2.stages import stage
 from id2core.errors import NightError
 from id2core.runs.progress import tally
+from id2core.search.indexes import FLAT
 from id2core.settings import Settings
 from id2core.store import storage
 from id2core.verdicts.calibration import Verdict
@@ -105,7 +107,8 @@ def _lost_pairs(settings: Settings, background: str | None, pictures: Path | Non
             out=str(place / "out"),
             background=background,
             keep="all",
-            **{name: getattr(settings, name) for name in ("encoder", "transform", "calibration", "index")},
+            index=FLAT,
+            **{name: getattr(settings, name) for name in ("encoder", "transform", "calibration")},
         )
         scan.run(request)
         rows = scan.read_matches(request.out).to_pylist()
