@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import shlex
@@ -47,6 +48,8 @@ _WORKERS_ELSEWHERE = 16
 _ERROR_LINE = re.compile(
     rf"^{re.escape(errors.__name__)}\.(\w+): (.*?)( \[while running '.*'\])?$", re.MULTILINE
 )
+# What Beam adds to the message of an error in this process.
+_STEP = re.compile(r"(?: \[while running '.*'\])+$")
 
 
 def pipeline(arguments: Sequence[str] = ()) -> beam.Pipeline:
@@ -78,7 +81,7 @@ def running(arguments: Sequence[str] = ()) -> Iterator[beam.Pipeline]:
     """Yield a pipeline that runs when the block ends.
 
     Worker processes send an exception back as the text of its traceback in a RuntimeError. If it was an
-    ID2Error, this raises that error again, so that its message reaches the user.
+    ID2Error, this raises that error again, so that its message reaches the user. Beam does not log it, too.
 
     Args:
         arguments: see `pipeline`.
@@ -88,14 +91,38 @@ def running(arguments: Sequence[str] = ()) -> Iterator[beam.Pipeline]:
     """
     steps = pipeline(arguments)
     try:
-        with steps if runs_here(arguments) else engines.waited(steps, arguments):
+        with _known_errors_to_debug(), steps if runs_here(arguments) else engines.waited(steps, arguments):
             yield steps
+    except ID2Error as error:
+        error.args = (_STEP.sub("", str(error)),)
+        raise
     except RuntimeError as error:
         if known := _raised_by_worker(str(error)):
             raise known from error
         if runs_here(arguments):
             raise
         raise EngineError(f"the job failed: {engines.cause(str(error))}") from error
+
+
+class _KnownErrors(logging.Filter):
+    """Hides tracebacks of errors whose message reaches the user anyway."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_known = record.exc_info is not None and isinstance(record.exc_info[1], ID2Error)
+        return not is_known or bool(os.environ.get("ID2_DEBUG"))
+
+
+_KNOWN_ERRORS = _KnownErrors()
+
+
+@contextmanager
+def _known_errors_to_debug() -> Iterator[None]:
+    log = logging.getLogger(beam.runners.common.__name__)
+    log.addFilter(_KNOWN_ERRORS)
+    try:
+        yield
+    finally:
+        log.removeFilter(_KNOWN_ERRORS)
 
 
 def submit(arguments: Sequence[str], build: Callable[[beam.Pipeline], None]) -> str:

@@ -223,6 +223,19 @@ def test_a_mistake_that_a_worker_process_meets_is_shown_as_one() -> None:
         raise RuntimeError("a bug")
 
 
+def _mistake(_: int) -> None:
+    raise SearchError("no index 'tree': choose flat")
+
+
+def test_a_mistake_in_this_process_is_shown_once_and_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(SearchError) as caught, runners.running() as pipeline:
+        _ = pipeline | beam.Create([1]) | beam.Map(_mistake)
+    assert str(caught.value) == "no index 'tree': choose flat"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def _sleep(seconds: float, begun: str) -> None:
     Path(begun).touch()
     time.sleep(seconds)
