@@ -157,6 +157,7 @@ class RateAtSize(Result):
     """A verdict's threshold for a corpus of some size, its rate there, and the interval of the true rate."""
 
     threshold: float
+    is_out_of_reach: bool = False
     false_positive_rate: float
     low: float
     high: float

@@ -65,7 +65,7 @@ def _larger_lines(report: CalibrateReport) -> Iterator[str]:
         )
         return
     if report.for_references:
-        yield f"Thresholds are chosen for a corpus of at least {report.for_references:,} references."
+        yield f"Thresholds are chosen for a corpus of up to {report.for_references:,} references."
     yield "| references | match from | rate, 95% interval | review from | rate, 95% interval |"
     yield "|---:|---:|---:|---:|---:|"
     for size in report.larger:
@@ -74,3 +74,9 @@ def _larger_lines(report: CalibrateReport) -> Iterator[str]:
             for t in (size.match, size.review)
         )
         yield f"| {size.references:,} | {cells} |"
+    lost = [size.references for size in report.larger if size.match.is_out_of_reach]
+    if lost:
+        yield (
+            f"No score reaches the match threshold of {min(lost):,} references or more: calibrate on more "
+            "references, or ask for a higher rate."
+        )

@@ -91,7 +91,11 @@ def _at(chosen: Calibration, verdict: Verdict, references: int) -> RateAtSize:
     rate, ends = chosen.false_positive_rate(verdict, references), chosen.interval(verdict, references)
     assert rate is not None and ends is not None  # both verdicts have a threshold
     return RateAtSize(
-        threshold=chosen.threshold(verdict, references), false_positive_rate=rate, low=ends[0], high=ends[1]
+        threshold=chosen.threshold(verdict, references),
+        is_out_of_reach=chosen.is_out_of_reach(verdict, references),
+        false_positive_rate=rate,
+        low=ends[0],
+        high=ends[1],
     )
 
 

@@ -174,6 +174,14 @@ class Calibration(BaseModel):
         # Both models are fitted for themselves: far out they may cross.
         return max(scores) if verdict is Verdict.MATCH else scores[0]
 
+    def is_out_of_reach(self, verdict: Verdict, references: int) -> bool:
+        """Return whether no pair of a corpus of `references` can reach the threshold of a verdict.
+
+        A score is at most 1. What is subtracted from it is `factor` times a score, which is at least −1.
+        """
+        most = 1.0 + (self.normalization.factor if self.normalization else 0.0)
+        return self.threshold(verdict, references) > most
+
     def lowest(self, verdict: Verdict) -> float:
         """Return the least threshold of a verdict for a corpus of any size."""
         return self.threshold(verdict, 1)
@@ -349,7 +357,8 @@ def calibrate(
 
     Raises:
         CalibrationError: there are too few queries for a target (its `missing` says how many), a score is
-            not finite, or thresholds are asked for another number of references and there is no tail model.
+            not finite, or thresholds are asked for another number of references and there is no tail model,
+            or it gives none that a score can reach.
         ValueError: the targets are out of order or range.
     """
     if not 0 < match <= review < 1:
@@ -365,7 +374,7 @@ def calibrate(
                 f"thresholds for {for_references} references need a tail model, and these scores have none: "
                 "there are too few references, or too few different scores"
             )
-    return Calibration(
+    made = Calibration(
         version=VERSION_WITH_TAILS if fits[0] else VERSION,
         match=_threshold(scores, match, fits[0]),
         review=_threshold(scores, review, fits[1]),
@@ -379,6 +388,14 @@ def calibrate(
         normalization=normalization,
         content=content,
     )
+    if for_references is not None and made.is_out_of_reach(Verdict.MATCH, for_references):
+        raise CalibrationError(
+            f"for {for_references:,} references, the match threshold would be "
+            f"{made.threshold(Verdict.MATCH, for_references):.2f}, which no score reaches: calibrate on more "
+            f"references than {references:,}, or ask for a higher rate. Uploads that have an origin, taken "
+            "for uploads without, do this, too"
+        )
+    return made
 
 
 def _require(queries: int, target: float, tuned_on: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +207,18 @@ def test_thresholds_for_a_larger_corpus_hold_up_to_its_size() -> None:
     for n, rate in zip((CORPUS, 10**4, 10**5), rates[1:4], strict=True):
         low, high = chosen.interval(Verdict.MATCH, n) or (1, 0)
         assert low <= rate <= high
+
+
+def test_a_threshold_that_no_score_reaches_is_refused_and_told() -> None:
+    drawn_pairs = drawn(0, 0.5)
+    pairs = replace(drawn_pairs, scores=1.5 * drawn_pairs.scores)
+    calibrate = partial(
+        calibration.calibrate, pairs.best(), match=0.02, review=0.1, references=CORPUS, ids=IDS, pairs=pairs
+    )
+    chosen = calibrate()
+    assert chosen.is_out_of_reach(Verdict.MATCH, 10**9) and not chosen.is_out_of_reach(Verdict.MATCH, CORPUS)
+    with pytest.raises(CalibrationError, match=r"which no score reaches: calibrate on more references"):
+        calibrate(for_references=10**9)
 
 
 def test_a_calibration_with_tails_survives_its_file(tmp_path: Path) -> None:
