@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,8 @@ from id2core.runs.records import Recorder
 from id2core.search import background_rows, indexes, match_rows, matching
 from id2core.search.background_rows import Backgrounds
 from id2core.search.coded import CodedReferences
-from id2core.search.match_rows import MATCHES
+from id2core.search.indexes import FLAT
+from id2core.search.match_rows import MATCHES, MatchRows
 from id2core.search.matching import SearchPlan
 from id2core.search.results import SearchResult
 from id2core.settings import Settings
@@ -28,6 +30,8 @@ from id2core.transforms.files import source_of
 from id2core.verdicts import judging, rejudging
 from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.judging import Judge
+
+_log = logging.getLogger("id2")
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ class Searcher:
     def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> PlannedJudge:
         """Return the judge of the matches, with the search of the background that it waits for, if any."""
         calibration = self.calibration
+        if calibration:
+            _warn_of_reach(calibration, corpora.references.embeddings.rows)
         if calibration is None or corpora.background is None:
             return PlannedJudge(Judge(calibration) if calibration else None)
         background = corpora.background.embeddings
@@ -185,6 +191,7 @@ class Searcher:
                 coded,
             )
         )
+        _warn_of_other_indexes(plan)
         if planned.background and not plan.has_work:
             with recorder.stage("search background"):
                 stage("search background", lambda: planned.search_background(self.beam))
@@ -261,6 +268,32 @@ class Searcher:
                 ),
             ),
             verdicts=Dataset.find(storage.join(self.out, rejudging.VERDICTS)),
+        )
+
+
+def _warn_of_reach(calibration: Calibration, references: int) -> None:
+    if references and calibration.is_out_of_reach(Verdict.MATCH, references):
+        _log.warning(
+            "for %s references, this calibration has the match threshold %.2f, which no score reaches: none "
+            "is a match. Calibrate on more references than %s",
+            f"{references:,}",
+            calibration.threshold(Verdict.MATCH, references),
+            f"{calibration.references:,}",
+        )
+
+
+def _warn_of_other_indexes(plan: SearchPlan) -> None:
+    """Say which earlier searches missed pairs that this one does not search again."""
+    if not isinstance(plan.product, MatchRows):
+        return
+    others = {event.index_kind for event in plan.product.known} - {plan.index, FLAT}
+    if others:
+        _log.warning(
+            "earlier searches below %s were by %s, which misses some pairs. Pairs that they searched are not "
+            "searched again by %s: for that, scan into another --out",
+            plan.out,
+            ", ".join(sorted(others)),
+            plan.index,
         )
 
 

@@ -66,6 +66,11 @@ class Event(BaseModel):
     calibration_id: str | None = None
     searched_at: datetime | None = None
 
+    @property
+    def index_kind(self) -> str:
+        """The index by its name or string, without what it was over."""
+        return self.index_id.rpartition("-")[0].partition("@")[0]
+
     def same_as(self, other: Event) -> bool:
         """Return whether two events are of the same search, whenever it was committed."""
         return self.model_copy(update={"searched_at": other.searched_at}) == other

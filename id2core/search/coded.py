@@ -81,8 +81,10 @@ class CodedReferences:
             or missing
             or self.index.ids != codes.ids_of(self.references, self.form.text)
         ):
+            files = "1 file" if len(missing) == 1 else f"{len(missing):,} files"
+            what = files if missing else "descriptors like those"
             raise SearchError(
-                f"{self.index.uri} has no codes of {len(missing) or 'these'} files of {self.references.uri}: "
+                f"{self.index.uri} lacks codes of {what} of {self.references.uri}: "
                 f"run id2 index --index {self.form.text} with the --out that they are in"
             )
 

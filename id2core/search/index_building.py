@@ -144,8 +144,9 @@ def facts(coded: CodedReferences, last: IndexFacts | None, recall: float, memory
     if not good:
         best = max(found.points, key=lambda point: point.recall_10)
         raise SearchError(
-            f"index {coded.form.text} finds {best.recall_10:.1%} of the 10 best references, and {recall:.1%} "
-            "are asked for: take longer codes, or ask for less with --index-recall"
+            f"index {coded.form.text} finds {best.recall_10:.1%} of the 10 best references, and "
+            f"--index-recall asks for {recall:.6g}: take longer codes, such as PQ…np with more groups, or "
+            "ask for less. The index that was there before, if any, is unchanged"
         )
     chosen = min(good, key=lambda point: point.cost(found.rows / coded.form.lists))
     return IndexFacts(

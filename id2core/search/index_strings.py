@@ -17,7 +17,8 @@ from typing import Final
 from id2core.errors import SearchError
 
 EXAMPLES: Final = (
-    "a string of FAISS such as RR448,IVF1024,RaBitQ, OPQ120_480,IVF1024,PQ120x4 or OPQ64_448,IVF1024,PQ64np"
+    "a rotation (RRn, PCARn, OPQg_n, or none), IVFn lists, and a code (RaBitQ, PQgx4, or PQgnp), as in "
+    "RR448,IVF1024,RaBitQ, OPQ120_480,IVF1024,PQ120x4, or OPQ64_448,IVF1024,PQ64np"
 )
 _STRING: Final = re.compile(
     r"((?P<rotation>OPQ(?P<blocks>\d+)_|RR|PCAR)(?P<size>\d+),)?IVF(?P<lists>\d+),"
@@ -26,8 +27,10 @@ _STRING: Final = re.compile(
 )
 # Bytes beside the bits of a RaBitQ code: two numbers that correct its score.
 _FACTORS: Final = 8
-# Descriptors of each list that a sample should have: with fewer than 39, FAISS warns.
+# Descriptors of each list, or centroid of a group, that a sample should have, and must have: FAISS warns of
+# fewer.
 _EACH_LIST: Final = 64
+_LEAST_EACH_LIST: Final = 39
 # What 256 centroids of a group, and a rotation that is learned, should be trained on.
 _LEAST_SAMPLE: Final = 16_384
 # Most lists: the number of a list is stored in two bytes.
@@ -88,7 +91,18 @@ class Compressed:
     @property
     def least_sample(self) -> int:
         """How many descriptors it needs at least."""
-        return max(39 * self.lists, 39 * 2**self.bits if self.groups else 0)
+        return max(_LEAST_EACH_LIST * self.lists, self._least_of_codes)
+
+    def _smaller(self, references: int) -> str:
+        """Return what could be trained on so few references in place of this index."""
+        lists = references // _LEAST_EACH_LIST
+        if self.lists > lists:
+            return f"at most {lists} lists, or " if lists and self._least_of_codes <= references else ""
+        return "RaBitQ or PQ…x4, or " if self.bits == 8 else "RaBitQ, or "
+
+    @property
+    def _least_of_codes(self) -> int:
+        return _LEAST_EACH_LIST * 2**self.bits if self.groups else 0
 
     def check(self, descriptor_size: int, references: int, memory: int) -> None:
         """Refuse what cannot be built, before anything is read.
@@ -103,23 +117,31 @@ class Compressed:
                 training needs more memory.
         """
         size = self._size(descriptor_size)
-        if size > descriptor_size or (self.groups and size % self.groups):
+        if size > descriptor_size:
             raise SearchError(
-                f"index {self.text!r} does not fit descriptors of {descriptor_size} numbers: a "
-                f"rotation makes no more, and groups must share out {size} numbers evenly"
+                f"index {self.text!r}: descriptors have {descriptor_size} numbers, and a rotation makes no "
+                f"more. Take {self.rotation}… to {descriptor_size} numbers or fewer"
+            )
+        if self.groups and size % self.groups:
+            raise SearchError(
+                f"index {self.text!r}: {self.groups} groups cannot share out {size} numbers evenly"
             )
         if references < self.least_sample:
             raise SearchError(
                 f"index {self.text!r} is trained on {self.least_sample:,} references or more, and there are "
-                f"{references:,}: take flat, or fewer lists"
+                f"{references:,}: take {self._smaller(references)}flat"
             )
-        # The sample lies there twice: as it is, and rotated.
-        taken = 2 * 4 * descriptor_size * min(self.sample, references) + self.model_bytes(descriptor_size)
+        taken = self.training_bytes(descriptor_size, references)
         if taken > memory:
             raise SearchError(
-                f"training index {self.text!r} takes {taken >> 20:,} MiB, and a worker may take "
+                f"training index {self.text!r} takes {-(-taken >> 20):,} MiB, and a worker may take "
                 f"{memory >> 20:,}: take fewer lists, or a larger --shard-memory"
             )
+
+    def training_bytes(self, descriptor_size: int, references: int) -> int:
+        """Return the bytes that training on so many references takes, of m numbers each."""
+        # The sample lies there twice: as it is, and rotated.
+        return 2 * 4 * descriptor_size * min(self.sample, references) + self.model_bytes(descriptor_size)
 
     def _size(self, descriptor_size: int) -> int:
         return self.size or descriptor_size
@@ -132,9 +154,13 @@ def parse(name: str) -> Compressed:
         SearchError: there is no such index.
     """
     found = _STRING.fullmatch(name)
-    groups = int(found["groups"]) if found and found["groups"] else None
-    if found is None or not 0 < int(found["lists"]) <= _MOST_LISTS or groups == 0 or found["size"] == "0":
-        raise SearchError(f"no index {name!r}: choose {EXAMPLES}")
+    if found is None:
+        raise SearchError(f"no index {name!r}: choose flat, or {EXAMPLES}")
+    if not 0 < int(found["lists"]) <= _MOST_LISTS:
+        raise SearchError(f"index {name!r}: IVF takes from 1 to {_MOST_LISTS:,} lists")
+    groups = int(found["groups"]) if found["groups"] else None
+    if groups == 0 or found["size"] == "0":
+        raise SearchError(f"index {name!r}: a rotation to 0 numbers, or 0 groups, leaves nothing")
     if found["blocks"] and found["blocks"] != found["groups"]:
         raise SearchError(f"index {name!r}: OPQ rotates for the groups of PQ, so give both the same number")
     bits = {"x4": 4, "np": 8, None: 1}[found["bits"]]

@@ -227,7 +227,11 @@ def _check_coded(index: str, coded: CodedReferences | None) -> None:
     if coded:
         coded.check()
     if indexes.is_built_at_once(index) != (coded is None) or (coded and coded.form.text != index):
-        raise SearchError(f"index {index!r} needs its own codes of the references: see id2 index")
+        held = f"has codes of {coded.form.text}" if coded else "has none"
+        raise SearchError(
+            f"index {index!r} needs its own codes of the references, which {held}: run id2 index --index "
+            f"{index} with the --out that they are in"
+        )
 
 
 def check_layout(matches: Dataset | None) -> None:

@@ -36,7 +36,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_scans_by_an_index_follow_their_references(pictures: Path, tmp_path: Path) -> None:
+def test_scans_by_an_index_follow_their_references(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     scan(pictures, STRING, str(tmp_path / "coded"))
     scan(pictures, "flat", str(tmp_path / "flat"))
     coded, exact = pairs(tmp_path / "coded"), pairs(tmp_path / "flat")
@@ -50,6 +52,10 @@ def test_scans_by_an_index_follow_their_references(pictures: Path, tmp_path: Pat
     [index_id] = {name for table in tables for name in table["index_id"].to_pylist()}
     assert index_id.startswith(f"{STRING}@")
     assert not checkup.check(str(tmp_path / "coded")).findings
+    with caplog.at_level("WARNING", "id2"):
+        scan(pictures, "flat", str(tmp_path / "coded"))
+    assert f"were by {STRING}, which misses some pairs" in caplog.text
+    assert pairs(tmp_path / "coded") == coded
 
 
 def test_a_takedown_removes_the_codes_of_a_picture(pictures: Path, tmp_path: Path) -> None:

@@ -77,13 +77,28 @@ def test_what_cannot_be_built_is_refused_before_anything_is_read() -> None:
     check = index_strings.parse("RR32,IVF1024,RaBitQ").check
     with pytest.raises(SearchError, match="39,936 references or more, and there are 39,935"):
         check(32, 39_935, MEMORY)
-    with pytest.raises(SearchError, match="does not fit descriptors of 31 numbers"):
+    with pytest.raises(SearchError, match=r"descriptors have 31 numbers.* Take RR… to 31 numbers or fewer"):
         check(31, 10**6, MEMORY)
     with pytest.raises(SearchError, match="a worker may take 8: take fewer lists"):
         check(32, 10**6, 8 << 20)
     check(32, 39_936, MEMORY)
     with pytest.raises(SearchError, match="share out 32 numbers evenly"):
         index_strings.parse("IVF16,PQ5x4").check(32, 10**6, MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("string", "references", "advice"),
+    [
+        ("IVF64,RaBitQ", 1000, "take at most 25 lists, or flat"),
+        ("IVF1,RaBitQ", 38, "take flat"),
+        ("IVF1,PQ8np", 1000, "trained on 9,984 references or more.*take RaBitQ or PQ…x4, or flat"),
+        ("IVF1024,PQ8x4", 1000, "take at most 25 lists, or flat"),
+        ("IVF1,PQ8x4", 600, "take RaBitQ, or flat"),
+    ],
+)
+def test_advice_against_too_few_references_would_help(string: str, references: int, advice: str) -> None:
+    with pytest.raises(SearchError, match=f"there are {references:,}: .*{advice}|{advice}"):
+        index_strings.parse(string).check(32, references, MEMORY)
 
 
 def test_a_search_by_codes_finds_most_of_the_best_with_exact_scores(tmp_path: Path) -> None:
@@ -120,7 +135,7 @@ def test_all_lists_and_candidates_give_the_exact_search_also_among_some_rows(tmp
 def test_files_are_encoded_once_and_those_that_went_lose_their_codes(tmp_path: Path) -> None:
     first = coded_references(tmp_path)
     grown = write_embeddings(tmp_path / "embeddings", unit(2400, 32, 0), 6, "r")
-    with pytest.raises(SearchError, match="has no codes of 1 files"):
+    with pytest.raises(SearchError, match="lacks codes of 1 file "):
         CodedReferences(grown, first.index).check()
     second = make(grown)
     second.check()
@@ -160,7 +175,7 @@ def test_codes_of_other_descriptors_and_damage_are_refused(tmp_path: Path) -> No
 
 def test_an_index_that_finds_too_few_is_not_committed(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "embeddings", unit(30_000, 32, 0), 3, "r")
-    with pytest.raises(SearchError, match=r"finds \d\d\.\d% of the 10 best references, and 100.0% are asked"):
+    with pytest.raises(SearchError, match=r"finds \d\d\.\d% of the 10 best .* asks for 1: take longer"):
         make(references, "IVF16,PQ2x4", 1.0)
     assert Dataset.find_own(str(tmp_path / "index")) is None
     sample = index_building.sample(references, 1000)
