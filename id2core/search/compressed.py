@@ -19,6 +19,9 @@ from id2core.search.index_strings import Compressed
 
 # Rows of a block of fast scan.
 _SCAN_ROWS = 32
+# Bytes of the tables that fast scan makes for all queries of a call. For RaBitQ it has a table for each query
+# and list, with 4 bytes for each number. FAISS does not bound them, and crashes beyond 2 GiB.
+_TABLES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,12 @@ class CodeIndex:
         for step in self._rotation:
             rotated = step.apply(rotated)
         self._inner.nprobe = probes
-        scores, rows = self._inner.search(rotated, depth)
+        scores = np.empty((len(queries), depth), np.float32)
+        rows = np.empty((len(queries), depth), np.int64)
+        at_once = max(1, _TABLES // (4 * self._inner.d * probes))
+        for start in range(0, len(queries), at_once):
+            some = slice(start, start + at_once)
+            self._inner.search(rotated[some], depth, D=scores[some], I=rows[some])
         return scores, rows
 
 

@@ -132,6 +132,19 @@ def test_all_lists_and_candidates_give_the_exact_search_also_among_some_rows(tmp
     assert not by_codes.search(queries[:0], 3).num_rows
 
 
+@pytest.mark.parametrize("string", ["RR32,IVF8,RaBitQ", "IVF8,PQ8x4", "IVF8,PQ8np"])
+def test_queries_that_are_searched_apart_find_what_they_find_together(
+    string: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compressed.train(index_strings.parse(string), unit(12_000, 32, 0))
+    index, queries = model.over([model.encode(unit(900, 32, 1))]), unit(50, 32, 2)
+    together = index.search(queries, 20, 4)
+    monkeypatch.setattr(compressed, "_TABLES", 7 * 4 * 32 * 4)  # seven queries at once
+    scores, rows = index.search(queries, 20, 4)
+    np.testing.assert_allclose(scores, together[0], atol=0.01)  # codes of queries round differently
+    assert (rows == together[1]).mean() > 0.9
+
+
 def test_files_are_encoded_once_and_those_that_went_lose_their_codes(tmp_path: Path) -> None:
     first = coded_references(tmp_path)
     grown = write_embeddings(tmp_path / "embeddings", unit(2400, 32, 0), 6, "r")
