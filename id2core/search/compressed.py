@@ -99,7 +99,9 @@ class CodeIndex:
 def train(form: Compressed, sample: NDArray[np.float32]) -> Model:
     """Train a compressed index on a sample of descriptors, float32[B,m]. Equal samples give equal models."""
     faiss = load_faiss()
-    index = faiss.index_factory(sample.shape[1], form.text, faiss.METRIC_INNER_PRODUCT)
+    # "np" leaves out a sorting of the codes that nothing here uses. It takes 0.2 s for each group.
+    text = form.text + "np" if form.bits == 4 else form.text
+    index = faiss.index_factory(sample.shape[1], text, faiss.METRIC_INNER_PRODUCT)
     index.train(np.ascontiguousarray(sample, np.float32))
     return Model(form, faiss.serialize_index(index).tobytes(), index)
 
