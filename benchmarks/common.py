@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -27,6 +30,8 @@ FOLDER, TAR = SOURCES = ("folder", "tar")
 SHARDS = 4
 # Drawing costs more than embedding: beyond this many, drawn pictures appear again under other names.
 MOST_DRAWN = 200
+# Name of a unit rate → what it is.
+Rates = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,34 @@ def processor_seconds(work: Callable[[], Any]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+@cache
+def vcpus() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def timers() -> Iterator[Counter[str]]:
+    """Collect the seconds of each timed stage of jobs that run in this process, over all its threads.
+
+    A pipeline collects them, too. A job without one has nowhere to show them.
+    """
+    from beam_jobs import metrics
+
+    sums: Counter[str] = Counter()
+    shown = metrics.add_time
+
+    def add(stage: str, took: float) -> None:
+        sums[stage] += took
+        shown(stage, took)
+
+    metrics.add_time = add
+    try:
+        yield sums
+    finally:
+        metrics.add_time = shown
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -1,30 +1,38 @@
 """Compare `id2 estimate` with real jobs: seconds and stored bytes at several sizes.
 
-Run `python -m benchmarks.estimates [--only search embedding reprojection] [--sizes 10000 100000 1000000]`;
-prints one line of JSON. Refresh the rates on the same machine first (`python -m benchmarks.rates`).
+Run `python -m benchmarks.estimates [--only search embedding reprojection index] [--sizes 10000 100000]`;
+prints one line of JSON. Refresh the rates on the same machine first (`python -m benchmarks.rates`). Without
+`--sizes`, each job has its own, and all together take some minutes.
 
-The search is of 1,000 uploads among drawn descriptors, with shards of the default size. The
-embedding is of drawn 512×384 JPEGs by `pdq`. A ratio is estimate ÷ real run. The bar is 25% to either side.
+The search is of 1,000 uploads among drawn descriptors, with shards of the default size. The embedding is of
+drawn 512×384 JPEGs by `pdq`. The index is of drawn descriptors, and is then searched by the same 1,000
+uploads. A ratio is estimate ÷ real run. The bar is 25% to either side.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import common, rates
+from benchmarks import common, index_rates, rates
 from benchmarks.common import Bar, Row
 from id2core.estimates import sizes, stages
 from id2core.estimates.rates import DESCRIPTOR_SIZE, LATENT_SIZE, Lookup, RateFile
 from id2core.estimates.stages import Stage
-from id2core.estimates.workload import Workers, Workload
-from id2core.search import cuts
+from id2core.estimates.workload import CodeSearch, Workers, Workload
+from id2core.search import index_strings
 from id2core.store.datasets import Dataset
 
 BAR = Bar(0.75, 1.25)
 QUERIES = 1000
+# The index of some references: lists as many as about the square root of them.
+INDEX = "RR448,IVF{},RaBitQ"
+PROBES, CANDIDATES = 32, 400
 
 
 def seconds_row(what: str, stage: Stage, seconds: float) -> Row:
@@ -44,7 +52,7 @@ def search(rate: Lookup, workers: Workers, references: int, folder: Path) -> Ite
     plan = stages.search_layout(load, workers, QUERIES, references, 1)
     corpora = rates.draw_search(folder / "corpora", references, QUERIES)
     rates.SearchRun(rates.draw_search(folder / "warm", 1000, 10), "matches", 1000)
-    run = rates.SearchRun(corpora, "matches", spread=cuts.spread(1))
+    run = rates.SearchRun(corpora, "matches")
     what = f"search of {QUERIES:,} × {references:,}, {plan.shards} shards"
     yield seconds_row(what, stage, run.seconds)
     yield bytes_row(f"matches of {what}", QUERIES * rates.TOP_K * rate("match_row_bytes"), run.matches)
@@ -70,26 +78,53 @@ def reprojection(rate: Lookup, workers: Workers, rows: int, folder: Path) -> Ite
     yield bytes_row(f"embeddings of {rows:,} drawn latents", estimated, made)
 
 
+def index(rate: Lookup, workers: Workers, references: int, folder: Path) -> Iterator[Row]:
+    form = index_strings.parse(INDEX.format(2 ** round(math.log2(references) / 2)))
+    used = CodeSearch(form, PROBES, CANDIDATES)
+    load = Workload(references, QUERIES, top_k=rates.TOP_K, index=used)
+    index_rates.build(index_rates.corpus(folder / "warm", 4096), INDEX.format(16))
+    corpus = index_rates.corpus(folder / "references", references)
+    made = index_rates.build(corpus, form.text)
+    stage = stages.indexing(rate, load, workers, references, "index").on(1)
+    yield seconds_row(f"{form.text} of {references:,}", stage, made.seconds)
+    held = sizes.data_sets(rate, load, stages.search_layout(load, workers, QUERIES, references, 1))
+    yield bytes_row(f"{form.text} of {references:,}, bytes", held["reference/index"], made.coded.index)
+    queries = index_rates.corpus(folder / "queries", QUERIES, 1)
+    run = index_rates.run_search(index_rates.searched(made.coded, PROBES, CANDIDATES), queries)
+    stage = stages.search(rate, load, workers, QUERIES, references, "search").on(1)
+    yield seconds_row(f"search of {QUERIES:,} × {references:,} by {form.text}", stage, run.seconds)
+
+
 KINDS: dict[str, Callable[[Lookup, Workers, int, Path], Iterator[Row]]] = {
     "search": search,
     "embedding": embedding,
     "reprojection": reprojection,
+    "index": index,
+}
+# Those that take no more than some minutes.
+SIZES: dict[str, tuple[int, ...]] = {
+    "search": (10_000, 100_000, 1_000_000),
+    "embedding": (10_000,),
+    "reprojection": (10_000,),
+    "index": (10_000, 100_000),
 }
 
 
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", help="rows of each job")
     parser.add_argument("--rates", help="file of rates, by default the bundled one")
     options: argparse.Namespace = parser.parse_args()
     rate = Lookup(RateFile.load(options.rates))
     workers = Workers(vcpus=rates.vcpus())
     rows: list[Row] = []
     for kind in options.only:
-        for size in options.sizes:
+        for size in options.sizes or SIZES[kind]:
+            start = time.perf_counter()
             with TemporaryDirectory(prefix="id2-bench-") as folder:
                 rows += KINDS[kind](rate, workers, size, Path(folder))
+            print(f"{kind} of {size:,}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     common.report("estimates", rows)
 
 

@@ -2,7 +2,8 @@
 
 Run `python -m benchmarks.rates [--only NAME …] [--note TEXT] [--out FILE]`. It runs the real jobs at two
 sizes, and writes id2core/data/rates.json. Rates of cards, and those that `--only` leaves out, stay as they
-are. Run nothing else on the machine meanwhile, or say so with `--note`.
+are. Run nothing else on the machine meanwhile, or say so with `--note`. A line of JSON after each section has
+its seconds.
 
 `python -m benchmarks.estimates` then compares estimates with real runs.
 """
@@ -10,26 +11,24 @@ are. Run nothing else on the machine meanwhile, or say so with `--note`.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import io
 import json
-import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_jobs import embed, metrics, reproject, runners, search
-from benchmarks import common, planning, reprojection
-from benchmarks.search import unit, write_embeddings
+from beam_jobs import embed, reproject, search
+from benchmarks import common, index_rates, planning, reprojection
+from benchmarks.common import Rates, vcpus
+from benchmarks.search import names, unit, write_embeddings
 from benchmarks.training import Marks
 from id2core import defaults
 from id2core.encoders import images
@@ -48,18 +47,12 @@ from id2core.transforms.linear import Transform
 FILE = Path(rates.__file__).parents[1] / "data" / rates.FILE
 LARGE = (4000, 3000)
 TOP_K = 10
-Rates = dict[str, float]
 
 
 def slope(small: float, seconds_small: float, large: float, seconds_large: float) -> tuple[float, float]:
     """Return seconds per unit, and the seconds that do not depend on their number, at least 0."""
     each = max(0.0, (seconds_large - seconds_small) / (large - small))
     return each, max(0.0, seconds_small - small * each)
-
-
-@cache
-def vcpus() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def measure_decoding() -> Rates:
@@ -151,13 +144,13 @@ class SearchRun:
 
     Attributes:
         plan_seconds, task_seconds, seconds: of the plan, of making tasks, and of all.
-        figures: of the pipeline.
+        timers: seconds of each step.
         plan: what was planned.
         tasks: in their order.
         matches: what it committed.
     """
 
-    def __init__(self, folder: Path, out: str, shard_rows: int = 0, spread: int = 1) -> None:
+    def __init__(self, folder: Path, out: str, shard_rows: int = 0) -> None:
         references, queries = (Dataset.open(str(folder / name)) for name in ("references", "queries"))
         size = shards.descriptor_size(references)
         shard_bytes = shard_rows * cuts.row_bytes(size) or defaults.SHARD_MEMORY << 20
@@ -165,26 +158,23 @@ class SearchRun:
         def work() -> None:
             self.plan_seconds = common.seconds(lambda: self._plan(references, queries, str(folder / out)))
             self.plan = replace(self.plan, shard_bytes=shard_bytes)
-            self.task_seconds = common.seconds(lambda: self._cut(spread))
-            pipeline = runners.pipeline()
-            search.build(pipeline, self.plan, self.tasks)
-            result = pipeline.run()
-            result.wait_until_finish()
-            self.figures = metrics.read(result)
+            search.run_planned(self.plan)
 
-        self.seconds = common.seconds(work)
+        with common.timers() as self.timers:
+            self.seconds = common.seconds(work)
+        self.task_seconds = common.seconds(self._cut)
         self.matches = Dataset.open(self.plan.out)
 
     def _plan(self, references: Dataset, queries: Dataset, out: str) -> None:
         scope._LAST.clear()  # what an earlier search of this process knows of the references
         self.plan: SearchPlan = match_rows.make(references, queries, out, Execution.begin(), TOP_K)
 
-    def _cut(self, spread: int) -> None:
-        self.tasks: list[Task] = matching.tasks(self.plan, spread)
+    def _cut(self) -> None:
+        self.tasks: list[Task] = matching.tasks(self.plan)
 
     def timer(self, name: str) -> float:
-        """Seconds of a step, over all workers."""
-        return self.figures.distributions[f"search_{name}_ms"].sum / 1000
+        """Seconds of a step."""
+        return float(self.timers[f"search_{name}"])
 
     @property
     def meetings(self) -> int:
@@ -204,21 +194,11 @@ def _with_files(dataset: Dataset, count: int) -> Dataset:
     return replace(dataset, commit=replace(dataset.commit, files=files))
 
 
-def names(rows: range, prefix: str) -> pa.Table:
-    """Ids as a search has them, which do not compress, and URIs of usual length."""
-    return pa.table(
-        {
-            "image_id": [hashlib.sha256(f"{prefix}{row}".encode()).hexdigest() for row in rows],
-            "uri": [f"gs://bucket/{prefix}/{row:012d}.jpg" for row in rows],
-        }
-    )
-
-
 def draw_search(folder: Path, references: int, queries: int, size: int = rates.DESCRIPTOR_SIZE) -> Path:
     """Write two corpora of random descriptors."""
     folder.mkdir()
-    write_embeddings(folder / "references", unit(references, size, 0), "r", names)
-    write_embeddings(folder / "queries", unit(queries, size, 1), "q", names)
+    write_embeddings(folder / "references", unit(references, size, 0), "r")
+    write_embeddings(folder / "queries", unit(queries, size, 1), "q")
     return folder
 
 
@@ -336,6 +316,7 @@ SECTIONS: dict[str, Callable[[Rates], Rates]] = {
     "pdq": lambda held: measure_embedding(held["plan_object"], "pdq", 500, 2500),
     "sd2": lambda held: measure_embedding(held["plan_object"], "sd2", 8, 24),
     "search": lambda held: measure_search(),
+    "index": lambda held: index_rates.measure(held),
     "reprojection": lambda held: measure_reprojection(),
     "training": lambda held: measure_training(),
 }
@@ -371,8 +352,11 @@ def main() -> None:
     before = RateFile.load(str(FILE))
     held = dict(before.devices[CPU].rates)
     for section in options.only:
-        held |= SECTIONS[section](held)
-        print(json.dumps({"section": section, "rates": held}), flush=True)
+        start = time.perf_counter()
+        made = SECTIONS[section](held)
+        held |= made
+        seconds = round(time.perf_counter() - start, 1)
+        print(json.dumps({"section": section, "seconds": seconds, "rates": made}), flush=True)
         measured = Measured(machine=machine(options.note), rates=held)
         write(options.out, RateFile(devices=before.devices | {CPU: measured}))
 

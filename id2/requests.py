@@ -501,6 +501,23 @@ class EstimateRequest(Request):
     )
     shard_memory: int | None = setting("shard_memory")
     encoder: str | None = setting("encoder")
+    index: str | None = setting("index")
+    probes: int | None = option(
+        "Lists of a compressed index that each upload is compared with, as id2 index reports them.",
+        None,
+        unset=str(defaults.INDEX_PROBES),
+        ge=1,
+        le=65_536,
+        example=32,
+    )
+    candidates: int | None = option(
+        "Best codes of an upload in a shard that are scored exactly, as id2 index reports them (depth).",
+        None,
+        unset=str(defaults.INDEX_CANDIDATES),
+        ge=1,
+        le=10**6,
+        example=800,
+    )
     latent: int = option("Numbers in a latent.", 4096, ge=1, le=10**7)
     dimension: int = option("Numbers in a descriptor.", 512, ge=1, le=10**6)
     megapixels: float = option(
@@ -520,6 +537,10 @@ class EstimateRequest(Request):
     def check(self) -> None:
         """Refuse broken counts, and options that exclude or need one another."""
         super().check()
+        index = self.settings().index
+        checks.require_index(index)
+        if index == defaults.INDEX and (self.probes or self.candidates):
+            raise OptionError("--probes and --candidates are of a compressed index: give --index, too")
         counts = ("references", "queries", "new_references", "workers", "steps")
         for name in counts:
             value = getattr(self, name)

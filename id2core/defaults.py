@@ -12,6 +12,9 @@ NONE: Final = "none"
 INDEX: Final = "flat"
 # Share of the 10 best of an exact search that a compressed index finds, at least.
 INDEX_RECALL: Final = 0.95
+# What an estimate assumes: lists that an upload is compared with, and candidates that are scored exactly.
+INDEX_PROBES: Final = 64
+INDEX_CANDIDATES: Final = 400
 TOP_K: Final = 10
 # How far below the review threshold a scan stores pairs.
 FLOOR_MARGIN: Final = 0.05

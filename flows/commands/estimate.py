@@ -66,14 +66,22 @@ def _stage_rows(report: EstimateReport) -> Iterator[tuple[str, ...]]:
 
 def _search_lines(report: EstimateReport) -> Iterator[str]:
     shape = report.search
+    by = f" by {shape.index}" if shape.index else ""
     yield (
-        f"search of a night: {_counted(shape.shards, 'shard')} of up to {shape.shard_rows:,} references "
+        f"search of a night{by}: {_counted(shape.shards, 'shard')} of up to {shape.shard_rows:,} references "
         f"({_size(shape.shard_bytes)} in memory), {_counted(shape.tasks, 'task')}"
     )
     yield (
         f"its largest task: {_duration(_over(shape.task_seconds))}, of which loading the shard "
         f"{_duration(_over(shape.load_seconds))}; all tasks load {_size(shape.loaded_bytes)}"
+        + (f" of codes and {_size(shape.reread_bytes)} of descriptors" if shape.index else "")
     )
+    if shape.index and shape.probes and shape.candidates:
+        lists, candidates = _counted(shape.probes, "list"), _counted(shape.candidates, "candidate")
+        yield (
+            f"{lists} and {candidates} of an upload in each shard are assumed: id2 index chooses both by the "
+            "recall that it measures"
+        )
 
 
 def _notes(report: EstimateReport) -> Iterator[str]:

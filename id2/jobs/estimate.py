@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from id2.requests import EstimateRequest
+from id2core import defaults
 from id2core.errors import OptionError
 from id2core.estimates import report
 from id2core.estimates.rates import RateFile
 from id2core.estimates.report import EstimateReport
-from id2core.estimates.workload import Prices, Workers, Workload
+from id2core.estimates.workload import CodeSearch, Prices, Workers, Workload
+from id2core.search import index_strings, indexes
+from id2core.settings import Settings
 
 
 def run(request: EstimateRequest) -> EstimateReport:
@@ -15,6 +18,7 @@ def run(request: EstimateRequest) -> EstimateReport:
 
     Raises:
         OptionError: the file of rates is missing or damaged, or a shard does not fit into the card.
+        SearchError: the index cannot be built.
     """
     file = RateFile.load(request.rates)
     settings = request.settings()
@@ -29,6 +33,7 @@ def run(request: EstimateRequest) -> EstimateReport:
         megapixels=request.megapixels,
         top_k=settings.top_k,
         steps=int(request.steps),
+        index=_index(request, settings),
     )
     return report.estimate(
         load,
@@ -38,14 +43,29 @@ def run(request: EstimateRequest) -> EstimateReport:
     )
 
 
+def _index(request: EstimateRequest, settings: Settings) -> CodeSearch | None:
+    """Return what searches go by; None for the exact search. Raises SearchError as `id2 index` does."""
+    if indexes.is_built_at_once(settings.index):
+        return None
+    form = index_strings.parse(settings.index)
+    form.check(request.dimension, int(request.references), settings.shard_bytes)
+    return CodeSearch(
+        form,
+        request.probes or defaults.INDEX_PROBES,
+        request.candidates or defaults.INDEX_CANDIDATES,
+    )
+
+
 def _workers(request: EstimateRequest, file: RateFile) -> Workers:
     card = file.devices.get(request.gpu) if request.gpu else None
     measured = card.machine if card else file.cpu
-    shard_bytes = request.settings().shard_bytes
-    if card and card.machine.gpu_bytes and shard_bytes > card.machine.gpu_bytes:
+    settings = request.settings()
+    shard_bytes = settings.shard_bytes
+    held = card.machine.gpu_bytes if card and indexes.is_built_at_once(settings.index) else None
+    if held and shard_bytes > held:
         raise OptionError(
             f"a shard of {shard_bytes >> 20:,} MiB does not fit into the memory of {request.gpu}, "
-            f"{int(card.machine.gpu_bytes) >> 20:,} MiB: give a smaller --shard-memory"
+            f"{int(held) >> 20:,} MiB: give a smaller --shard-memory"
         )
     return Workers(
         count=int(request.workers or 1),

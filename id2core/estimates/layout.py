@@ -35,18 +35,17 @@ class SearchLayout:
 
     @classmethod
     def of(
-        cls, queries: int, references: int, descriptor_size: int, shard_bytes: int, workers: int
+        cls, queries: int, references: int, row_bytes: int, shard_bytes: int, workers: int
     ) -> SearchLayout:
         """Cut a search up.
 
         Args:
             queries, references: rows that meet.
-            descriptor_size: m.
+            row_bytes: of a reference in a shard.
             shard_bytes: of references that a worker holds at once.
             workers: each gets some tasks, so far as tasks are not too small then.
         """
-        row = cuts.row_bytes(descriptor_size)
-        shards, parts = cuts.counts(references, queries, row, shard_bytes, cuts.spread(workers))
+        shards, parts = cuts.counts(references, queries, row_bytes, shard_bytes, cuts.spread(workers))
         return cls(queries, references, shards, parts)
 
     @property

@@ -6,14 +6,14 @@ import math
 
 from pydantic import BaseModel, ConfigDict
 
-from id2core.estimates import sizes, stages
+from id2core.estimates import coding, sizes, stages
 from id2core.estimates.layout import SearchLayout
 from id2core.estimates.rates import Lookup, Machine, RateFile
 from id2core.estimates.stages import HOUR, Job
 from id2core.estimates.workload import LOCAL, Prices, Workers, Workload
-from id2core.search import cuts
 
 SEARCH = "search of a night"
+INDEX = "index of references"
 ALONE, REPEATED = "once", "every night"
 
 
@@ -57,9 +57,13 @@ class SearchShape(_Model):
         shard_rows: references of the largest shard.
         shard_bytes: its bytes in memory.
         tasks: units of work; each loads a shard.
-        loaded_bytes: descriptors that all tasks read.
+        loaded_bytes: descriptors, or codes of a compressed index, that all tasks load.
         task_seconds: of the largest task on one worker.
         load_seconds: the part of them that is loading the shard.
+        index: the compressed index; null for the exact search.
+        probes, candidates: lists that are searched for each upload, and its candidates that are scored
+            exactly in a shard; null for the exact search.
+        reread_bytes: descriptors that all tasks read to score candidates exactly.
     """
 
     shards: int
@@ -69,6 +73,10 @@ class SearchShape(_Model):
     loaded_bytes: int
     task_seconds: float | None
     load_seconds: float | None
+    index: str | None = None
+    probes: int | None = None
+    candidates: int | None = None
+    reread_bytes: int = 0
 
 
 class EstimateReport(_Model):
@@ -129,11 +137,14 @@ def estimate(load: Workload, machine: Workers, prices: Prices, file: RateFile) -
 def _jobs(rate: Lookup, load: Workload, machine: Workers) -> list[tuple[Job, str]]:
     references, queries, kept = load.references, load.queries, load.kept_queries
     new = load.new_references
-    jobs = [
-        (stages.embedding(rate, load, machine, references, "embedding of references"), ALONE),
-        (stages.embedding(rate, load, machine, queries + new, "embedding of a night"), REPEATED),
-        (stages.search(rate, load, machine, queries, references, SEARCH), REPEATED),
-    ]
+    jobs = [(stages.embedding(rate, load, machine, references, "embedding of references"), ALONE)]
+    if load.index:
+        jobs.append((stages.indexing(rate, load, machine, references, INDEX), ALONE))
+    jobs.append((stages.embedding(rate, load, machine, queries + new, "embedding of a night"), REPEATED))
+    if load.index and new:
+        encoding = stages.indexing(rate, load, machine, new, "index of new references", anew=False)
+        jobs.append((encoding, REPEATED))
+    jobs.append((stages.search(rate, load, machine, queries, references, SEARCH), REPEATED))
     if new:
         jobs.append((stages.search(rate, load, machine, kept, new, "back-scan of new references"), REPEATED))
     return [
@@ -184,14 +195,20 @@ def _cost(gpu_hours: float, vcpu_hours: float, prices: Prices) -> float | None:
 
 def _shape(rate: Lookup, load: Workload, machine: Workers, night: SearchLayout) -> SearchShape:
     loading, searching = stages.task_seconds(rate, load, machine, night)
+    index, descriptor = load.index, 4 * load.descriptor_size
+    each = index.form.stored_bytes(load.descriptor_size) if index else descriptor
     return SearchShape(
         shards=night.shards,
         shard_rows=night.shard_rows,
-        shard_bytes=night.shard_rows * cuts.row_bytes(load.descriptor_size),
+        shard_bytes=night.shard_rows * load.row_bytes,
         tasks=night.tasks,
-        loaded_bytes=night.parts * night.references * 4 * load.descriptor_size,
+        loaded_bytes=night.parts * night.references * each,
         task_seconds=_known(loading + searching),
         load_seconds=_known(loading),
+        index=index.form.text if index else None,
+        probes=index.lists if index else None,
+        candidates=round(coding.candidates(load, index, night)) if index else None,
+        reread_bytes=round(night.tasks * coding.reread_rows(load, index, night)) * descriptor if index else 0,
     )
 
 

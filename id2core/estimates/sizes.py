@@ -29,9 +29,17 @@ def data_sets(rate: Lookup, load: Workload, night: SearchLayout) -> dict[str, fl
     def embeddings(rows: int) -> float:
         return embeddings_bytes(rate, rows, load.latent_size, load.descriptor_size)
 
+    def index() -> dict[str, float]:
+        if load.index is None:
+            return {}
+        form, size = load.index.form, load.descriptor_size
+        codes = load.references * form.stored_bytes(size) * rate("index_code_bytes")
+        return {"reference/index": codes + form.model_bytes(size)}
+
     pairs = load.kept_queries * min(load.top_k, load.references)
     return {
         "reference/embeddings": embeddings(load.references),
+        **index(),
         "queries/embeddings": embeddings(load.kept_queries),
         "matches": pairs * rate("match_row_bytes"),
         "staged candidates": night.candidates(load.top_k) * rate("candidate_row_bytes"),

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from id2core import defaults
-from id2core.estimates import layout, rates
+from id2core.estimates import coding, layout, rates
+from id2core.estimates.coding import Coding
 from id2core.estimates.layout import SearchLayout, ceil_div
 from id2core.estimates.rates import Lookup
 from id2core.estimates.workload import LOCAL, Workers, Workload
@@ -126,6 +127,26 @@ def embedding(rate: Lookup, load: Workload, machine: Workers, images: int, name:
     return Job(name, lambda count: Stage((parts,), count, serial, start), parts.units, bool(machine.gpu))
 
 
+def indexing(
+    rate: Lookup, load: Workload, machine: Workers, references: int, name: str, *, anew: bool = True
+) -> Job:
+    """Estimate the encoding of references for the index of a workload, which has one.
+
+    Args:
+        rate, load, machine: as for every stage.
+        references: that are encoded.
+        name: of the stage.
+        anew: whether a model is trained before, and its recall is measured after.
+    """
+    if load.index is None:
+        raise ValueError("a workload without an index encodes nothing")
+    made = Coding(rate, load.index.form, references, load.descriptor_size, machine.shard_bytes)
+    files = Phase.of(references, defaults.PART_SIZE, made.encode_seconds / machine.vcpus)
+    serial = (made.train_seconds + made.measure_seconds) / machine.vcpus if anew else 0.0
+    start = _start(rate, machine, "index_start")
+    return Job(name, lambda count: Stage((files,), count, serial, start), files.units)
+
+
 def search(rate: Lookup, load: Workload, machine: Workers, queries: int, references: int, name: str) -> Job:
     """Estimate the search of uploads among references: tasks, then a merge of each block."""
     serial = references * rate("search_plan_row")
@@ -149,18 +170,22 @@ def search(rate: Lookup, load: Workload, machine: Workers, queries: int, referen
 
     # With more workers than these, tasks would be smaller than they may be.
     most = search_layout(load, machine, queries, references, queries * references).tasks
-    return Job(name, on, most, bool(machine.gpu))
+    return Job(name, on, most, bool(machine.gpu) and load.index is None)
 
 
 def search_layout(
     load: Workload, machine: Workers, queries: int, references: int, workers: int
 ) -> SearchLayout:
     """Return how a search is cut up on some number of workers."""
-    return SearchLayout.of(queries, references, load.descriptor_size, machine.shard_bytes, workers)
+    return SearchLayout.of(queries, references, load.row_bytes, machine.shard_bytes, workers)
 
 
 def task_seconds(rate: Lookup, load: Workload, machine: Workers, plan: SearchLayout) -> tuple[float, float]:
     """Return the seconds of a task on one worker: loading its shard, and searching its uploads."""
+    if load.index:
+        loading = coding.load_seconds(rate, load.index.form, plan.shard_rows, load.descriptor_size)
+        searching = coding.search_seconds(rate, load, load.index, plan)
+        return loading / machine.vcpus, searching / machine.vcpus
     numbers = plan.shard_rows * load.descriptor_size
     loading = 4 * numbers * rate("search_load_byte") / machine.vcpus
     each = rate("search_block_row") / machine.vcpus

@@ -7,6 +7,8 @@ from typing import Final, Literal
 
 from id2core import defaults
 from id2core.estimates import rates
+from id2core.search import cuts
+from id2core.search.index_strings import Compressed
 
 Engine = Literal["local", "flink", "spark", "dataflow"]
 LOCAL: Final = "local"
@@ -34,6 +36,26 @@ class Workers:
 
 
 @dataclass(frozen=True)
+class CodeSearch:
+    """A search by a compressed index.
+
+    Attributes:
+        form: the index.
+        probes: lists that are searched for each upload.
+        candidates: best codes of an upload that are scored exactly.
+    """
+
+    form: Compressed
+    probes: int = defaults.INDEX_PROBES
+    candidates: int = defaults.INDEX_CANDIDATES
+
+    @property
+    def lists(self) -> int:
+        """Return the lists that are searched for each upload: no more than there are."""
+        return min(self.probes, self.form.lists)
+
+
+@dataclass(frozen=True)
 class Workload:
     """Corpora and nights.
 
@@ -47,6 +69,7 @@ class Workload:
         megapixels: of an average image.
         top_k: pairs kept per upload.
         steps: of the training of W.
+        index: what searches go by; None for the exact search.
     """
 
     references: int
@@ -59,6 +82,13 @@ class Workload:
     megapixels: float = rates.MEGAPIXELS
     top_k: int = defaults.TOP_K
     steps: int = 50_000
+    index: CodeSearch | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes that a reference takes in a shard."""
+        size = self.descriptor_size
+        return self.index.form.row_bytes(size) if self.index else cuts.row_bytes(size)
 
     @property
     def kept_queries(self) -> int:

@@ -70,8 +70,8 @@ class CodedReferences:
         return shards.index_id(self.references, self.name)
 
     def row_bytes(self, descriptor_size: int) -> int:
-        """Return the bytes that a reference takes in the memory of a worker, its class among them."""
-        return self.form.row_bytes(descriptor_size) + 8
+        """Return the bytes that a reference takes in the memory of a worker."""
+        return self.form.row_bytes(descriptor_size)
 
     def check(self) -> None:
         """Raise SearchError unless the index has codes of exactly the files of the references."""

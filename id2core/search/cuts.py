@@ -10,6 +10,8 @@ LEAST_SHARD_BYTES: Final = 64 << 20
 LEAST_QUERIES: Final = 8192
 # Queries that one load of a shard is good for.
 QUERIES_PER_LOAD: Final = 65_536
+# Queries that a shard of codes meets at once: the descriptors of what is found are read once for all of them.
+CODED_QUERIES_AT_ONCE: Final = 16_384
 # Tasks that a job wants for each of several workers, so that a slow one does not keep the others waiting.
 TASKS_PER_WORKER: Final = 4
 # Bytes of a reference in a shard beside its descriptor: ids, and room for what finds them.

@@ -22,13 +22,13 @@ from id2core.store.datasets import Dataset, FileRecord
 
 _SEED: Final = 0
 # Rows of each file that a sample takes, so that it comes from many files.
-_ROWS_EACH: Final = 512
+SAMPLE_ROWS_EACH: Final = 512
 # References that are asked for their neighbors, and how far noise moves them: half of all translations by
 # the bundled models score more with their original. Without noise, an index seems to find more than it does.
-_QUERIES: Final = 500
+MEASURED_QUERIES: Final = 500
 _SCORE: Final = np.float32(0.5)
 _NEIGHBORS: Final = 10
-_DEPTHS: Final = (50, 100, 200, 400, 800)
+MEASURED_DEPTHS: Final = (50, 100, 200, 400, 800)
 # What it costs to score a candidate exactly, in codes that are scanned in that time.
 _SCANNED: Final = 60
 # The recall is measured again after the corpus has grown by this factor.
@@ -69,7 +69,7 @@ def train(coding: Coding, memory: int) -> FileRecord:
 def sample(corpus: Dataset, count: int) -> NDArray[np.float32]:
     """Return descriptors of a corpus, drawn at random from many files: float32[at most `count`, m]."""
     rng = np.random.default_rng(_SEED)
-    files = [corpus.files[i] for i in rng.permutation(len(corpus.files))[: -(-count // _ROWS_EACH)]]
+    files = [corpus.files[i] for i in rng.permutation(len(corpus.files))[: -(-count // SAMPLE_ROWS_EACH)]]
     share = min(1.0, count / sum(file.rows for file in files))
     chosen = [np.sort(rng.permutation(file.rows)[: round(share * file.rows)]) for file in files]
     held = in_order(files, lambda file: _descriptors(corpus, file), shards.READERS)
@@ -191,17 +191,19 @@ def _measure(coded: CodedReferences, memory: int) -> _Measured:
     _, truth = flat.FlatIndex(descriptors).search(queries, min(_NEIGHBORS, len(descriptors)))
     index = CodedShard(coded, files).index
     points = []
-    for probes in _doubled(coded.form.lists):
-        _, found = index.search(queries, min(max(_DEPTHS), len(descriptors)), probes)
+    for probes in probes_tried(coded.form.lists):
+        _, found = index.search(queries, min(max(MEASURED_DEPTHS), len(descriptors)), probes)
         scores = scoring.pairs(queries, descriptors, found)
-        points += [_point(probes, depth, found[:, :depth], scores[:, :depth], truth) for depth in _DEPTHS]
+        points += [
+            _point(probes, depth, found[:, :depth], scores[:, :depth], truth) for depth in MEASURED_DEPTHS
+        ]
     return _Measured(points, len(descriptors), len(queries))
 
 
 def _with_noise(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Draw descriptors, and move each to a score of `_SCORE` with itself."""
     rng = np.random.default_rng(_SEED)
-    chosen = descriptors[np.sort(rng.permutation(len(descriptors))[:_QUERIES])]
+    chosen = descriptors[np.sort(rng.permutation(len(descriptors))[:MEASURED_QUERIES])]
     noise = rng.standard_normal(chosen.shape, np.float32)
     noise -= np.vecdot(noise, chosen)[:, None] * chosen
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
@@ -233,9 +235,10 @@ def _point(
     return _Point(probes, depth, float(hits[:, 0].mean()), float(hits.mean()))
 
 
-def _doubled(most: int) -> Iterator[int]:
+def probes_tried(lists: int) -> Iterator[int]:
+    """Yield the numbers of lists that a measurement searches: powers of two, and all."""
     probes = 1
-    while probes < most:
+    while probes < lists:
         yield probes
         probes *= 2
-    yield most
+    yield lists

@@ -25,6 +25,8 @@ _STRING: Final = re.compile(
     r"(RaBitQ|PQ(?P<groups>\d+)(?P<bits>x4|np))",
     re.ASCII,
 )
+# Bits of the code of a group → kind of code.
+_CODES: Final = {1: "rabitq", 4: "pqx4", 8: "pqnp"}
 # Bytes beside the bits of a RaBitQ code: two numbers that correct its score.
 _FACTORS: Final = 8
 # Descriptors of each list, or centroid of a group, that a sample should have, and must have: FAISS warns of
@@ -36,6 +38,8 @@ _LEAST_SAMPLE: Final = 16_384
 # Most lists: the number of a list is stored in two bytes.
 _MOST_LISTS: Final = 2**16
 _ROW_BYTES: Final = 8
+# Bytes of the class of a reference in a shard.
+_CLASS_BYTES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,16 @@ class Compressed:
     groups: int | None
     bits: int
 
+    @property
+    def code(self) -> str:
+        """Kind of the code: `rabitq`, `pqx4`, or `pqnp`."""
+        return _CODES[self.bits]
+
     def code_bytes(self, descriptor_size: int) -> int:
         """Return the bytes of the code of a descriptor of m numbers, without the number of its list."""
         if self.groups:
             return -(-self.groups * self.bits // 8)
-        return -(-self._size(descriptor_size) // 8) + _FACTORS
+        return -(-self.rotated_size(descriptor_size) // 8) + _FACTORS
 
     def stored_bytes(self, descriptor_size: int) -> int:
         """Return the bytes of a descriptor of m numbers in the data set: its code, and its list."""
@@ -71,13 +80,14 @@ class Compressed:
     def row_bytes(self, descriptor_size: int) -> int:
         """Return the bytes that a reference takes in the memory of a worker, while a shard is made.
 
-        A code lies there twice: as it is stored, and as it is searched. So does the number of its row.
+        A code lies there twice: as it is stored, and as it is searched. So does the number of its row. Its
+        class lies there once.
         """
-        return 2 * (self.code_bytes(descriptor_size) + _ROW_BYTES)
+        return 2 * (self.code_bytes(descriptor_size) + _ROW_BYTES) + _CLASS_BYTES
 
     def model_bytes(self, descriptor_size: int) -> int:
         """Return the bytes of what is trained: centroids of lists and groups, and the rotation."""
-        size = self._size(descriptor_size)
+        size = self.rotated_size(descriptor_size)
         # FAISS keeps the whole matrix of a PCA beside the part that it uses.
         columns = (size if self.rotation else 0) + (descriptor_size if self.rotation == "PCAR" else 0)
         groups = 2**self.bits * size if self.groups else 0
@@ -116,7 +126,7 @@ class Compressed:
             SearchError: descriptors of m numbers do not fit the string, there are too few to train on, or
                 training needs more memory.
         """
-        size = self._size(descriptor_size)
+        size = self.rotated_size(descriptor_size)
         if size > descriptor_size:
             raise SearchError(
                 f"index {self.text!r}: descriptors have {descriptor_size} numbers, and a rotation makes no "
@@ -143,7 +153,8 @@ class Compressed:
         # The sample lies there twice: as it is, and rotated.
         return 2 * 4 * descriptor_size * min(self.sample, references) + self.model_bytes(descriptor_size)
 
-    def _size(self, descriptor_size: int) -> int:
+    def rotated_size(self, descriptor_size: int) -> int:
+        """Return the numbers of a descriptor of m numbers after the rotation."""
         return self.size or descriptor_size
 
 

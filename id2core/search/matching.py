@@ -38,8 +38,6 @@ FILE_BYTES = 64 << 20
 BLOCKS_PER_LOAD = 1024
 # Queries that are multiplied with a shard at once, if their blocks are small.
 QUERIES_AT_ONCE = 4096
-# The same where the descriptors of what is found are read for all of them.
-_CODED_QUERIES_AT_ONCE = 16_384
 # Blocks to read ahead.
 _AHEAD = 4
 # Columns of an upload that a product may need.
@@ -286,7 +284,7 @@ def search(
         For each block how many pairs were scored, and the best as a `shards.CANDIDATES` table, ordered by
         query_row and falling score.
     """
-    at_once = _CODED_QUERIES_AT_ONCE if plan.coded else QUERIES_AT_ONCE
+    at_once = cuts.CODED_QUERIES_AT_ONCE if plan.coded else QUERIES_AT_ONCE
     for some in _groups(blocks, [block.rows for block in blocks], at_once, len(blocks)):
         yield from _search_together(plan, some, shard)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import id2
-from id2core.errors import OptionError
+from id2core.errors import OptionError, SearchError
 from id2core.estimates.rates import RateFile
 from tests.commands import call
 from tests.id2core.estimates.test_estimates import rate_file
@@ -59,6 +59,26 @@ def test_the_command_and_the_function_give_one_object(rates: str) -> None:
     assert made["references"] == 1_000_000 and made["kept_queries"] == 30_000
 
 
+def test_an_index_is_in_the_table_and_refused_as_id2_index_refuses_it(rates: str) -> None:
+    string = "OPQ64_448,IVF2048,PQ64np"
+    arguments = ["estimate", "--queries", "1e4", "--rates", rates, "--index", string]
+    done = call(*arguments, "--references", "1e7", "--probes", "32")
+    for part in (
+        "index of references",
+        "reference/index",
+        f"search of a night by {string}",
+        "32 lists and 400 candidates of an upload in each shard are assumed",
+    ):
+        assert part in done.stdout
+    few = call(*arguments, "--references", "1e4")
+    assert few.returncode == 1
+    assert "is trained on 79,872 references or more, and there are 10,000" in few.stderr
+    with pytest.raises(SearchError, match="does not fit descriptors of 256 numbers"):
+        id2.estimate(references=1e7, queries=1, index=string, dimension=256)
+    with pytest.raises(OptionError, match="no index 'IVF8,Flat'"):
+        id2.estimate(references=1e7, queries=1, index="IVF8,Flat")
+
+
 def test_the_bundled_rates_give_an_estimate_for_each_stage() -> None:
     report = id2.estimate(
         references=1e12, queries=1e12, engine="flink", workers=1e6, gpu="h100", encoder="sd2"
@@ -83,6 +103,7 @@ def test_the_bundled_rates_give_an_estimate_for_each_stage() -> None:
         ({"gpu": "H100; rm"}, "gpu is"),
         ({"rates": "nowhere.json"}, "no such file"),
         ({"gpu": "h100", "shard_memory": 200_000}, "smaller --shard-memory"),
+        ({"probes": 8}, "give --index, too"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(options: dict[str, object], message: str) -> None:

@@ -16,9 +16,9 @@ from id2core.estimates import layout, report, sizes, stages
 from id2core.estimates.layout import SearchLayout
 from id2core.estimates.rates import CPU, MEANINGS, Lookup, RateFile
 from id2core.estimates.report import EstimateReport
-from id2core.estimates.workload import Prices, Workers, Workload
+from id2core.estimates.workload import CodeSearch, Prices, Workers, Workload
 from id2core.runs.execution import Execution
-from id2core.search import cuts, match_rows, matching, shards
+from id2core.search import coded, cuts, index_strings, match_rows, matching, shards
 from id2core.store import schemas
 from tests.descriptor_sets import unit, write_embeddings
 
@@ -38,6 +38,31 @@ CPU_RATES = {
     "search_plan_row": 1e-4,
     "search_plan_meet": 0.01,
     "search_start": 2.0,
+    "index_rotation.rr": 1e-6,
+    "index_rotation.pcar": 2e-6,
+    "index_rotation.opq": 1e-3,
+    "index_center": 1e-9,
+    "index_codebook.pqx4": 1e-5,
+    "index_codebook.pqnp": 1e-4,
+    "index_encode_row.rabitq": 0.01,
+    "index_encode_row.pqx4": 0.02,
+    "index_encode_row.pqnp": 0.03,
+    "index_encode_number": 1e-7,
+    "index_candidate": 1e-5,
+    "index_start": 1.0,
+    "index_load_byte.rabitq": 1e-5,
+    "index_load_byte.pqx4": 2e-5,
+    "index_load_byte.pqnp": 3e-5,
+    "search_list.rabitq": 1e-4,
+    "search_list.pqx4": 1e-5,
+    "search_list.pqnp": 1e-5,
+    "search_code_byte.rabitq": 1e-7,
+    "search_code_byte.pqx4": 1e-7,
+    "search_code_byte.pqnp": 1e-6,
+    "search_coded_candidate": 1e-4,
+    "search_reread_byte": 1e-6,
+    "search_coded_row": 0.01,
+    "index_code_bytes": 1.0,
     "reproject_row": 0.25,
     "reproject_start": 1.0,
     "train_step": 0.5,
@@ -51,6 +76,15 @@ CARD = {
     "machine": MACHINE | {"gpu_bytes": 1e9},
     "rates": {"embed_image.mini": 0.25, "search_number": 1e-9, "train_step": 0.1},
 }
+# The rates that each index needs beside those that all need.
+STRINGS = {
+    "RR448,IVF1024,RaBitQ": ("index_rotation.rr", ".rabitq"),
+    "PCAR448,IVF1024,RaBitQ": ("index_rotation.pcar", ".rabitq"),
+    "OPQ120_480,IVF1024,PQ120x4": ("index_rotation.opq", ".pqx4"),
+    "IVF1024,PQ64np": ("", ".pqnp"),
+}
+INDEX = CodeSearch(index_strings.parse("RR448,IVF1024,RaBitQ"))
+OF_INDEX = ("index_", "search_list", "search_code", "search_reread")
 counts = st.integers(1, 10**12)
 # Each worker has four rounds of a search or more. A round that is not full costs a quarter at most.
 ROUNDS = 1.25 + 1e-9
@@ -120,10 +154,74 @@ def test_a_search_is_cut_up_as_the_job_cuts_it(tmp_path: Path) -> None:
     plan = replace(plan, shard_bytes=200 * cuts.row_bytes(size))
     for workers in (1, 5):
         tasks = matching.tasks(plan, cuts.spread(workers))
-        cut = SearchLayout.of(200, rows, size, plan.shard_bytes, workers)
+        cut = SearchLayout.of(200, rows, plan.row_bytes, plan.shard_bytes, workers)
         assert (cut.tasks, cut.blocks) == (len(tasks), len(tasks[0].blocks)) == (3, 1)
     found = [matching.search(plan, task.blocks, matching.load_shard(plan, task.files)) for task in tasks]
     assert sum(candidates.num_rows for each in found for _, candidates in each) == cut.candidates(3)
+
+
+def test_a_search_by_codes_is_lists_codes_and_descriptors_that_are_read_again() -> None:
+    rate, used = Lookup(rate_file()), CodeSearch(index_strings.parse("RR64,IVF16,RaBitQ"), 4, 20)
+    load = Workload(8192, 2000, descriptor_size=100, top_k=10, index=used)
+    job = stages.search(rate, load, Workers(gpu="card"), 2000, 8192, "search")
+    assert not job.on_gpu and job.on(1).units == 1  # no card searches codes
+    code = 64 // 8 + 8
+    loads = 8192 * code * 1e-5 / 2
+    lists = 4 * (1e-4 + 8192 / 16 * code * 1e-7) + 16 * 64 * 1e-7
+    uploads = 2000 * (lists + 20 * 1e-4 + 0.01) / 2
+    # Two files, of which 2,000 uploads have candidates in both, and among their best, too.
+    reads = 2 * 8192 * 400 * 1e-6 / 2
+    merges = 2000 * 10 * 1e-4 / 2 + 2000 * 10 * 1e-3 / 2
+    assert job.on(1).work == pytest.approx(loads + uploads + reads + merges)
+    made = estimate(replace(load, references=8192), Workers()).search
+    assert (made.index, made.probes, made.candidates) == ("RR64,IVF16,RaBitQ", 4, 20)
+    assert made.reread_bytes == 2 * 8192 * 400 and made.loaded_bytes == 8192 * (code + 1)
+    # A candidate of one upload is in one file of many.
+    single = replace(load, references=4096 * 1000, top_k=1, index=replace(used, candidates=1))
+    assert estimate(replace(single, queries=1)).search.reread_bytes == pytest.approx(2 * 4096 * 400, rel=1e-3)
+    # Each 16,384 uploads that are searched together read them again.
+    assert estimate(replace(load, queries=40_000)).search.reread_bytes == 3 * made.reread_bytes
+
+
+def test_an_index_is_its_training_its_codes_and_their_measure() -> None:
+    rate, form = Lookup(rate_file()), index_strings.parse("RR64,IVF64,RaBitQ")
+    load = Workload(10_000, 1, descriptor_size=100, index=CodeSearch(form))
+    job = stages.indexing(rate, load, Workers(), 10_000, "index")
+    encoding = 10_000 * (0.01 * 100 / 512 + 64 * 64 * 1e-7) / 2
+    assert job.most_workers == 3 and job.on(1).work == pytest.approx(encoding)
+    training = 3 * 4096 * 400 * 1e-6 + 10_000 * 100 * 1e-6 + 10_000 * 64 * 64 * 1e-9
+    code = 64 // 8 + 8
+    loads = 10_000 * (400 * 1e-6 + code * 1e-5)
+    # All powers of two up to 64 are tried, by 500 references.
+    scans = 127 * (1e-4 + 10_000 / 64 * code * 1e-7) + 7 * 64 * 64 * 1e-7
+    measuring = loads + 500 * (10_000 * 100 * 1e-7 + scans + 7 * 800 * 1e-5)
+    assert job.on(1).serial == pytest.approx((training + measuring) / 2) and job.on(1).start == 1
+    later = stages.indexing(rate, load, Workers(), 10_000, "index", anew=False)
+    assert later.on(1).serial == 0 and later.on(2).work < job.on(1).work
+
+
+def test_an_index_adds_a_stage_and_a_data_set() -> None:
+    load = Workload(10**8, 10**4, new_references=10**4, index=INDEX)
+    made, exact = estimate(load), estimate(replace(load, index=None))
+    added = [stage.name for stage in made.stages if stage.name not in {s.name for s in exact.stages}]
+    assert added == ["index of references", "index of new references"]
+    assert made.bytes["reference/index"] == 10**8 * 66 + INDEX.form.model_bytes(512)
+    assert made.search.shards < exact.search.shards / 10
+    assert made.search.shard_bytes <= Workers().shard_bytes + INDEX.form.row_bytes(512)
+
+
+def test_a_search_by_codes_is_cut_up_as_the_job_cuts_it(tmp_path: Path) -> None:
+    references = write_embeddings(tmp_path / "references", unit(600, 32, 0), 6, "r")
+    form = index_strings.parse("RR32,IVF4,RaBitQ")
+    plan = match_rows.make(references, references, str(tmp_path / "matches"), Execution.begin(), 3)
+    plan = replace(
+        plan,
+        coded=coded.CodedReferences(
+            references,
+            replace(references, commit=replace(references.commit, ids=references.ids | {"index": form.text})),
+        ),
+    )
+    assert plan.row_bytes == Workload(600, 600, descriptor_size=32, index=CodeSearch(form)).row_bytes
 
 
 def test_the_layout_has_the_constants_of_the_search() -> None:
@@ -134,7 +232,7 @@ def test_the_layout_has_the_constants_of_the_search() -> None:
 def test_shards_fit_into_memory_and_no_worker_waits_for_small_tasks(
     queries: int, references: int, mebibytes: int, workers: int
 ) -> None:
-    cut = SearchLayout.of(queries, references, 512, mebibytes << 20, workers)
+    cut = SearchLayout.of(queries, references, cuts.row_bytes(512), mebibytes << 20, workers)
     assert cut.shards * cut.shard_rows >= references and cut.parts * cut.part_rows >= queries
     assert (cut.shard_rows - 1) * cuts.row_bytes(512) <= mebibytes << 20
     assert cut.part_rows <= cuts.QUERIES_PER_LOAD
@@ -150,11 +248,12 @@ def test_shards_fit_into_memory_and_no_worker_waits_for_small_tasks(
     count=st.integers(1, 10**6),
     gpu=st.sampled_from([None, "card"]),
     grown=st.sampled_from(["references", "queries", "megapixels", "latent_size"]),
+    index=st.sampled_from([None, INDEX]),
 )
 def test_more_work_takes_longer_and_more_workers_do_not(
-    references: int, queries: int, count: int, gpu: str | None, grown: str
+    references: int, queries: int, count: int, gpu: str | None, grown: str, index: CodeSearch | None
 ) -> None:
-    load, workers = Workload(references, queries), Workers(count=count, gpu=gpu, engine="flink")
+    load, workers = Workload(references, queries, index=index), Workers(count=count, gpu=gpu, engine="flink")
     more = replace(load, **{grown: getattr(load, grown) * 3})
     # Of one worker: a larger search may be shared by workers that a small one leaves idle.
     alone = replace(workers, count=1)
@@ -179,7 +278,18 @@ def test_inputs_larger_than_any_corpus_stay_numbers() -> None:
     assert EstimateReport.model_validate_json(made.model_dump_json()) == made
 
 
-@pytest.mark.parametrize("name", CPU_RATES)
+@pytest.mark.parametrize("string", STRINGS)
+def test_an_index_depends_on_the_rates_of_its_code(string: str) -> None:
+    load = Workload(10**7, 1000, index=CodeSearch(index_strings.parse(string)))
+    assert report.estimate(load, Workers(), Prices(), rate_file()).not_measured == ()
+    used = {name for name in CPU_RATES if name.startswith(OF_INDEX)}
+    for name in sorted(used):
+        lacking = report.estimate(load, Workers(), Prices(), rate_file(**{name: None}))
+        of_other = "." in name and not name.endswith(tuple(filter(None, STRINGS[string])))
+        assert lacking.not_measured == (() if of_other else (f"cpu: {name}",))
+
+
+@pytest.mark.parametrize("name", [name for name in CPU_RATES if not name.startswith(OF_INDEX)])
 def test_what_depends_on_a_rate_that_is_missing_is_not_known(name: str) -> None:
     load, prices = Workload(10_000, 1000, new_references=10), Prices(vcpu_hour=1.0, gb_month=1.0)
     whole = report.estimate(load, Workers(), prices, rate_file())
