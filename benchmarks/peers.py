@@ -33,13 +33,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pyarrow import parquet
 
 from benchmarks import common
 from benchmarks.common import Bar, Row
+from id2core.store.datasets import Dataset
 
 BAR = Bar(0.95)
 TOP_K = 10
 SIZE = 256
+LEAST_COSINE = 0.99
 TORCH_ROWS = 16_384
 LISTS = 16
 CORES = os.cpu_count() or 1
@@ -160,20 +163,39 @@ def embed(options: argparse.Namespace) -> Iterator[Row]:
             kinds = {"enable_text": False, "enable_image": True, "enable_metadata": False}
             return reader.FilesReader(sampler, square, None, photos, encoder.batch_size, CORES, **kinds)
 
-        def theirs() -> None:
+        def theirs() -> Path:
+            folder = place()
+
             def output(partition: int) -> Any:
-                return writer.NumpyWriter(partition, place(), False, True, False, 1)
+                return writer.NumpyWriter(partition, folder, False, True, False, 1)
 
             runner.Runner(files, lambda: mapper, output, lambda partition: _Silent(), 1)(0)
+            return Path(folder)
 
-        def ours() -> None:
+        def ours() -> Dataset:
             made = embed_job.run(EmbedJob(str(photos), place()), Execution.begin())
             assert made.embedded == options.count
+            return made.embeddings
 
-        ours()
+        _check_alike(ours(), theirs())
         times = common.interleaved({"ours": ours, "theirs": theirs}, options.rounds)
     what = f"embed job, {options.count:,} JPEGs by mini ÷ clip-retrieval's loop with the same encoder"
     yield row(what, "images", options.count, times["ours"], times["theirs"])
+
+
+def _check_alike(ours: Dataset, theirs: Path) -> None:
+    """Both sides must describe the same pictures alike, or their times mean nothing.
+
+    The pixels of the two decoders differ a little, and clip-retrieval keeps descriptors in float16.
+    """
+    paths = parquet.read_table(theirs / "metadata" / "metadata_0.parquet")["image_path"].to_pylist()
+    vectors = np.load(theirs / "img_emb" / "img_emb_0.npy").astype(np.float32)
+    described = {Path(path).name: vector for path, vector in zip(paths, vectors, strict=True)}
+    for table in ours.tables(["uri", "descriptor"]):
+        for uri, vector in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            cosine = np.dot(vector, described.pop(Path(uri).name))
+            assert cosine >= LEAST_COSINE, f"{uri}: {cosine}"
+    assert not described
 
 
 def _of_clip_retrieval(name: str) -> Any:
