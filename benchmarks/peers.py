@@ -1,16 +1,18 @@
 """Our jobs beside other projects' tools at the same work, each side as its own documentation says.
 
-Run `python -m benchmarks.peers [--photos DIR] [--only search tar embed] [--references 100000]
-[--queries 1000] [--count 1000] [--rounds 3]`; prints one line of JSON. The tools are not among the project's
-requirements:
+Run `python -m benchmarks.peers [--photos DIR] [--bench DIR] [--only search index tar embed]
+[--references 100000] [--queries 1000] [--count 1000] [--rounds 3] [--index RR448,IVF256,RaBitQ]
+[--recall 0.95]`; prints one line of JSON. The tools are not among the project's requirements:
 
-    pip install --no-deps webdataset==1.0.2 braceexpand clip-retrieval==2.45.0 pandas fsspec \
-        python-dateutil pytz tzdata six
+    pip install --no-deps webdataset==1.0.2 braceexpand clip-retrieval==2.45.0 autofaiss==2.18.0 \
+        embedding-reader==1.8.1 fire termcolor tqdm pandas fsspec python-dateutil pytz tzdata six
 
 A section whose tool is missing says so. The sections:
 
 * search: `Shard.search` of one shard ÷ FAISS's flat index, ÷ `faiss.contrib.big_batch_search` over an IVF
   index of which it visits every list, and ÷ torch's matrix product and `topk` in blocks.
+* index: a compressed index built and searched ÷ autofaiss, which may take as many bytes for a reference.
+  With `--bench`, a folder of `id2 experiment data`, descriptors are real, as those of `benchmarks.indexes`.
 * tar: pictures of tar shards listed, read, hashed, and decoded by our stream ÷ read and decoded by webdataset
   with a `DataLoader` of one worker for each core. Both make squares of 256 pixels.
 * embed: the embed job from a folder of JPEGs to Parquet ÷ clip-retrieval's reader, runner, and writer from
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator
 from importlib import import_module, util
@@ -28,6 +31,7 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,12 +43,16 @@ from benchmarks import common
 from benchmarks.common import Bar, Row
 from id2core.store.datasets import Dataset
 
+Vectors = NDArray[np.float32]
 BAR = Bar(0.95)
 TOP_K = 10
 SIZE = 256
 LEAST_COSINE = 0.99
 TORCH_ROWS = 16_384
 LISTS = 16
+# Of a code in the section `index`; FAISS keeps the number of a row beside it, in as many bytes on both sides.
+CODE_BYTES, ROW_BYTES = 64, 8
+DRAWN_VIEWS = 64
 CORES = os.cpu_count() or 1
 
 
@@ -98,6 +106,133 @@ def search(options: argparse.Namespace) -> Iterator[Row]:
     size = f"{options.queries:,} queries × {options.references:,} references"
     for name in list(sides)[1:]:
         yield row(f"search step, {size} ÷ {name}", "queries", options.queries, times["ours"], times[name])
+
+
+def drawn(references: int, queries: int) -> tuple[Vectors, Vectors]:
+    """Draw views of drawn photos: references and uploads, float32[…,480], of which each has its own noise."""
+    from benchmarks.search import unit
+
+    photos = unit(-(-references // DRAWN_VIEWS), 480, 0)
+    sides = []
+    for seed, rows in enumerate((references, queries), 1):
+        some = photos[np.arange(rows) % len(photos)] + unit(rows, 480, seed)
+        sides.append(some / np.linalg.norm(some, axis=1, keepdims=True))
+    return sides[0], sides[1]
+
+
+def index(options: argparse.Namespace) -> Iterator[Row]:
+    import_module("autofaiss")
+    from benchmarks import indexes
+    from benchmarks.search import write_embeddings
+    from id2.indexing import Indexer
+    from id2core.runs.execution import Execution
+    from id2core.search import coded, index_strings
+    from id2core.search.flat import FlatIndex
+    from id2core.settings import Settings
+
+    import_module("beam_jobs.index")  # not on the clock
+    draw = (lambda *sizes: indexes.real(options.bench, *sizes)) if options.bench else drawn
+    references, queries = draw(options.references, options.queries)
+    if (taken := index_strings.parse(options.index).code_bytes(references.shape[1])) > CODE_BYTES:
+        raise SystemExit(f"{options.index} has codes of {taken} bytes, and {CODE_BYTES} are compared")
+    _, true = FlatIndex(references).search(queries, TOP_K)
+
+    def recall(found: NDArray[np.int64]) -> float:
+        return float((found[:, :, None] == true[:, None]).any(1).mean())
+
+    with TemporaryDirectory(prefix="id2-bench-") as name:
+        folder = Path(name)
+        write_embeddings(folder / "embeddings", references, "r")
+        (folder / "npy").mkdir()
+        np.save(folder / "npy" / "part.npy", references)
+        corpus = Dataset.open(str(folder / "embeddings"))
+        settings = Settings(index=options.index, index_recall=options.recall)
+        indexer = Indexer(settings, Execution.begin(), [])
+        built = common.seconds(lambda: indexer.make(corpus))
+        theirs = _Autofaiss(folder, options.references)
+        built_theirs = common.seconds(theirs.build)
+        shard = coded.load(indexer.find(corpus), corpus.files)
+
+        def ours() -> NDArray[np.int64]:
+            table = shard.search(queries, TOP_K)
+            asked = table["query_row"].to_numpy()
+            found = np.full((len(queries), TOP_K), -1)
+            rows = [int(Path(uri).stem) for uri in table["reference_uri"].to_pylist()]
+            found[asked, np.arange(len(asked)) - np.searchsorted(asked, asked)] = rows
+            return found
+
+        sides = {"ours": lambda: shard.search(queries, TOP_K), "theirs": lambda: theirs.search(queries)}
+        found = recall(ours()), recall(theirs.search(queries))
+        times = common.interleaved(sides, options.rounds)
+        milliseconds = 1000 * median(times["ours"]) / len(queries)
+        theirs.tune(CORES * milliseconds)
+        hurried = recall(theirs.search(queries))
+        hurry = common.seconds(lambda: theirs.search(queries))
+
+    size = f"{options.references:,} references in {CODE_BYTES} bytes each"
+    yield Row(
+        f"index of {size} built, {options.index} ÷ autofaiss, {theirs.key}",
+        f"{built:,.1f} s",
+        f"{built_theirs:,.1f} s",
+        round(built_theirs / built, 2),
+        BAR,
+    )
+    what = f"{len(queries):,} queries × {options.references:,} by these"
+    yield row(f"{what} ÷ autofaiss's own tuning", "queries", len(queries), times["ours"], times["theirs"])
+    yield _recalls(f"recall of the 10 best, {what} ÷ the same", *found)
+    rate = f"{len(queries) / hurry:,.0f} queries/s"
+    yield _recalls(f"the same ÷ autofaiss tuned for our time ({rate})", found[0], hurried)
+
+
+def _recalls(what: str, ours: float, theirs: float) -> Row:
+    return Row(what, f"{ours:.1%}", f"{theirs:.1%}", round(ours / theirs, 3), BAR)
+
+
+class _Autofaiss:
+    """An index as autofaiss chooses, trains, and tunes it, from a folder of npy files."""
+
+    def __init__(self, folder: Path, references: int) -> None:
+        import faiss
+
+        self._folder = folder
+        # One byte more: autofaiss compares rounded quotients.
+        self._memory = f"{references * (CODE_BYTES + ROW_BYTES) + 1}B"
+        self._module: Any = import_module("autofaiss")
+        self._index: Any = None
+        self.key = ""
+        # FAISS 1.14.2 has renamed an argument that autofaiss 2.18 passes by its name.
+        named = {"OPQMatrix": lambda d, M, d2: faiss.OPQMatrix(d, M, d2)}  # noqa: N803
+        factory: Any = import_module("autofaiss.indices.index_factory")
+        factory.faiss = SimpleNamespace(**vars(faiss) | named)
+
+    def build(self) -> None:
+        import faiss
+
+        # With NumPy 2, autofaiss cannot write its index: its facts have a float32, which JSON does not take.
+        self._index, facts = self._module.build_index(
+            embeddings=str(self._folder / "npy"),
+            save_on_disk=False,
+            max_index_memory_usage=self._memory,
+            current_memory_available=f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_AVPHYS_PAGES')}B",
+            metric_type="ip",
+            verbose=logging.WARNING,
+        )
+        faiss.write_index(self._index, str(self._folder / "knn.index"))
+        self.key = facts["index_key"]
+
+    def tune(self, milliseconds: float) -> None:
+        """Let it find as much as it can in some time for a query; searches of one query use one core."""
+        self._module.tune_index(
+            self._index,
+            self.key,
+            max_index_query_time_ms=milliseconds,
+            save_on_disk=False,
+            verbose=logging.WARNING,
+        )
+
+    def search(self, queries: Vectors) -> NDArray[np.int64]:
+        rows: NDArray[np.int64] = self._index.search(queries, TOP_K)[1]
+        return rows
 
 
 def square(picture: Image.Image) -> NDArray[np.uint8]:
@@ -224,6 +359,7 @@ class _Silent:
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "search": search,
+    "index": index,
     "tar": tar,
     "embed": embed,
 }
@@ -235,6 +371,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--references", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--bench", help="folder of id2 experiment data, for real descriptors")
+    parser.add_argument("--index", default="RR448,IVF256,RaBitQ")
+    parser.add_argument("--recall", type=float, default=0.95, help="that our index is asked for")
     parser.add_argument("--count", type=int, default=1000, help="photos")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
