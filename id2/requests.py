@@ -368,18 +368,19 @@ class ReprojectRequest(BeamRequest):
 class IndexRequest(BeamRequest):
     """Build a compressed index of the references below an --out, and measure what it finds.
 
-    A search by it needs a tenth of the memory or less, and misses a few of the best references. The best by
-    codes are scored exactly. Re-run to bring the index up to date. A scan or a night with this --index does
-    so for the references in its own --out. For references that it takes as dataset:, run this command with
-    the --out that they are in.
+    A worker then holds some 160 bytes of a reference in place of 2,200, and a search misses a few of the best
+    references. The best by codes are scored exactly. Re-run to bring the index up to date. A scan or a night
+    with this --index does so for the references in its own --out. For references that it takes as dataset:,
+    run this command with the --out that they are in.
     """
 
     out: str = option("The --out of a scan, of nightly runs, or of id2 embed.", example="results")
     index: str = option(
         "FAISS string: a rotation (RRn, PCARn, or OPQg_n, to n numbers), lists (IVFn), and a code (RaBitQ: a "
         "bit for each number, PQgx4: 4 bits for each of g groups, or PQgnp: 8 bits). Take about as many "
-        "lists as the square root of the references of a worker.",
-        example="RR448,IVF4096,RaBitQ",
+        "lists as the square root of the references that a worker holds. docs/indexes.md has strings for "
+        "descriptors of 256, 480, and 512 numbers.",
+        example="RR448,IVF2048,RaBitQ",
     )
     index_recall: float | None = setting("index_recall")
     shard_memory: int | None = setting("shard_memory")

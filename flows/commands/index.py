@@ -21,8 +21,8 @@ app = typer.Typer()
     app,
     id2.index,
     "flows.index:index",
-    epilog="Examples: id2 index --out results --index RR448,IVF4096,RaBitQ. Then search by it: id2 scan "
-    "--reference originals --queries uploads --out results --index RR448,IVF4096,RaBitQ",
+    epilog="Examples: id2 index --out results --index RR448,IVF2048,RaBitQ. Then search by it: id2 scan "
+    "--reference originals --queries uploads --out results --index RR448,IVF2048,RaBitQ",
 )
 def show(report: IndexReport, request: IndexRequest) -> None:
     """Print what the index takes, and what it finds."""

@@ -1,8 +1,8 @@
 """Strings of compressed indexes: those of FAISS's index factory whose sizes follow by formulas.
 
-    RR448,IVF4096,RaBitQ          rotation to 448 numbers, 4,096 lists, a bit for each number: 64 bytes
-    OPQ120_480,IVF4096,PQ120x4    120 groups of 4 numbers, 4 bits each: 60 bytes
-    OPQ64_448,IVF4096,PQ64np      64 groups of 7 numbers, 8 bits each: 64 bytes
+    RR448,IVF2048,RaBitQ          rotation to 448 numbers, 2,048 lists, a bit for each number: 64 bytes
+    OPQ120_480,IVF2048,PQ120x4    120 groups of 4 numbers, 4 bits each: 60 bytes
+    OPQ64_448,IVF2048,PQ64np      64 groups of 7 numbers, 8 bits each: 64 bytes
 
 A string has the order of FAISS: a rotation, which may be left out, the lists, and the code.
 """

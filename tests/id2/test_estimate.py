@@ -73,7 +73,7 @@ def test_an_index_is_in_the_table_and_refused_as_id2_index_refuses_it(rates: str
     few = call(*arguments, "--references", "1e4")
     assert few.returncode == 1
     assert "is trained on 79,872 references or more, and there are 10,000" in few.stderr
-    with pytest.raises(SearchError, match="does not fit descriptors of 256 numbers"):
+    with pytest.raises(SearchError, match="descriptors have 256 numbers"):
         id2.estimate(references=1e7, queries=1, index=string, dimension=256)
     with pytest.raises(OptionError, match="no index 'IVF8,Flat'"):
         id2.estimate(references=1e7, queries=1, index="IVF8,Flat")
