@@ -49,7 +49,7 @@ CANDIDATES: Final = (200, 800)
 FEW_QUERIES: Final = 256
 # Any recall will do: drawn descriptors have no neighbors that are easy to find.
 _ANY: Final = 1e-6
-# What predicts the vCPU-seconds of a timer, and what it showed.
+# What predicts the seconds of a timer, or its vCPU-seconds, and what it showed.
 Observation = tuple[Callable[[Lookup], float], float]
 
 
@@ -86,11 +86,13 @@ class Search:
         facts, rows = self.coded.facts, self.coded.references.rows
         used = CodeSearch(self.coded.form, facts.probes, facts.depth)
         load = Workload(rows, self.queries, top_k=TOP_K, index=used)
-        return coding.search_seconds(rate, load, used, SearchLayout(self.queries, rows, 1, 1))
+        return coding.search_seconds(rate, load, used, SearchLayout(self.queries, rows, 1, 1), vcpus())
 
     def load_seconds(self, rate: Lookup) -> float:
         """Estimate the timer of its shard."""
-        return coding.load_seconds(rate, self.coded.form, self.coded.references.rows, DESCRIPTOR_SIZE)
+        return coding.load_seconds(
+            rate, self.coded.form, self.coded.references.rows, DESCRIPTOR_SIZE, vcpus()
+        )
 
 
 def corpus(folder: Path, rows: int, seed: int = 0) -> Dataset:
@@ -167,7 +169,7 @@ def _lookup(held: Rates) -> Lookup:
     return Lookup(RateFile(devices={CPU: Measured(machine=machine, rates=held)}))
 
 
-def measure(held: Rates, references: int = 98_304, queries: int = 8192) -> Rates:
+def measure(held: Rates, references: int = 65_536, queries: int = 8192) -> Rates:
     """Measure all rates of compressed indexes; those of the exact search are held."""
     with TemporaryDirectory(prefix="id2-bench-") as name:
         folder = Path(name)
@@ -175,24 +177,32 @@ def measure(held: Rates, references: int = 98_304, queries: int = 8192) -> Rates
         uploads, few = (corpus(folder / f"queries-{n}", n, 1) for n in (queries, FEW_QUERIES))
         run_search(build(known, STRINGS["rabitq"].format(16)).coded, few)  # what libraries load once
         made: Rates = {}
+        builds: list[Build] = []
         for kind in STRINGS:
-            made |= _measure_kind(held | made, kind, known, uploads, few)
+            made |= _measure_kind(held | made, kind, known, uploads, few, builds)
+        made["index_code_bytes"] = _code_bytes(builds[-1].coded)
         small = corpus(folder / "small", 2 * defaults.PART_SIZE)
         for rotation, string in ROTATED.items():
-            trained = _trained(build(small, string.format(FEW_LISTS)))
-            made |= solve(held | made, [f"index_rotation.{rotation}"], [trained])
-    return made
+            builds.append(build(small, string.format(FEW_LISTS)))
+            made |= solve(held | made, [f"index_rotation.{rotation}"], [_trained(builds[-1])])
+    made |= solve(held | made, ["index_candidate"], [_measured(each) for each in builds])
+    return made | {"index_start": min(each.rest for each in builds)}
 
 
-def _measure_kind(held: Rates, kind: str, references: Dataset, uploads: Dataset, few: Dataset) -> Rates:
-    """Measure what a kind of code costs; with RaBitQ, also what does not depend on the kind."""
+def _measure_kind(
+    held: Rates, kind: str, references: Dataset, uploads: Dataset, few: Dataset, builds: list[Build]
+) -> Rates:
+    """Measure what a kind of code costs; with RaBitQ, also what does not depend on the kind.
+
+    The builds are added to `builds`.
+    """
     is_first = kind == "rabitq"
-    builds, runs = [], []
+    own_builds, runs = [], []
     for lists, tried in PROBES.items():
         made = build(references, STRINGS[kind].format(lists))
-        builds.append(made)
+        own_builds.append(made)
         runs += [run_search(searched(made.coded, probes, CANDIDATES[0]), uploads) for probes in tried]
-        if is_first and lists == FEW_LISTS:
+        if lists == FEW_LISTS:
             runs.append(run_search(searched(made.coded, tried[0], CANDIDATES[1]), uploads))
             runs.append(run_search(searched(made.coded, tried[0], CANDIDATES[0]), few))
 
@@ -200,26 +210,24 @@ def _measure_kind(held: Rates, kind: str, references: Dataset, uploads: Dataset,
         found.update(solve(held | found, names, observations))
 
     found: Rates = {}
-    shared = ["search_coded_candidate", "search_reread_byte", "search_coded_row"] if is_first else []
-    add([f"search_list.{kind}", f"search_code_byte.{kind}", *shared], [_searched(run) for run in runs])
+    shared = ["search_reread_byte", "search_coded_row"] if is_first else []
+    own = [f"{name}.{kind}" for name in ("search_list", "search_code_byte", "search_coded_candidate")]
+    add([*own, *shared], [_searched(run) for run in runs])
     add([f"index_load_byte.{kind}"], [_loaded(run) for run in runs])
     training = ["index_rotation.rr", "index_center"] if is_first else [f"index_codebook.{kind}"]
-    add(training, [_trained(made) for made in builds])
+    add(training, [_trained(made) for made in own_builds])
     encoding = ["index_encode_number"] if is_first else []
-    add([f"index_encode_row.{kind}", *encoding], [_encoded(made) for made in builds])
-    if is_first:
-        add(["index_candidate"], [_measured(made) for made in builds])
-        found["index_start"] = min(made.rest for made in builds)
-        found["index_code_bytes"] = _code_bytes(builds[0].coded)
+    add([f"index_encode_row.{kind}", *encoding], [_encoded(made) for made in own_builds])
+    builds += own_builds
     return found
 
 
 def _searched(run: Search) -> Observation:
-    return run.block_seconds, run.timers["search_block"] * vcpus()
+    return run.block_seconds, run.timers["search_block"]
 
 
 def _loaded(run: Search) -> Observation:
-    return run.load_seconds, run.timers["search_load"] * vcpus()
+    return run.load_seconds, run.timers["search_load"]
 
 
 def _trained(made: Build) -> Observation:

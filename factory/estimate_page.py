@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -32,6 +32,12 @@ EXAMPLES = (
     "--vcpus 16 --shard-memory 32768 --gpu h100 --encoder sd2 --gpu-hour-price 3 --vcpu-hour-price 0.04 "
     "--gb-month-price 0.02",
 )
+# The same corpus, searched exactly and by a compressed index.
+INDEXED = tuple(
+    "id2 estimate --references 1e8 --queries 1e6 --engine flink --workers 20 --vcpus 16 --shard-memory 16384 "
+    f"--encoder sd2{index}"
+    for index in ("", " --index RR448,IVF16384,RaBitQ", " --index OPQ120_480,IVF16384,PQ120x4")
+)
 WORKERS, RUNS = 1000, 20
 # What goes wrong in each line of the table.
 TROUBLE: dict[str, Cluster] = {
@@ -51,9 +57,9 @@ def output(command: str) -> str:
     return text.getvalue()
 
 
-def examples() -> str:
-    """Return each example as a session."""
-    return "\n\n".join(f"```\n$ {command}\n{output(command)}```" for command in EXAMPLES)
+def sessions(commands: Iterable[str]) -> str:
+    """Return each command with what it prints."""
+    return "\n\n".join(f"```\n$ {command}\n{output(command)}```" for command in commands)
 
 
 def rates_table() -> str:
@@ -125,7 +131,8 @@ def _row(name: str, tasks: Tasks, runs: list[Run], ideal: float) -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "rates": rates_table,
-    "examples": examples,
+    "examples": lambda: sessions(EXAMPLES),
+    "indexed": lambda: sessions(INDEXED),
     "simulation": lambda: simulated(largest()),
 }
 

@@ -14,7 +14,7 @@ from id2core.estimates import rates
 from id2core.estimates.layout import SearchLayout, ceil_div
 from id2core.estimates.rates import Lookup
 from id2core.estimates.workload import CodeSearch, Workload
-from id2core.search import cuts, index_building
+from id2core.search import coded, cuts, index_building, shards
 from id2core.search.index_strings import Compressed
 
 _FLOAT: Final = 4
@@ -62,8 +62,8 @@ class Coding:
         centered = min(sample, _EACH_CENTER * form.lists)
         seconds += centered * form.lists * self._size * rate("index_center")
         if form.groups:
-            coded = min(sample, _EACH_CENTER * 2**form.bits)
-            seconds += coded * self._size * rate(f"index_codebook.{form.code}")
+            numbered = min(sample, _EACH_CENTER * 2**form.bits)
+            seconds += numbered * self._size * rate(f"index_codebook.{form.code}")
         return seconds
 
     @property
@@ -75,9 +75,8 @@ class Coding:
     def measure_seconds(self) -> float:
         """Return the vCPU-seconds of the measurement: an exact search, and one for each number of lists."""
         rows, rate, asked = self.measured_rows, self.rate, index_building.MEASURED_QUERIES
-        loads = rows * self._row * rate("search_load_byte") + load_seconds(
-            rate, self.form, rows, self.descriptor_size
-        )
+        loads = rows * self._row * rate("search_load_byte")
+        loads += load_seconds(rate, self.form, rows, self.descriptor_size, 1)
         exact = rows * self.descriptor_size * rate("search_number")
         tried = list(index_building.probes_tried(self.form.lists))
         scans = math.fsum(
@@ -100,9 +99,10 @@ class Coding:
         return ceil_div(rows, defaults.PART_SIZE)
 
 
-def load_seconds(rate: Lookup, form: Compressed, rows: int, descriptor_size: int) -> float:
-    """Return the vCPU-seconds of loading the codes of a shard."""
-    return rows * form.code_bytes(descriptor_size) * rate(f"index_load_byte.{form.code}")
+def load_seconds(rate: Lookup, form: Compressed, rows: int, descriptor_size: int, vcpus: int) -> float:
+    """Return the seconds of loading the codes of a shard, by some cores; only so many read."""
+    held = rows * form.code_bytes(descriptor_size)
+    return held * rate(f"index_load_byte.{form.code}") / min(vcpus, shards.READERS)
 
 
 def scan_seconds(rate: Lookup, form: Compressed, probes: int, rows: int, descriptor_size: int) -> float:
@@ -113,14 +113,17 @@ def scan_seconds(rate: Lookup, form: Compressed, probes: int, rows: int, descrip
     return probes * each + centers
 
 
-def search_seconds(rate: Lookup, load: Workload, index: CodeSearch, plan: SearchLayout) -> float:
-    """Return the vCPU-seconds of searching the uploads of a task in a shard of codes."""
+def search_seconds(rate: Lookup, load: Workload, index: CodeSearch, plan: SearchLayout, vcpus: int) -> float:
+    """Return the seconds of searching the uploads of a task in a shard of codes, by some cores.
+
+    Only so many of them read descriptors.
+    """
     size = load.descriptor_size
     found = candidates(load, index, plan)
     each = scan_seconds(rate, index.form, index.lists, plan.shard_rows, size)
-    each += found * rate("search_coded_candidate") + rate("search_coded_row")
+    each += found * rate(f"search_coded_candidate.{index.form.code}") + rate("search_coded_row")
     read = reread_rows(load, index, plan) * _FLOAT * size * rate("search_reread_byte")
-    return plan.part_rows * each + read
+    return plan.part_rows * each / vcpus + read / min(vcpus, coded.READERS)
 
 
 def candidates(load: Workload, index: CodeSearch, plan: SearchLayout) -> float:

@@ -58,7 +58,7 @@ MEANINGS: Final = {
     "index_load_byte.*": "vCPU-s per byte of codes, by code: read them, build a shard",
     "search_list.*": "vCPU-s per upload and list that it is compared with, by code",
     "search_code_byte.*": "vCPU-s per byte of a code that an upload is compared with, by code",
-    "search_coded_candidate": "vCPU-s per candidate by codes: keep it, share out by files, score it",
+    "search_coded_candidate.*": "vCPU-s per candidate, by code: keep it, share out by files, score it",
     "search_reread_byte": "vCPU-s per byte of descriptors that are read again to score candidates",
     "search_coded_row": "vCPU-s per upload and shard of codes: read the descriptor, score the best exactly",
     "reproject_row": "vCPU-s per row: read a latent of 4,096 numbers, apply a W of 512 columns, write",

@@ -183,9 +183,9 @@ def search_layout(
 def task_seconds(rate: Lookup, load: Workload, machine: Workers, plan: SearchLayout) -> tuple[float, float]:
     """Return the seconds of a task on one worker: loading its shard, and searching its uploads."""
     if load.index:
-        loading = coding.load_seconds(rate, load.index.form, plan.shard_rows, load.descriptor_size)
-        searching = coding.search_seconds(rate, load, load.index, plan)
-        return loading / machine.vcpus, searching / machine.vcpus
+        form, cores = load.index.form, machine.vcpus
+        loading = coding.load_seconds(rate, form, plan.shard_rows, load.descriptor_size, cores)
+        return loading, coding.search_seconds(rate, load, load.index, plan, cores)
     numbers = plan.shard_rows * load.descriptor_size
     loading = 4 * numbers * rate("search_load_byte") / machine.vcpus
     each = rate("search_block_row") / machine.vcpus

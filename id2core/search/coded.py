@@ -26,7 +26,7 @@ from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
 
 # Files whose candidates are scored at once.
-_READERS: Final = 2
+READERS: Final = 2
 _NOTHING: Final = np.float32(-np.inf)
 
 
@@ -196,7 +196,7 @@ class CodedShard:
             return shards.CANDIDATES.empty_table()
         found = self._find(queries, k)
         parts = self._by_file(self._best(queries, found, k))
-        tables = in_order(parts, partial(self._named, queries), _READERS)
+        tables = in_order(parts, partial(self._named, queries), READERS)
         return shards.merge(list(tables), k)
 
     def _find(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -219,7 +219,7 @@ class CodedShard:
             vectors, _ = self._read(part.file)
             scores[part.places] = compressed.scores(queries, part.queries, vectors, part.rows)
 
-        for _ in in_order(self._by_file(found), fill, _READERS):
+        for _ in in_order(self._by_file(found), fill, READERS):
             pass
         table = scores.reshape(found.shape)
         last = min(k, found.shape[1]) - 1

@@ -10,7 +10,7 @@ from id2core.estimates.report import SearchShape
 REGENERATE = "run python -m factory.estimate_page"
 
 
-@pytest.mark.parametrize("name", ["rates", "examples"])
+@pytest.mark.parametrize("name", ["rates", "examples", "indexed"])
 def test_the_page_is_up_to_date(name: str) -> None:
     page = estimate_page.PAGE.read_text(encoding="utf-8")
     assert estimate_page.fill(page, name, estimate_page.SECTIONS[name]()) == page, REGENERATE

@@ -59,7 +59,9 @@ CPU_RATES = {
     "search_code_byte.rabitq": 1e-7,
     "search_code_byte.pqx4": 1e-7,
     "search_code_byte.pqnp": 1e-6,
-    "search_coded_candidate": 1e-4,
+    "search_coded_candidate.rabitq": 1e-4,
+    "search_coded_candidate.pqx4": 1e-4,
+    "search_coded_candidate.pqnp": 1e-4,
     "search_reread_byte": 1e-6,
     "search_coded_row": 0.01,
     "index_code_bytes": 1.0,
@@ -179,6 +181,9 @@ def test_a_search_by_codes_is_lists_codes_and_descriptors_that_are_read_again() 
     # A candidate of one upload is in one file of many.
     single = replace(load, references=4096 * 1000, top_k=1, index=replace(used, candidates=1))
     assert estimate(replace(single, queries=1)).search.reread_bytes == pytest.approx(2 * 4096 * 400, rel=1e-3)
+    # Two threads read.
+    wide = stages.search(rate, load, Workers(vcpus=20), 2000, 8192, "search").on(1).work
+    assert wide == pytest.approx(loads * 2 / 3 + uploads / 10 + reads + merges / 10)
     # Each 16,384 uploads that are searched together read them again.
     assert estimate(replace(load, queries=40_000)).search.reread_bytes == 3 * made.reread_bytes
 
