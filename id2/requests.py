@@ -485,7 +485,7 @@ class EstimateRequest(Request):
         "What runs the jobs. local is one process on one machine.", "local"
     )
     gpu: str | None = option(
-        "GPU of each worker. Only the h100 was measured.",
+        "GPU of each worker, or none. Only the h100 was measured.",
         None,
         unset="none",
         pattern=r"^[a-z0-9][a-z0-9-]*$",
@@ -519,8 +519,12 @@ class EstimateRequest(Request):
         le=10**6,
         example=800,
     )
-    latent: int = option("Numbers in a latent.", 4096, ge=1, le=10**7)
-    dimension: int = option("Numbers in a descriptor.", 512, ge=1, le=10**6)
+    latent: int | None = option(
+        "Numbers in a latent.", None, unset="those of mini or pdq, or 4096", ge=1, le=10**7, example=4096
+    )
+    dimension: int | None = option(
+        "Numbers in a descriptor.", None, unset="those of mini or pdq, or 512", ge=1, le=10**6, example=512
+    )
     megapixels: float = option(
         "Megapixels of an average picture. 0.2 is 512×384, the picture of the rates.", 0.2, gt=0, le=1000
     )
@@ -534,6 +538,11 @@ class EstimateRequest(Request):
     rates: str | None = option(
         "File of unit rates that `python -m benchmarks.rates` wrote.", None, unset="the bundled one"
     )
+
+    @property
+    def card(self) -> str | None:
+        """The GPU of each worker; None for none."""
+        return None if self.gpu == "none" else self.gpu
 
     def check(self) -> None:
         """Refuse broken counts, and options that exclude or need one another."""
@@ -551,9 +560,9 @@ class EstimateRequest(Request):
             raise OptionError("give either --workers or --hours")
         if self.engine == "local" and (self.hours or (self.workers or 1) > 1):
             raise OptionError("local has one worker: give --engine flink, spark or dataflow")
-        if self.gpu is None and self.gpu_hour_price is not None:
+        if self.card is None and self.gpu_hour_price is not None:
             raise OptionError("--gpu-hour-price goes with --gpu")
-        if self.gpu and (self.gpu_hour_price is None) != (self.vcpu_hour_price is None):
+        if self.card and (self.gpu_hour_price is None) != (self.vcpu_hour_price is None):
             raise OptionError(
                 "workers have cores and a GPU: give both --gpu-hour-price and --vcpu-hour-price"
             )

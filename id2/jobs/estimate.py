@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from id2.requests import EstimateRequest
 from id2core import defaults
 from id2core.errors import OptionError
 from id2core.estimates import report
-from id2core.estimates.rates import RateFile
+from id2core.estimates.rates import DESCRIPTOR_SIZE, LATENT_SIZE, SIZES, RateFile
 from id2core.estimates.report import EstimateReport
 from id2core.estimates.workload import CodeSearch, Prices, Workers, Workload
 from id2core.search import index_strings, indexes
@@ -22,19 +24,20 @@ def run(request: EstimateRequest) -> EstimateReport:
     """
     file = RateFile.load(request.rates)
     settings = request.settings()
+    sizes = SIZES.get(settings.encoder, (LATENT_SIZE, DESCRIPTOR_SIZE))
     load = Workload(
         references=int(request.references),
         queries=int(request.queries),
         new_references=int(request.new_references),
         nights=request.nights,
         encoder=settings.encoder,
-        latent_size=request.latent,
-        descriptor_size=request.dimension,
+        latent_size=request.latent or sizes[0],
+        descriptor_size=request.dimension or sizes[1],
         megapixels=request.megapixels,
         top_k=settings.top_k,
         steps=int(request.steps),
-        index=_index(request, settings),
     )
+    load = replace(load, index=_index(request, settings, load.descriptor_size))
     return report.estimate(
         load,
         _workers(request, file),
@@ -43,12 +46,12 @@ def run(request: EstimateRequest) -> EstimateReport:
     )
 
 
-def _index(request: EstimateRequest, settings: Settings) -> CodeSearch | None:
+def _index(request: EstimateRequest, settings: Settings, descriptor_size: int) -> CodeSearch | None:
     """Return what searches go by; None for the exact search. Raises SearchError as `id2 index` does."""
     if indexes.is_built_at_once(settings.index):
         return None
     form = index_strings.parse(settings.index)
-    form.check(request.dimension, int(request.references), settings.shard_bytes)
+    form.check(descriptor_size, int(request.references), settings.shard_bytes)
     return CodeSearch(
         form,
         request.probes or defaults.INDEX_PROBES,
@@ -57,14 +60,14 @@ def _index(request: EstimateRequest, settings: Settings) -> CodeSearch | None:
 
 
 def _workers(request: EstimateRequest, file: RateFile) -> Workers:
-    card = file.devices.get(request.gpu) if request.gpu else None
+    card = file.devices.get(request.card) if request.card else None
     measured = card.machine if card else file.cpu
     settings = request.settings()
     shard_bytes = settings.shard_bytes
     held = card.machine.gpu_bytes if card and indexes.is_built_at_once(settings.index) else None
     if held and shard_bytes > held:
         raise OptionError(
-            f"a shard of {shard_bytes >> 20:,} MiB does not fit into the memory of {request.gpu}, "
+            f"a shard of {shard_bytes >> 20:,} MiB does not fit into the memory of {request.card}, "
             f"{int(held) >> 20:,} MiB: give a smaller --shard-memory"
         )
     return Workers(
@@ -72,6 +75,6 @@ def _workers(request: EstimateRequest, file: RateFile) -> Workers:
         hours=request.hours,
         vcpus=request.vcpus or measured.vcpus,
         shard_bytes=shard_bytes,
-        gpu=request.gpu,
+        gpu=request.card,
         engine=request.engine,
     )

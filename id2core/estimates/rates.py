@@ -29,6 +29,8 @@ FILE: Final = "rates.json"
 MEGAPIXELS: Final = 0.2  # 512×384
 LATENT_SIZE: Final = 4096
 DESCRIPTOR_SIZE: Final = 512
+# Encoder → numbers of its latents, and of its descriptors by the W that ships with it, or by none.
+SIZES: Final = {"mini": (4096, 480), "pdq": (256, 256)}
 CLASSES: Final = 100_000
 
 # Rate → what it is. "vCPU-s" is a second of one core of a worker: wall time times the worker's cores. "s" is

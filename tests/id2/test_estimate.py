@@ -59,6 +59,13 @@ def test_the_command_and_the_function_give_one_object(rates: str) -> None:
     assert made["references"] == 1_000_000 and made["kept_queries"] == 30_000
 
 
+def test_sizes_are_those_of_the_encoder(rates: str) -> None:
+    given = {"references": 1e5, "queries": 1, "rates": rates}
+    made, sized = id2.estimate(**given, encoder="pdq"), id2.estimate(**given, latent=256, dimension=256)
+    assert made.bytes == sized.bytes
+    assert id2.estimate(**given, gpu="none").stages == id2.estimate(**given).stages
+
+
 def test_an_index_is_in_the_table_and_refused_as_id2_index_refuses_it(rates: str) -> None:
     string = "OPQ64_448,IVF2048,PQ64np"
     arguments = ["estimate", "--queries", "1e4", "--rates", rates, "--index", string]
