@@ -1,7 +1,7 @@
 """A compressed index beside the exact search: time, memory, and what it finds.
 
-Run `python -m benchmarks.indexes [--bench DIR] [--index RR448,IVF1024,RaBitQ] [--references 1000000]
-[--queries 10000]`; prints one line of JSON. Linux only.
+Run `python -m benchmarks.indexes [--bench DIR] [--index OPQ120_480,IVF1024,PQ120x4] [--index-recall 0.97]
+[--references 1000000] [--queries 10000]`; prints one line of JSON. Linux only.
 
 * Time: the search job by codes ÷ the exact search job, each in a process of its own, from committed data sets
   to `matches/`. The index is built before.
@@ -129,7 +129,8 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     write_embeddings(folder / _REFERENCES / "embeddings", held, "r")
     write_embeddings(folder / _UPLOADS / "embeddings", asked, "q")
     del held, asked
-    indexer = Indexer(Settings(index=options.index), Execution.begin(), [])
+    settings = Settings(index=options.index, index_recall=options.index_recall)
+    indexer = Indexer(settings, Execution.begin(), [])
     references = Dataset.open(str(folder / _REFERENCES / "embeddings"))
     built = common.seconds(lambda: indexer.make(references))
     facts = indexer.find(references).facts
@@ -172,7 +173,8 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--bench", help="folder of id2 experiment data")
-    parser.add_argument("--index", default="RR448,IVF1024,RaBitQ")
+    parser.add_argument("--index", default="OPQ120_480,IVF1024,PQ120x4")
+    parser.add_argument("--index-recall", type=float, default=0.97, help="that the build asks for")
     parser.add_argument("--references", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
