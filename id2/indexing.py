@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 
-from id2core.errors import SearchError
+from id2core.errors import RecallError, SearchError
 from id2core.runs import codes, leases
+from id2core.runs.codes import Coding
 from id2core.runs.execution import Execution
 from id2core.search import index_building
 from id2core.search.coded import CodedReferences
 from id2core.settings import Settings
 from id2core.store import storage
 from id2core.store.datasets import Dataset
+
+_log = logging.getLogger("id2")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,23 @@ class Indexer:
         with leases.held(coding.place, coding.uri, self.execution):
             coding = codes.plan(corpus, self.settings.index, self.execution, anew=anew)
             if not (coding.is_current and self._finds_enough(coding.beside)):
-                from beam_jobs import index
-
-                wanted = index.Wanted(coding, self.settings.index_recall, self.settings.shard_bytes)
-                index.run(wanted, self.beam)
+                self._run(coding)
         return self.find(corpus)
+
+    def _run(self, coding: Coding) -> None:
+        """Make an index; train a new model where that of earlier references finds too little by now."""
+        from beam_jobs import index
+
+        wanted = index.Wanted(coding, self.settings.index_recall, self.settings.shard_bytes)
+        try:
+            index.run(wanted, self.beam)
+        except RecallError as error:
+            if coding.model is None:
+                raise
+            _log.warning("%s. A new model is trained", error)
+            anew = codes.plan(coding.corpus, coding.index, self.execution, anew=True)
+            index_building.check(anew, self.settings.shard_bytes)
+            index.run(replace(wanted, coding=anew), self.beam)
 
     def _finds_enough(self, index: Dataset | None) -> bool:
         return index is not None and (codes.facts_of(index).recall_10 or 0) >= self.settings.index_recall

@@ -18,6 +18,7 @@ ID2Error
 ├── EncoderError           an encoder that cannot be loaded or run
 ├── TransformError         a W that cannot be loaded or does not fit
 ├── SearchError            a search that cannot run
+│   └── RecallError            a compressed index that finds too few of the best references
 ├── TruthError             a truth file that cannot be read or does not fit
 ├── CalibrationError       thresholds that cannot be made, read or applied
 │   └── NormalizationError     a background that cannot normalize these scores
@@ -136,6 +137,10 @@ class TransformError(ID2Error):
 
 class SearchError(ID2Error):
     """A search that cannot run."""
+
+
+class RecallError(SearchError):
+    """A compressed index that finds too few of the best references."""
 
 
 class TruthError(ID2Error):

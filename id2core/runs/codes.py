@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Final
 
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from id2core.errors import DatasetError, LostRowsError, StoreUnavailableError
 from id2core.runs import units
@@ -29,6 +29,9 @@ INDEX: Final = "index"
 # What the ids of the data set have beside those of the corpus.
 STRING: Final = "index"
 _MODEL, _CODES = "model-", "codes-"
+# Lists, and best codes, of an upload: more than any index has use for.
+MOST_PROBES: Final = 2**16
+MOST_DEPTH: Final = 10**6
 
 
 class IndexFacts(BaseModel):
@@ -43,17 +46,19 @@ class IndexFacts(BaseModel):
         measured_rows, measured_queries: references in the shard where this was measured, and how many of them
             were asked for their neighbors, with noise.
         corpus_rows: references of the corpus then.
+        encoded_since: references that were encoded since.
     """
 
     rows: int = 0
     trained_on: int = 0
-    probes: int = 0
-    depth: int = 0
+    probes: int = Field(0, ge=0, le=MOST_PROBES)
+    depth: int = Field(0, ge=0, le=MOST_DEPTH)
     recall_1: float | None = None
     recall_10: float | None = None
     measured_rows: int = 0
     measured_queries: int = 0
     corpus_rows: int = 0
+    encoded_since: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Coding:
         execution: who makes it.
         beside: the data set as it was; None for one that was not there, or that is to be replaced.
         last: the data set as it was, whatever it holds.
+        salt: tells a model that is trained anew from one of the same references, which may be damaged.
     """
 
     corpus: Dataset
@@ -73,6 +79,7 @@ class Coding:
     execution: Execution
     beside: Dataset | None
     last: Dataset | None
+    salt: str = ""
 
     @property
     def place(self) -> str:
@@ -115,7 +122,7 @@ class Coding:
 
     def unit_of_model(self) -> str:
         """Return the key of the unit of work that the training is."""
-        return datasets.digest_of(INDEX, self.index, self.corpus.digest, self.ids)
+        return datasets.digest_of(INDEX, self.index, self.corpus.digest, self.ids, self.salt)
 
 
 def ids_of(corpus: Dataset, index: str) -> dict[str, str]:
@@ -137,7 +144,8 @@ def plan(corpus: Dataset, index: str, execution: Execution, *, anew: bool = Fals
     """
     last = find(corpus)
     is_same = last is not None and last.ids == ids_of(corpus, index) and model_of(last) is not None
-    return Coding(corpus, index, execution, last if is_same and not anew else None, last)
+    salt = execution.run_id if anew else ""
+    return Coding(corpus, index, execution, last if is_same and not anew else None, last, salt)
 
 
 def find(corpus: Dataset) -> Dataset | None:
@@ -147,14 +155,18 @@ def find(corpus: Dataset) -> Dataset | None:
         DatasetError: the data set beside the corpus is something else.
     """
     index = Dataset.find_own(storage.join(moves.place_of(corpus.uri)[0], INDEX))
-    if index and index.commit.dataset != INDEX:
+    if index and (index.commit.dataset != INDEX or STRING not in index.ids):
         raise DatasetError(f"{index.uri} is not the index of a corpus: move it elsewhere")
     return index
 
 
 def key_of(file: FileRecord, model: FileRecord | None) -> str:
     """Return the name, without the hash of its bytes, of the codes of a file by a model."""
-    return _CODES + datasets.digest_of(file.name, file.rows, model.name if model else None)
+    return _key_of(file, model.name if model else None)
+
+
+def _key_of(file: FileRecord, model: str | None) -> str:
+    return _CODES + datasets.digest_of(file.name, file.rows, model)
 
 
 def model_of(index: Dataset) -> FileRecord | None:
@@ -262,6 +274,8 @@ def _next(coding: Coding, model: FileRecord, files: Mapping[str, FileRecord], fa
 def commit(coding: Coding, model: FileRecord, files: Mapping[str, FileRecord], facts: IndexFacts) -> Dataset:
     """Make the data set beside the corpus have the codes of exactly its files. Safe to repeat.
 
+    Files that left the corpus meanwhile, as by a takedown, have left the data set, too, when this returns.
+
     Args:
         coding: what was planned.
         model: of the codes.
@@ -277,7 +291,24 @@ def commit(coding: Coding, model: FileRecord, files: Mapping[str, FileRecord], f
         if committed.run_id != coding.execution.run_id:
             raise StoreUnavailableError(f"{coding.uri}: run {committed.run_id} has committed; run again")
     units.delete(units.record_uri(coding.place, key) for key in _units(coding, model))
+    if corpus := _changed(coding):
+        forget(corpus, coding.execution)
+        committed = Dataset.open(coding.uri)
     return committed
+
+
+def check_present(coding: Coding) -> None:
+    """Raise StoreUnavailableError where files left the corpus since the index was planned."""
+    if _changed(coding):
+        raise StoreUnavailableError(
+            f"{coding.corpus.uri}: references were removed while their index was made. Run again"
+        )
+
+
+def _changed(coding: Coding) -> Dataset | None:
+    """Return the corpus as it is, if files have left it since."""
+    corpus = Dataset.find_own(coding.corpus.uri)
+    return corpus if corpus and not set(coding.corpus.files) <= set(corpus.files) else None
 
 
 def _units(coding: Coding, model: FileRecord) -> Iterable[str]:
@@ -289,9 +320,33 @@ def _units(coding: Coding, model: FileRecord) -> Iterable[str]:
 def forget(corpus: Dataset, execution: Execution) -> int:
     """Remove the codes of files that a corpus no longer lists, as after a takedown; return how many.
 
+    Codes that a build has left, and not committed, go, too. Those of present files stay: a build may commit
+    them.
+
     Raises:
         StoreUnavailableError: another run has committed to the index meanwhile.
     """
+    removed = _uncommit(corpus, execution)
+    place = moves.place_of(corpus.uri)[0]
+    uri = storage.join(place, INDEX)
+    folders = uri, moves.staged(uri), moves.superseded(uri)
+    there = [entry.uri for folder in folders for entry in storage.entries(folder)]
+    names = {entry: entry.rpartition("/")[2] for entry in there}
+    models = {name for name in names.values() if name.startswith(_MODEL)}
+    own = {_key_of(file, model) for file in corpus.files for model in models}
+    gone = {entry: name for entry, name in names.items() if name.startswith(_CODES) and _key(name) not in own}
+    for entry in gone:
+        storage.delete(entry)
+    units.delete(units.record_uri(place, _key(name).removeprefix(_CODES)) for name in set(gone.values()))
+    return removed
+
+
+def _key(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def _uncommit(corpus: Dataset, execution: Execution) -> int:
+    """Commit an index without codes of files that its corpus no longer lists; return how many these are."""
     index = find(corpus)
     model = model_of(index) if index else None
     if index is None or model is None:
@@ -304,10 +359,4 @@ def forget(corpus: Dataset, execution: Execution) -> int:
         changed = replace(index.commit, run_id=execution.run_id, files=kept, runs=runs)
         if datasets.replace_commit(index.uri, changed, index) is None:
             raise StoreUnavailableError(f"{index.uri}: another run has committed to it; run again")
-    names = {file.name for file in kept}
-    for folder in (index.uri, moves.superseded(index.uri), moves.staged(index.uri)):
-        for entry in storage.entries(folder):
-            name = entry.uri.rpartition("/")[2]
-            if name.startswith(_CODES) and name not in names:
-                storage.delete(entry.uri)
     return len(index.files) - len(kept)

@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from id2core.runs import listing, planning, units
+from id2core.runs.codes import INDEX
 from id2core.runs.execution import Execution
 from id2core.runs.units import PARTS, STAGING
 from id2core.store import datasets, moves, schemas, storage
@@ -61,7 +62,7 @@ _OWN: Final[dict[str, re.Pattern[str]]] = {
     "posts": re.compile(
         rf"([0-9a-f]{{16}}-[0-9a-f]{{16}}-\d{{5}}|merged-[0-9a-f]{{16}})-{_HASH}\.parquet|{_PARTIAL}"
     ),
-    "index": re.compile(rf"(codes|model)-[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"),
+    INDEX: re.compile(rf"(codes|model)-[0-9a-f]{{16}}-{_HASH}\.parquet|{_PARTIAL}"),
     "takedowns": re.compile(rf"{Execution.PATTERN}-{_HASH}\.parquet|{_PARTIAL}"),
     **{
         name: re.compile(
@@ -138,6 +139,10 @@ def _sweep_corpus(place: str, before: float) -> None:
         _sweep_dataset(
             held[name], old[name], {file for dataset, file in protected if dataset == name}, before
         )
+    if INDEX in old.keys() - held.keys():  # a build that never committed one
+        known = {file.name for dataset, file in protected if dataset == INDEX}
+        left = [entry for name, entry in old[INDEX].staged.items() if name not in known]
+        _remove_quiet(left, before)
     logged = {file.name for dataset in held.values() for file in dataset.commit.removals}
     _remove_quiet([entry for entry in removals if _last_name(entry.uri) not in logged], before)
     if _TRANSLATIONS in held:

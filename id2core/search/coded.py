@@ -7,6 +7,7 @@ which are read file by file for many uploads at once. Ids are read at the end, o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Final
@@ -76,6 +77,8 @@ class CodedReferences:
     def check(self) -> None:
         """Raise SearchError unless the index has codes of exactly the files of the references."""
         missing = [f for f in self.references.files if codes.key_of(f, self._model_file) not in self._codes]
+        if not (self.facts.probes and self.facts.depth):
+            raise DatasetError(f"{self.index.uri} does not say how it is searched: {compressed.REBUILD}")
         if (
             self.references.only_run
             or missing
@@ -90,7 +93,9 @@ class CodedReferences:
 
     def model(self) -> Model:
         """Read the model. Raises DatasetError where it is gone or damaged."""
-        return compressed.load(self.form, codes.read_model(self.index.uri, self._model_file))
+        with _damage(self.index):
+            data = codes.read_model(self.index.uri, self._model_file)
+        return compressed.load(self.form, data)
 
     @property
     def code_files(self) -> list[FileRecord]:
@@ -110,8 +115,19 @@ class CodedReferences:
         record = self._codes.get(codes.key_of(file, self._model_file))
         if record is None or record.rows != file.rows:
             raise DatasetError(f"{self.index.uri} has no codes of {file.name}: bring the index up to date")
-        column = self.index.read_file(record, ["code"])["code"]
+        with _damage(self.index):
+            column = self.index.read_file(record, ["code"])["code"]
         return _matrix(column, self.references, file)
+
+
+@contextmanager
+def _damage(index: Dataset) -> Iterator[None]:
+    """Say of files that are gone or damaged how an index is mended."""
+    try:
+        yield
+    except DatasetError as error:
+        cause = str(error).partition(";")[0]
+        raise DatasetError(f"{cause}. To mend the index {index.uri}, {compressed.REBUILD}") from error
 
 
 def _matrix(column: pa.ChunkedArray, references: Dataset, file: FileRecord) -> NDArray[np.uint8]:

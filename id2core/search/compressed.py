@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from id2core.search.index_strings import Compressed
 
 # Rows of a block of fast scan.
 _SCAN_ROWS = 32
+# What mends a damaged index.
+REBUILD: Final = "run id2 index --anew"
 # Bytes of the tables that fast scan makes for all queries of a call. For RaBitQ it has a table for each query
 # and list, with 4 bytes for each number. FAISS does not bound them, and crashes beyond 2 GiB.
 _TABLES = 64 << 20
@@ -86,7 +88,7 @@ class CodeIndex:
         rotated = np.ascontiguousarray(queries, np.float32)
         for step in self._rotation:
             rotated = step.apply(rotated)
-        self._inner.nprobe = probes
+        probes = self._inner.nprobe = min(probes, self._inner.nlist)
         scores = np.empty((len(queries), depth), np.float32)
         rows = np.empty((len(queries), depth), np.int64)
         at_once = max(1, _TABLES // (4 * self._inner.d * probes))
@@ -116,7 +118,11 @@ def load(form: Compressed, data: bytes) -> Model:
     try:
         index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     except RuntimeError as error:
-        raise DatasetError(f"the model of index {form.text} cannot be read: build the index again") from error
+        raise DatasetError(f"the model of index {form.text} cannot be read: {REBUILD}") from error
+    _, lists = _parts(index)
+    is_own = isinstance(lists, faiss.IndexIVF) and (lists.nlist, lists.ntotal) == (form.lists, 0)
+    if not is_own or not index.is_trained or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise DatasetError(f"the model of index {form.text} is another one: {REBUILD}")
     return Model(form, data, index)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core.errors import SearchError
+from id2core.errors import RecallError
 from id2core.runs import codes
 from id2core.runs.codes import Coding, IndexFacts
 from id2core.search import compressed, flat, index_strings, scoring, shards
@@ -31,8 +31,8 @@ _NEIGHBORS: Final = 10
 MEASURED_DEPTHS: Final = (50, 100, 200, 400, 800)
 # What it costs to score a candidate exactly, in codes that are scanned in that time.
 _SCANNED: Final = 60
-# The recall is measured again after the corpus has grown by this factor.
-_GROWTH: Final = 1.25
+# The recall is measured again after this share of the corpus is new.
+_NEW: Final = 0.25
 
 
 def check(coding: Coding, memory: int) -> Compressed:
@@ -112,38 +112,45 @@ def commit(
 
     Raises:
         LostRowsError: a file has no codes.
-        SearchError: the index finds too few.
-        StoreUnavailableError: another run has committed meanwhile.
+        RecallError: the index finds too few.
+        StoreUnavailableError: another run has committed meanwhile, or references were removed.
     """
+    codes.check_present(coding)
     files = codes.files_of(coding, model, made)
     staged = codes.staged(coding, model, files)
     last = codes.facts_of(coding.beside) if coding.beside else None
-    found = facts(CodedReferences(coding.corpus, staged), last, recall, memory)
+    new = sum(file.rows for file in coding.todo(model))
+    found = facts(CodedReferences(coding.corpus, staged), last, new, recall, memory)
     return codes.commit(coding, model, files, found)
 
 
-def facts(coded: CodedReferences, last: IndexFacts | None, recall: float, memory: int) -> IndexFacts:
+def facts(
+    coded: CodedReferences, last: IndexFacts | None, new: int, recall: float, memory: int
+) -> IndexFacts:
     """Return what an index finds, and how it has to be searched for that.
 
-    It is measured again once the corpus has grown by a quarter.
+    It is measured again once a quarter as many references are new as there were: in place of others, or
+    beside them.
 
     Args:
         coded: the references and their codes.
         last: what the index counted before; None for a new model.
+        new: references that were encoded since then.
         recall: share of the 10 best of an exact search that is to be found, at least.
         memory: bytes of descriptors that are searched exactly for it.
 
     Raises:
-        SearchError: the index finds fewer.
+        RecallError: the index finds fewer.
     """
     rows = coded.references.rows
-    if last and rows < _GROWTH * last.corpus_rows and (last.recall_10 or 0) >= recall:
-        return last.model_copy(update={"rows": rows})
+    since = last.encoded_since + new if last else rows
+    if last and since < _NEW * last.corpus_rows and (last.recall_10 or 0) >= recall:
+        return last.model_copy(update={"rows": rows, "encoded_since": since})
     found = _measure(coded, memory)
     good = [point for point in found.points if point.recall_10 >= recall]
     if not good:
         best = max(found.points, key=lambda point: point.recall_10)
-        raise SearchError(
+        raise RecallError(
             f"index {coded.form.text} finds {best.recall_10:.1%} of the 10 best references, and "
             f"--index-recall asks for {recall:.6g}: take longer codes, such as PQ…np with more groups, or "
             "ask for less. The index that was there before, if any, is unchanged"
@@ -188,15 +195,15 @@ def _measure(coded: CodedReferences, memory: int) -> _Measured:
     files = _shard_files(coded.references, memory)
     descriptors = shards.load(coded.references, files).descriptors
     queries = _with_noise(descriptors)
-    _, truth = flat.FlatIndex(descriptors).search(queries, min(_NEIGHBORS, len(descriptors)))
+    best, _ = flat.FlatIndex(descriptors).search(queries, min(_NEIGHBORS, len(descriptors)))
+    # Copies of a picture score alike, and whichever of them is found is as good.
+    least = best - scoring.tolerance(descriptors.shape[1])
     index = CodedShard(coded, files).index
     points = []
     for probes in probes_tried(coded.form.lists):
         _, found = index.search(queries, min(max(MEASURED_DEPTHS), len(descriptors)), probes)
         scores = scoring.pairs(queries, descriptors, found)
-        points += [
-            _point(probes, depth, found[:, :depth], scores[:, :depth], truth) for depth in MEASURED_DEPTHS
-        ]
+        points += [_point(probes, depth, scores[:, :depth], least) for depth in MEASURED_DEPTHS]
     return _Measured(points, len(descriptors), len(queries))
 
 
@@ -225,14 +232,13 @@ def _shard_files(references: Dataset, memory: int) -> tuple[FileRecord, ...]:
 def _point(
     probes: int,
     depth: int,
-    found: NDArray[np.int64],
     scores: NDArray[np.float32],
-    truth: NDArray[np.int64],
+    least: NDArray[np.float32],
 ) -> _Point:
-    order = np.argsort(-scores, axis=1, kind="stable")[:, : truth.shape[1]]
-    best = np.take_along_axis(found, order, 1)
-    hits = (best[:, :, None] == truth[:, None, :]).any(axis=1)
-    return _Point(probes, depth, float(hits[:, 0].mean()), float(hits.mean()))
+    """Return what candidates find that score `scores`, [Q,depth], where the best score `least`, [Q,k]."""
+    found = -np.sort(-scores, axis=1)[:, : least.shape[1]]
+    all_found = float((found >= least[:, -1:]).sum()) / least.size
+    return _Point(probes, depth, float((found[:, 0] >= least[:, 0]).mean()), all_found)
 
 
 def probes_tried(lists: int) -> Iterator[int]:

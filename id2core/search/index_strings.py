@@ -21,8 +21,8 @@ EXAMPLES: Final = (
     "RR448,IVF1024,RaBitQ, OPQ120_480,IVF1024,PQ120x4, or OPQ64_448,IVF1024,PQ64np"
 )
 _STRING: Final = re.compile(
-    r"((?P<rotation>OPQ(?P<blocks>\d+)_|RR|PCAR)(?P<size>\d+),)?IVF(?P<lists>\d+),"
-    r"(RaBitQ|PQ(?P<groups>\d+)(?P<bits>x4|np))",
+    r"((?P<rotation>OPQ(?P<blocks>\d{1,9})_|RR|PCAR)(?P<size>\d{1,9}),)?IVF(?P<lists>\d{1,9}),"
+    r"(RaBitQ|PQ(?P<groups>\d{1,9})(?P<bits>x4|np))",
     re.ASCII,
 )
 # Bits of the code of a group → kind of code.
@@ -101,14 +101,21 @@ class Compressed:
     @property
     def least_sample(self) -> int:
         """How many descriptors it needs at least."""
-        return max(_LEAST_EACH_LIST * self.lists, self._least_of_codes)
+        return max(_LEAST_EACH_LIST * self.lists, self._least_of_codes, self._least_of_rotation)
 
     def _smaller(self, references: int) -> str:
         """Return what could be trained on so few references in place of this index."""
         lists = references // _LEAST_EACH_LIST
         if self.lists > lists:
             return f"at most {lists} lists, or " if lists and self._least_of_codes <= references else ""
+        if self._least_of_rotation > references:
+            return "the rotation RR…, or "
         return "RaBitQ or PQ…x4, or " if self.bits == 8 else "RaBitQ, or "
+
+    @property
+    def _least_of_rotation(self) -> int:
+        """As many as it has components: fewer have no so many."""
+        return (self.size or 0) if self.rotation == "PCAR" else 0
 
     @property
     def _least_of_codes(self) -> int:

@@ -47,7 +47,7 @@ def test_worker_processes_find_what_one_process_finds(tmp_path: Path) -> None:
 
 def test_a_run_takes_the_model_and_codes_that_another_has_left(tmp_path: Path) -> None:
     corpus = write_embeddings(tmp_path / "embeddings", unit(2000, 32, 0), 4, "r")
-    with pytest.raises(SearchError, match=r"100\.0% are asked for"):
+    with pytest.raises(SearchError, match=r"--index-recall asks for 1:"):
         index.run(wanted(corpus, 1.0))  # it has trained and encoded by then
     left = {path.name for path in (tmp_path / "_staging").rglob("*-*.parquet")}
     assert len(left) == 5 and not (tmp_path / "index" / "_SUCCESS").exists()

@@ -9,9 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import id2
-from id2core.errors import OptionError, SearchError
+from id2.indexing import Indexer
+from id2core.errors import OptionError, RecallError, SearchError
 from id2core.runs import checkup
+from id2core.runs.execution import Execution
+from id2core.settings import Settings
 from id2core.store.datasets import Dataset
+from tests.descriptor_sets import unit, write_embeddings
 from tests.drawing import draw_photos
 
 STRING = "RR128,IVF2,RaBitQ"
@@ -68,6 +72,19 @@ def test_a_takedown_removes_the_codes_of_a_picture(pictures: Path, tmp_path: Pat
     assert not before & {path.name for path in out.rglob("codes-*")} and len(after.files) == 1
     report = id2.index(out=str(out), index=STRING)
     assert (report.rows, report.encoded) == (89, 89)
+
+
+def test_a_model_that_finds_too_few_by_now_is_trained_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = write_embeddings(tmp_path / "embeddings", unit(30_000, 32, 0), 3, "r")
+    settings = Settings(index="IVF16,PQ2x4", index_recall=0.1)
+    first = Indexer(settings, Execution.begin(), []).make(corpus)
+    more = settings.model_copy(update={"index_recall": 1.0})
+    with caplog.at_level("WARNING", "id2"), pytest.raises(RecallError):
+        Indexer(more, Execution.begin(), []).make(corpus)
+    assert "A new model is trained" in caplog.text
+    assert Indexer(settings, Execution.begin(), []).find(corpus).index.files == first.index.files
 
 
 def test_references_of_another_out_need_an_index_that_is_current(pictures: Path, tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from beam_jobs import index
-from id2core.errors import DatasetError, SearchError
+from id2core.errors import DatasetError, RecallError, SearchError, StoreUnavailableError
 from id2core.runs import codes
+from id2core.runs.codes import IndexFacts
 from id2core.runs.execution import Execution
 from id2core.search import coded, compressed, index_building, index_strings, indexes, shards
 from id2core.search.coded import CodedReferences
-from id2core.store.datasets import Dataset
+from id2core.store import datasets
+from id2core.store.datasets import Dataset, FileRecord
 from tests.descriptor_sets import unit, write_embeddings
 
 STRING = "RR32,IVF8,RaBitQ"
@@ -94,11 +96,12 @@ def test_what_cannot_be_built_is_refused_before_anything_is_read() -> None:
         ("IVF1,PQ8np", 1000, "trained on 9,984 references or more.*take RaBitQ or PQ…x4, or flat"),
         ("IVF1024,PQ8x4", 1000, "take at most 25 lists, or flat"),
         ("IVF1,PQ8x4", 600, "take RaBitQ, or flat"),
+        ("PCAR64,IVF1,RaBitQ", 50, "trained on 64 references or more.*take the rotation RR…, or flat"),
     ],
 )
 def test_advice_against_too_few_references_would_help(string: str, references: int, advice: str) -> None:
     with pytest.raises(SearchError, match=f"there are {references:,}: .*{advice}|{advice}"):
-        index_strings.parse(string).check(32, references, MEMORY)
+        index_strings.parse(string).check(64, references, MEMORY)
 
 
 def test_a_search_by_codes_finds_most_of_the_best_with_exact_scores(tmp_path: Path) -> None:
@@ -193,3 +196,71 @@ def test_an_index_that_finds_too_few_is_not_committed(tmp_path: Path) -> None:
     assert Dataset.find_own(str(tmp_path / "index")) is None
     sample = index_building.sample(references, 1000)
     assert 900 <= len(sample) <= 1100 and len(np.unique(sample, axis=0)) == len(sample)
+
+
+def change(corpus: Dataset, files: tuple[FileRecord, ...]) -> Dataset:
+    """Commit that a corpus has these files."""
+    changed = datasets.replace_commit(corpus.uri, replace(corpus.commit, files=files), corpus)
+    assert changed
+    return changed
+
+
+def test_a_takedown_while_an_index_is_built_costs_it_the_codes_of_what_went_alone(tmp_path: Path) -> None:
+    grown = write_embeddings(tmp_path / "embeddings", unit(2400, 32, 0), 6, "r")
+    coding = codes.plan(grown, STRING, Execution.begin())
+    record = index_building.train(coding, MEMORY)
+    model = compressed.load(index_strings.parse(STRING), codes.read_model(coding.uri, record))
+    made = {file.name: index_building.encode(coding, file, record, model) for file in grown.files}
+    codes.forget(grown, Execution.begin())  # a takedown of another picture
+    fewer = change(grown, grown.files[1:])
+    codes.forget(fewer, Execution.begin())
+    assert len(list(tmp_path.rglob("codes-*"))) == 5
+    with pytest.raises(StoreUnavailableError, match="references were removed"):
+        index_building.commit(coding, record, made, 0.5, MEMORY)
+    # The same between this check and the commit: the commit loses what went.
+    files = codes.files_of(coding, record, made)
+    committed = codes.commit(coding, record, files, IndexFacts(probes=8, depth=100))
+    assert made[grown.files[0].name] not in committed.files and len(committed.files) == 6
+    found = CodedReferences(fewer, committed)
+    found.check()
+    assert len(coded.load(found, fewer.files).search(unit(3, 32, 1), 5)) == 15
+
+
+def test_codes_that_were_never_committed_go_with_their_pictures(tmp_path: Path) -> None:
+    corpus = write_embeddings(tmp_path / "embeddings", unit(2000, 32, 0), 5, "r")
+    with pytest.raises(RecallError):
+        make(corpus, "IVF8,PQ2x4", 1.0)
+    assert len(list(tmp_path.rglob("codes-*"))) == len(list((tmp_path / "_staging" / "parts").glob("*"))) - 1
+    codes.forget(change(corpus, corpus.files[2:]), Execution.begin())
+    assert len(list(tmp_path.rglob("codes-*"))) == 3
+    assert len(list((tmp_path / "_staging" / "parts").glob("*"))) == 4
+
+
+def test_the_recall_is_measured_again_when_references_were_replaced(tmp_path: Path) -> None:
+    first = coded_references(tmp_path)
+    grown = write_embeddings(tmp_path / "embeddings", unit(2400, 32, 0), 6, "r")
+    more = make(grown).facts
+    assert (more.recall_10, more.encoded_since) == (first.facts.recall_10, 400)
+    others = write_embeddings(tmp_path / "embeddings", unit(2400, 32, 7), 6, "o")
+    anew = make(others).facts
+    assert (anew.encoded_since, anew.corpus_rows) == (0, 2400) and anew.recall_10 != more.recall_10
+
+
+def test_a_damaged_index_is_mended_by_training_it_anew(tmp_path: Path) -> None:
+    found = coded_references(tmp_path)
+    for name in ("codes-", "model-"):
+        path = next(Path(found.index.uri).glob(f"{name}*"))
+        path.write_bytes(b"?" + path.read_bytes()[1:])
+    with pytest.raises(DatasetError, match="run id2 index --anew"):
+        coded.load(found, found.references.files)
+    coding = codes.plan(found.references, STRING, Execution.begin(), anew=True)
+    index.run(index.Wanted(coding, 0.5, MEMORY))
+    mended = CodedReferences(found.references, Dataset.open(coding.uri))
+    assert not {file.name for file in mended.index.files} & {file.name for file in found.index.files}
+    assert len(coded.load(mended, found.references.files).search(unit(3, 32, 1), 5)) == 15
+
+
+def test_whichever_copy_of_a_picture_is_found_is_no_miss(tmp_path: Path) -> None:
+    copies = np.repeat(unit(100, 32, 0), 20, axis=0)
+    found = make(write_embeddings(tmp_path / "embeddings", copies, 5, "r"), "IVF4,PQ8x4", 0.95)
+    assert found.facts.recall_1 is not None and found.facts.recall_1 >= 0.95
