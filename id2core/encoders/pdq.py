@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse  # type: ignore[import-untyped]
 
 from id2core.encoders.base import Encoder
 from id2core.encoders.hub import PDQ
@@ -70,8 +71,11 @@ def quality(pixels: NDArray[np.uint8]) -> int:
     The sum of the differences between neighbors of the 64×64 picked pixels, each in whole percent, over 90.
     """
     height, width = pixels.shape[:2]
-    gray = pixels.astype(np.float32) @ np.array(_LUMINANCE, np.float32)
-    picked = _picked(height) @ gray @ _picked(width).T
+    # A row that is picked is of few rows. A product of whole matrices would take the cores from each other,
+    # because many threads that read come here at once.
+    rows = _sparse(height) @ pixels.reshape(height, -1)
+    gray = rows.reshape(_GRID, width, 3) @ np.array(_LUMINANCE)
+    picked = _sparse(width) @ gray.T
     steps = sum(np.trunc(np.abs(np.diff(picked, axis=axis)) * (100 / 255)).sum() for axis in (0, 1))
     return min(int(steps / 90), 100)
 
@@ -107,6 +111,11 @@ def _map_of_colors(width: int) -> NDArray[np.float32]:
     """`_map`, transposed, of rows of interleaved RGB, with the luminance: float32[3·width,16]."""
     across = _map(width).astype(np.float64).T
     return np.ascontiguousarray(np.kron(across, np.array(_LUMINANCE)[:, None]), np.float32)
+
+
+@functools.cache
+def _sparse(length: int) -> sparse.csr_array:
+    return sparse.csr_array(_picked(length))
 
 
 def _box(length: int) -> NDArray[np.float64]:
