@@ -368,7 +368,7 @@ class ReprojectRequest(BeamRequest):
 class IndexRequest(BeamRequest):
     """Build a compressed index of the references below an --out, and measure what it finds.
 
-    A worker then holds some 160 bytes of a reference in place of 2,200, and a search misses a few of the best
+    A worker then holds some 150 bytes of a reference in place of 2,200, and a search misses a few of the best
     references. The best by codes are scored exactly. Re-run to bring the index up to date. A scan or a night
     with this --index does so for the references in its own --out. For references that it takes as dataset:,
     run this command with the --out that they are in.
