@@ -91,7 +91,7 @@ def running(arguments: Sequence[str] = ()) -> Iterator[beam.Pipeline]:
     """
     steps = pipeline(arguments)
     try:
-        with _known_errors_to_debug(), steps if runs_here(arguments) else engines.waited(steps, arguments):
+        with _known_errors_hidden(), steps if runs_here(arguments) else engines.waited(steps, arguments):
             yield steps
     except ID2Error as error:
         error.args = (_STEP.sub("", str(error)),)
@@ -116,7 +116,7 @@ _KNOWN_ERRORS = _KnownErrors()
 
 
 @contextmanager
-def _known_errors_to_debug() -> Iterator[None]:
+def _known_errors_hidden() -> Iterator[None]:
     log = logging.getLogger(beam.runners.common.__name__)
     log.addFilter(_KNOWN_ERRORS)
     try:

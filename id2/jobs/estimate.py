@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from id2.requests import EstimateRequest
 from id2core import defaults
 from id2core.errors import OptionError
@@ -24,20 +22,21 @@ def run(request: EstimateRequest) -> EstimateReport:
     """
     file = RateFile.load(request.rates)
     settings = request.settings()
-    sizes = SIZES.get(settings.encoder, (LATENT_SIZE, DESCRIPTOR_SIZE))
+    latent, descriptor = SIZES.get(settings.encoder, (LATENT_SIZE, DESCRIPTOR_SIZE))
+    descriptor = request.dimension or descriptor
     load = Workload(
         references=int(request.references),
         queries=int(request.queries),
         new_references=int(request.new_references),
         nights=request.nights,
         encoder=settings.encoder,
-        latent_size=request.latent or sizes[0],
-        descriptor_size=request.dimension or sizes[1],
+        latent_size=request.latent or latent,
+        descriptor_size=descriptor,
         megapixels=request.megapixels,
         top_k=settings.top_k,
         steps=int(request.steps),
+        index=_index(request, settings, descriptor),
     )
-    load = replace(load, index=_index(request, settings, load.descriptor_size))
     return report.estimate(
         load,
         _workers(request, file),
