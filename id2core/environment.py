@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -97,7 +98,7 @@ def devices() -> Devices:
 
     name, flags = _cpu()
     gpus = _gpus()
-    usable = bool(gpus) and _torch_has_cuda()
+    usable = sees_gpu()
     if usable:
         dtype = "bfloat16" if gpus[0].capability >= 8.0 else "float16"
     else:
@@ -157,6 +158,11 @@ def _gpus() -> list[_Gpu]:
     return chosen
 
 
+def sees_gpu() -> bool:
+    """Return whether torch would see a GPU; imports no torch."""
+    return bool(_gpus()) and _torch_has_cuda()
+
+
 def _torch_has_cuda() -> bool:
     """Return whether the installed torch is a build for CUDA, from its version file."""
     spec = importlib.util.find_spec("torch")
@@ -167,6 +173,12 @@ def _torch_has_cuda() -> bool:
     except OSError:
         return False
     return re.search(r"^cuda\b[^=]*=\s*['\"]", text, re.MULTILINE) is not None
+
+
+def has_compiler() -> bool:
+    """Return whether torch can compile a network for a GPU: Triton calls a C compiler."""
+    compilers = [os.environ.get("CC", ""), "gcc", "clang"]
+    return bool(importlib.util.find_spec("triton")) and any(map(shutil.which, filter(None, compilers)))
 
 
 def best_device() -> str:

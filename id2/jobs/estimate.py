@@ -9,7 +9,7 @@ from id2core.estimates import report
 from id2core.estimates.rates import DESCRIPTOR_SIZE, LATENT_SIZE, SIZES, RateFile
 from id2core.estimates.report import EstimateReport
 from id2core.estimates.workload import CodeSearch, Prices, Workers, Workload
-from id2core.search import index_strings, indexes
+from id2core.search import cuts, index_strings, indexes
 from id2core.settings import Settings
 
 
@@ -64,10 +64,11 @@ def _workers(request: EstimateRequest, file: RateFile) -> Workers:
     settings = request.settings()
     shard_bytes = settings.shard_bytes
     held = card.machine.gpu_bytes if card and indexes.is_built_at_once(settings.index) else None
-    if held and shard_bytes > held:
+    needed = cuts.gpu_bytes(shard_bytes)
+    if held and needed > held:
         raise OptionError(
-            f"a shard of {shard_bytes >> 20:,} MiB does not fit into the memory of {request.card}, "
-            f"{int(held) >> 20:,} MiB: give a smaller --shard-memory"
+            f"a shard of {shard_bytes >> 20:,} MiB needs {needed >> 20:,} MiB of a GPU, and "
+            f"{request.card} has {int(held) >> 20:,} MiB: give a smaller --shard-memory"
         )
     return Workers(
         count=int(request.workers or 1),

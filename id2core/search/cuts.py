@@ -16,11 +16,18 @@ CODED_QUERIES_AT_ONCE: Final = 16_384
 TASKS_PER_WORKER: Final = 4
 # Bytes of a reference in a shard beside its descriptor: ids, and room for what finds them.
 _TEXT_BYTES: Final = 256
+# Bytes of a GPU for scores and candidates, see `gpu_index`.
+_GPU_SCRATCH: Final = 6 << 30
 
 
 def row_bytes(descriptor_size: int) -> int:
     """Return the bytes that a reference takes in a shard, in the memory of a worker."""
     return 4 * descriptor_size + _TEXT_BYTES
+
+
+def gpu_bytes(shard_bytes: int) -> int:
+    """Return the bytes that a shard takes of a GPU: descriptors as they are and rounded, and scores."""
+    return shard_bytes * 3 // 2 + _GPU_SCRATCH
 
 
 def spread(workers: int) -> int:

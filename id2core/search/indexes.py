@@ -8,7 +8,7 @@ like `flat` and a row there. Or it is the string of a compressed index, whose co
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,15 @@ class Index(Protocol):
 
         A row is below 0 where the index found fewer than k.
         """
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An index that makes exact scores where its descriptors are."""
+
+    def pairs(self, queries: NDArray[np.float32], rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Return the scores of each query with some rows, as `scoring.pairs` does: to the last bit."""
         ...
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Steps of a component from 0 to 1.
-_STEPS: Final = 2.0**26
+STEPS: Final = 2.0**26
 # Squared length of a descriptor, with room for one that was stored in float16.
 LONGEST: Final = 1.01
 # Queries whose candidates are widened to float64 at once: they stay in the cache.
@@ -26,9 +26,9 @@ _PAIR_ROWS = 128
 
 def _on_grid(descriptors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return descriptors, rounded to multiples of 2⁻²⁶."""
-    wide = np.multiply(descriptors, _STEPS, dtype=np.float64)
+    wide = np.multiply(descriptors, STEPS, dtype=np.float64)
     np.rint(wide, out=wide)
-    wide /= _STEPS
+    wide /= STEPS
     return wide
 
 
@@ -85,4 +85,4 @@ def tolerance(size: int) -> float:
     """
     # As many roundings of the sum, one of the result, and room. To the grid, each row moves by half a step in
     # each component.
-    return float(((size + 4) * 2.0**-24 + np.sqrt(size) / _STEPS) * LONGEST)
+    return float(((size + 4) * 2.0**-24 + np.sqrt(size) / STEPS) * LONGEST)

@@ -112,8 +112,14 @@ class Shard:
         k = min(k, self.ids.num_rows)
         if not k or not len(queries):
             return CANDIDATES.empty_table()
+        index = self.index
         scores, rows = best_references(
-            lambda depth: self.index.search(queries, depth), queries, self.descriptors, self._places, k
+            lambda depth: index.search(queries, depth),
+            queries,
+            self.descriptors,
+            self._places,
+            k,
+            partial(index.pairs, queries) if isinstance(index, indexes.Scorer) else None,
         )
         known = rows.reshape(-1) >= 0  # an approximate index may find fewer than k
         hits = self.ids.take(pa.array(rows.reshape(-1)[known])).combine_chunks()

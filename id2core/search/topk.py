@@ -82,6 +82,7 @@ def best_references(
     references: NDArray[np.float32],
     places: Places,
     k: int,
+    score: Callable[[NDArray[np.int64]], NDArray[np.float32]] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the k best references of each query, by exact scores, ties by place.
 
@@ -96,13 +97,14 @@ def best_references(
         queries, references: float32[Q,m] and float32[N,m], rows of length 1.
         places: decides between rows of equal scores.
         k: references kept, at most N.
+        score: rows int64[Q,K] → their exact scores float32[Q,K]; by default, `scoring.pairs` makes them.
 
     Returns:
         Scores float32[Q,k] and rows int64[Q,k], below 0 where an approximate index found fewer.
     """
     depth = min(k + MARGIN, len(references))
     found, rows = search(depth)
-    scores = scoring.pairs(queries, references, rows)
+    scores = score(rows) if score else scoring.pairs(queries, references, rows)
     order = _in_order(scores, rows, places)[:, :k]
     best, best_rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
     if depth < len(references):

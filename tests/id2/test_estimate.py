@@ -109,7 +109,7 @@ def test_the_bundled_rates_give_an_estimate_for_each_stage() -> None:
         ({"gpu": "h100", "gpu_hour_price": 2}, "give both"),
         ({"gpu": "H100; rm"}, "gpu is"),
         ({"rates": "nowhere.json"}, "no such file"),
-        ({"gpu": "h100", "shard_memory": 200_000}, "smaller --shard-memory"),
+        ({"gpu": "h100", "shard_memory": 60_000}, "smaller --shard-memory"),
         ({"probes": 8}, "give --index, too"),
     ],
 )
