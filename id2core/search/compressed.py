@@ -1,11 +1,13 @@
 """Compressed indexes by FAISS: train a model, encode descriptors, and search codes.
 
 A model is a trained FAISS index without rows. Codes are FAISS's own, so a row is encoded once, and any worker
-can put any rows into an index. Codes of 4 bits and of single bits are searched by FAISS's fast scan.
+can put any rows into an index. Codes of 4 bits and of single bits are searched by FAISS's fast scan, on CPUs.
+Codes of 8 bits are searched on a GPU where FAISS sees one.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +19,9 @@ from id2core.errors import DatasetError
 from id2core.search.flat import load_faiss
 from id2core.search.index_strings import Compressed
 
+# Groups of numbers that FAISS has kernels for, on a GPU.
+_GPU_GROUPS: Final = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
+_GPU_DEPTH: Final = 2048
 # Rows of a block of fast scan.
 _SCAN_ROWS = 32
 # What mends a damaged index.
@@ -61,7 +66,11 @@ class Model:
                 raise DatasetError(f"codes of another index than {self.form.text}: build the index again")
             inner.add_sa_codes(np.ascontiguousarray(some), np.arange(rows, rows + len(some)))
             rows += len(some)
-        return CodeIndex(_fast(inner), rotation, (whole, inner))
+        held = (whole, inner)
+        if (there := _on_gpu(inner)) is not None:
+            resources, copy = there
+            return CodeIndex(copy, rotation, (*held, resources), _GPU_DEPTH)
+        return CodeIndex(_fast(inner), rotation, held)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class CodeIndex:
     _rotation: list[Any]
     # What the two are parts of: Python frees a part with its owner.
     _owners: tuple[Any, ...]
+    # FAISS searches no deeper, and no more lists, on a GPU.
+    _most: int = sys.maxsize
 
     def search(
         self, queries: NDArray[np.float32], depth: int, probes: int
@@ -84,11 +95,14 @@ class CodeIndex:
             queries: float32[Q,m], rows of length 1.
             depth: how many rows.
             probes: how many lists are searched for each query.
+
+        On a GPU, FAISS takes both only up to 2,048, so fewer columns may come back.
         """
         rotated = np.ascontiguousarray(queries, np.float32)
         for step in self._rotation:
             rotated = step.apply(rotated)
-        probes = self._inner.nprobe = min(probes, self._inner.nlist)
+        probes = self._inner.nprobe = min(probes, self._inner.nlist, self._most)
+        depth = min(depth, self._most)
         scores = np.empty((len(queries), depth), np.float32)
         rows = np.empty((len(queries), depth), np.int64)
         at_once = max(1, _TABLES // (4 * self._inner.d * probes))
@@ -154,6 +168,18 @@ def _parts(whole: Any) -> tuple[list[Any], Any]:
         return [], index
     steps = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
     return steps, faiss.downcast_index(index.index)
+
+
+def _on_gpu(inner: Any) -> tuple[Any, Any] | None:
+    """Return a copy of an index on a GPU behind what holds it there; None where there is none for it."""
+    faiss = load_faiss()
+    is_known = isinstance(inner, faiss.IndexIVFPQ) and inner.pq.nbits == 8 and inner.pq.M in _GPU_GROUPS
+    if not is_known or not getattr(faiss, "get_num_gpus", int)():
+        return None
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = True  # tables of inner products; what they round is scored exactly in the end
+    resources = faiss.StandardGpuResources()
+    return resources, faiss.index_cpu_to_gpu(resources, 0, inner, options)
 
 
 def _fast(inner: Any) -> Any:
