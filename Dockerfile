@@ -39,6 +39,8 @@ RUN sed -n -e '/^torch==/p' -e 's/^faiss-cpu==/faiss-gpu==/p' requirements.lock 
     && pip install --extra-index-url "$TORCH_INDEX" --constraint requirements.lock --requirement gpu.txt \
     && rm gpu.txt \
     && python -c "import faiss, torch; assert (torch.version.cuda or '').startswith('12.'), torch.__version__"
+# `ID2_COMPILE`: Triton compiles what launches its kernels.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 # CUDA's base images set these, a plain Python image does not: where the host's driver is mounted on Dataflow,
 # and what NVIDIA's container runtime asks for elsewhere.
 ENV PATH=/usr/local/nvidia/bin:$PATH \

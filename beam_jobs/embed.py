@@ -71,7 +71,7 @@ class EmbedMaker:
 
 def planned(job: EmbedJob, plan: Plan) -> parts.Job:
     """Return the planned run with its worker."""
-    return parts.Job(STAGE, plan, EmbedMaker(job), EncoderError)
+    return parts.Job(STAGE, plan, EmbedMaker(job.settled(plan.listed)), EncoderError)
 
 
 def run(job: EmbedJob, execution: Execution, beam_arguments: Sequence[str] = ()) -> EmbedResult:

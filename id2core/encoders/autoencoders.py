@@ -47,7 +47,7 @@ def encoder_of_autoencoder(
     size = batch_size or (cores.batch_size() if spread else None)
     again = functools.partial(encoder_of_autoencoder, place, device, torch.float32, batch_size)
     call = cores.on_cores(network) if spread else network
-    return Encoder(place.name, digest, call, device, dtype, Preprocess(), size, layout, again)
+    return Encoder(place.name, digest, call, device, dtype, Preprocess(), size, layout, again, compiles=True)
 
 
 def load_autoencoder(source: str, subfolder: str | None = None, revision: str | None = None) -> Any:

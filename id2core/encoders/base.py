@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 
 from id2core.encoders import information
 from id2core.encoders.preprocess import Preprocess
+from id2core.environment import has_compiler
 from id2core.errors import EncoderError
+
+_log = logging.getLogger("id2")
 
 
 class Encoder:
@@ -39,6 +43,7 @@ class Encoder:
         batch_size: int | None = None,
         memory_format: torch.memory_format = torch.channels_last,
         in_float32: Callable[[], Encoder] | None = None,
+        compiles: bool = False,
     ) -> None:
         """Put an encoder around a network.
 
@@ -50,6 +55,7 @@ class Encoder:
             batch_size: pictures in one call; by default 64 on a GPU, 16 on a CPU.
             memory_format: of the input.
             in_float32: makes the same encoder in float32, for pictures that overflow `dtype`.
+            compiles: the network is one that a GPU runs faster when it is compiled.
         """
         self.encoder_id = f"{name}-{weights_hash[:12]}"
         self.preprocess = preprocess
@@ -59,6 +65,7 @@ class Encoder:
         self._memory_format = memory_format
         self._lock = threading.Lock()
         self._in_float32 = in_float32
+        self._compiles = compiles
         self._mean = torch.tensor(preprocess.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(preprocess.std, device=device).view(1, 3, 1, 1) * 255
 
@@ -117,6 +124,22 @@ class Encoder:
     def _twin(self) -> Encoder | None:
         """This encoder in float32; None where it runs in float32, or no other can be made."""
         return self._in_float32() if self._in_float32 and self.dtype != torch.float32 else None
+
+    def compile(self, options: Mapping[str, bool]) -> None:
+        """Compile the network, when it is first called, if it runs on a GPU and gains from it.
+
+        Bits of latents then depend on torch's version, on the GPU and, with an option that tunes by time, on
+        what was fastest.
+
+        Args:
+            options: of torch's compiler.
+        """
+        if self.device.type != "cuda" or not self._compiles:
+            return
+        if not has_compiler():
+            _log.warning("%s is not compiled: Triton or a C compiler (gcc) is missing", self.encoder_id)
+            return
+        self._network = torch.compile(self._network, dynamic=False, options={**options} or None)
 
     def information(self, pixels: NDArray[np.uint8]) -> float:
         """Return how much a picture uint8[size,size,3] shows, from 0 to 1; see `information`."""

@@ -61,6 +61,8 @@ def _is_of_transformers(spec: str) -> bool:
     return "model_type" in config and "_class_name" not in config
 
 
+# Ways to compile an encoder → options of torch's compiler.
+COMPILED: Final[dict[str, dict[str, bool]]] = {"on": {}, "tuned": {"coordinate_descent_tuning": True}}
 # The first that takes a spec loads it. A new kind is a module and a row here, above the last, which takes
 # everything.
 KINDS: Final[list[Kind]] = [
@@ -82,7 +84,11 @@ def kind_of(spec: str) -> Kind:
 
 
 def load_encoder(
-    spec: str = MINI, device: str = "auto", dtype: str = "auto", batch_size: int | None = None
+    spec: str = MINI,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int | None = None,
+    compile: str = "off",
 ) -> Encoder:
     """Load an encoder by short name, local directory, TorchScript file or hub id.
 
@@ -91,11 +97,14 @@ def load_encoder(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         dtype: `auto` (see `best_dtype`), `float32`, `bfloat16` or `float16`.
         batch_size: pictures in one call of the network; by default 64 on a GPU, 16 on a CPU.
+        compile: `off`, `on` or `tuned`, see `Encoder.compile`.
 
     Raises:
         EncoderError: nothing of that name can be loaded, or it gives no finite latents.
     """
     encoder = kind_of(spec).load(spec, device, dtype, batch_size)
+    if compile in COMPILED:
+        encoder.compile(COMPILED[compile])
     if records.find(spec) is None:
         records.write(spec, record_of(encoder))
     return encoder

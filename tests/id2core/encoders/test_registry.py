@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -12,6 +13,7 @@ from PIL import Image
 
 from id2core.encoders import images
 from id2core.encoders.autoencoders import _mode
+from id2core.encoders.embed_job import COMPILED_FROM, EmbedJob
 from id2core.encoders.preprocess import Preprocess
 from id2core.encoders.registry import identify, load_encoder
 from id2core.environment import best_memory_format
@@ -259,3 +261,20 @@ def test_pictures_that_overflow_float16_are_encoded_in_float32(
     whole = load_encoder(folder, "cpu", "float32", batch_size=2)
     assert np.isfinite(whole.encode(noise(2))).all()
     assert np.array_equal(half.encode(noise(2)), whole.encode(noise(2)))
+
+
+def test_a_run_compiles_from_some_pictures_on_whatever_is_left_of_it() -> None:
+    job = EmbedJob("photos", "out")
+    assert job.settled(COMPILED_FROM - 1).compile == "off"
+    assert job.settled(COMPILED_FROM).compile == "on"
+    for how in ("off", "on", "tuned"):
+        asked = replace(job, compile=how)
+        assert asked.settled(1) == asked.settled(10 * COMPILED_FROM) == asked
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles")
+@pytest.mark.parametrize("how", ["on", "tuned"])
+def test_on_a_cpu_nothing_is_compiled(how: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    plain, asked = (load_encoder("mini", "cpu", "float32", 2, way) for way in ("off", how))
+    assert np.array_equal(plain.encode(pixels), asked.encode(pixels))
