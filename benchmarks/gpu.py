@@ -59,7 +59,7 @@ class Sizes:
         photos: files of the decoding and embedding streams; `large_photos` of 12 megapixels.
         references, size: rows and columns of the searched corpus; `queries` per call.
         checked: queries whose neighbors are compared with the CPU's.
-        lists, sub_vectors, trained: of the IVF-PQ index.
+        lists, sub_vectors, trained: of the IVF-PQ index; `coded` rows are in the project's.
         classes, latent, columns, steps: of the training of W.
         negatives: centers of partial CosFace.
         closed_form: latents of the closed form.
@@ -82,6 +82,7 @@ class Sizes:
     lists: int = 4096
     sub_vectors: int = 64
     trained: int = 200_000
+    coded: int = 1_000_000
     classes: int = 111_111  # of which a tenth is held out
     latent: int = 4096
     columns: int = 512
@@ -398,15 +399,6 @@ def encoder_rates(run: Run, folder: str, what: str, cases: list[tuple[torch.dtyp
             )
 
 
-def compiled_encoder(folder: str, device: torch.device, dtype: str, batch: int) -> Any:
-    """What `load_encoder` gives, with its network compiled; the project itself compiles nothing."""
-    from id2core.encoders.registry import load_encoder
-
-    encoder = load_encoder(folder, str(device), dtype, batch)
-    encoder._network = torch.compile(encoder._network, dynamic=False)
-    return encoder
-
-
 def add_agreement(run: Run, what: str, encoder: Any, pixels: Any, exact: Any) -> None:
     """How an encoder's latents agree with exact ones, and with its own of other calls."""
     from benchmarks.encoder import least_cosine
@@ -434,7 +426,7 @@ def encoder_agreement(run: Run, folder: str, what: str, count: int) -> None:
     if run.on_gpu:
         with run.guarded(f"{what}: compiled"):
             dtype = name_of(run.halves[0])
-            ours = compiled_encoder(folder, run.device, dtype, count)
+            ours = load_encoder(folder, str(run.device), dtype, count, "on")
             add_agreement(run, f"{what}, {dtype}, compiled", ours, pixels, exact)
 
 
@@ -477,12 +469,17 @@ def stream_rates(run: Run, folder: str, what: str) -> None:
         )
 
 
-def compiled_rate(run: Run, folder: str, what: str) -> None:
-    """`Encoder.encode` with a compiled network."""
+def compiled_rate(run: Run, folder: str, what: str, how: str) -> None:
+    """`Encoder.encode` with a compiled network, and how long it takes to compile."""
+    from id2core.encoders.registry import load_encoder
+
     dtype, batch = name_of(run.halves[0]), run.sizes.batch
     pixels = np.random.default_rng(0).integers(0, 256, (4 * batch, 256, 256, 3), np.uint8)
-    ours = compiled_encoder(folder, run.device, dtype, batch)
-    title = f"{what}, Encoder.encode, {dtype}, batch {batch}, compiled"
+    title = f"{what}, Encoder.encode, {dtype}, batch {batch}, compiled: {how}"
+    start = time.perf_counter()
+    ours = load_encoder(folder, str(run.device), dtype, batch, how)
+    ours.encode(pixels[:batch])
+    run.add(f"{title}: loaded and first called", time.perf_counter() - start, "s")
     run.compare(title, len(pixels), "images/s", lambda: ours.encode(pixels))
 
 
@@ -496,8 +493,9 @@ def encoder(run: Run) -> None:
         cases += [(dtype, sizes.batch) for dtype in (*run.halves[1:], torch.float32)]
         encoder_rates(run, sd2, "SD2's VAE", cases)
         if run.on_gpu:
-            with run.guarded("compiled"):
-                compiled_rate(run, sd2, "SD2's VAE")
+            for how in ("on", "tuned"):
+                with run.guarded(f"compiled: {how}"):
+                    compiled_rate(run, sd2, "SD2's VAE", how)
         with run.guarded("stream"):
             stream_rates(run, sd2, "SD2's VAE")
         with run.guarded("agreement"):
@@ -576,26 +574,54 @@ def reference_names(rows: int) -> Any:
     return pa.concat_tables(names(start) for start in range(0, rows, 1 << 20)).combine_chunks()
 
 
+def product_rate(run: Run) -> float:
+    """Operations per second of a large matrix product in bfloat16."""
+    side = 8192 if run.on_gpu else 256
+    a, b = (torch.randn(side, side, device=run.device).bfloat16() for _ in range(2))
+    return median(run.rates(2 * side**3, {"product": lambda: a @ b})["product"])
+
+
+def faiss_flat(corpus: Corpus) -> Any:
+    """FAISS's flat index of float32, on the GPU where FAISS sees one."""
+    import faiss
+
+    flat = faiss.IndexFlatIP(corpus.references.shape[1])
+    if getattr(faiss, "get_num_gpus", int)():
+        flat = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), corpus.references.shape[1])
+    for block in range(0, len(corpus.references), 1 << 20):
+        flat.add(corpus.references[block : block + (1 << 20)])
+    return flat
+
+
 def shard_rates(run: Run, corpus: Corpus) -> None:
-    """The project's exact shard against the FAISS index inside it."""
+    """The project's exact shard against FAISS's flat index, and against the card's matrix product."""
     from id2core.search import shards
 
     names = reference_names(len(corpus.references))
     start = time.perf_counter()
     shard = shards.build(corpus.references, names)
-    run.add("shard of float32, built from memory", time.perf_counter() - start, "s")
+    run.add("shard built from memory", time.perf_counter() - start, "s")
     matches = shard.search(corpus.queries[: run.sizes.checked], TOP_K)
     rows = np.array([int(i) for i in matches["reference_id"].to_pylist()]).reshape(-1, TOP_K)
     corpus.check(run, "shard", matches["score"].to_numpy().reshape(-1, TOP_K), rows)
+    flat, peak = faiss_flat(corpus), product_rate(run)
     for count in run.sizes.queries:
         queries = corpus.queries[:count]
         run.compare(
-            f"shard, float32, {count} queries at once ÷ FAISS",
+            f"shard, {count} queries at once ÷ FAISS flat, float32",
             count,
             "queries/s",
             lambda queries=queries: shard.search(queries, TOP_K),
-            lambda queries=queries: shard.index.search(queries, TOP_K),
+            lambda queries=queries: flat.search(queries, TOP_K),
         )
+    operations = 2 * corpus.references.size
+    for what, work in (
+        ("shard", lambda: shard.search(corpus.queries, TOP_K)),
+        ("its index alone", lambda: shard.index.search(corpus.queries, TOP_K)),
+    ):
+        rate = median(run.rates(len(corpus.queries), {what: work})[what])
+        share = rate * operations / peak
+        run.add(f"{what}, {len(corpus.queries)} queries at once, of the bf16 product's rate", share, "")
 
 
 def half_rates(run: Run, corpus: Corpus) -> None:
@@ -640,6 +666,31 @@ def torch_rates(run: Run, corpus: Corpus) -> None:
         run.compare(f"torch matmul + topk, float16, {count} queries at once", count, "queries/s", work)
 
 
+def code_rates(run: Run, corpus: Corpus) -> None:
+    """The project's compressed index, whose codes a GPU searches where FAISS sees one."""
+    from id2core.search import compressed, index_strings
+
+    sizes = run.sizes
+    form = index_strings.parse(f"IVF{sizes.lists},PQ{sizes.sub_vectors}np")
+    model = compressed.train(form, corpus.references[: sizes.trained])
+    some = corpus.references[: min(len(corpus.references), sizes.coded)]
+    blocks = [some[start : start + (1 << 17)] for start in range(0, len(some), 1 << 17)]
+    start = time.perf_counter()
+    codes = [model.encode(block) for block in blocks]
+    run.add(f"{form.text}, {len(some):,} encoded", time.perf_counter() - start, "s")
+    start = time.perf_counter()
+    index = model.over(codes)
+    run.add(f"{form.text}, {len(some):,} codes loaded", time.perf_counter() - start, "s")
+    queries = corpus.queries[: max(sizes.queries)]
+    for depth in (TOP_K, 200):
+        work = lambda depth=depth: index.search(queries, depth, 16)  # noqa: E731
+        title = f"{form.text}, {len(some):,} codes, 16 probes, {depth} found, {len(queries)} queries at once"
+        run.compare(title, len(queries), "queries/s", work)
+    near = corpus.own < len(some)
+    hits = (work()[1] == corpus.own[:, None]).any(axis=1)
+    run.add(f"{title}: near reference found", 100 * float(hits[near].mean()), "%")
+
+
 def ivfpq_rates(run: Run, corpus: Corpus) -> None:
     """FAISS's IVF-PQ on the GPU: speed, memory, and how often the near reference comes first."""
     import faiss
@@ -673,7 +724,7 @@ def search(run: Run) -> None:
     start = time.perf_counter()
     corpus = Corpus.draw(run)
     run.add("corpus drawn, CPU's neighbors found", time.perf_counter() - start, "s")
-    parts: list[Callable[[Run, Corpus], None]] = [torch_rates, shard_rates]
+    parts: list[Callable[[Run, Corpus], None]] = [torch_rates, shard_rates, code_rates]
     if getattr(faiss, "get_num_gpus", int)():
         parts += [half_rates, ivfpq_rates]
     else:

@@ -485,7 +485,7 @@ class EstimateRequest(Request):
         "What runs the jobs. local is one process on one machine.", "local"
     )
     gpu: str | None = option(
-        "GPU of each worker, or none. Only the h100 was measured.",
+        "GPU of each worker, or none. The h100 was measured, and the search on an h200.",
         None,
         unset="none",
         pattern=r"^[a-z0-9][a-z0-9-]*$",
