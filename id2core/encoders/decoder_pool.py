@@ -32,7 +32,11 @@ from id2core.encoders.images import Decoded
 from id2core.errors import EncoderError
 from id2core.store.rejects import Reason, Reject
 
-MOST_PROCESSES: Final = 8
+# Of a small machine: twice as many decoders as cores, so that a core has a file while threads of this process
+# take the pixels of another. With more cores this process is busy enough to hand out one file for each.
+_SMALL_MACHINE: Final = 8
+# Each takes 25 MiB of its own.
+MOST_PROCESSES: Final = 32
 # What large pictures may take together, in bytes: two of the worst small files at once, or one large file.
 # Pictures of a few megapixels need not wait for it.
 TOGETHER: Final = 1280 * MIB
@@ -73,6 +77,16 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
     return _shared_pool().decode(data, size, limits)
 
 
+def default_processes(cores: int | None = None) -> int:
+    """Return how many processes decode on a machine: two for each core up to 8, then one, and 32 at most.
+
+    Args:
+        cores: of the machine; by default those that this process may use.
+    """
+    cores = cores or _cores()
+    return max(min(2 * cores, _SMALL_MACHINE), min(cores, MOST_PROCESSES))
+
+
 class DecoderPool:
     """Processes that decode pictures for the threads of this one.
 
@@ -87,12 +101,12 @@ class DecoderPool:
         """Make an empty pool.
 
         Args:
-            processes: at most so many decode at once; by default one for each core, up to 8.
+            processes: at most so many decode at once; by default `default_processes`.
             stall_seconds: how long a decoder may take no processor time.
         """
         self._stall_seconds = stall_seconds
         self._idle: LifoQueue[_Decoder | None] = LifoQueue()
-        for _ in range(processes or min(_cores(), MOST_PROCESSES)):
+        for _ in range(processes or default_processes()):
             self._idle.put(None)  # a place for a process that is not started yet
         self._memory = MemoryGate(TOGETHER)
 

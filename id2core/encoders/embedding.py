@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.encoders import images
 from id2core.encoders.images import Limits
-from id2core.encoders.pictures import Picture, read_picture
+from id2core.encoders.pictures import Picture, read_picture, reading_threads
 from id2core.runs import parts, takedowns
 from id2core.runs.parts import Lineage, OnBatch, Product
 from id2core.runs.units import Record
@@ -140,7 +140,7 @@ def _schema(latents: NDArray[np.float16], descriptors: NDArray[np.float32]) -> p
 
 
 def embed_objects(
-    objects: Iterable[Object],
+    objects: Sequence[Object],
     encoder: Encoder,
     transform: Transform,
     lineage: Lineage,
@@ -179,7 +179,8 @@ def embed_objects(
             return takedowns.REFUSED
         return replace(picture, information=encoder.information(picture.decoded.pixels))
 
-    for pictures, bad in parts.batches(parts.read_ahead(objects, fetch, 4 * step), step):
+    fetched = parts.read_ahead(objects, fetch, 4 * step, reading_threads(objects))
+    for pictures, bad in parts.batches(fetched, step):
         good: list[Picture] = []
         if pictures:
             good, latents, overflowed = _encode(pictures, encoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 from id2core.encoders import decoder_pool
 from id2core.encoders.budget import MIB, Limits, MemoryGate
 from id2core.encoders.images import Decoded
+from id2core.runs import parts
 from id2core.store import storage
 from id2core.store.rejects import Reject
 from id2core.store.storage import Object
@@ -31,6 +33,18 @@ class Picture:
 
 # Whole files that this process holds at once, in bytes; photos are far below, whatever the number of threads.
 _FILES: Final = MemoryGate(512 * MIB)
+
+
+def reading_threads(objects: Sequence[Object]) -> int:
+    """Return how many threads should read and decode the objects of a part.
+
+    A local file is there at once, and a thread without a decoder would only take turns with the others: each
+    decoder gets one. A bucket lets every read wait, so that files must be under way while others are decoded.
+    """
+    decoders = decoder_pool.default_processes()
+    if any(storage.is_remote(obj.uri) for obj in objects):
+        return max(parts.READ_THREADS, 2 * decoders)
+    return decoders
 
 
 def read_picture(obj: Object, size: int, limits: Limits) -> Picture | Reject:
