@@ -51,7 +51,7 @@ def search(rate: Lookup, workers: Workers, references: int, folder: Path) -> Ite
     stage = stages.search(rate, load, workers, QUERIES, references, "search").on(1)
     plan = stages.search_layout(load, workers, QUERIES, references, 1)
     corpora = rates.draw_search(folder / "corpora", references, QUERIES)
-    rates.SearchRun(rates.draw_search(folder / "warm", 1000, 10), "matches", 1000)
+    rates.SearchRun(rates.draw_few(folder / "warm"), "matches")
     run = rates.SearchRun(corpora, "matches")
     what = f"search of {QUERIES:,} × {references:,}, {plan.shards} shards"
     yield seconds_row(what, stage, run.seconds)

@@ -203,22 +203,28 @@ def draw_search(folder: Path, references: int, queries: int, size: int = rates.D
 
 
 def measure_search(references: int = 160_000, queries: int = 4096, rounds: int = 3) -> Rates:
-    """Search with shards of two sizes, and read the job's own timers."""
+    """Search with shards of two sizes, and next to nothing, and read the job's own timers."""
     small_rows, large_rows = references // 16, references // 2
     every: list[Rates] = []
     with TemporaryDirectory(prefix="id2-bench-") as name:
-        folder = draw_search(Path(name, "corpora"), references, queries)
+        folder, few = draw_search(Path(name, "corpora"), references, queries), draw_few(Path(name, "few"))
         SearchRun(folder, "warm", large_rows)
         for number in range(rounds):
+            least = SearchRun(few, f"least-{number}")
             small = SearchRun(folder, f"small-{number}", small_rows)
             large = SearchRun(folder, f"large-{number}", large_rows)
-            every.append(_search_rates(small, large))
+            every.append(_search_rates(least, small, large))
         sizes = _search_sizes(large)
     return {key: float(np.median([found[key] for found in every])) for key in every[0]} | sizes
 
 
-def _search_rates(small: SearchRun, large: SearchRun) -> Rates:
-    """What a run with small shards and one with large shards say of each rate."""
+def draw_few(folder: Path) -> Path:
+    """Write two corpora so small that a search of them takes what every search takes."""
+    return draw_search(folder, 100, 10)
+
+
+def _search_rates(least: SearchRun, small: SearchRun, large: SearchRun) -> Rates:
+    """What a run with small shards and one with large shards say of each rate, beyond the least run."""
     size, references = rates.DESCRIPTOR_SIZE, large.plan.references.rows
     queries = large.plan.queries.rows
     runs = (small, large)
@@ -230,21 +236,25 @@ def _search_rates(small: SearchRun, large: SearchRun) -> Rates:
     row, number = np.linalg.solve([[run.meetings, numbers] for run in runs], each)
     if row < 0:  # hidden by noise
         row, number = 0.0, float(each.mean()) / numbers
-    merged = [run.timer("merge") for run in runs]
-    written = [run.timer("write") + run.timer("sort") for run in runs]
+
+    def beyond(*names: str) -> list[float]:
+        """Seconds of steps of both runs that the least run does not have."""
+        return [max(0.0, sum(run.timer(name) - least.timer(name) for name in names)) for run in runs]
+
     timed = [sum(map(run.timer, ("load", "block", "merge", "write", "sort"))) for run in runs]
     rest = [run.seconds - run.plan_seconds - run.task_seconds - t for run, t in zip(runs, timed, strict=True)]
     # What no timer has grows with the candidates, which are also written.
-    writing, start = slope(candidates[1], rest[1], candidates[0], rest[0])
+    writing, _ = slope(candidates[1], rest[1], candidates[0], rest[0])
+    planned = sum(max(0.0, run.plan_seconds - least.plan_seconds) for run in runs)
     return {
         "search_load_byte": sum(run.timer("load") for run in runs) * vcpus() / (2 * 4 * references * size),
         "search_block_row": float(row) * vcpus(),
         "search_number": float(number) * vcpus(),
-        "search_candidate": (sum(merged) / sum(candidates) + writing) * vcpus(),
-        "search_match": sum(written) * vcpus() / (2 * kept),
-        "search_plan_row": sum(run.plan_seconds for run in runs) / (2 * references),
+        "search_candidate": (sum(beyond("merge")) / sum(candidates) + writing) * vcpus(),
+        "search_match": sum(beyond("write", "sort")) * vcpus() / (2 * kept),
+        "search_plan_row": planned / (2 * references),
         "search_plan_meet": large.meet_seconds(),
-        "search_start": start,
+        "search_start": least.seconds,
     }
 
 
@@ -274,15 +284,18 @@ def reproject_seconds(folder: Path, latents: int) -> tuple[float, Dataset]:
     return took, Dataset.open(work.uri)
 
 
-def measure_reprojection(few: int = 16_384, many: int = 49_152) -> Rates:
+def measure_reprojection(rows: int = 49_152, rounds: int = 3) -> Rates:
+    """Run the job on one row, and on files for each core of a machine of 2, 3, 4, 6 or 12."""
     with TemporaryDirectory(prefix="id2-bench-") as name:
-        seconds = []
-        for count in (4096, few, many):
-            folder = Path(name, str(count))
-            folder.mkdir()
-            took, _ = reproject_seconds(folder, count)
-            seconds.append(took)
-    each, start = slope(few, seconds[1], many, seconds[2])
+
+        def took(folder: str, count: int) -> float:
+            place = Path(name, folder)
+            place.mkdir()
+            return reproject_seconds(place, count)[0]
+
+        took("warm", 4096)
+        start = float(np.median([took(f"start-{number}", 1) for number in range(rounds)]))
+        each = (took("many", rows) - start) / rows
     return {"reproject_row": each * vcpus(), "reproject_start": start}
 
 

@@ -26,22 +26,24 @@ class Phase:
 
     Attributes:
         units: how many.
-        unit_seconds: of the largest unit, on one worker.
-        seconds: of all units, on one worker.
+        unit_seconds: of the largest unit, on one worker, or on its share of one.
+        seconds: of all units, one after the other.
+        at_once: on how many units a worker works at a time.
     """
 
     units: int
     unit_seconds: float
     seconds: float
+    at_once: int = 1
 
     @classmethod
-    def of(cls, rows: int, unit_rows: int, each: float) -> Phase:
+    def of(cls, rows: int, unit_rows: int, each: float, at_once: int = 1) -> Phase:
         """Cut rows into units, given the seconds of a row."""
-        return cls(ceil_div(rows, unit_rows), min(rows, unit_rows) * each, rows * each)
+        return cls(ceil_div(rows, unit_rows), min(rows, unit_rows) * each, rows * each, at_once)
 
     def wall(self, workers: int) -> float:
         """Return the seconds until the last worker is done."""
-        rounds = ceil_div(self.units, workers) * self.unit_seconds
+        rounds = ceil_div(self.units, workers * self.at_once) * self.unit_seconds
         return _least(rounds, self.seconds)
 
 
@@ -198,10 +200,12 @@ def task_seconds(rate: Lookup, load: Workload, machine: Workers, plan: SearchLay
 
 def reprojection(rate: Lookup, load: Workload, machine: Workers) -> Job:
     """Estimate descriptors of another W for both corpora, file by file."""
-    each = _size(load) * rate("reproject_row") / machine.vcpus
-    files = Phase.of(load.references + load.kept_queries, defaults.PART_SIZE, each)
+    # Each core has a file of its own.
+    rows, each = load.references + load.kept_queries, _size(load) * rate("reproject_row")
+    files = Phase.of(rows, defaults.PART_SIZE, each, machine.vcpus)
     start = _start(rate, machine, "reproject_start")
-    return Job("re-projection", lambda count: Stage((files,), count, start=start), files.units)
+    most = ceil_div(files.units, files.at_once)
+    return Job("re-projection", lambda count: Stage((files,), count, start=start), most)
 
 
 def training(rate: Lookup, load: Workload, machine: Workers) -> Job:

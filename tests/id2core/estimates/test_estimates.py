@@ -116,6 +116,14 @@ def test_an_embedding_is_its_images_and_what_one_process_does() -> None:
     assert large.on(1).work == pytest.approx(10 * (0.5 + 1) / 2)
 
 
+def test_a_reprojection_gives_each_core_a_file() -> None:
+    job = stages.reprojection(Lookup(rate_file()), Workload(10_000, 1, nights=1), Workers())
+    # 0.25 vCPU-s a row; of three files, two cores have two first, and then the short one.
+    assert job.most_workers == 2
+    assert job.on(1).wall == pytest.approx(1 + 2 * 4096 * 0.25)
+    assert job.on(2).wall == pytest.approx(1 + 4096 * 0.25)
+
+
 def test_a_card_waits_for_decoders_that_are_too_slow() -> None:
     rate, load = Lookup(rate_file()), Workload(4096, 1)
     fed, starved = (
