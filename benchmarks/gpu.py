@@ -57,6 +57,7 @@ class Sizes:
         vae, unet, text: configurations of the networks; those of Stable Diffusion 2 by default.
         batches: of the encoder's sweep; `batch` is that of all other encoder figures.
         photos: files of the decoding and embedding streams; `large_photos` of 12 megapixels.
+        threads, decoders: how many decode at a time in this process, and in processes of their own.
         references, size: rows and columns of the searched corpus; `queries` per call.
         checked: queries whose neighbors are compared with the CPU's.
         lists, sub_vectors, trained: of the IVF-PQ index; `coded` rows are in the project's.
@@ -75,6 +76,7 @@ class Sizes:
     photos: int = 2048
     large_photos: int = 4
     threads: tuple[int, ...] = (1, 2, 4, 8, 16)
+    decoders: tuple[int, ...] = (8, 16, 32)
     references: int = 10_000_000
     size: int = 512
     queries: tuple[int, ...] = (1, 64, 1024, 4096)
@@ -129,6 +131,7 @@ TINY = Sizes(
     photos=4,
     large_photos=1,
     threads=(1, 2),
+    decoders=(2,),
     references=20_000,
     size=64,
     queries=(1, 16),
@@ -431,18 +434,27 @@ def encoder_agreement(run: Run, folder: str, what: str, count: int) -> None:
 
 
 def decode_rates(run: Run) -> None:
-    """`images.decode` by threads."""
+    """`images.decode` by threads, and by as many decoders, each with a thread that waits for it."""
     from benchmarks.decode import drawn_photo
     from id2core.encoders import images
+    from id2core.encoders.decoder_pool import DecoderPool
 
     with common.photo_folder(None, min(run.sizes.photos, 512)) as photos:
         small = [path.read_bytes() for path in common.pictures(photos)]
     large = [drawn_photo(seed) for seed in range(run.sizes.large_photos)] * 8
+
+    def rate(what: str, files: list[bytes], by: str, count: int, decode: Callable[[bytes], object]) -> None:
+        with ThreadPoolExecutor(count) as pool:
+            work = lambda: list(pool.map(decode, files))  # noqa: E731
+            run.compare(f"decode {what} JPEGs, {count} {by}", len(files), "images/s", work)
+
     for what, files in (("512×384", small), ("12-megapixel", large)):
-        for threads in run.sizes.threads:
-            with ThreadPoolExecutor(threads) as pool:
-                work = lambda pool=pool, files=files: list(pool.map(lambda f: images.decode(f, 256), files))  # noqa: E731
-                run.compare(f"decode {what} JPEGs, {threads} threads", len(files), "images/s", work)
+        for count in run.sizes.threads:
+            rate(what, files, "threads", count, images.decode)
+        for count in run.sizes.decoders:
+            decoders = DecoderPool(count)
+            rate(what, files, "decoders", count, decoders.decode)
+            decoders.close()
 
 
 def stream_rates(run: Run, folder: str, what: str) -> None:

@@ -264,7 +264,7 @@ def tar(options: argparse.Namespace) -> Iterator[Row]:
 
     webdataset = import_module("webdataset")
     from id2core.encoders.images import DEFAULT_LIMITS
-    from id2core.encoders.pictures import Picture, read_picture
+    from id2core.encoders.pictures import Picture, read_picture, reading_threads
     from id2core.runs import parts
     from id2core.sources import registry
     from id2core.store.storage import Object
@@ -273,8 +273,9 @@ def tar(options: argparse.Namespace) -> Iterator[Row]:
         shards = common.tar_shards(photos, Path(name))
 
         def ours() -> None:
-            listed = (item for item in registry.parse(f"tar:{name}").list() if isinstance(item, Object))
-            read = parts.read_ahead(listed, lambda obj: read_picture(obj, SIZE, DEFAULT_LIMITS), 64)
+            listed = [item for item in registry.parse(f"tar:{name}").list() if isinstance(item, Object)]
+            threads = reading_threads(listed)
+            read = parts.read_ahead(listed, lambda obj: read_picture(obj, SIZE, DEFAULT_LIMITS), 64, threads)
             assert sum(isinstance(picture, Picture) for _, picture in read) == options.count
 
         def theirs() -> None:
