@@ -508,7 +508,7 @@ class EstimateRequest(Request):
         None,
         unset=str(defaults.INDEX_PROBES),
         ge=1,
-        le=65_536,
+        le=defaults.MOST_PROBES,
         example=32,
     )
     candidates: int | None = option(
@@ -516,7 +516,7 @@ class EstimateRequest(Request):
         None,
         unset=str(defaults.INDEX_CANDIDATES),
         ge=1,
-        le=10**6,
+        le=defaults.MOST_CANDIDATES,
         example=800,
     )
     latent: int | None = option(

@@ -18,6 +18,7 @@ from typing import Final
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
+from id2core import defaults
 from id2core.errors import DatasetError, LostRowsError, StoreUnavailableError
 from id2core.runs import units
 from id2core.runs.execution import Execution
@@ -29,9 +30,6 @@ INDEX: Final = "index"
 # What the ids of the data set have beside those of the corpus.
 STRING: Final = "index"
 _MODEL, _CODES = "model-", "codes-"
-# Lists, and best codes, of an upload: more than any index has use for.
-MOST_PROBES: Final = 2**16
-MOST_DEPTH: Final = 10**6
 
 
 class IndexFacts(BaseModel):
@@ -51,8 +49,8 @@ class IndexFacts(BaseModel):
 
     rows: int = 0
     trained_on: int = 0
-    probes: int = Field(0, ge=0, le=MOST_PROBES)
-    depth: int = Field(0, ge=0, le=MOST_DEPTH)
+    probes: int = Field(0, ge=0, le=defaults.MOST_PROBES)
+    depth: int = Field(0, ge=0, le=defaults.MOST_CANDIDATES)
     recall_1: float | None = None
     recall_10: float | None = None
     measured_rows: int = 0
@@ -160,12 +158,12 @@ def find(corpus: Dataset) -> Dataset | None:
     return index
 
 
-def key_of(file: FileRecord, model: FileRecord | None) -> str:
+def key_of(file: FileRecord, model: FileRecord) -> str:
     """Return the name, without the hash of its bytes, of the codes of a file by a model."""
-    return _key_of(file, model.name if model else None)
+    return _key_of(file, model.name)
 
 
-def _key_of(file: FileRecord, model: str | None) -> str:
+def _key_of(file: FileRecord, model: str) -> str:
     return _CODES + datasets.digest_of(file.name, file.rows, model)
 
 
