@@ -12,7 +12,7 @@ from beam_jobs.metrics import count, timed
 from id2core.runs import codes
 from id2core.runs.codes import Coding
 from id2core.runs.units import Record
-from id2core.search import compressed, index_building, index_strings
+from id2core.search import index_building
 from id2core.search.compressed import Model
 from id2core.store.datasets import FileRecord
 
@@ -58,8 +58,7 @@ class _Encode(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
     def _loaded(self, record: FileRecord) -> Model:
         """Return the model of a file; it is read once."""
         if self._model is None or self._model[0] != record:
-            form = index_strings.parse(self._coding.index)
-            self._model = record, compressed.load(form, codes.read_model(self._coding.uri, record))
+            self._model = record, index_building.load_model(self._coding, record)
         return self._model[1]
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.errors import DatasetError, SearchError
@@ -95,7 +96,7 @@ class CodedReferences:
         """Read the model. Raises DatasetError where it is gone or damaged."""
         with _damage(self.index):
             data = codes.read_model(self.index.uri, self._model_file)
-        return compressed.load(self.form, data)
+        return compressed.load(self.form, shards.descriptor_size(self.references), data)
 
     @property
     def code_files(self) -> list[FileRecord]:
@@ -117,7 +118,11 @@ class CodedReferences:
             raise DatasetError(f"{self.index.uri} has no codes of {file.name}: bring the index up to date")
         with _damage(self.index):
             column = self.index.read_file(record, ["code"])["code"]
-        return _matrix(column, self.references, file)
+        if (held := _matrix(column)) is None:
+            raise DatasetError(
+                f"{self.index.uri}/{record.name} has codes of several lengths: {compressed.REBUILD}"
+            )
+        return held
 
 
 @contextmanager
@@ -130,12 +135,15 @@ def _damage(index: Dataset) -> Iterator[None]:
         raise DatasetError(f"{cause}. To mend the index {index.uri}, {compressed.REBUILD}") from error
 
 
-def _matrix(column: pa.ChunkedArray, references: Dataset, file: FileRecord) -> NDArray[np.uint8]:
-    """Return codes of one length as uint8[rows, length]."""
-    flat = b"".join(column.to_pylist()) if not column.null_count else b""
-    if not len(column) or not flat or len(flat) % len(column):
-        raise DatasetError(f"codes of {references.uri}/{file.name} are damaged: build the index again")
-    return np.frombuffer(flat, np.uint8).reshape(len(column), -1)
+def _matrix(column: pa.ChunkedArray) -> NDArray[np.uint8] | None:
+    """Return codes of one length as uint8[rows, length]; None for others."""
+    lengths = pc.binary_length(column)
+    extremes = pc.min_max(lengths).as_py()
+    if column.null_count or not extremes["min"] or extremes["min"] != extremes["max"]:
+        return None
+    size = extremes["min"]
+    fixed = column.cast(pa.binary(size)).combine_chunks()
+    return np.frombuffer(fixed.buffers()[1], np.uint8)[fixed.offset * size :].reshape(-1, size)[: len(fixed)]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Codes of 8 bits are searched on a GPU where FAISS sees one.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,6 +30,13 @@ REBUILD: Final = "run id2 index --anew"
 # Bytes of the tables that fast scan makes for all queries of a call. For RaBitQ it has a table for each query
 # and list, with 4 bytes for each number. FAISS does not bound them, and crashes beyond 2 GiB.
 _TABLES = 64 << 20
+# Bytes that FAISS may allocate beside what the size of a model allows, and parts beside the lists.
+_ROOM: Final = 1 << 20
+_PARTS: Final = 64
+# FAISS has one limit for all threads.
+_READING: Final = threading.Lock()
+# What of a part of an index follows from the string, by FAISS's names.
+_GIVEN: Final = ("d", "d_in", "d_out", "have_bias", "metric_type", "nlist", "code_size", "by_residual")
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,20 @@ class Model:
             codes: uint8[B, stored_bytes], some rows at a time.
 
         Raises:
-            DatasetError: codes are not of this model's length.
+            DatasetError: codes are not of this model's length, or of a list that it has not.
         """
         whole = load_faiss().clone_index(self._index)
         rotation, inner = _parts(whole)
         rows = 0
         for some in codes:
             if some.ndim != 2 or some.shape[1] != inner.sa_code_size():
-                raise DatasetError(f"codes of another index than {self.form.text}: build the index again")
-            inner.add_sa_codes(np.ascontiguousarray(some), np.arange(rows, rows + len(some)))
+                raise DatasetError(f"codes of another index than {self.form.text}: {REBUILD}")
+            try:
+                inner.add_sa_codes(np.ascontiguousarray(some), np.arange(rows, rows + len(some)))
+            except RuntimeError as error:
+                raise DatasetError(
+                    f"codes of lists that index {self.form.text} has not: {REBUILD}"
+                ) from error
             rows += len(some)
         held = (whole, inner)
         if (there := _on_gpu(inner)) is not None:
@@ -114,30 +127,109 @@ class CodeIndex:
 
 def train(form: Compressed, sample: NDArray[np.float32]) -> Model:
     """Train a compressed index on a sample of descriptors, float32[B,m]. Equal samples give equal models."""
+    index = _untrained(form, sample.shape[1])
+    index.train(np.ascontiguousarray(sample, np.float32))
+    return Model(form, load_faiss().serialize_index(index).tobytes(), index)
+
+
+def _untrained(form: Compressed, descriptor_size: int) -> Any:
     faiss = load_faiss()
     # "np" leaves out a sorting of the codes that nothing here uses. It takes 0.2 s for each group.
     text = form.text + "np" if form.bits == 4 else form.text
-    index = faiss.index_factory(sample.shape[1], text, faiss.METRIC_INNER_PRODUCT)
-    index.train(np.ascontiguousarray(sample, np.float32))
-    return Model(form, faiss.serialize_index(index).tobytes(), index)
+    return faiss.index_factory(descriptor_size, text, faiss.METRIC_INNER_PRODUCT)
 
 
-def load(form: Compressed, data: bytes) -> Model:
+def load(form: Compressed, descriptor_size: int, data: bytes) -> Model:
     """Return the model of which `train` gave the bytes.
 
+    Somebody else may have written them. So only numbers are taken from them, into an index that is made by
+    the string.
+
+    Args:
+        form: the index.
+        descriptor_size: m, numbers of a descriptor.
+        data: FAISS's serialized index.
+
     Raises:
-        DatasetError: they are not FAISS's.
+        SearchError: descriptors of m numbers do not fit the string.
+        DatasetError: they are not FAISS's, or of another index.
     """
-    faiss = load_faiss()
+    form.check_size(descriptor_size)
     try:
-        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    except RuntimeError as error:
+        read = _deserialized(form, data)
+    except (RuntimeError, MemoryError) as error:
         raise DatasetError(f"the model of index {form.text} cannot be read: {REBUILD}") from error
-    _, lists = _parts(index)
-    is_own = isinstance(lists, faiss.IndexIVF) and (lists.nlist, lists.ntotal) == (form.lists, 0)
-    if not is_own or not index.is_trained or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+    # As FAISS reads one: it takes a rotation that was learned for any linear one.
+    index = _deserialized(form, load_faiss().serialize_index(_untrained(form, descriptor_size)).tobytes())
+    if not _fill(index, read):
         raise DatasetError(f"the model of index {form.text} is another one: {REBUILD}")
     return Model(form, data, index)
+
+
+def _deserialized(form: Compressed, data: bytes) -> Any:
+    """Return the FAISS index of bytes that may claim any size.
+
+    Raises RuntimeError or MemoryError where they claim more than they have, or more lists than the string.
+    """
+    faiss = load_faiss()
+    # Of a table that a search by inner products does not need, FAISS asks only whether it would fit.
+    table = 4 * form.lists * (form.groups or 0) * 2**form.bits
+    with _READING:
+        limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(_ROOM + max(4 * len(data), table))
+        faiss.set_deserialization_loop_limit(_PARTS + form.lists)
+        try:
+            return faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limits[0])
+            faiss.set_deserialization_loop_limit(limits[1])
+
+
+def _fill(index: Any, read: Any) -> bool:
+    """Give an untrained index the trained numbers of another one; return whether that is of its kind."""
+    faiss = load_faiss()
+    own, given = _layers(index), _layers(read)
+    if list(map(_kind, own)) != list(map(_kind, given)) or read.ntotal or not read.is_trained:
+        return False
+    *rotation, lists, centroids = own
+    for step, trained in zip(rotation, given, strict=False):
+        sizes = step.d_in * step.d_out, step.d_out if step.have_bias else 0
+        if not (_copy(trained.A, step.A, sizes[0]) and _copy(trained.b, step.b, sizes[1])):
+            return False
+        step.is_trained = True
+    if isinstance(lists, faiss.IndexIVFPQ) and not _copy(
+        given[-2].pq.centroids, lists.pq.centroids, lists.pq.d * lists.pq.ksub
+    ):
+        return False
+    if not _copy(given[-1].codes, centroids.codes, lists.nlist * centroids.code_size):
+        return False
+    centroids.ntotal = lists.nlist
+    lists.is_trained = index.is_trained = True
+    return True
+
+
+def _layers(whole: Any) -> list[Any]:
+    """Return the parts of a FAISS index: rotations, lists, and the index of their centroids."""
+    rotation, inner = _parts(whole)
+    has_lists = isinstance(inner, load_faiss().IndexIVF)
+    return [*rotation, inner, load_faiss().downcast_index(inner.quantizer)] if has_lists else [inner]
+
+
+def _kind(layer: Any) -> tuple[Any, ...]:
+    """Return class and parameters of a part of a FAISS index."""
+    groups = getattr(layer, "pq", None)
+    cut = (groups.d, groups.M, groups.nbits) if groups else ()
+    return type(layer), *(getattr(layer, name, None) for name in _GIVEN), *cut
+
+
+def _copy(source: Any, target: Any, size: int) -> bool:
+    """Copy a vector of FAISS; return whether it has so many elements, and all numbers in it are finite."""
+    faiss = load_faiss()
+    held = faiss.vector_to_array(source)
+    if len(held) != size or not np.isfinite(held.view(np.float32)).all():
+        return False
+    faiss.copy_array_to_vector(held, target)
+    return True
 
 
 def scores(

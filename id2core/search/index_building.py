@@ -66,6 +66,16 @@ def train(coding: Coding, memory: int) -> FileRecord:
     return codes.leave_model(coding, compressed.train(form, sample(coding.corpus, form.sample)).data)
 
 
+def load_model(coding: Coding, record: FileRecord) -> Model:
+    """Read the model of a file.
+
+    Raises:
+        DatasetError: the file is gone, damaged, or of another index.
+    """
+    data = codes.read_model(coding.uri, record)
+    return compressed.load(index_strings.parse(coding.index), shards.descriptor_size(coding.corpus), data)
+
+
 def sample(corpus: Dataset, count: int) -> NDArray[np.float32]:
     """Return descriptors of a corpus, drawn at random from many files: float32[at most `count`, m]."""
     rng = np.random.default_rng(_SEED)
@@ -95,7 +105,9 @@ def encode(coding: Coding, file: FileRecord, record: FileRecord, model: Model) -
     if known := codes.recorded_codes(coding, file, record):
         return known
     made = model.encode(_descriptors(coding.corpus, file))
-    return codes.leave_codes(coding, file, record, pa.array([row.tobytes() for row in made], pa.binary()))
+    buffers = [None, pa.py_buffer(made)]
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(made.shape[1]), len(made), buffers)
+    return codes.leave_codes(coding, file, record, column.cast(pa.binary()))
 
 
 def commit(

@@ -121,6 +121,19 @@ class Compressed:
     def _least_of_codes(self) -> int:
         return _LEAST_EACH_LIST * 2**self.bits if self.groups else 0
 
+    def check_size(self, descriptor_size: int) -> None:
+        """Raise SearchError where descriptors of m numbers do not fit the string."""
+        size = self.rotated_size(descriptor_size)
+        if size > descriptor_size:
+            raise SearchError(
+                f"index {self.text!r}: descriptors have {descriptor_size} numbers, and a rotation makes no "
+                f"more. Take {self.rotation}… to {descriptor_size} numbers or fewer"
+            )
+        if self.groups and size % self.groups:
+            raise SearchError(
+                f"index {self.text!r}: {self.groups} groups cannot share out {size} numbers evenly"
+            )
+
     def check(self, descriptor_size: int, references: int, memory: int) -> None:
         """Refuse what cannot be built, before anything is read.
 
@@ -133,16 +146,7 @@ class Compressed:
             SearchError: descriptors of m numbers do not fit the string, there are too few to train on, or
                 training needs more memory.
         """
-        size = self.rotated_size(descriptor_size)
-        if size > descriptor_size:
-            raise SearchError(
-                f"index {self.text!r}: descriptors have {descriptor_size} numbers, and a rotation makes no "
-                f"more. Take {self.rotation}… to {descriptor_size} numbers or fewer"
-            )
-        if self.groups and size % self.groups:
-            raise SearchError(
-                f"index {self.text!r}: {self.groups} groups cannot share out {size} numbers evenly"
-            )
+        self.check_size(descriptor_size)
         if references < self.least_sample:
             raise SearchError(
                 f"index {self.text!r} is trained on {self.least_sample:,} references or more, and there are "

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from beam_jobs import index
@@ -189,6 +192,91 @@ def test_codes_of_other_descriptors_and_damage_are_refused(tmp_path: Path) -> No
         path.write_bytes(data)
 
 
+FORMS = ("RR24,IVF16,RaBitQ", "PCAR24,IVF16,RaBitQ", "OPQ4_16,IVF16,PQ4x4", "IVF16,PQ8np")
+
+
+@cache
+def forged(string: str, dimension: int = 32) -> bytes:
+    """The bytes of a trained FAISS index of any string."""
+    made = faiss.index_factory(dimension, string, faiss.METRIC_INNER_PRODUCT)
+    made.train(unit(1000, dimension, 0))
+    return faiss.serialize_index(made).tobytes()
+
+
+@pytest.mark.parametrize("string", FORMS)
+def test_a_model_that_was_read_encodes_as_the_one_that_was_trained(string: str) -> None:
+    form, rows = index_strings.parse(string), unit(50, 32, 1)
+    trained = compressed.train(form, unit(1000, 32, 0))
+    assert (compressed.load(form, 32, trained.data).encode(rows) == trained.encode(rows)).all()
+
+
+@pytest.mark.parametrize(
+    ("string", "other", "dimension"),
+    [
+        ("RR24,IVF16,RaBitQ", "RR24,IVF15,RaBitQ", 32),
+        ("RR24,IVF16,RaBitQ", "RR16,IVF16,RaBitQ", 32),
+        ("RR24,IVF16,RaBitQ", "RR24,IVF16,RaBitQ", 48),
+        ("RR24,IVF16,RaBitQ", "IVF16,RaBitQ", 24),
+        ("RR24,IVF16,RaBitQ", "RR24,RR24,IVF16,RaBitQ", 32),
+        ("RR24,IVF16,RaBitQ", "RR24,IVF16,Flat", 32),
+        ("RR24,IVF16,RaBitQ", "RR24,Flat", 32),
+        ("RR24,IVF16,RaBitQ", "PCAR24,IVF16,RaBitQ", 32),
+        ("OPQ4_16,IVF16,PQ4x4", "OPQ4_8,IVF16,PQ4x4np", 32),
+        ("OPQ4_16,IVF16,PQ4x4", "OPQ4_16,IVF16,PQ8x4np", 32),
+        ("IVF16,PQ7x4", "IVF16,PQ8x4np", 56),  # of as many bytes
+        ("IVF16,PQ8np", "IVF16,PQ4np", 32),
+        ("IVF16,PQ8x4", "IVF16_HNSW8,PQ8x4np", 32),
+        ("IVF16,PQ8x4", "IVF16,PQ8x4fs", 32),
+    ],
+)
+def test_a_model_of_another_index_is_refused(string: str, other: str, dimension: int) -> None:
+    form = index_strings.parse(string)
+    with pytest.raises(DatasetError, match="run id2 index --anew"):
+        compressed.load(form, 56 if form.groups == 7 else 32, forged(other, dimension))
+
+
+def with_nan(step: Any) -> None:
+    matrix = faiss.vector_to_array(step.A)
+    matrix[7] = np.nan
+    faiss.copy_array_to_vector(matrix, step.A)
+
+
+def with_wide_rows(step: Any) -> None:
+    step.d_in = 48
+    faiss.copy_array_to_vector(np.ones(48 * 24, np.float32), step.A)
+
+
+@pytest.mark.parametrize("change", [with_nan, with_wide_rows])
+def test_a_rotation_that_is_none_of_the_string_is_refused(change: Callable[[Any], None]) -> None:
+    whole = faiss.deserialize_index(np.frombuffer(forged("RR24,IVF16,RaBitQ"), np.uint8))
+    change(faiss.downcast_VectorTransform(whole.chain.at(0)))
+    with pytest.raises(DatasetError, match="run id2 index --anew"):
+        compressed.load(index_strings.parse("RR24,IVF16,RaBitQ"), 32, faiss.serialize_index(whole).tobytes())
+
+
+@settings(deadline=None)  # a model is trained when it is first asked for
+@given(st.sampled_from(FORMS), st.integers(0, 300), st.sampled_from([0, 1, 2**20, 2**31, 2**40, 2**63]))
+def test_a_model_whose_sizes_were_changed_is_refused_or_works(string: str, place: int, size: int) -> None:
+    data = bytearray(forged(string if string.endswith(("np", "Q")) else f"{string}np"))
+    data[place : place + 8] = size.to_bytes(8, "little")
+    form = index_strings.parse(string)
+    try:
+        model = compressed.load(form, 32, bytes(data))
+    except DatasetError:
+        return
+    made = model.encode(unit(40, 32, 1))
+    assert made.shape == (40, form.stored_bytes(32))
+    assert model.over([made]).search(unit(3, 32, 2), 5, 4)[1].max() < 40
+
+
+def test_codes_of_no_list_are_refused() -> None:
+    model = compressed.train(index_strings.parse("IVF16,PQ8x4"), unit(1000, 32, 0))
+    made = model.encode(unit(9, 32, 1)).copy()
+    made[3] = 255
+    with pytest.raises(DatasetError, match="run id2 index --anew"):
+        model.over([made])
+
+
 def test_an_index_that_finds_too_few_is_not_committed(tmp_path: Path) -> None:
     references = write_embeddings(tmp_path / "embeddings", unit(30_000, 32, 0), 3, "r")
     with pytest.raises(SearchError, match=r"finds \d\d\.\d% of the 10 best .* asks for 1: take longer"):
@@ -209,7 +297,7 @@ def test_a_takedown_while_an_index_is_built_costs_it_the_codes_of_what_went_alon
     grown = write_embeddings(tmp_path / "embeddings", unit(2400, 32, 0), 6, "r")
     coding = codes.plan(grown, STRING, Execution.begin())
     record = index_building.train(coding, MEMORY)
-    model = compressed.load(index_strings.parse(STRING), codes.read_model(coding.uri, record))
+    model = compressed.load(index_strings.parse(STRING), 32, codes.read_model(coding.uri, record))
     made = {file.name: index_building.encode(coding, file, record, model) for file in grown.files}
     codes.forget(grown, Execution.begin())  # a takedown of another picture
     fewer = change(grown, grown.files[1:])
