@@ -444,7 +444,7 @@ class TakedownRequest(Request):
 
 
 class DoctorRequest(Request):
-    """Check all data sets below an --out: commits, files, keys, segments, and the ledger. Changes nothing.
+    """Check all data sets below an --out, with segments, the ledger, and indexes. Changes nothing.
 
     Without --out, id2 doctor prints what is installed.
     """

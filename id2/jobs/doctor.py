@@ -8,6 +8,7 @@ from id2core.errors import DatasetError
 from id2core.reports import page
 from id2core.runs import checkup, rebuilding
 from id2core.runs.records import at_work
+from id2core.search import index_checkup
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 
@@ -30,6 +31,7 @@ def run(request: DoctorRequest) -> DoctorReport:
         done = rebuilding.rebuild(out, Dataset.open(references), Dataset.open(queries))
         made = RebuiltLedger(searches=done.searches, files=done.files, set_aside=list(done.set_aside))
     checked = checkup.check(out, references, queries)
+    index_checkup.check(out, checked)
     if not checked.datasets and not checked.findings:
         raise DatasetError(f"{out} has no data set: give the --out of a scan, a night, or id2 embed")
     return DoctorReport(

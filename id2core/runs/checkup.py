@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from id2core.errors import DatasetError
-from id2core.runs import histories, ledger, leftovers
+from id2core.runs import codes, histories, ledger, leftovers
 from id2core.runs.keys import KEY, Keys, row_keys
 from id2core.runs.ledger import Event, Span
 from id2core.store import datasets, moves, schemas, storage
@@ -36,6 +36,7 @@ _KEYS: Final = {
 }
 _PAIR: Final = ("query_uri", "query_generation", "reference_id", "run_id")
 _AGAIN: Final = "restore it from a copy, or make the data set again in another --out"
+_INDEX_ANEW: Final = "id2 index --anew makes it again"
 _AHEAD: Final = 4
 
 
@@ -50,6 +51,7 @@ class Fault(StrEnum):
     SEGMENTS = "segments"  # segments do not fit their rows, or a number is missing
     LEDGER = "ledger"  # an event says of a corpus what cannot be
     UNCOVERED = "uncovered"  # a pair is stored that no event accounts for
+    INDEX = "index"  # a search would refuse an index, or it has codes of files that are gone
 
 
 class Finding(BaseModel):
@@ -131,6 +133,8 @@ def _open(out: str, place: str, done: Checked) -> Dataset | None:
     """Open a data set; what stands in the way becomes a finding."""
     uri, name = storage.join(out, place), place.rpartition("/")[2]
     rebuild = "id2 doctor --rebuild makes it again" if place == MATCHES else _AGAIN
+    if name == codes.INDEX:
+        rebuild = f"delete {uri}, and build it again by id2 index"
     try:
         dataset = Dataset.find_own(uri)
     except DatasetError as error:
@@ -152,9 +156,10 @@ def _check_files(dataset: Dataset, place: str, done: Checked) -> bool:
     done.files += len(listed)
     done.rows += dataset.rows
     whole = True
+    mend = _INDEX_ANEW if dataset.commit.dataset == codes.INDEX else _AGAIN
     for (_, file), error in zip(listed, in_order(listed, _fault_of, _AHEAD), strict=True):
         if error:
-            done.add(Fault.FILE, f"{place}/{file.name}", error, _AGAIN)
+            done.add(Fault.FILE, f"{place}/{file.name}", error, mend)
             whole = False
     return whole
 

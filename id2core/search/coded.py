@@ -46,8 +46,9 @@ class CodedReferences:
 
     @property
     def facts(self) -> IndexFacts:
-        """How the index is searched, and what it finds."""
-        return codes.facts_of(self.index)
+        """How the index is searched, and what it finds. Raises DatasetError where it does not say."""
+        with _damage(self.index):
+            return codes.facts_of(self.index)
 
     @property
     def form(self) -> Compressed:
@@ -77,20 +78,36 @@ class CodedReferences:
 
     def check(self) -> None:
         """Raise SearchError unless the index has codes of exactly the files of the references."""
+        if problem := self.problem:
+            raise SearchError(
+                f"{self.index.uri} {problem}: run id2 index --index {self.form.text} with the --out that "
+                "they are in"
+            )
+
+    @property
+    def problem(self) -> str:
+        """What the index lacks for a search of the references; empty for nothing.
+
+        Raises:
+            DatasetError: it has no model, or does not say how it is searched.
+        """
         missing = [f for f in self.references.files if codes.key_of(f, self._model_file) not in self._codes]
         if not (self.facts.probes and self.facts.depth):
             raise DatasetError(f"{self.index.uri} does not say how it is searched: {compressed.REBUILD}")
-        if (
-            self.references.only_run
-            or missing
-            or self.index.ids != codes.ids_of(self.references, self.form.text)
-        ):
-            files = "1 file" if len(missing) == 1 else f"{len(missing):,} files"
-            what = files if missing else "descriptors like those"
-            raise SearchError(
-                f"{self.index.uri} lacks codes of {what} of {self.references.uri}: "
-                f"run id2 index --index {self.form.text} with the --out that they are in"
-            )
+        is_of_others = self.index.ids != codes.ids_of(self.references, self.form.text)
+        if not (self.references.only_run or missing or is_of_others):
+            return ""
+        files = "1 file" if len(missing) == 1 else f"{len(missing):,} files"
+        what = files if missing else "descriptors like those"
+        return f"lacks codes of {what} of {self.references.uri}"
+
+    @property
+    def surplus(self) -> str:
+        """What the index has beside codes of the references, which a search ignores; empty for nothing."""
+        own = {codes.key_of(file, self._model_file) for file in self.references.files}
+        count = len(self._codes.keys() - own)
+        files = "1 file" if count == 1 else f"{count:,} files"
+        return f"has codes of {files} that left {self.references.uri}" if count else ""
 
     def model(self) -> Model:
         """Read the model. Raises DatasetError where it is gone or damaged."""
@@ -115,7 +132,7 @@ class CodedReferences:
         """
         record = self._codes.get(codes.key_of(file, self._model_file))
         if record is None or record.rows != file.rows:
-            raise DatasetError(f"{self.index.uri} has no codes of {file.name}: bring the index up to date")
+            raise DatasetError(f"{self.index.uri} has no codes of {file.name}: {compressed.REBUILD}")
         with _damage(self.index):
             column = self.index.read_file(record, ["code"])["code"]
         if (held := _matrix(column)) is None:

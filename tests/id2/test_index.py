@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import id2
 from id2.indexing import Indexer
-from id2core.errors import OptionError, RecallError, SearchError
+from id2core.errors import DatasetError, OptionError, RecallError, SearchError
 from id2core.runs import checkup
 from id2core.runs.execution import Execution
 from id2core.settings import Settings
+from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
 from tests.descriptor_sets import unit, write_embeddings
 from tests.drawing import draw_photos
@@ -38,6 +43,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_photos(folder / "originals", 90)
     draw_photos(folder / "uploads", 6)
     return folder
+
+
+@pytest.fixture(scope="module")
+def indexed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An `--out` of `id2 embed`, with an index."""
+    out = tmp_path_factory.mktemp("indexed") / "out"
+    id2.embed(images=str(pictures / "originals"), out=str(out), encoder="pdq")
+    id2.index(out=str(out), index=STRING)
+    return out
 
 
 def test_scans_by_an_index_follow_their_references(
@@ -97,6 +111,72 @@ def test_references_of_another_out_need_an_index_that_is_current(pictures: Path,
     assert made.encoded == 90 and made.place == f"{corpus}/index"
     scan(pictures, STRING, str(tmp_path / "out"), **given)
     assert len(pairs(tmp_path / "out")) == 18
+
+
+def recommit(index: Dataset, **changed: Any) -> None:
+    """Change what the commit of an index says."""
+    assert datasets.replace_commit(index.uri, replace(index.commit, **changed), index)
+
+
+def with_other_facts(index: Dataset) -> None:
+    recommit(index, runs={index.run_id: {"probes": 10**9}})
+
+
+def with_other_ids(index: Dataset) -> None:
+    recommit(index, ids=index.ids | {"transform_id": "another"})
+
+
+def with_another_string(index: Dataset) -> None:
+    recommit(index, ids=index.ids | {"index": "RR128,IVF3,RaBitQ"})
+
+
+def without_codes(index: Dataset) -> None:
+    recommit(index, files=tuple(file for file in index.files if file.name.startswith("model-")))
+
+
+def with_codes_of_no_list(index: Dataset) -> None:
+    [model] = [file for file in index.files if file.name.startswith("model-")]
+    [codes] = [file for file in index.files if file != model]
+    table = index.read_file(codes)
+    forged = pa.table({"code": pa.array([b"?" * 25] * len(table), pa.binary()), "model": table["model"]})
+    written = datasets.write_file(index.uri, codes.key, [forged.cast(schemas.INDEX)], schemas.INDEX)
+    recommit(index, files=(model, written))
+
+
+def with_a_file_cut(index: Dataset) -> None:
+    path = Path(index.uri, index.files[0].name)
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("change", "fault", "mend"),
+    [
+        (with_other_facts, "index", "--anew"),
+        (with_another_string, "index", "RR128,IVF3,RaBitQ --anew"),
+        (with_codes_of_no_list, "index", "--anew"),
+        (with_a_file_cut, "file", "--anew"),
+        (with_other_ids, "index", f"id2 index --index {STRING} with"),
+        (without_codes, "index", f"id2 index --index {STRING} with"),
+    ],
+)
+def test_a_doctor_finds_what_a_search_would_refuse_and_says_what_mends_it(
+    change: Callable[[Dataset], None], fault: str, mend: str, indexed: Path, tmp_path: Path
+) -> None:
+    out = str(shutil.copytree(indexed, tmp_path / "out"))
+    assert not id2.doctor(out=out).findings
+    change(Dataset.open(f"{out}/index"))
+    [finding] = id2.doctor(out=out).findings
+    assert finding.fault == fault and mend in finding.mend, finding
+    with pytest.raises((DatasetError, SearchError)):
+        id2.scan(
+            reference=f"dataset:{out}",
+            queries=f"dataset:{out}",
+            out=str(tmp_path / "scan"),
+            index=STRING,
+            calibration="none",
+        )
+    id2.index(out=out, index=STRING, anew="--anew" in mend)
+    assert not id2.doctor(out=out).findings
 
 
 def test_what_is_no_index_is_refused_at_once(pictures: Path, tmp_path: Path) -> None:
