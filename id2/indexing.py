@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from id2core.encoders.embed_job import EmbedJob
 from id2core.errors import RecallError, SearchError
 from id2core.runs import codes, leases
 from id2core.runs.codes import Coding
 from id2core.runs.execution import Execution
-from id2core.search import index_building
+from id2core.search import index_building, index_strings, indexes
 from id2core.search.coded import CodedReferences
 from id2core.settings import Settings
-from id2core.store import storage
+from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 
 _log = logging.getLogger("id2")
@@ -97,3 +98,33 @@ class Indexer:
             SearchError: see `make` and `find`.
         """
         return self.make(references) if storage.contains(out, references.uri) else self.find(references)
+
+
+def preflight(settings: Settings, references: Dataset | None, out: str) -> None:
+    """Refuse what a search by an index would refuse, as far as it is known before anything is embedded.
+
+    Args:
+        settings: of the run.
+        references: embeddings; None where images are embedded into `out`. How many there will be is not known
+            then.
+        out: of the run.
+
+    Raises:
+        SearchError: descriptors do not fit the index, training takes too much memory, or given references
+            are too few or have no index that is up to date.
+        DatasetError: what lies in the place of the index is something else, or damaged.
+    """
+    if indexes.is_built_at_once(settings.index):
+        return
+    indexer = Indexer(settings, Execution.begin(), [])
+    if references and not storage.contains(out, references.uri):
+        indexer.find(references)
+        return
+    held = references or Dataset.find_own(storage.join(out, "reference", schemas.EMBEDDINGS))
+    coding = codes.plan(held, settings.index, indexer.execution) if held else None
+    if references and coding:
+        index_building.check(coding, settings.shard_bytes)
+    elif not (coding and coding.model):
+        form = index_strings.parse(settings.index)
+        size = EmbedJob(".", ".", settings.encoder, settings.transform).descriptor_size
+        form.check(size, form.least_sample, settings.shard_bytes)

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from id2 import indexing
 from id2.corpora import Corpus, EmbeddedCorpus, embed_images
 from id2.jobs import canary
 from id2.jobs.compact import compact_if_needed
@@ -56,6 +57,7 @@ class _Night:
         self.out = storage.normalize(request.out)
         self._began = time.monotonic()
         self._ids = EmbedJob(".", ".", self._settings.encoder, self._settings.transform).identify()
+        indexing.preflight(self._settings, None, self.out)
         calibration = judging.choose(self._settings.calibration, self._ids)
         self._background = self._find_background(calibration)
         background = self._background

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from id2 import indexing
 from id2.corpora import Corpus, CorpusPair, embed_corpora
 from id2.requests import ReportRequest, ScanRequest
 from id2.searching import EmbeddedCorpora, Searcher
@@ -55,6 +56,7 @@ class _Scan:
             request.reference, request.queries, request.background, request.out, request.beam
         )
         self._ids = pair.row_ids(self._settings)
+        indexing.preflight(self._settings, pair.reference.dataset, pair.out)
         self._calibration = judging.choose(self._settings.calibration, self._ids)
         self.pair = self._with_background(pair)
         self._truth: Truth | None = pair.truth(request.truth) if request.truth else None

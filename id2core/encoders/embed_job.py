@@ -174,6 +174,12 @@ class EmbedJob:
         return row_ids(record.ids, chosen)
 
     @property
+    def descriptor_size(self) -> int:
+        """How many numbers a descriptor will have; loads no weights where the encoder is recorded."""
+        record = recorded(self.encoder)
+        return load_transform(self.transform, record.encoder_id).output_size(record.latent_size)
+
+    @property
     def model_tag(self) -> str:
         """Name the loaded models: jobs with equal tags share them. A file that changed is another one."""
         files = [Path(self.encoder), local_file(self.transform)]

@@ -184,6 +184,27 @@ def test_what_is_no_index_is_refused_at_once(pictures: Path, tmp_path: Path) -> 
         id2.index(out=str(tmp_path), index="flat")
     with pytest.raises(OptionError, match="no index 'IVF4,Flat'"):
         scan(pictures, "IVF4,Flat", str(tmp_path / "out"))
+    for string, reason in (
+        ("RR400,IVF2,RaBitQ", "descriptors have 256"),
+        ("IVF2,PQ7x4", "7 groups"),
+        ("IVF65536,RaBitQ", "MiB, and a worker may take 1,024"),
+    ):
+        with pytest.raises(SearchError, match=reason):
+            scan(pictures, string, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
     with pytest.raises(SearchError, match="39,936 references or more, and there are 90"):
         scan(pictures, "IVF1024,RaBitQ", str(tmp_path / "out"))
     assert not (tmp_path / "out" / "matches").exists()
+
+
+def test_references_that_were_given_are_refused_before_uploads_are_embedded(
+    pictures: Path, indexed: Path, tmp_path: Path
+) -> None:
+    given = {"reference": f"dataset:{indexed}"}
+    corpus = shutil.copytree(indexed, tmp_path / "corpus", ignore=shutil.ignore_patterns("index"))
+    with pytest.raises(SearchError, match="has no index: run id2 index"):
+        scan(pictures, STRING, str(tmp_path / "out"), reference=f"dataset:{corpus}")
+    with pytest.raises(SearchError, match="39,936 references or more, and there are 90"):
+        scan(pictures, "IVF1024,RaBitQ", str(corpus), reference=f"dataset:{corpus}")
+    assert not (tmp_path / "out").exists() and not (corpus / "queries").exists()
+    scan(pictures, STRING, str(tmp_path / "out"), **given)
