@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from id2core.errors import DatasetError, LostRowsError, StoreUnavailableError, TransformError
-from id2core.runs import leftovers, units
+from id2core.runs import codes, leftovers, units
 from id2core.runs.execution import Execution
 from id2core.runs.units import Record
 from id2core.store import datasets, moves, parquet, schemas, storage
@@ -35,8 +35,8 @@ from id2core.transforms.linear import Transform
 
 # Files that are copied at a time, by a store that copies them itself.
 _COPIES = 16
-# Where all is that was made beside a corpus.
-_FOLDERS = (schemas.EMBEDDINGS, datasets.REMOVALS, moves.SUPERSEDED, moves.STAGING)
+# Where all is that was made beside a corpus, also by a search of it.
+_FOLDERS = (schemas.EMBEDDINGS, codes.INDEX, datasets.REMOVALS, moves.SUPERSEDED, moves.STAGING)
 
 
 class _Counts(BaseModel):
@@ -334,7 +334,8 @@ def _swap(dataset: Dataset, changed: Commit, ids: dict[str, str], execution: Exe
 
 def drop(place: str) -> int:
     """Remove what was made beside a corpus; return how many files that were. Files of others stay."""
-    storage.delete(storage.join(place, schemas.EMBEDDINGS, SUCCESS))
+    for name in (codes.INDEX, schemas.EMBEDDINGS):
+        storage.delete(storage.join(place, name, SUCCESS))
     entries = [entry for folder in _FOLDERS for entry in storage.entries(storage.join(place, folder))]
     for entry in entries:
         storage.delete(entry.uri)

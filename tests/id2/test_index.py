@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import id2
 from id2.indexing import Indexer
+from id2core.encoders.registry import load_encoder
 from id2core.errors import DatasetError, OptionError, RecallError, SearchError
 from id2core.runs import checkup
 from id2core.runs.execution import Execution
 from id2core.settings import Settings
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
+from id2core.transforms.linear import Transform
 from tests.descriptor_sets import unit, write_embeddings
 from tests.drawing import draw_photos
 
@@ -111,6 +114,24 @@ def test_references_of_another_out_need_an_index_that_is_current(pictures: Path,
     assert made.encoded == 90 and made.place == f"{corpus}/index"
     scan(pictures, STRING, str(tmp_path / "out"), **given)
     assert len(pairs(tmp_path / "out")) == 18
+
+
+def test_another_w_gets_an_index_of_its_own_and_the_switch_leaves_none_beside(
+    pictures: Path, indexed: Path, tmp_path: Path
+) -> None:
+    out, w = shutil.copytree(indexed, tmp_path / "out"), str(tmp_path / "w.safetensors")
+    encoder = load_encoder("pdq")
+    weights = np.random.default_rng(0).standard_normal((encoder.latent_size, 160)).astype(np.float32)
+    Transform(weights, {"encoder_id": encoder.encoder_id}).save(w)
+    [beside] = [corpus.place for corpus in id2.reproject(out=str(out), transform=w).corpora]
+    scan(pictures, STRING, str(out), reference=f"dataset:{beside}", transform=w)
+    assert list(Path(beside, "index").iterdir()) and not id2.doctor(out=str(out)).findings
+    id2.reproject(out=str(out), transform=w, switch=True)
+    assert not [path for path in (out / "reprojected").rglob("*") if path.is_file()]
+    [finding] = id2.doctor(out=str(out)).findings
+    assert "lacks codes of 1 file" in finding.detail
+    assert id2.index(out=str(out), index=STRING).encoded == 90
+    assert not id2.doctor(out=str(out)).findings
 
 
 def recommit(index: Dataset, **changed: Any) -> None:
