@@ -28,6 +28,7 @@ OF_A_RUN = {"run_id", "embedded_at", "scanned_at", "searched_at", "added_at", "r
 KILLED = -9
 # Columns that name a row, of every data set.
 GLOBBED = ["uri", "generation", "query_uri", "reference_uri", "rank", "run_id", "status", "corpus", "segment"]
+GLOBBED += ["code", "model"]  # of an index
 PICTURES = ["image_id", "query_id", "reference_id"]
 
 
@@ -50,10 +51,10 @@ def draw(folder: Path, number: int, seed: int) -> None:
     scene(seed, (24, 18)).save(folder / f"p{number:02d}.png")
 
 
-def images(folder: Path, first_seed: int = 0) -> Path:
-    """Eight pictures and a file that is none."""
+def images(folder: Path, first_seed: int = 0, number: int = 8) -> Path:
+    """Some pictures and a file that is none."""
     folder.mkdir()
-    for i in range(8):
+    for i in range(number):
         draw(folder, i, first_seed + i)
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
@@ -179,13 +180,14 @@ class Scan(Case):
         "ledger",
         "segments",
     )
+    references = 8
     extra = frozenset({"report.html", "summary.json"})
     # What a killed run embedded is a segment of its own.
     totals: ClassVar[Mapping[str, str]] = {"ledger": "pairs", "segments": "rows"}
 
     def __init__(self, server: ForkServer, folder: Path) -> None:
         super().__init__(server, folder)
-        images(folder / "references")
+        images(folder / "references", number=self.references)
         images(folder / "uploads", first_seed=4)
 
     def arguments(self, out: Path) -> list[object]:
@@ -207,6 +209,20 @@ class Search(Scan):
 
     def prepare(self, out: Path) -> None:
         shutil.copytree(self._before, out)
+
+
+class IndexedSearch(Search):
+    """All is embedded, and neither indexed nor searched."""
+
+    datasets = (*Search.datasets, "reference/index")
+    references = 40  # a list is trained on 39
+
+    def __init__(self, server: ForkServer, folder: Path) -> None:
+        super().__init__(server, folder)
+        shutil.rmtree(self._before / "reference/index")
+
+    def arguments(self, out: Path) -> list[object]:
+        return [*super().arguments(out), "--index", "IVF1,RaBitQ"]
 
 
 class Takedown(Scan):
@@ -238,12 +254,17 @@ class Takedown(Scan):
 SLOW = pytest.mark.slow
 
 
-CASES = (FirstEmbed, ChangedEmbed, Scan, Search, Takedown)
+CASES = (FirstEmbed, ChangedEmbed, Scan, Search, IndexedSearch, Takedown)
 
 
 @pytest.mark.parametrize(
     ("make", "step"),
-    [(ChangedEmbed, 16), (Search, 24), *(pytest.param(case, 1, marks=SLOW) for case in CASES)],
+    [
+        (ChangedEmbed, 16),
+        (Search, 24),
+        (IndexedSearch, 45),
+        *(pytest.param(case, 1, marks=SLOW) for case in CASES),
+    ],
 )
 def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
     make: type[Case], step: int, server: ForkServer, tmp_path: Path
