@@ -29,6 +29,10 @@ from id2core.store.datasets import Dataset, FileRecord
 
 # Files whose candidates are scored at once.
 READERS: Final = 2
+# What it costs to score a candidate exactly, in rows that are read in that time, and candidates that are all
+# scored exactly at most: their ids are in memory at once.
+_ROWS_READ: Final = 4
+_MOST_NAMED: Final = 2**18
 _NOTHING: Final = np.float32(-np.inf)
 
 
@@ -236,7 +240,9 @@ class CodedShard:
         if not len(self) or not len(queries):
             return shards.CANDIDATES.empty_table()
         found = self._find(queries, k)
-        parts = self._by_file(self._best(queries, found, k))
+        if found.size > min(len(self) // _ROWS_READ, _MOST_NAMED):
+            found = self._best(queries, found, k)  # reads the files once more
+        parts = self._by_file(found)
         tables = in_order(parts, partial(self._named, queries), READERS)
         return shards.merge(list(tables), k)
 

@@ -122,6 +122,17 @@ def test_a_search_by_codes_finds_most_of_the_best_with_exact_scores(tmp_path: Pa
     assert [row["query_row"] for row in by_codes] == sorted(row["query_row"] for row in by_codes)
 
 
+def test_few_candidates_are_scored_without_reading_files_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, queries = coded_references(tmp_path), unit(2, 32, 1)
+    shard = coded.load(found, found.references.files)
+    monkeypatch.setattr(coded, "_ROWS_READ", 1)
+    read_once = shard.search(queries, 10)
+    monkeypatch.setattr(coded, "_MOST_NAMED", 0)
+    assert len(read_once) == 20 and shard.search(queries, 10).equals(read_once)
+
+
 def test_all_lists_and_candidates_give_the_exact_search_also_among_some_rows(tmp_path: Path) -> None:
     found = coded_references(tmp_path, 400, "IVF2,RaBitQ", 0.1)
     whole = found.facts.model_copy(update={"probes": 2, "depth": 400})
