@@ -15,9 +15,9 @@ INDEX_RECALL: Final = 0.95
 # What an estimate assumes: lists that an upload is compared with, and candidates that are scored exactly.
 INDEX_PROBES: Final = 64
 INDEX_CANDIDATES: Final = 400
-# More of both than any index has use for.
+# More of both than any index has use for. A worker holds the candidates of 4,096 uploads at once.
 MOST_PROBES: Final = 2**16
-MOST_CANDIDATES: Final = 10**6
+MOST_CANDIDATES: Final = 10**4
 TOP_K: Final = 10
 # How far below the review threshold a scan stores pairs.
 FLOOR_MARGIN: Final = 0.05
