@@ -7,7 +7,6 @@ Codes of 8 bits are searched on a GPU where FAISS sees one.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from id2core.search.index_strings import Compressed
 
 # Groups of numbers that FAISS has kernels for, on a GPU.
 _GPU_GROUPS: Final = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
+# Most candidates, and lists, of a search on a GPU.
 _GPU_DEPTH: Final = 2048
 # Rows of a block of fast scan.
 _SCAN_ROWS = 32
@@ -79,11 +79,8 @@ class Model:
                     f"codes of lists that index {self.form.text} has not: {REBUILD}"
                 ) from error
             rows += len(some)
-        held = (whole, inner)
-        if (there := _on_gpu(inner)) is not None:
-            resources, copy = there
-            return CodeIndex(copy, rotation, (*held, resources), _GPU_DEPTH)
-        return CodeIndex(_fast(inner), rotation, held)
+        gpu, resources = _on_gpu(inner)
+        return CodeIndex(_fast(inner), rotation, (whole, inner, resources), gpu)
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,7 @@ class CodeIndex:
     _rotation: list[Any]
     # What the two are parts of: Python frees a part with its owner.
     _owners: tuple[Any, ...]
-    # FAISS searches no deeper, and no more lists, on a GPU.
-    _most: int = sys.maxsize
+    _gpu: Any = None
 
     def search(
         self, queries: NDArray[np.float32], depth: int, probes: int
@@ -108,20 +104,20 @@ class CodeIndex:
             queries: float32[Q,m], rows of length 1.
             depth: how many rows.
             probes: how many lists are searched for each query.
-
-        On a GPU, FAISS takes both only up to 2,048, so fewer columns may come back.
         """
         rotated = np.ascontiguousarray(queries, np.float32)
         for step in self._rotation:
             rotated = step.apply(rotated)
-        probes = self._inner.nprobe = min(probes, self._inner.nlist, self._most)
-        depth = min(depth, self._most)
+        probes = min(probes, self._inner.nlist)
+        fits = self._gpu is not None and max(depth, probes) <= _GPU_DEPTH
+        index = self._gpu if fits else self._inner
+        index.nprobe = probes
         scores = np.empty((len(queries), depth), np.float32)
         rows = np.empty((len(queries), depth), np.int64)
         at_once = max(1, _TABLES // (4 * self._inner.d * probes))
         for start in range(0, len(queries), at_once):
             some = slice(start, start + at_once)
-            self._inner.search(rotated[some], depth, D=scores[some], I=rows[some])
+            index.search(rotated[some], depth, D=scores[some], I=rows[some])
         return scores, rows
 
 
@@ -262,16 +258,16 @@ def _parts(whole: Any) -> tuple[list[Any], Any]:
     return steps, faiss.downcast_index(index.index)
 
 
-def _on_gpu(inner: Any) -> tuple[Any, Any] | None:
-    """Return a copy of an index on a GPU behind what holds it there; None where there is none for it."""
+def _on_gpu(inner: Any) -> tuple[Any, Any]:
+    """Return a copy of an index on a GPU, and what holds it there; two None where there is none for it."""
     faiss = load_faiss()
     is_known = isinstance(inner, faiss.IndexIVFPQ) and inner.pq.nbits == 8 and inner.pq.M in _GPU_GROUPS
     if not is_known or not getattr(faiss, "get_num_gpus", int)():
-        return None
+        return None, None
     options = faiss.GpuClonerOptions()
     options.useFloat16 = True  # tables of inner products; what they round is scored exactly in the end
     resources = faiss.StandardGpuResources()
-    return resources, faiss.index_cpu_to_gpu(resources, 0, inner, options)
+    return faiss.index_cpu_to_gpu(resources, 0, inner, options), resources
 
 
 def _fast(inner: Any) -> Any:
