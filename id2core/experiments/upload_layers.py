@@ -20,12 +20,13 @@ from id2core.errors import PlotError
 Color = tuple[int, int, int]
 Point = tuple[float, float]
 
-WORDS = (
-    "today morning walk light found this place again after years best view ever no filter just look at it "
-    "who remembers summer with friends weekend mood so quiet here can you guess where thank you all love "
-    "these colors new old house street coffee sea hills worth the trip photo of the day still thinking about "
-    "that one please share more soon part two link in bio"
-).split()
+_VOCABULARY = """
+    today morning walk light found this place again after years best view ever no filter just look at it
+    who remembers summer with friends weekend mood so quiet here can you guess where thank you all love
+    these colors new old house street coffee sea hills worth the trip photo of the day still thinking
+    about that one please share more soon part two link in bio
+"""
+WORDS = _VOCABULARY.split()
 _FONTS = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
@@ -61,20 +62,22 @@ class Theme:
         kind = rng.integers(3)
         if kind == 0:
             level = int(rng.integers(238, 256))
-            paper, ink = (level, level, level), _gray(rng.integers(0, 50))
+            paper, ink = (level, level, level), _gray(rng, 0, 50)
         elif kind == 1:
             level = int(rng.integers(0, 40))
-            paper, ink = (level, level, min(255, level + int(rng.integers(0, 12)))), _gray(
-                rng.integers(215, 256)
+            paper, ink = (
+                (level, level, min(255, level + int(rng.integers(0, 12)))),
+                _gray(rng, 215, 256),
             )
         else:
-            paper, ink = random_color(rng, 205, 256), _gray(rng.integers(0, 60))
+            paper, ink = random_color(rng, 205, 256), _gray(rng, 0, 60)
         faint = mixed(paper, ink, 0.5)
         return cls(paper, ink, faint, random_color(rng, 30, 240), draw_font(rng))
 
 
-def _gray(level: np.integer) -> Color:  # type: ignore[type-arg]
-    return (int(level),) * 3
+def _gray(rng: np.random.Generator, low: int, high: int) -> Color:
+    level = int(rng.integers(low, high))
+    return level, level, level
 
 
 def random_color(rng: np.random.Generator, low: int = 0, high: int = 256) -> Color:
@@ -120,7 +123,7 @@ def words(rng: np.random.Generator, least: int, most: int) -> str:
 
 
 def post(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Draw a screenshot of a post: header with avatar, the picture, buttons, caption, and more rows at random.
+    """Draw a screenshot of a post: header with avatar, picture, buttons, caption, and more rows at random.
 
     Args:
         picture: RGB; its pixels are untouched.
@@ -190,7 +193,9 @@ def _header(width: float, unit: float, theme: Theme, rng: np.random.Generator) -
     draw.text((left, middle + unit * 0.7), words(rng, 1, 3), fill=theme.faint, font=font, anchor="lm")
     for dot in range(3):
         x = width - unit * (2.2 - 0.6 * dot)
-        draw.ellipse((x - unit * 0.15, middle - unit * 0.15, x + unit * 0.15, middle + unit * 0.15), theme.ink)
+        draw.ellipse(
+            (x - unit * 0.15, middle - unit * 0.15, x + unit * 0.15, middle + unit * 0.15), theme.ink
+        )
     return image
 
 
@@ -244,9 +249,7 @@ def lettering(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
             pad = 0.3 * (bottom - top)
             draw.rectangle((left - pad, top - pad, right + pad, bottom + pad), fill=(*contrast, 200))
         rim = 0 if banded else max(1, round(font.size / 12))
-        draw.text(
-            middle, text, fill=ink, font=font, anchor="mm", stroke_width=rim, stroke_fill=contrast
-        )
+        draw.text(middle, text, fill=ink, font=font, anchor="mm", stroke_width=rim, stroke_fill=contrast)
     return image
 
 
@@ -268,8 +271,8 @@ def stickers(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         color = random_color(rng, 160, 256)
         sign = draw_emoji(str(rng.choice(list(EMOJI))), size, color)
         sign = sign.rotate(rng.uniform(-25, 25), Image.Resampling.BICUBIC, expand=True)
-        place = tuple(int(rng.integers(0, max(1, side - size))) for side in picture.size)
-        image.paste(sign, place, sign)
+        left, top = (int(rng.integers(0, max(1, side - size))) for side in picture.size)
+        image.paste(sign, (left, top), sign)
     return image
 
 
