@@ -2,8 +2,8 @@
 
 A matcher gives a score for each pair of an upload and a reference, normalized where it normalizes. So it may
 look at an upload under many views, keep several rows of a reference, or score the best again: the tables
-measure what comes out, and thresholds are set on what comes out. A new matcher is a function under `@matchers`
-that yields it.
+measure what comes out, and thresholds are set on what comes out. A new matcher is a function under
+`@matchers` that yields it.
 """
 
 from __future__ import annotations
