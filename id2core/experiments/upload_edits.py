@@ -32,13 +32,11 @@ class Edit:
         name: of rows and files: small letters, digits, `-` and `.`.
         version: raise it when the edit changes: latents of an earlier version are then made again.
         change: does it. It leaves its input alone.
-        group: edits of a kind, which the table shows together.
     """
 
     name: str
     version: int
     change: Change
-    group: str
 
     def __call__(self, picture: Image.Image, image_id: str, partner: Image.Image) -> Image.Image:
         """Edit an RGB picture.
@@ -67,29 +65,29 @@ class Edit:
 EDITS: dict[str, Edit] = {}
 
 
-def edit(name: str, group: str, version: int = 1) -> Callable[[Change], Change]:
+def edit(name: str, version: int = 1) -> Callable[[Change], Change]:
     """Add a function to `EDITS`."""
 
     def add(change: Change) -> Change:
-        EDITS[name] = Edit(name, version, change, group)
+        EDITS[name] = Edit(name, version, change)
         return change
 
     return add
 
 
-@edit(UNTOUCHED, "whole")
+@edit(UNTOUCHED)
 def untouched(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Leave the picture as it is. As every upload, it is compressed again."""
     return picture
 
 
-@edit("mirrored", "whole")
+@edit("mirrored")
 def mirrored(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Mirror left and right."""
     return attacks.flip(picture)
 
 
-@edit("aspect", "whole")
+@edit("aspect")
 def aspect(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Stretch or squeeze one side by up to a half, to other proportions."""
     factor = math.exp(rng.choice([-1, 1]) * rng.uniform(math.log(1.15), math.log(1.5)))
@@ -101,11 +99,11 @@ def aspect(picture: Image.Image, rng: np.random.Generator, partner: Image.Image)
 def _register_crops(share: float) -> None:
     spread = 0.03
 
-    @edit(f"crop-{share:g}-centered", "crop")
+    @edit(f"crop-{share:g}-centered")
     def centered(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
         return _cropped(picture, share + rng.uniform(-spread, spread), 0.5, 0.5)
 
-    @edit(f"crop-{share:g}-off-center", "crop")
+    @edit(f"crop-{share:g}-off-center")
     def off_center(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
         across, down = rng.random(2)
         # One of the sides is cut almost only at one end, as when a credit or a person is cut off.
@@ -130,12 +128,12 @@ THIN, THICK = (0.02, 0.05), (0.05, 0.2)
 
 
 def _register_borders(name: str, shares: tuple[float, float]) -> None:
-    @edit(f"border-plain-{name}", "frame")
+    @edit(f"border-plain-{name}")
     def plain(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
         share = _logarithmic(rng, *shares)
         return attacks.border(picture, share, "#{:02x}{:02x}{:02x}".format(*_frame_color(rng)))
 
-    @edit(f"border-blurred-{name}", "frame")
+    @edit(f"border-blurred-{name}")
     def blurred(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
         pixels = max(1, round(_logarithmic(rng, *shares) * min(picture.size)))
         return _on_blurred(picture, (picture.width + 2 * pixels, picture.height + 2 * pixels), rng)
@@ -165,13 +163,13 @@ for _name, _shares in (("thin", THIN), ("thick", THICK)):
     _register_borders(_name, _shares)
 
 
-@edit("letterbox", "frame")
+@edit("letterbox")
 def letterbox(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Put bars above and below, each 2 to 20% of the picture's height."""
     return _barred(picture, rng, across=False)
 
 
-@edit("pillarbox", "frame")
+@edit("pillarbox")
 def pillarbox(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Put bars left and right, each 2 to 20% of the picture's width."""
     return _barred(picture, rng, across=True)
@@ -188,25 +186,25 @@ def _barred(picture: Image.Image, rng: np.random.Generator, across: bool) -> Ima
     return canvas
 
 
-@edit("screenshot", "post")
+@edit("screenshot")
 def screenshot(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Show the picture as a post in an app: header, avatar, buttons, caption."""
     return upload_layers.post(picture, rng)
 
 
-@edit("text", "overlay")
+@edit("text")
 def text(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Write a line or two over the picture."""
     return upload_layers.lettering(picture, rng)
 
 
-@edit("emoji", "overlay")
+@edit("emoji")
 def emoji(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Put one to four emoji onto the picture."""
     return upload_layers.stickers(picture, rng)
 
 
-@edit("rotated", "turn")
+@edit("rotated")
 def rotated(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Turn by 1 to 5 degrees. Corners are filled with black or white, or cut off with what is beside them."""
     angle = float(rng.choice([-1, 1]) * rng.uniform(1, 5))
@@ -226,14 +224,14 @@ def _without_corners(turned: Image.Image, angle: float) -> Image.Image:
     return turned.crop((left, top, left + width, top + height))
 
 
-@edit("quarter-turn", "turn")
+@edit("quarter-turn")
 def quarter_turn(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Turn by 90 degrees, to the left or to the right."""
     turn = Image.Transpose.ROTATE_90 if rng.random() < 0.5 else Image.Transpose.ROTATE_270
     return picture.transpose(turn)
 
 
-@edit("collage", "collage")
+@edit("collage")
 def collage(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
     """Show two pictures side by side or one above the other, with a gap of up to 3%."""
     beside = rng.random() < 0.5

@@ -190,18 +190,19 @@ def with_and_without(scores: NDArray[np.float32], queries: Queries) -> RankedRef
         scores: float32[Q,R].
         queries: all have an origin.
     """
-    hidden = scores.copy()
-    hidden[np.arange(len(scores)), queries.origins] = scores.min() - 1
-    whole = ranked(scores, queries)
-    none = Queries(queries.latents, np.full(len(scores), -1), queries.photos)
-    without = ranked(hidden, none)
+    count, (own, photos) = len(scores), (queries.origins, queries.photos)
+    best = TopK(count, evaluation_sets.KEPT + 1)
+    best.add(scores)
+    rows, kept = best.result()
+    # Of one more than is kept, what remains without the origin, or without the last where it is not there.
+    dropped = np.where((rows == own[:, None]).any(axis=1), (rows == own[:, None]).argmax(axis=1), -1)
+    remains = np.ones(rows.shape, np.bool_)
+    remains[np.arange(count), dropped] = False
+    other_rows, other_kept = (x[remains].reshape(count, -1) for x in (rows, kept))
+    none = np.full(count, -1)
     return RankedReferences(
-        np.concatenate([whole.ranks, without.ranks]),
-        np.concatenate([whole.scores, without.scores]),
-        np.concatenate([whole.rows, without.rows]),
-        Queries(
-            np.concatenate([queries.latents] * 2),
-            np.concatenate([queries.origins, none.origins]),
-            np.concatenate([queries.photos] * 2),
-        ),
+        np.concatenate([ranking.ranks_of(scores, own), np.zeros(count, np.int64)]),
+        np.concatenate([kept[:, :-1], other_kept]),
+        np.concatenate([rows[:, :-1], other_rows]),
+        Queries(np.tile(queries.latents, (2, 1)), np.concatenate([own, none]), np.tile(photos, 2)),
     )
