@@ -20,6 +20,7 @@ from id2core.evaluation import ranking
 from id2core.experiments import evaluation_sets
 from id2core.experiments.evaluation_sets import TRAIN, Queries, RankedReferences
 from id2core.experiments.methods import Methods
+from id2core.experiments.scale import BEST, FACTOR
 from id2core.experiments.upload_sets import VALIDATION, Uploads, UploadSet
 from id2core.search.background_rows import background_means
 from id2core.search.topk import TopK
@@ -148,29 +149,35 @@ def closed_form(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
 
 
 def _plain_and_tuned(name: str, transform: Transform, uploads: UploadSet) -> Iterator[Matcher]:
-    """Yield a W as it is, and normalized: factor and k are chosen on untouched uploads of the validation."""
+    """Yield a W as it is, and normalized by the scores among training photos."""
     plain = Whole(name, transform, transform.apply(uploads.references))
     yield plain
     if not uploads.data.has(TRAIN):
         return
     latents = uploads.data.read(TRAIN)[0]
     rows = np.linspace(0, len(latents) - 1, min(_BACKGROUND, len(latents))).astype(int)
-    background = transform.apply(latents[rows])
-    depth = max(normalization.KS)
-    if len(background) < depth:
+    if len(rows) < max(normalization.KS):
         return
+    background = transform.apply(latents[rows])
+    factor, k = _choose(plain, background, uploads)
+    if factor:
+        yield Whole(f"{name}, normalized", transform, plain.references, Background(background, factor, k))
+
+
+def _choose(plain: Whole, background: NDArray[np.float32], uploads: UploadSet) -> tuple[float, int]:
+    """Choose factor and k on untouched uploads of the validation; those that ship where it has none."""
     predictions, best = [], []
     for kind in uploads.kinds:
         asked = uploads.of(uploads.edits[0], kind, VALIDATION)
+        if not asked.sources.uris:
+            return FACTOR, BEST
         both = with_and_without(plain.scores(asked), asked.queries)
         predictions.append((both, np.zeros(len(both.ranks))))
-        against = TopK(len(asked.sources.uris), depth)
-        against.add(transform.apply(asked.latents()[0]) @ background.T)
+        against = TopK(len(asked.sources.uris), max(normalization.KS))
+        against.add(plain.transform.apply(asked.latents()[0]) @ background.T)
         best.append(np.tile(against.result()[1], (2, 1)))
     pooled, _ = evaluation_sets.pooled(predictions)
-    (factor, k), _ = normalization.choose_parameters(pooled, np.concatenate(best))
-    if factor:
-        yield Whole(f"{name}, normalized", transform, plain.references, Background(background, factor, k))
+    return normalization.choose_parameters(pooled, np.concatenate(best))[0]
 
 
 def ranked(scores: NDArray[np.float32], queries: Queries) -> RankedReferences:

@@ -180,12 +180,11 @@ class UploadSet:
         if self.network is None:
             return f"the encoder of the latents, {self.data.ids['encoder_id']}, is missing"
         for kind in self.kinds:
-            for split in (VALIDATION, TESTED):
-                sources = self.sources(kind, split)
-                if not sources.uris:
-                    return f"no {split} photo is translated by all models"
-                if lost := next((uri for uri in sources.uris if not storage.exists(uri)), None):
-                    return f"pictures of the test are missing, for example {lost}"
+            sources = self.sources(kind, TESTED)
+            if not sources.uris:
+                return "no test photo is translated by all models"
+            if lost := next((uri for uri in sources.uris if not storage.exists(uri)), None):
+                return f"pictures of the test are missing, for example {lost}"
         return None
 
     @functools.cached_property

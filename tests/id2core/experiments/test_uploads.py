@@ -28,7 +28,7 @@ from id2core.store.datasets import Commit, SourceRecord
 from tests.drawing import scene
 from tests.latent_sets import write_translations
 
-PHOTOS = {"test": 16, "distractors": 8, "fresh": 3, "calibration": 30}
+PHOTOS = {"test": 16, "distractors": 8, "fresh": 3, "calibration": 30, "train": 12}
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,10 @@ def test_tables_have_every_edit_and_say_what_is_not_known(
     rows = {row["edit"]: row for row in closed.table.to_pylist()}
     assert set(rows) == set(chosen)
     assert rows[UNTOUCHED]["copy_acc"] == 1 > rows["mirrored"]["copy_acc"]
-    assert opened.table["a_found"].null_count == len(chosen)
+    assert opened.table["a_found"].null_count == opened.table.num_rows
+    assert (
+        len(set(opened.table["method"].to_pylist())) <= 2 == 1 + len(set(closed.table["method"].to_pylist()))
+    )
     assert any("500 calibration photos" in note for note in opened.notes)
     assert all(0 <= rate <= 1 for rate in calibrated.table["b_rate"].to_pylist())
 
