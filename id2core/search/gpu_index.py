@@ -58,6 +58,7 @@ class GpuIndex:
         # With it, cuBLAS may add in float16, which `_doubt` does not cover.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         names = devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        names = names[: max(1, len(descriptors))]  # none is left without a row
         self._starts = [len(descriptors) * i // len(names) for i in range(len(names))]
         parts = np.split(descriptors, self._starts[1:])
         try:

@@ -27,8 +27,8 @@ def clustered(rows: int, size: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize(
     ("rows", "devices"),
-    [(6000, ["cpu"]), (6017, ["cpu", "cpu"]), (700, ["cpu"])],
-    ids=["one GPU", "two GPUs, rows in no group", "too few for groups"],
+    [(6000, ["cpu"]), (6017, ["cpu", "cpu"]), (700, ["cpu"]), (301, ["cpu"] * 400)],
+    ids=["one GPU", "two GPUs, rows in no group", "too few for groups", "fewer than GPUs"],
 )
 @pytest.mark.parametrize("k", [1, 10])
 def test_a_shard_on_gpus_finds_what_one_on_cpus_does_to_the_last_bit(
