@@ -56,7 +56,7 @@ class Settings(EnvironmentSettings):
     encoder: str = Field(
         defaults.ENCODER,
         description="Image encoder. Bundled: mini. From the model hub: sd2, sdxl, sd3. Or a directory "
-        "that diffusers or transformers saved, a TorchScript file, or a hub id "
+        "that diffusers or transformers saved, an ONNX or TorchScript file, or a hub id "
         "owner/name[:subfolder][@revision].",
         examples=["sd2"],
     )

@@ -1,8 +1,8 @@
-"""Frozen image encoders behind one call: autoencoders, vision backbones, TorchScript files, a hash.
+"""Frozen image encoders behind one call: autoencoders, vision backbones, ONNX and TorchScript files, a hash.
 
 `load_encoder(name)` takes, in this order: `mini`, `pdq` (see `pdq`) or a short name of `hub.HUB` or
-`hub.BACKBONES`; a local TorchScript file; a local directory that diffusers saved (an autoencoder, or a
-pipeline with a `vae/`) or that transformers saved (a vision backbone, see `backbones`); a hub id
+`hub.BACKBONES`; a local file of ONNX or TorchScript; a local directory that diffusers saved (an autoencoder,
+or a pipeline with a `vae/`) or that transformers saved (a vision backbone, see `backbones`); a hub id
 `owner/name[:subfolder][@revision]`. The `config.json` of a directory or repository says which of both it is.
 
 `identify(name)` answers without loading weights, and without torch, where a record will do.
@@ -51,6 +51,10 @@ class Kind:
         return encoder
 
 
+def _is_onnx(spec: str) -> bool:
+    return _is_file(spec) and spec.lower().endswith(".onnx")
+
+
 def _is_file(spec: str) -> bool:
     return Path(spec).is_file() and not is_short_name(spec)
 
@@ -68,6 +72,7 @@ COMPILED: Final[dict[str, dict[str, bool]]] = {"on": {}, "tuned": {"coordinate_d
 KINDS: Final[list[Kind]] = [
     Kind("bundled", lambda spec: spec == MINI, "id2core.encoders.autoencoders:load_encoder"),
     Kind("pdq", lambda spec: spec == PDQ, "id2core.encoders.pdq:load_encoder"),
+    Kind("onnx", _is_onnx, "id2core.encoders.onnx:load_encoder"),
     Kind("torchscript", _is_file, "id2core.encoders.torchscript:load_encoder"),
     Kind("transformers", _is_of_transformers, "id2core.encoders.backbones:load_encoder"),
     Kind("diffusers", lambda spec: True, "id2core.encoders.autoencoders:load_encoder"),
@@ -90,7 +95,7 @@ def load_encoder(
     batch_size: int | None = None,
     compile: str = "off",
 ) -> Encoder:
-    """Load an encoder by short name, local directory, TorchScript file or hub id.
+    """Load an encoder by short name, local directory, ONNX or TorchScript file, or hub id.
 
     Args:
         spec: see the module's docstring.

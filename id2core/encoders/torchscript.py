@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
+from id2core.encoders import sidecars
 from id2core.encoders.base import Encoder
-from id2core.encoders.preprocess import Preprocess
 from id2core.errors import EncoderError
-from id2core.store import strict_json
 
 
 def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Encoder:
@@ -22,6 +21,7 @@ def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size
     TorchScript is a program: load only files that you trust.
     """
     path = Path(spec)
+    preprocess = sidecars.preprocess_beside(path)
     try:
         module = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
@@ -29,23 +29,4 @@ def load_encoder(spec: str, device: torch.device, dtype: torch.dtype, batch_size
             f"{path} is neither a TorchScript file nor a diffusers directory: {error}"
         ) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Encoder(path.stem, digest, module, device, torch.float32, sidecar(path), batch_size)
-
-
-def sidecar(path: Path) -> Preprocess:
-    """What the JSON file beside a TorchScript file says of its input: `size`, `mean` and `std`.
-
-    Raises:
-        EncoderError: it says something else.
-    """
-    settings_file = path.with_suffix(".json")
-    if not settings_file.is_file():
-        return Preprocess()
-    try:
-        raw = strict_json.read_file(settings_file)
-        default = Preprocess()
-        r, g, b = raw.get("mean", default.mean)
-        sr, sg, sb = raw.get("std", default.std)
-        return Preprocess(int(raw.get("size", default.size)), (r, g, b), (sr, sg, sb))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise EncoderError(f"{settings_file}: expected size, mean and std: {error}") from error
+    return Encoder(path.stem, digest, module, device, torch.float32, preprocess, batch_size)

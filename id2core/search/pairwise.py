@@ -28,12 +28,11 @@ import torch.nn.functional as F  # noqa: N812 (the usual name)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from id2core.encoders import backbones, decoder_pool, images
+from id2core.encoders import backbones, decoder_pool, images, sidecars
 from id2core.encoders.backbones import encoder_of_backbone
 from id2core.encoders.base import Encoder
 from id2core.encoders.hub import locate
 from id2core.encoders.preprocess import Preprocess
-from id2core.encoders.torchscript import sidecar
 from id2core.environment import best_dtype, usable_device
 from id2core.errors import EncoderError
 from id2core.search.topk import TopK
@@ -162,7 +161,7 @@ class Scripted(PairwiseScorer):
             EncoderError: it is no TorchScript file, or lacks one of the methods.
         """
         self._device = usable_device(device)
-        self.preprocess = sidecar(path)
+        self.preprocess = sidecars.preprocess_beside(path)
         try:
             self._module = torch.jit.load(str(path), self._device).eval()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
