@@ -109,7 +109,7 @@ def test_what_needs_no_network_imports_none() -> None:
     package = Path(registry.__file__).parents[1]
     rooms = ("store", "search", "verdicts", "reports", "evaluation", "runs")
     files = [f for room in rooms for f in sorted((package / room).glob("*.py")) if f.stem != "__init__"]
-    # A matcher of feature maps is a network itself, which only experiments import; the index of GPUs is torch's.
+    # A matcher of feature maps is a network itself; only experiments import it. The index of GPUs is torch's.
     heavy = ("pairwise", "gpu_index")
     names = [f"{f.parent.name}.{f.stem}" for f in files if f.stem not in heavy]
     names += ["transforms.linear", "transforms.files", "encoders.hub", "encoders.registry", "encoders.images"]
