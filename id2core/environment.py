@@ -35,6 +35,7 @@ PACKAGES = (
     "pillow-heif",
     "faiss-cpu",
     "faiss-gpu",
+    "faiss-gpu-cuvs",
     "google-cloud-storage",
 )
 _SOURCE = Path(__file__).parents[1]
