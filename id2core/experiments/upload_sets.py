@@ -1,7 +1,7 @@
 """Uploads as they come: edited copies and edited translations of test photos, and their latents, kept.
 
-An upload takes the way of a real one: the picture at its full size is edited, saved as JPEG, decoded as every
-upload is (`images.decode`) and encoded. Its latent is kept in the folder of the evaluation set:
+An upload is processed like a real one: the picture at its full size is edited, saved as JPEG, decoded as
+every upload is (`images.decode`) and encoded. Its latent is kept in the folder of the evaluation set:
 
     uploads/ENCODER_ID/VIEW-vN/EDIT-vN/NAME.parquet     image_id of the picture before the edit, latent
 

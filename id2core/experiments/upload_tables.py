@@ -228,7 +228,8 @@ def _on_thresholds(thresholds: dict[str, Thresholds]) -> list[str]:
         ]
     return [
         "Thresholds are set on uploads of other photos, which have no origin among the references: one of "
-        "each photo, a copy or a translation by one of the models, with the next of all edits. They state "
+        "each photo, a copy or a translation by one of the models, each with one edit. The edits take turns. "
+        "The encoder and the translation models may have been trained on these photos. The thresholds state "
         f"{100 * held[0].target:.0f}% with a 95% interval of {100 * held[0].low:.2f} to "
         f"{100 * held[0].high:.2f}%. The Parquet file also has what thresholds give that were set on "
         "untouched uploads (`…_untouched`)."
@@ -252,6 +253,19 @@ def _pooled_rates(rows: list[Row], uploads: UploadSet) -> list[str]:
             continue
         sentences.append(
             f"“{name}” gives {np.mean(rates['']):.2%} of all these uploads without origin a false positive, "
-            f"and {np.mean(rates['_untouched']):.2%} at the threshold that was set on untouched uploads."
+            f"and {np.mean(rates['_untouched']):.2%} at the threshold that was set on untouched uploads. "
+            f"{_worst_cell(rows, name, uploads)}"
         )
     return sentences
+
+
+def _worst_cell(rows: list[Row], name: str, uploads: UploadSet) -> str:
+    """Say where a method is wrong most often: a stated rate holds for the mix of edits and kinds."""
+    cells = [
+        (row[f"{kind}_rate"].value, row, kind)
+        for row in rows
+        if row["method"] == name
+        for kind in uploads.kinds
+    ]
+    value, row, kind = max(cells, key=lambda cell: cell[0])
+    return f"Of single edits, {row['edit']} by {kind} has the most, {value:.1%}."
