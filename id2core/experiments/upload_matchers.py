@@ -8,7 +8,7 @@ measure what comes out, and thresholds are set on what comes out. A new matcher 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,8 @@ from id2core.experiments.upload_sets import VALIDATION, Uploads, UploadSet
 from id2core.search.background_rows import background_means
 from id2core.search.topk import TopK
 from id2core.store import schemas
+from id2core.transforms import crop_rows
+from id2core.transforms.crop_rows import Crop
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import AUTO, Transform
 from id2core.verdicts import judging, normalization
@@ -70,6 +72,10 @@ class Background:
         means = background_means(descriptors @ self.descriptors.T, self.k)
         return np.asarray(self.factor * means, np.float32)[:, None]
 
+    def heads(self) -> Background:
+        """Return the background of the first columns of descriptors."""
+        return Background(crop_rows.heads(self.descriptors), self.factor, self.k)
+
 
 @dataclass(frozen=True, eq=False)
 class Whole:
@@ -97,6 +103,41 @@ class Whole:
         descriptors = self.transform.apply(uploads.latents()[0])
         scores = descriptors @ self.references.T
         return scores if self.background is None else scores - self.background.of(descriptors)
+
+
+@dataclass(frozen=True, eq=False)
+class CroppedReferences:
+    """The whole upload against whole references and against crops of them: the best score counts.
+
+    Attributes:
+        name: of its row.
+        whole: matches whole references, with a background.
+        rows: parts of the references, and float16[R,k], the first columns of their descriptors.
+    """
+
+    name: str
+    whole: Whole
+    rows: Sequence[tuple[Crop, NDArray[np.float16]]]
+
+    shifted = False
+
+    @classmethod
+    def of(cls, name: str, whole: Whole, latents: NDArray[np.float16]) -> CroppedReferences:
+        """Crop the latents of the references, float16[R,n]."""
+        rows = [(crop, crop_rows.crop_rows(latents, whole.transform, crop)) for crop in crop_rows.CROPS]
+        return cls(name, whole, rows)
+
+    def scores(self, uploads: Uploads) -> NDArray[np.float32]:
+        """Return the best of all scores, each less the background of as many columns and its handicap."""
+        background = self.whole.background
+        assert background is not None
+        descriptors = self.whole.transform.apply(uploads.latents()[0])
+        best = descriptors @ self.whole.references.T - background.of(descriptors)
+        asked = crop_rows.heads(descriptors)
+        subtracted = background.heads().of(asked)
+        for crop, rows in self.rows:
+            np.maximum(best, asked @ rows.T.astype(np.float32) - subtracted - crop.handicap, out=best)
+        return best
 
 
 Builder = Callable[[Methods, UploadSet], Iterator[Matcher]]
@@ -137,7 +178,9 @@ def shipped(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
     descriptors = schemas.column_to_vectors(column).astype(np.float32)
     held = chosen.normalization
     subtracted = Background(descriptors, held.factor, held.k)
-    yield Whole("W that ships, normalized", transform, references, subtracted)
+    normalized = Whole("W that ships, normalized", transform, references, subtracted)
+    yield normalized
+    yield CroppedReferences.of("W that ships, crops of references", normalized, uploads.references)
 
 
 @matchers

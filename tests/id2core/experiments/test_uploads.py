@@ -25,6 +25,7 @@ from id2core.experiments.upload_edits import EDITS, UNTOUCHED
 from id2core.experiments.upload_sets import COPY, TESTED, VALIDATION, PixelView, UploadSet
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, SourceRecord
+from id2core.transforms.linear import Transform
 from tests.drawing import scene
 from tests.latent_sets import write_translations
 
@@ -202,6 +203,20 @@ def test_an_upload_without_origin_does_not_meet_it() -> None:
     assert both.rows[:, 0].tolist() == [0, 2, 1, 2]
     np.testing.assert_allclose(both.scores[:, 0], [0.9, 0.8, 0.5, 0.8], rtol=1e-6)
     assert both.queries.photos.tolist() == [0, 1, 0, 1]
+
+
+def test_a_crop_of_a_reference_counts_where_it_scores_best(data: EvaluationSet) -> None:
+    uploads = UploadSet(data).of(EDITS["crop-0.5-centered"], COPY)
+    latents, whole = uploads.set.references, Transform()
+    background = upload_matchers.Background(whole.apply(data.read("calibration")[0]), 0.5, 3)
+    matcher = upload_matchers.Whole("whole", whole, whole.apply(latents), background)
+    crops = upload_matchers.CroppedReferences.of("crops", matcher, latents)
+    handicapped = [(replace(crop, handicap=9.0), rows) for crop, rows in crops.rows]
+
+    scores = crops.scores(uploads)
+
+    assert (scores >= matcher.scores(uploads)).all() and (scores > matcher.scores(uploads)).any()
+    assert np.array_equal(replace(crops, rows=handicapped).scores(uploads), matcher.scores(uploads))
 
 
 def test_tables_have_every_edit_and_say_what_is_not_known(
