@@ -66,6 +66,7 @@ class EmbedMaker:
             progress,
             self.job.record_seconds,
             takedowns.refused(self.job.results or plan.out),
+            self.job.trust,
         )
 
 

@@ -168,6 +168,11 @@ class Settings(EnvironmentSettings):
         description="Processor time that decoding a file of up to 1 MiB may take, in seconds. Each further "
         "MiB of the file adds 1, up to 60. Pictures that need more are rejected.",
     )
+    c2pa_trust_list: str | None = Field(
+        None,
+        description="URI of a PEM file of certificate authorities. A signer of Content Credentials whose "
+        "certificate leads to one of them is `trusted`, any other `untrusted`. Needs the extra `c2pa`.",
+    )
     late_days: int = Field(
         defaults.LATE_DAYS,
         ge=0,

@@ -17,17 +17,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from queue import LifoQueue
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import psutil
 
 from id2core.encoders import budget
 from id2core.encoders.budget import DEFAULT_LIMITS, MIB, Allowance, Limits, MemoryGate
+from id2core.encoders.credentials import MOST_THUMBNAIL, Credentials, CredentialState
 from id2core.encoders.images import Decoded
 from id2core.errors import EncoderError
 from id2core.store.rejects import Reason, Reject
@@ -66,6 +67,8 @@ _ENVIRONMENT: Final = (
     "TMPDIR",
 )
 
+_Result = TypeVar("_Result")
+
 
 def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Decoded | Reject:
     """Decode a picture file as `images.decode` does, in a process of this process's pool.
@@ -75,6 +78,18 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
         more memory or time than `limits` allow, and CORRUPT that the decoder crashed.
     """
     return _shared_pool().decode(data, size, limits)
+
+
+def credentials(
+    data: bytes, kind: str, limits: Limits = DEFAULT_LIMITS, trust: str = "", thumbnail: bool = False
+) -> Credentials | None:
+    """Read Content Credentials as `credentials.read` does, in a process of this process's pool.
+
+    Returns:
+        What the manifest says. The state is UNREADABLE if reading took more memory or time than `limits`
+        allow, or ended its process. None where the extra `c2pa` does not work.
+    """
+    return _shared_pool().credentials(data, kind, limits, trust, thumbnail)
 
 
 def default_processes(cores: int | None = None) -> int:
@@ -117,17 +132,39 @@ class DecoderPool:
         if len(data) > limits.max_bytes:
             return Reject(Reason.TOO_LARGE_FILE, f"{len(data)} bytes, limit {limits.max_bytes}")
         request = {"bytes": len(data), "size": size, "limits": _as_dict(limits)}
+        result = self._ask(data, request, lambda decoder, answer: decoder.result(answer, size))
+        return _why(result, budget.allowance(len(data), limits)) if isinstance(result, int) else result
+
+    def credentials(
+        self,
+        data: bytes,
+        kind: str,
+        limits: Limits = DEFAULT_LIMITS,
+        trust: str = "",
+        thumbnail: bool = False,
+    ) -> Credentials | None:
+        """Read the Content Credentials of one file; waits while all processes are busy."""
+        pem = trust.encode()
+        wanted = {"kind": kind, "trust": len(pem), "thumbnail": thumbnail}
+        request = {"bytes": len(data), "limits": _as_dict(limits), "credentials": wanted}
+        result = self._ask(data + pem, request, lambda decoder, answer: decoder.credentials(answer))
+        return Credentials(CredentialState.UNREADABLE) if isinstance(result, int) else result
+
+    def _ask(
+        self, data: bytes, request: dict[str, Any], take: Callable[[_Decoder, dict[str, Any]], _Result]
+    ) -> _Result | int:
+        """Return what `take` makes of the answer to a request, or how the process ended instead."""
         for attempt in range(2):
             with self._decoder() as decoder:
                 answer = decoder.ask(data, request, self._memory)
                 if answer:
-                    return decoder.result(answer, size)
+                    return take(decoder, answer)
                 ending = decoder.end()
             # Nothing here sends these signals: the system did, short of memory, or an operator. The file may
             # not be at fault, so that it gets a second try.
             if attempt or ending not in _FROM_OUTSIDE:
                 break
-        return _why(ending, budget.allowance(len(data), limits))
+        return ending
 
     def close(self) -> None:
         """End the processes that are idle; the others end with their picture or with this process."""
@@ -211,11 +248,28 @@ class _Decoder:
             pixels = np.empty((size, size, 3), np.uint8)
             os.preadv(self._shared, [pixels.data], 0)
             result = Decoded(pixels, int(answer["width"]), int(answer["height"]), str(answer["format"]))
+        self._settle(answer)
+        return result
+
+    def credentials(self, answer: dict[str, Any]) -> Credentials | None:
+        """Return the credentials that an answer has; None where the process cannot read any."""
+        said, image = answer.get("credentials"), None
+        if answer.get("thumbnail") is not None:
+            image = os.pread(self._shared, min(int(answer["thumbnail"]), MOST_THUMBNAIL), 0)
+        self._settle(answer)
+        if "reason" in answer:
+            return Credentials(CredentialState.UNREADABLE)
+        if not said:
+            return None
+        known = {**said, "state": CredentialState(said["state"]), "parent_thumbnail": image}
+        return Credentials(**known)
+
+    def _settle(self, answer: dict[str, Any]) -> None:
+        """Give the memory of a large file back, and end a process that has said its last."""
         if os.fstat(self._shared).st_size > _KEPT_BYTES:
             os.ftruncate(self._shared, 0)
         if answer["last"]:
             self.end()
-        return result
 
     def receive(self) -> dict[str, Any] | None:
         """Return the next answer; None when the process ended, or stopped and was ended."""

@@ -1,7 +1,8 @@
 """The process in which pictures of strangers are decoded, one after another; `decoder_pool` starts it.
 
 A request is a line of JSON on standard input, an answer one on standard output. The file comes, and the
-pixels go back, through a file in memory that both processes have open. The process imports neither torch nor
+pixels go back, through a file in memory that both processes have open. Content Credentials are a request of
+their own, so that a manifest that ends the process costs no pixels. The process imports neither torch nor
 Arrow: at rest it takes some 50 MiB.
 """
 
@@ -14,7 +15,9 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import pillow_heif
@@ -31,7 +34,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from id2core.encoders import budget, images
+from id2core.encoders import budget, credentials, images
 from id2core.encoders.budget import MIB, Limits
 from id2core.store.rejects import Reason, Reject
 
@@ -56,6 +59,7 @@ class _Server:
         self._harden()
         self._status = _open_status()
         self._rest = self._data_bytes()
+        self._reads_credentials: bool | None = None  # not tried yet
 
     def _harden(self) -> None:
         """Give up what decoding does not need, and make it quiet."""
@@ -79,6 +83,8 @@ class _Server:
             self._answer(**answer, last=last)
 
     def _serve(self, request: dict[str, Any]) -> dict[str, Any]:
+        if "credentials" in request and not self._load_credentials():
+            return {"credentials": None}
         limits = Limits(**request["limits"])
         allowed = budget.allowance(request["bytes"], limits)
 
@@ -101,6 +107,8 @@ class _Server:
         signal.setitimer(signal.ITIMER_PROF, allowed.seconds)
         try:
             admit(budget.OPENING_MEMORY)
+            if "credentials" in request:
+                return self._credentials(request["bytes"], **request["credentials"])
             answer = self._decode(request["bytes"], request["size"], limits, admit)
             # Some decoders call it damage that they got no memory.
             if answer.get("reason") == Reason.CORRUPT and expected > allowed.memory:
@@ -120,6 +128,23 @@ class _Server:
             return _rejected(decoded)
         os.pwrite(self._shared, decoded.pixels.data, 0)
         return {"width": decoded.width, "height": decoded.height, "format": decoded.format}
+
+    def _load_credentials(self) -> bool:
+        """Load the library, which no picture pays for; return whether it works."""
+        if self._reads_credentials is None:
+            resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            self._reads_credentials = credentials.load()
+            self._rest = self._data_bytes()
+        return self._reads_credentials
+
+    def _credentials(self, length: int, kind: str, trust: int, thumbnail: bool) -> dict[str, Any]:
+        data, pem = os.pread(self._shared, length, 0), os.pread(self._shared, trust, length)
+        with _no_new_files():
+            known = credentials.read(data, kind, pem.decode(), thumbnail)
+        image = known.parent_thumbnail
+        os.pwrite(self._shared, image or b"", 0)
+        plain = asdict(replace(known, parent_thumbnail=None))
+        return {"credentials": plain, "thumbnail": None if image is None else len(image)}
 
     def _limit_memory(self, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (self._rest + memory, resource.RLIM_INFINITY))
@@ -148,6 +173,17 @@ class _Server:
                 return {}
         line = os.read(0, select.PIPE_BUF)
         return dict(json.loads(line)) if line else {}
+
+
+@contextmanager
+def _no_new_files() -> Iterator[None]:
+    """Let this process open no file and no connection until the block ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _rejected(reject: Reject) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from id2core import defaults
-from id2core.encoders import embedding
+from id2core.encoders import embedding, trust_list
 from id2core.encoders.hub import MINI
 from id2core.encoders.images import Limits
 from id2core.encoders.records import EncoderIds
@@ -80,6 +80,7 @@ class EmbedJob:
         night, late_days: of a dated source, what is read; by default the present night.
         retention_days: days for which rows of a source that is appended stay; None for ever.
         allowed_places: folders and prefixes that a list may name beside its own.
+        trust: certificates in PEM, by which signers of Content Credentials are trusted.
         add_source: whether `out` may hold rows of other sources alone.
 
     Example:
@@ -110,6 +111,7 @@ class EmbedJob:
     retention_days: float | None = None
     allowed_places: tuple[str, ...] = ()
     add_source: bool = False
+    trust: str = ""
 
     def __post_init__(self) -> None:
         if self.part_size < 1:
@@ -139,6 +141,7 @@ class EmbedJob:
             night=feed.get("night") or dates.today(settings.time_zone),
             add_source=feed.get("add_source", False),
             allowed_places=tuple(settings.allowed_places),
+            trust=trust_list.read(settings.c2pa_trust_list),
             **settings.model_dump(include=_SETTINGS),
         )
 

@@ -74,7 +74,7 @@ def _encode(
 
 def _facts(picture: Picture) -> dict[str, Any]:
     """The columns of a row that describe the file."""
-    obj, decoded = picture.obj, picture.decoded
+    obj, decoded, said = picture.obj, picture.decoded, picture.credentials
     return {
         "image_id": picture.image_id,
         "uri": obj.uri,
@@ -84,6 +84,9 @@ def _facts(picture: Picture) -> dict[str, Any]:
         "height": decoded.height,
         "format": decoded.format,
         "information": picture.information,
+        "c2pa_state": said and said.state,
+        "generator": said and said.generator,
+        "digital_source_type": said and said.digital_source_type,
     }
 
 
@@ -148,6 +151,7 @@ def embed_objects(
     progress: OnBatch = lambda embedded, rejected: None,
     seconds: float = defaults.RECORD_SECONDS,
     refused: Collection[str] = frozenset(),
+    trust: str | None = None,
 ) -> parts.Stream:
     """Embed objects in a stream: decoding runs in threads beside the encoder, memory stays flat.
 
@@ -160,6 +164,7 @@ def embed_objects(
         progress: called after each batch with how many objects it embedded and rejected.
         seconds: rows are yielded after so long, however few.
         refused: image_id of pictures that were taken down; each ends in a reject.
+        trust: certificates in PEM, to read Content Credentials by; None not to look for any.
 
     Yields:
         About the rows of a row group, or what was made in `seconds`, of `schemas.embeddings_schema` (None
@@ -172,7 +177,7 @@ def embed_objects(
     since = time.monotonic()
 
     def fetch(obj: Object) -> Picture | Reject:
-        picture = read_picture(obj, encoder.preprocess.size, limits)
+        picture = read_picture(obj, encoder.preprocess.size, limits, trust)
         if isinstance(picture, Reject):
             return picture
         if picture.image_id in refused:
@@ -205,11 +210,12 @@ def embed_part(
     progress: OnBatch = lambda embedded, rejected: None,
     seconds: float = defaults.RECORD_SECONDS,
     refused: Collection[str] = frozenset(),
+    trust: str | None = None,
 ) -> list[Record]:
     """Embed one part into `out`: its two files, then its record, and again after some seconds.
 
     What an earlier attempt of the run has recorded is left. A second call gives the same rows.
     """
     left = parts.remaining(out, objects, lineage)
-    stream = embed_objects(left, encoder, transform, lineage, limits, progress, seconds, refused)
+    stream = embed_objects(left, encoder, transform, lineage, limits, progress, seconds, refused, trust)
     return parts.write(out, PRODUCT, left, lineage, stream, seconds)

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from id2core.encoders import decoder_pool
+from id2core.encoders import credentials, decoder_pool
 from id2core.encoders.budget import MIB, Limits, MemoryGate
+from id2core.encoders.credentials import NO_CREDENTIALS, Credentials
 from id2core.encoders.images import Decoded
 from id2core.runs import parts
 from id2core.store import storage
@@ -23,12 +24,14 @@ class Picture:
 
     Attributes:
         information: how much it shows, where that was measured.
+        credentials: what its manifest says; None where nobody looked.
     """
 
     obj: Object
     image_id: str
     decoded: Decoded
     information: float | None = None
+    credentials: Credentials | None = None
 
 
 # Whole files that this process holds at once, in bytes; photos are far below, whatever the number of threads.
@@ -47,11 +50,32 @@ def reading_threads(objects: Sequence[Object]) -> int:
     return decoders
 
 
-def read_picture(obj: Object, size: int, limits: Limits) -> Picture | Reject:
-    """Read, hash and decode one object to a square of `size` pixels."""
+def read_picture(obj: Object, size: int, limits: Limits, trust: str | None = None) -> Picture | Reject:
+    """Read, hash and decode one object to a square of `size` pixels.
+
+    Args:
+        obj: a listed object.
+        size: side of the square in pixels.
+        limits: what the file may cost, for its pixels and again for its manifest.
+        trust: certificates in PEM, to read Content Credentials by; None not to look for any.
+    """
     with holding(obj, limits):
         data = storage.read_object(obj, limits.max_bytes)
-        return data if isinstance(data, Reject) else decode_picture(obj, data, size, limits)
+        if isinstance(data, Reject):
+            return data
+        picture = decode_picture(obj, data, size, limits)
+        if trust is None or isinstance(picture, Reject):
+            return picture
+        return replace(picture, credentials=_credentials(data, picture.decoded.format, limits, trust))
+
+
+def _credentials(data: bytes, kind: str, limits: Limits, trust: str) -> Credentials | None:
+    """Return what the manifest of a picture says; None without the extra `c2pa`."""
+    if not credentials.is_available():
+        return None
+    if not credentials.may_have(data, kind):
+        return NO_CREDENTIALS
+    return decoder_pool.credentials(data, kind, limits, trust)
 
 
 def holding(obj: Object, limits: Limits) -> AbstractContextManager[None]:

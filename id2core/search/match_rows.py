@@ -320,8 +320,8 @@ def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstant
     """Return merged candidates as a `schemas.MATCHES` table, rows in their order.
 
     Args:
-        queries: `image_id` and `uri`, and where known `generation` and `information`, of the queries that
-            `query_row` counts.
+        queries: `image_id` and `uri`, and where known `generation`, `information`, and the columns of
+            `schemas.CREDENTIALS`, of the queries that `query_row` counts.
         candidates: a `shards.CANDIDATES` table.
         constants: columns that are the same in every row. Columns of neither are null: not known yet.
     """
@@ -336,6 +336,7 @@ def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstant
         "rank": pa.array(shards.ranks(rows.to_numpy()) + 1, pa.int32()),
         **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
         _INFORMATION: pa.array(least, pa.float32(), from_pandas=True),
+        **{name: _or_null(asked, name, kind) for name, kind in schemas.CREDENTIALS},
     }
     arrays = [
         columns[field.name]

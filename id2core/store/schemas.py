@@ -57,8 +57,13 @@ _DICTIONARY_COLUMNS = (
     "model",
     "revision",
     "recipe_id",
+    "c2pa_state",
+    "generator",
+    "digital_source_type",
 )
 _TIME = pa.timestamp("us", tz="UTC")
+# What the manifest of a picture says; in `matches/` of the upload. Null where nobody looked.
+CREDENTIALS = tuple((name, pa.string()) for name in ("c2pa_state", "generator", "digital_source_type"))
 
 
 def table_schema(name: str, version: int, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
@@ -71,7 +76,7 @@ def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
     """Schema of `embeddings/`: latents of n = `latent_size`, descriptors of m = `descriptor_size` numbers."""
     return table_schema(
         EMBEDDINGS,
-        2,
+        3,
         [
             ("image_id", pa.string()),
             ("uri", pa.string()),
@@ -86,6 +91,7 @@ def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
             ("run_id", pa.string()),
             ("embedded_at", _TIME),
             ("information", pa.float32()),
+            *CREDENTIALS,
         ],
     )
 
@@ -166,7 +172,7 @@ POSTS = table_schema(
 
 MATCHES = table_schema(
     "matches",
-    3,
+    4,
     [
         ("query_id", pa.string()),
         ("query_uri", pa.string()),
@@ -190,6 +196,7 @@ MATCHES = table_schema(
         ("channel", pa.string()),
         ("floor", pa.float32()),
         ("information", pa.float32()),
+        *CREDENTIALS,
     ],
 )
 
