@@ -139,7 +139,7 @@ class _Server:
 
     def _credentials(self, length: int, kind: str, trust: int, thumbnail: bool) -> dict[str, Any]:
         data, pem = os.pread(self._shared, length, 0), os.pread(self._shared, trust, length)
-        with _no_new_files():
+        with no_new_files():
             known = credentials.read(data, kind, pem.decode(), thumbnail)
         image = known.parent_thumbnail
         os.pwrite(self._shared, image or b"", 0)
@@ -176,7 +176,7 @@ class _Server:
 
 
 @contextmanager
-def _no_new_files() -> Iterator[None]:
+def no_new_files() -> Iterator[None]:
     """Let this process open no file and no connection until the block ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))

@@ -115,6 +115,9 @@ class _Match(NamedTuple):
     verdict: str | None
     false_positive_rate: float | None
     verdict_reason: str | None
+    c2pa_state: str | None
+    generator: str | None
+    digital_source_type: str | None
 
 
 class _Picture(NamedTuple):

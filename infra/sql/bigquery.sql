@@ -24,7 +24,10 @@ CREATE OR REPLACE EXTERNAL TABLE id2.matches (
   view STRING,
   channel STRING,
   floor FLOAT64,
-  information FLOAT64
+  information FLOAT64,
+  c2pa_state STRING,
+  generator STRING,
+  digital_source_type STRING
 )
 WITH PARTITION COLUMNS (scan_date DATE)
 OPTIONS (
@@ -65,7 +68,10 @@ CREATE OR REPLACE EXTERNAL TABLE id2.query_embeddings (
   preprocess_id STRING,
   run_id STRING,
   embedded_at TIMESTAMP,
-  information FLOAT64
+  information FLOAT64,
+  c2pa_state STRING,
+  generator STRING,
+  digital_source_type STRING
 )
 OPTIONS (
   format = 'PARQUET',
@@ -129,7 +135,10 @@ CREATE OR REPLACE EXTERNAL TABLE id2.reference_embeddings (
   preprocess_id STRING,
   run_id STRING,
   embedded_at TIMESTAMP,
-  information FLOAT64
+  information FLOAT64,
+  c2pa_state STRING,
+  generator STRING,
+  digital_source_type STRING
 )
 OPTIONS (
   format = 'PARQUET',
@@ -276,7 +285,10 @@ SELECT
   m.channel,
   m.floor,
   m.run_id,
-  m.scanned_at
+  m.scanned_at,
+  m.c2pa_state,
+  m.generator,
+  m.digital_source_type
 FROM id2.matches AS m
 LEFT JOIN newest AS v
   ON v.age = 1
@@ -316,7 +328,10 @@ SELECT
   j.channel,
   j.floor,
   j.run_id,
-  j.scanned_at
+  j.scanned_at,
+  j.c2pa_state,
+  j.generator,
+  j.digital_source_type
 FROM id2.judged AS j;
 
 CREATE OR REPLACE VIEW id2.current AS
@@ -355,7 +370,10 @@ SELECT
   j.channel,
   j.floor,
   j.run_id,
-  j.scanned_at
+  j.scanned_at,
+  j.c2pa_state,
+  j.generator,
+  j.digital_source_type
 FROM id2.judged AS j
 JOIN uploads AS u
   ON u.uri = j.query_uri

@@ -30,6 +30,9 @@ SELECT
   channel,
   floor,
   information,
+  c2pa_state,
+  generator,
+  digital_source_type,
   scan_date
 FROM (
   SELECT
@@ -55,6 +58,9 @@ FROM (
   CAST(NULL AS VARCHAR) AS channel,
   CAST(NULL AS FLOAT) AS floor,
   CAST(NULL AS FLOAT) AS information,
+  CAST(NULL AS VARCHAR) AS c2pa_state,
+  CAST(NULL AS VARCHAR) AS generator,
+  CAST(NULL AS VARCHAR) AS digital_source_type,
   CAST(NULL AS DATE) AS scan_date
   WHERE FALSE
   UNION ALL BY NAME
@@ -114,7 +120,10 @@ SELECT
   preprocess_id,
   run_id,
   embedded_at,
-  information
+  information,
+  c2pa_state,
+  generator,
+  digital_source_type
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS image_id,
@@ -129,7 +138,10 @@ FROM (
   CAST(NULL AS VARCHAR) AS preprocess_id,
   CAST(NULL AS VARCHAR) AS run_id,
   CAST(NULL AS TIMESTAMPTZ) AS embedded_at,
-  CAST(NULL AS FLOAT) AS information
+  CAST(NULL AS FLOAT) AS information,
+  CAST(NULL AS VARCHAR) AS c2pa_state,
+  CAST(NULL AS VARCHAR) AS generator,
+  CAST(NULL AS VARCHAR) AS digital_source_type
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(
@@ -234,7 +246,10 @@ SELECT
   preprocess_id,
   run_id,
   embedded_at,
-  information
+  information,
+  c2pa_state,
+  generator,
+  digital_source_type
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS image_id,
@@ -249,7 +264,10 @@ FROM (
   CAST(NULL AS VARCHAR) AS preprocess_id,
   CAST(NULL AS VARCHAR) AS run_id,
   CAST(NULL AS TIMESTAMPTZ) AS embedded_at,
-  CAST(NULL AS FLOAT) AS information
+  CAST(NULL AS FLOAT) AS information,
+  CAST(NULL AS VARCHAR) AS c2pa_state,
+  CAST(NULL AS VARCHAR) AS generator,
+  CAST(NULL AS VARCHAR) AS digital_source_type
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(
@@ -489,7 +507,10 @@ SELECT
   m.channel,
   m.floor,
   m.run_id,
-  m.scanned_at
+  m.scanned_at,
+  m.c2pa_state,
+  m.generator,
+  m.digital_source_type
 FROM id2.matches AS m
 LEFT JOIN newest AS v
   ON v.age = 1
@@ -529,7 +550,10 @@ SELECT
   j.channel,
   j.floor,
   j.run_id,
-  j.scanned_at
+  j.scanned_at,
+  j.c2pa_state,
+  j.generator,
+  j.digital_source_type
 FROM id2.judged AS j;
 
 CREATE OR REPLACE VIEW id2.current AS
@@ -568,7 +592,10 @@ SELECT
   j.channel,
   j.floor,
   j.run_id,
-  j.scanned_at
+  j.scanned_at,
+  j.c2pa_state,
+  j.generator,
+  j.digital_source_type
 FROM id2.judged AS j
 JOIN uploads AS u
   ON u.uri = j.query_uri

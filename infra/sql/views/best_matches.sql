@@ -26,5 +26,8 @@ SELECT
   j.channel,
   j.floor,
   j.run_id,
-  j.scanned_at
+  j.scanned_at,
+  j.c2pa_state,
+  j.generator,
+  j.digital_source_type
 FROM id2.judged AS j

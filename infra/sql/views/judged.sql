@@ -34,7 +34,10 @@ SELECT
   m.channel,
   m.floor,
   m.run_id,
-  m.scanned_at
+  m.scanned_at,
+  m.c2pa_state,
+  m.generator,
+  m.digital_source_type
 FROM id2.matches AS m
 LEFT JOIN newest AS v
   ON v.age = 1
