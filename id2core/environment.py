@@ -37,6 +37,7 @@ PACKAGES = (
     "faiss-gpu",
     "faiss-gpu-cuvs",
     "google-cloud-storage",
+    "c2pa-python",
 )
 _SOURCE = Path(__file__).parents[1]
 

@@ -151,6 +151,8 @@ def read(data: bytes, kind: str, trust: str = "", thumbnail: bool = False) -> Cr
     """
     import c2pa
 
+    if kind not in _MEDIA_TYPES:
+        return NO_CREDENTIALS
     try:
         with c2pa.Reader(_MEDIA_TYPES[kind], io.BytesIO(data), context=_context(trust)) as reader:
             store = json.loads(reader.json())

@@ -144,6 +144,8 @@ class DecoderPool:
         thumbnail: bool = False,
     ) -> Credentials | None:
         """Read the Content Credentials of one file; waits while all processes are busy."""
+        if not data or len(data) > limits.max_bytes:
+            return Credentials(CredentialState.UNREADABLE)
         pem = trust.encode()
         wanted = {"kind": kind, "trust": len(pem), "thumbnail": thumbnail}
         request = {"bytes": len(data), "limits": _as_dict(limits), "credentials": wanted}
