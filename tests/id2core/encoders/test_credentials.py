@@ -65,7 +65,7 @@ def signed(signer: Signer, plain: bytes) -> bytes:
     return signer.sign(plain)
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "tiff", "avif"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "tiff", "avif", "heif"])
 def test_a_manifest_is_found_in_every_format(kind: str, signer: Signer, pool: DecoderPool) -> None:
     data = encode(scene(1), kind.upper())
     file = signer.sign(data, kind)
