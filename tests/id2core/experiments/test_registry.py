@@ -32,7 +32,8 @@ def test_names_and_titles_stand_in_the_order_of_the_page_and_cost_no_import() ->
         [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    names = "t3 open rates size t2 t1 t4 existence t5 t6 t7 f7 uploads uploads-open f8 t8 t11 manual"
+    names = "t3 open rates size t2 t1 t4 existence t5 t6 t7 f7 uploads uploads-open"
+    names += " hard-negatives f8 t8 t11 manual"
     assert run.stdout.split() == names.split() == list(registry.titles())
 
 

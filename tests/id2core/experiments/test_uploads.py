@@ -17,7 +17,14 @@ from PIL import Image, ImageFilter
 from id2core.encoders import images
 from id2core.encoders.images import Decoded
 from id2core.encoders.registry import load_encoder
-from id2core.experiments import evaluation_sets, upload_edits, upload_matchers, upload_sets, upload_tables
+from id2core.experiments import (
+    evaluation_sets,
+    hard_negatives,
+    upload_edits,
+    upload_matchers,
+    upload_sets,
+    upload_tables,
+)
 from id2core.experiments.evaluation_sets import EvaluationSet, Queries
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Result, Skipped
@@ -249,6 +256,25 @@ def test_without_pictures_the_tables_are_skipped(data: EvaluationSet, lost: Path
     outcome = upload_tables.closed(Methods(data, tmp_path))
 
     assert isinstance(outcome, Skipped) and "pictures of the test are missing" in outcome.reason
+
+
+def test_hard_negatives_are_references_beside_their_origins(
+    data: EvaluationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_sets, "RESAMPLES", 50)
+    monkeypatch.setattr(hard_negatives, "NEGATIVES", {"same": UNTOUCHED, "mirrored": "mirrored"})
+
+    crowded = hard_negatives.CrowdedSet(data, negative="mirrored")
+    photos = crowded.sources(COPY, TESTED)
+    outcome = hard_negatives.hard_negatives(Methods(data, tmp_path))
+
+    assert len(crowded.references) == len(data.references) + len(photos.uris)
+    np.testing.assert_array_equal(crowded.references[: len(data.references)], data.references)
+    assert isinstance(outcome, Result)
+    rows = {row["negative"]: row for row in outcome.table.to_pylist()}
+    # A copy scores 1 with its origin, and also with a reference that is the same upload.
+    assert rows["mirrored"]["copy_before"] == 1
+    assert rows["same"]["copy_before"] == 0 == rows["same"]["copy_acc"]
 
 
 def test_jpeg_quality_is_drawn() -> None:
