@@ -9,7 +9,7 @@ measure what comes out, and thresholds are set on what comes out. A new matcher 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from id2core.experiments.methods import Methods
 from id2core.experiments.scale import BEST, FACTOR
 from id2core.experiments.upload_sets import VALIDATION, Uploads, UploadSet
 from id2core.search.background_rows import background_means
+from id2core.search.rerank import DEPTH, DetailReranker
 from id2core.search.topk import TopK
 from id2core.store import schemas
 from id2core.transforms import crop_rows
@@ -140,6 +141,43 @@ class CroppedReferences:
         return best
 
 
+@dataclass(frozen=True, eq=False)
+class Reranked:
+    """A method whose best candidates are scored again by the detail of their latents.
+
+    Attributes:
+        plain: the method.
+        latents: float16[R,n], of the references.
+        reranker: scores candidates again.
+        depth: candidates of each upload.
+    """
+
+    plain: Whole
+    latents: NDArray[np.float16]
+    reranker: DetailReranker = field(default_factory=DetailReranker)
+    depth: int = DEPTH
+
+    @property
+    def name(self) -> str:
+        """Return the name of the method, and that candidates are scored again."""
+        return f"{self.plain.name}, {self.depth} re-ranked"
+
+    @property
+    def shifted(self) -> bool:
+        """Return whether a background is subtracted."""
+        return self.plain.shifted
+
+    def scores(self, uploads: Uploads) -> NDArray[np.float32]:
+        """Return the plain scores, of each upload one candidate raised by its detail."""
+        scores = self.plain.scores(uploads)
+        best = TopK(len(scores), min(self.depth, scores.shape[1]))
+        best.add(scores)
+        rows, kept = best.result()
+        again = self.reranker.rescore(uploads.latents()[0], kept, self.latents[rows])
+        np.put_along_axis(scores, rows, again, axis=1)
+        return scores
+
+
 Builder = Callable[[Methods, UploadSet], Iterator[Matcher]]
 BUILDERS: list[Builder] = []
 
@@ -169,7 +207,9 @@ def shipped(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
     if transform.weights is None:
         return
     references = transform.apply(uploads.references)
-    yield Whole("W that ships", transform, references)
+    plain = Whole("W that ships", transform, references)
+    yield plain
+    yield Reranked(plain, uploads.references)
     chosen = judging.load(AUTO)
     background = judging.bundled_background(chosen)
     if chosen is None or chosen.normalization is None or background is None:
@@ -181,6 +221,7 @@ def shipped(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
     normalized = Whole("W that ships, normalized", transform, references, subtracted)
     yield normalized
     yield CroppedReferences.of("W that ships, crops of references", normalized, uploads.references)
+    yield Reranked(normalized, uploads.references)
 
 
 @matchers
