@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from id2core.encoders.budget import DEFAULT_LIMITS as DEFAULT_LIMITS
 from id2core.encoders.budget import Limits as Limits
 from id2core.encoders.colors import ColorSpace, color_space, from_signal
 from id2core.encoders.containers import UnsupportedError, check_size, codec, without_extras
+from id2core.encoders.views import WHOLE, Box
 from id2core.store.rejects import Reason, Reject
 
 # Part of preprocess_id: change it whenever a change here can alter a decoded pixel.
@@ -33,15 +35,27 @@ class Decoded:
         width: width of the whole picture in pixels, after EXIF orientation.
         height: height of the whole picture in pixels, after EXIF orientation.
         format: jpeg, png, webp, gif, bmp, tiff, avif or heif, from the content and never from a name.
+        insets: the parts that were asked for, each of the shape of `pixels`.
     """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
     format: str
+    insets: tuple[NDArray[np.uint8], ...] = ()
 
 
-def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Decoded | Reject:
+# Pixels of the whole picture → which parts are wanted as well.
+Look = Callable[[NDArray[np.uint8]], Sequence[Box]]
+
+
+def _nowhere(pixels: NDArray[np.uint8]) -> Sequence[Box]:
+    return ()
+
+
+def decode(
+    data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS, look: Look = _nowhere
+) -> Decoded | Reject:
     """Decodes a picture file and stretches it to a square.
 
     EXIF orientation is applied and transparency is laid over white; the resize is bilinear with
@@ -63,6 +77,8 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
         data: the whole file.
         size: side of the square in pixels, at least 1.
         limits: larger files are rejected; the pixel limit is checked before a pixel is decoded.
+        look: parts that it finds are stretched to squares as well, from the picture as it was loaded, so
+            they have more detail than the same part of `pixels`.
 
     Returns:
         The picture, or a `Reject` with one of the reasons EMPTY, TOO_LARGE_FILE, NOT_AN_IMAGE,
@@ -84,7 +100,7 @@ def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Dec
         return over
     _silence_pillow()
     try:
-        return _decode(data, kind, size, limits)
+        return _decode(data, kind, size, limits, look)
     # Uploads are hostile and decoders raise nearly every exception type on them, MemoryError and
     # RecursionError included. One bad file must cost one reject, never a batch or a worker.
     except Exception as error:
@@ -146,24 +162,37 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _decode(data: bytes, kind: str, size: int, limits: Limits) -> Decoded | Reject:
+def _decode(data: bytes, kind: str, size: int, limits: Limits, look: Look) -> Decoded:
     with _opened(data, kind, limits.max_pixels) as image:
         width, height = image.size
         check_size(width, height, limits.max_pixels)
         space = color_space(image, kind, data)
         if _is_deep_heif(image):
             budget.admit(width * height)
-            square = from_signal(space, _deep_signal(data, size))
+            deep = from_signal(space, _deep_signal(data, size))
+
+            def square(part: Box) -> Image.Image:
+                return deep.resize((size, size), Image.Resampling.BILINEAR, part.within((0, 0, size, size)))
+
         else:
-            box = _load(image, kind, size)
-            square = _to_square(image, size, box, space)
+            loaded = _load(image, kind, size)
+
+            def square(part: Box) -> Image.Image:
+                return _to_square(image, size, part.within(loaded), space)
+
         orientation = _orientation(image)
-    if orientation in _UPRIGHT:
-        # A stretch to a square commutes with turning, and the small picture is cheaper to turn.
-        square = square.transpose(_UPRIGHT[orientation])
+
+        def upright(part: Box) -> NDArray[np.uint8]:
+            # A stretch to a square commutes with turning, and the small picture is cheaper to turn.
+            stretched = square(part.before(orientation))
+            turn = _UPRIGHT.get(orientation)
+            return np.array(stretched if turn is None else stretched.transpose(turn), dtype=np.uint8)
+
+        pixels = upright(WHOLE)
+        insets = tuple(upright(part) for part in look(pixels))
     if orientation in (5, 6, 7, 8):
         width, height = height, width
-    return Decoded(np.array(square, dtype=np.uint8), width, height, kind)
+    return Decoded(pixels, width, height, kind, insets)
 
 
 def _opened(data: bytes, kind: str, max_pixels: int) -> Image.Image:
