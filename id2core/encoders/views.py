@@ -1,23 +1,18 @@
-"""Views of an upload: the picture inside its frame, the halves of a collage, mirrored, turned by a quarter.
+"""Views of an upload that are seen in its pixels: the picture inside a frame, the two halves of a collage.
 
-What a frame is, is seen in the pixels (`insets`). The inner picture costs one encoder call more, and only where
-a frame was seen. Mirrored and turned views cost none (`MIRRORED`, `TURNED_LEFT`, `TURNED_RIGHT`): an encoder of
-convolutions is nearly equivariant, so the latent of the mirrored picture is nearly the mirrored latent. What is
-left of the difference is mostly a shift by part of a cell, which a small filter undoes. It is learned once for
-an encoder, by least squares (`Equivariance.fit`).
+The inner picture costs one encoder call more, and only where a frame was seen. Frames are of three kinds:
 
-A frame is one of three things around the picture:
-
-- *plain*: bars or a border of one color, or the chrome of an app's post, lettering on paper of one color;
-- *blurred*: the same thickness at opposite sides, without fine detail, as of an enlarged and blurred copy;
+- *plain*: bars or a border of one color, or a post's chrome, which is lettering on paper of one color;
+- *blurred*: as thick at one side as at the opposite one, without fine detail: an enlarged and blurred copy;
 - a *seam*: a straight cut across the whole picture, with or without a gap, between two pictures.
 
-All three have a straight line across, where most columns have a larger step than a few pixels before and after.
+All three have a straight line across: in most columns, the step there is larger than a few pixels before and
+after. `latent_views` has the views that cost no encoder call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,19 +27,19 @@ Shares = NDArray[np.float64]
 LEAST_SIDE: Final = 32
 # A step at a line is larger by so many tones than those two pixels before and after.
 _STEP, _GAP = 4, 2
-# Paper and what differs from it, in tones.
-_TOLERANCE: Final = 14
+# Paper and what differs from it, in tones; share of other tones in the outermost row.
+_TOLERANCE, _STAINS = 14, 0.05
 # Plain frames: share of columns at a line; the most that differs from paper outside; the least inside.
 _LINE, _MOST_OUTSIDE, _LEAST_INSIDE = 0.45, 0.42, 0.4
 _LEAST_PICTURE: Final = 0.2  # of a side
 _LINES: Final = 12  # candidates at most
-# Blurred frames: share of columns at two opposite lines, where one pair and where two pairs were seen; roughness
-# of what is outside, in tones and over that inside.
+# Blurred frames: share of columns at two opposite lines, where one pair and where two pairs were seen;
+# roughness of what is outside, in tones and over that inside.
 _ONE_PAIR, _TWO_PAIRS, _ROUGH, _ROUGH_RATIO = 0.28, 0.12, 1.3, 0.62
 _MOST_BLURRED: Final = 1 / 3  # of a side
-# Seams: share of columns at the cut, down and across, where steps go up and down; across where they may all have
-# one sign (a horizon does); and where an even strip lies between.
-_SEAM_DOWN, _SEAM_ACROSS, _SEAM_SURE, _SEAM_STRIP = 0.7, 0.65, 0.7, 0.45
+# Seams: share of columns at a cut from left to right, and of rows at one from top to bottom, where steps go
+# up and down; of rows where all may go one way, as across a horizon; where an even strip lies between.
+_SEAM_ROWS, _SEAM_COLUMNS, _SEAM_SURE, _SEAM_STRIP = 0.7, 0.65, 0.7, 0.45
 _BOTH_SIGNS, _EVEN, _EVEN_RATIO = 0.1, 9.0, 0.5
 _MARGIN: Final = 0.2  # a seam lies so far from both ends
 # What is cut off inside a line, in pixels: half of the frame's color in the last row would cost more.
@@ -99,6 +94,35 @@ class _Band:
     score: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """Lines between rows of a gray picture.
+
+    Attributes:
+        gray: int16[H,W].
+    """
+
+    gray: Gray
+
+    @classmethod
+    def across(cls, gray: Gray) -> _Lines:
+        """Return the lines between columns, as if they were rows."""
+        return cls(np.ascontiguousarray(gray.T))
+
+    @functools.cached_property
+    def shares(self) -> Shares:
+        """Return the share of columns with a line at each place between rows, 0 to H, float64[H+1]."""
+        height = len(self.gray)
+        steps = np.zeros((height + 2 * _GAP, self.gray.shape[1]), np.int16)
+        np.abs(self.gray[2:] - self.gray[:-2], out=steps[_GAP + 1 : _GAP + height - 1])
+        beside = np.maximum(steps[: -2 * _GAP], steps[2 * _GAP :])
+        beside += _STEP
+        rows = np.count_nonzero(steps[_GAP:-_GAP] > beside, axis=1) / self.gray.shape[1]
+        shares = np.zeros(height + 1)
+        np.maximum(rows[:-1], rows[1:], out=shares[1:height])
+        return shares
+
+
 def insets(pixels: NDArray[np.uint8]) -> tuple[Box, ...]:
     """Find the pictures that a picture shows: one inside a frame, two in a collage.
 
@@ -111,10 +135,11 @@ def insets(pixels: NDArray[np.uint8]) -> tuple[Box, ...]:
     if min(pixels.shape[:2]) < LEAST_SIDE:
         return ()
     gray = np.asarray(Image.fromarray(pixels).convert("L")).astype(np.int16)
-    found = _plain(gray) or _blurred(gray)
+    rows, columns = _Lines(gray), _Lines.across(gray)
+    found = _plain(rows, columns) or _blurred(rows, columns)
     if found:
         return (_box(*found, gray),)
-    return _halves(gray)
+    return tuple(_box(*half, gray) for half in _halves(rows, columns))
 
 
 def _box(rows: _Band, columns: _Band, gray: Gray) -> Box:
@@ -129,67 +154,49 @@ def _inset(band: _Band, size: int) -> tuple[int, int]:
     return band.start + _INSET * (band.start > 0), band.stop - _INSET * (band.stop < size)
 
 
-def _turned(gray: Gray) -> Gray:
-    return np.ascontiguousarray(gray.T)
-
-
-def _line_shares(gray: Gray) -> Shares:
-    """Return for each place between two rows, 0 to H, the share of columns with a line there, float64[H+1]."""
-    height = len(gray)
-    steps = np.zeros((height + 2 * _GAP, gray.shape[1]), np.int16)
-    np.abs(gray[2:] - gray[:-2], out=steps[_GAP + 1 : _GAP + height - 1])
-    beside = np.maximum(steps[: -2 * _GAP], steps[2 * _GAP :])
-    rows = (steps[_GAP:-_GAP] > beside + _STEP).mean(axis=1)
-    shares = np.zeros(height + 1)
-    np.maximum(rows[:-1], rows[1:], out=shares[1:height])
-    return shares
-
-
 def _sums(rows: NDArray[np.floating]) -> Shares:
     """Return sums of all rows before each place, float64[H+1]."""
     return np.concatenate([[0.0], np.cumsum(rows, dtype=np.float64)])
 
 
-def _plain(gray: Gray) -> tuple[_Band, _Band] | None:
+def _plain(rows: _Lines, columns: _Lines) -> tuple[_Band, _Band] | None:
     """Return rows and columns inside a plain frame."""
-    rows, columns = _Band(0, len(gray)), _Band(0, gray.shape[1])
-    seen = False
-    # Lines of the top and the bottom are clearer without the columns beside the picture.
-    for _ in range(2):
-        down = _plain_rows(gray[:, columns.start : columns.stop])
-        rows = down or rows
-        across = _plain_rows(_turned(gray[rows.start : rows.stop]))
-        columns = across or columns
-        seen = seen or bool(down or across)
-        if across is None:
-            break
-    return (rows, columns) if seen else None
+    gray = rows.gray
+    down = _plain_rows(rows)
+    across = _plain_rows(_Lines.across(gray[down.start : down.stop]) if down else columns)
+    if across:
+        # Lines above and below are clearer without the columns beside the picture.
+        down = _plain_rows(_Lines(gray[:, across.start : across.stop])) or down
+    if not (down or across):
+        return None
+    return down or _Band(0, len(gray)), across or _Band(0, gray.shape[1])
 
 
-def _plain_rows(gray: Gray) -> _Band | None:
+def _plain_rows(lines: _Lines) -> _Band | None:
     """Return the rows between two lines, outside of which nearly all has one tone."""
-    height = len(gray)
-    tones = np.median(gray[[0, -1]], axis=1)
-    if abs(tones[0] - tones[1]) > _TOLERANCE:
-        return None
+    gray, height = lines.gray, len(lines.gray)
+    ends = gray[[0, -1]]
+    tones = np.median(ends, axis=1)
     paper = int(tones.mean())
-    if (np.abs(gray[[0, -1]] - paper) > _TOLERANCE).mean(axis=1).max() > 0.05:
+    if (
+        abs(tones[0] - tones[1]) > _TOLERANCE
+        or (np.abs(ends - paper) > _TOLERANCE).mean(axis=1).max() > _STAINS
+    ):
         return None
-    shares = _line_shares(gray)
-    before = _sums((np.abs(gray - paper) > _TOLERANCE).mean(axis=1))
-    lines = _clearest(shares)
-    starts, stops = lines[:, None], lines[None, :]
-    inside = before[stops] - before[starts]
+    places = _clearest(lines.shares)
+    if len(places) < 2:
+        return None
+    starts, stops = places[:, None], places[None, :]
+    before = _sums(np.count_nonzero(np.abs(gray - paper) > _TOLERANCE, axis=1) / gray.shape[1])
     length = np.maximum(stops - starts, 1)
+    inside = before[stops] - before[starts]
     outside = (before[-1] - inside) / np.maximum(height - length, 1)
     inside = inside / length
-    score = shares[starts] + shares[stops] + 2 * (inside - outside)
     allowed = (stops - starts >= _LEAST_PICTURE * height) & (outside <= _MOST_OUTSIDE)
-    score = np.where(allowed & (inside >= _LEAST_INSIDE), score, -np.inf)
-    if not score.size or not np.isfinite(score.max()):
-        return None
+    score = lines.shares[starts] + lines.shares[stops] + 2 * (inside - outside)
+    score = np.where(allowed & (inside >= _LEAST_INSIDE), score, 0.0)
     start, stop = np.unravel_index(score.argmax(), score.shape)
-    return _Band(int(lines[start]), int(lines[stop]), float(score.max()))
+    return _Band(int(places[start]), int(places[stop])) if score[start, stop] > 0 else None
 
 
 def _clearest(shares: Shares) -> NDArray[np.int64]:
@@ -200,81 +207,78 @@ def _clearest(shares: Shares) -> NDArray[np.int64]:
     return np.sort(places[np.argsort(-shares[places], kind="stable")[:_LINES]])
 
 
-def _blurred(gray: Gray) -> tuple[_Band, _Band] | None:
+def _blurred(rows: _Lines, columns: _Lines) -> tuple[_Band, _Band] | None:
     """Return rows and columns inside a blurred frame."""
-    down, across = _blurred_rows(gray), _blurred_rows(_turned(gray))
-    height, width = gray.shape
+    gray = rows.gray
+    down, across = _blurred_rows(rows), _blurred_rows(columns)
     if min(down.score, across.score) >= _TWO_PAIRS:
-        rows = _blurred_rows(gray[:, across.start : across.stop])
-        columns = _blurred_rows(_turned(gray[down.start : down.stop]))
-        return max(down, rows, key=_score), max(across, columns, key=_score)
-    if max(down.score, across.score) >= _ONE_PAIR:
-        if down.score > across.score:
-            return down, _Band(0, width)
-        return _Band(0, height), across
-    return None
+        clearer = _blurred_rows(_Lines(gray[:, across.start : across.stop]))
+        second = _blurred_rows(_Lines.across(gray[down.start : down.stop]))
+        return max(down, clearer, key=_score), max(across, second, key=_score)
+    if max(down.score, across.score) < _ONE_PAIR:
+        return None
+    if down.score > across.score:
+        return down, _Band(0, gray.shape[1])
+    return _Band(0, len(gray)), across
 
 
 def _score(band: _Band) -> float:
     return band.score
 
 
-def _blurred_rows(gray: Gray) -> _Band:
+def _blurred_rows(lines: _Lines) -> _Band:
     """Return the rows between the clearest two lines at the same distance from both ends.
 
     The score is 0 where no such lines have rows outside that are smoother than those inside.
     """
-    height = len(gray)
-    shares = _line_shares(gray)
-    rough = np.abs(2 * gray[:, 1:-1] - gray[:, :-2] - gray[:, 2:]).mean(axis=1)
-    before = _sums(rough)
+    gray, shares, height = lines.gray, lines.shares, len(lines.gray)
+    bends = 2 * gray[:, 1:-1] - gray[:, :-2] - gray[:, 2:]
+    before = _sums(np.abs(bends).mean(axis=1))
     distance = np.arange(3, max(int(_MOST_BLURRED * height), 4))
     # The lower line may be a pixel off.
     near = np.stack([shares[height - distance + off] for off in (-1, 0, 1)])
-    score = np.minimum(shares[distance], near.max(axis=0))
     outside = (before[distance - 1] + before[-1] - before[height - distance + 1]) / (2 * distance - 2)
     inside = (before[height - distance] - before[distance]) / (height - 2 * distance)
-    score = np.where((outside < _ROUGH) & (outside < _ROUGH_RATIO * inside), score, 0.0)
+    smooth = (outside < _ROUGH) & (outside < _ROUGH_RATIO * inside)
+    score = np.where(smooth, np.minimum(shares[distance], near.max(axis=0)), 0.0)
     best = int(score.argmax())
-    stop = height - int(distance[best]) + int(near[:, best].argmax()) - 1
-    return _Band(int(distance[best]), stop, float(score[best]))
+    start = int(distance[best])
+    return _Band(start, height - start + int(near[:, best].argmax()) - 1, float(score[best]))
 
 
-def _halves(gray: Gray) -> tuple[Box, ...]:
-    """Return both sides of a seam."""
-    height, width = gray.shape
-    whole = _Band(0, height), _Band(0, width)
-    down, across = _seam(gray, _SEAM_DOWN, np.inf), _seam(_turned(gray), _SEAM_ACROSS, _SEAM_SURE)
+def _halves(rows: _Lines, columns: _Lines) -> tuple[tuple[_Band, _Band], ...]:
+    """Return rows and columns of both sides of a seam."""
+    height, width = rows.gray.shape
+    down, across = _seam(rows, _SEAM_ROWS, np.inf), _seam(columns, _SEAM_COLUMNS, _SEAM_SURE)
     if down and (across is None or down.score >= across.score):
-        parts = ((_Band(0, down.start), whole[1]), (_Band(down.stop, height), whole[1]))
-    elif across:
-        parts = ((whole[0], _Band(0, across.start)), (whole[0], _Band(across.stop, width)))
-    else:
-        return ()
-    return tuple(_box(*part, gray) for part in parts)
+        all_columns = _Band(0, width)
+        return (_Band(0, down.start), all_columns), (_Band(down.stop, height), all_columns)
+    if across:
+        all_rows = _Band(0, height)
+        return (all_rows, _Band(0, across.start)), (all_rows, _Band(across.stop, width))
+    return ()
 
 
-def _seam(gray: Gray, least: float, sure: float) -> _Band | None:
-    """Return the gap of the clearest seam between rows, empty where there is none.
+def _seam(lines: _Lines, least: float, sure: float) -> _Band | None:
+    """Return the gap at the clearest seam between rows, which may be empty; None where there is no seam.
 
     Args:
-        gray: int16[H,W].
+        lines: between rows.
         least: share of columns at the cut, where steps go up and down.
         sure: share of columns at the cut, where they need not.
     """
-    height = len(gray)
-    shares = _line_shares(gray)
+    gray, height = lines.gray, len(lines.gray)
     low, high = int(_MARGIN * height), int((1 - _MARGIN) * height)
-    place = low + int(shares[low:high].argmax())
-    share = float(shares[place])
+    place = low + int(lines.shares[low:high].argmax())
+    share = float(lines.shares[place])
     if share < _SEAM_STRIP:
         return None
-    around = gray[place - 4 : place + 4]
-    uneven = np.abs(around - np.median(around, axis=1, keepdims=True).astype(np.int16)).mean(axis=1)
+    near = gray[place - 4 : place + 4]
+    uneven = np.abs(near - np.median(near, axis=1, keepdims=True).astype(np.int16)).mean(axis=1)
     even = uneven < min(_EVEN, _EVEN_RATIO * float(np.sort(uneven[[0, 1, -2, -1]])[1]))
     if even.any():
-        rows = place - 4 + np.flatnonzero(even)
-        return _Band(int(rows[0]), int(rows[-1]) + 1, share)
+        strip = place - 4 + np.flatnonzero(even)
+        return _Band(int(strip[0]), int(strip[-1]) + 1, share)
     step = gray[place + 2] - gray[place - 3]
     both = min((step > 8).mean(), (step < -8).mean()) >= _BOTH_SIGNS * (np.abs(step) > 8).mean()
     return _Band(place, place, share) if share >= (least if both else sure) else None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from id2core.errors import CalibrationError
 from id2core.evaluation.metrics import Measure
 from id2core.experiments import evaluation_sets, plots, upload_matchers
+from id2core.experiments import upload_views as upload_views  # adds its matchers
 from id2core.experiments.closed_sets import in_percent
 from id2core.experiments.declaration import experiment
 from id2core.experiments.methods import Methods

@@ -1,14 +1,32 @@
-"""Matchers that look at an upload under several views, see `id2core.encoders.views`."""
+"""Matchers that look at an upload under several views, see `encoders.views` and `encoders.latent_views`.
+
+A view that is seen in the pixels is encoded. One of the latent is a W of its own. The score of a pair is the
+best under any view, less what the view costs. The background goes through the same: what is subtracted is the
+mean of the best scores, under any view, among pictures that no upload comes from. So one threshold holds for
+the maximum, and an upload's references keep the order of the maximum.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from id2core.encoders import images, views
+from id2core.encoders import images, latent_views, views
 from id2core.encoders.images import Decoded
+from id2core.encoders.latent_views import MIRRORED, TURNED_LEFT, TURNED_RIGHT
 from id2core.errors import ExperimentError
-from id2core.experiments.upload_sets import PixelView
+from id2core.experiments import upload_matchers
+from id2core.experiments.methods import Methods
+from id2core.experiments.upload_matchers import Background, Matcher, Whole, matchers
+from id2core.experiments.upload_sets import WHOLE, PixelView, Uploads, UploadSet
+from id2core.search.background_rows import background_means
+from id2core.transforms.linear import Transform
+
+# What a view costs, chosen on validation uploads: it lifts false references as often as the true one.
+COSTS = {MIRRORED: 0.01, TURNED_LEFT: 0.02, TURNED_RIGHT: 0.02}
 
 
 def _inset(number: int) -> PixelView:
@@ -22,3 +40,93 @@ def _inset(number: int) -> PixelView:
 
 
 INSETS = (_inset(0), _inset(1))
+
+
+@dataclass(frozen=True, eq=False)
+class LatentW:
+    """A W that sees latents under a view.
+
+    Attributes:
+        transform: the view, then W.
+        cost: what is subtracted from its scores.
+    """
+
+    transform: Transform
+    cost: float
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The best score under any view: of the whole and of pictures inside it, each by several Ws.
+
+    Attributes:
+        name: of its row.
+        ws: W, then W under views of the latent.
+        references: float32[R,m], descriptors by W.
+        background: where scores are normalized.
+    """
+
+    name: str
+    ws: Sequence[LatentW]
+    references: NDArray[np.float32]
+    background: Background | None = None
+
+    @property
+    def shifted(self) -> bool:
+        """Return whether a background is subtracted."""
+        return self.background is not None
+
+    def scores(self, uploads: Uploads) -> NDArray[np.float32]:
+        """Return the best cosines, less the best of the background."""
+        looks = list(looked_at(uploads))
+        scores = self._best(looks, self.references)
+        if self.background is None:
+            return scores
+        means = background_means(self._best(looks, self.background.descriptors), self.background.k)
+        return np.asarray(scores - self.background.factor * means[:, None], np.float32)
+
+    def _best(
+        self, looks: Sequence[tuple[NDArray[np.int64], NDArray[np.float16]]], against: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return the best score of each upload with each of B descriptors, float32[Q,B]."""
+        count = len(looks[0][0])
+        best = np.full((count, len(against)), -np.inf, np.float32)
+        for rows, latents in looks:
+            for w in self.ws:
+                scores = w.transform.apply(latents) @ against.T - np.float32(w.cost)
+                best[rows] = np.maximum(best[rows], scores)
+        return best
+
+
+def looked_at(uploads: Uploads) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    """Yield what is encoded of uploads: rows of uploads int64[P], and their latents float16[P,n].
+
+    First the whole of all, then one picture inside where there is one, then the second.
+    """
+    rows = np.arange(len(uploads.sources.uris))
+    for view in (WHOLE, *INSETS):
+        if len(rows):
+            latents, seen = Uploads(uploads.edit, uploads.sources.take(rows), uploads.set).latents(view)
+            rows, latents = rows[seen], latents[seen]
+            yield rows, latents
+
+
+@matchers
+def shipped_with_views(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
+    """Yield the W that ships, with frames removed, then also mirrored, then also turned."""
+    known = latent_views.bundled(uploads.data.ids["encoder_id"])
+    for held in upload_matchers.shipped(methods, uploads):
+        if not isinstance(held, Whole) or held.transform.weights is None:
+            continue
+        for title, names in (
+            ("frames", ()),
+            ("frames, mirrored", (MIRRORED,)),
+            ("frames, mirrored, turned", (MIRRORED, TURNED_LEFT, TURNED_RIGHT)),
+        ):
+            if not all(name in known for name in names):
+                continue
+            ws = [LatentW(held.transform, 0.0)]
+            for name in names:
+                folded = known[name].fold(held.transform.weights)
+                ws.append(LatentW(Transform(folded), COSTS[name]))
+            yield Views(f"{held.name}, {title}", ws, held.references, held.background)
