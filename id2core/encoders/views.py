@@ -40,7 +40,8 @@ _MOST_BLURRED: Final = 1 / 3  # of a side
 # Seams: share of columns at a cut from left to right, and of rows at one from top to bottom, where steps go
 # up and down; of rows where all may go one way, as across a horizon; where an even strip lies between.
 _SEAM_ROWS, _SEAM_COLUMNS, _SEAM_SURE, _SEAM_STRIP = 0.7, 0.65, 0.7, 0.45
-_BOTH_SIGNS, _EVEN, _EVEN_RATIO = 0.1, 9.0, 0.5
+# How even: mean difference from the row's median, in tones, and over that beside it, which has some.
+_BOTH_SIGNS, _EVEN, _EVEN_RATIO, _UNEVEN = 0.1, 9.0, 0.5, 3.0
 _MARGIN: Final = 0.2  # a seam lies so far from both ends
 # What is cut off inside a line, in pixels: half of the frame's color in the last row would cost more.
 _INSET: Final = 1
@@ -275,8 +276,9 @@ def _seam(lines: _Lines, least: float, sure: float) -> _Band | None:
         return None
     near = gray[place - 4 : place + 4]
     uneven = np.abs(near - np.median(near, axis=1, keepdims=True).astype(np.int16)).mean(axis=1)
-    even = uneven < min(_EVEN, _EVEN_RATIO * float(np.sort(uneven[[0, 1, -2, -1]])[1]))
-    if even.any():
+    beside = float(np.sort(uneven[[0, 1, -2, -1]])[1])
+    even = uneven < min(_EVEN, _EVEN_RATIO * beside)
+    if beside >= _UNEVEN and even.any():
         strip = place - 4 + np.flatnonzero(even)
         return _Band(int(strip[0]), int(strip[-1]) + 1, share)
     step = gray[place + 2] - gray[place - 3]

@@ -1,0 +1,168 @@
+"""Pictures inside a frame are found, others are left alone, and latents are mirrored like pictures."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from id2core.encoders import images, latent_views, views
+from id2core.encoders.images import Decoded
+from id2core.encoders.latent_views import MIRRORED, MOVES, LatentView
+from id2core.encoders.views import WHOLE, Box
+from id2core.errors import EncoderError
+from id2core.experiments.upload_edits import EDITS
+from tests.drawing import scene
+
+FRAMES = ("border-plain-thin", "border-plain-thick", "border-blurred-thick", "screenshot")
+
+
+def framed(picture: Image.Image, color: str, left: int, top: int) -> Image.Image:
+    return ImageOps.expand(picture, (left, top, left, top), color)
+
+
+def saved(picture: Image.Image, quality: int = 80, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, exif=exif)
+    return buffer.getvalue()
+
+
+def decoded(file: bytes) -> Decoded:
+    picture = images.decode(file, look=views.insets)
+    assert isinstance(picture, Decoded)
+    return picture
+
+
+def far(some: np.ndarray, others: np.ndarray) -> float:
+    return float(np.abs(some.astype(float) - others).mean())
+
+
+@pytest.mark.parametrize("color", ["white", "black", "#407f20"])
+@pytest.mark.parametrize(("left", "top"), [(20, 20), (80, 80), (0, 60), (60, 0), (9, 9)])
+def test_the_picture_inside_a_plain_frame_is_cut_out(color: str, left: int, top: int) -> None:
+    picture = scene(1, (480, 360))
+    (box,) = views.insets(decoded(saved(framed(picture, color, left, top))).pixels)
+
+    width, height = 480 + 2 * left, 360 + 2 * top
+    true = (left / width, top / height, 1 - left / width, 1 - top / height)
+    found = (box.left, box.top, box.right, box.bottom)
+    assert np.abs(np.subtract(found, true)).max() < 2.5 / 256
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_an_inset_looks_like_the_picture_without_its_frame(name: str) -> None:
+    for seed in range(6):
+        picture = scene(seed, (400, 300))
+        plain = decoded(saved(picture))
+        upload = decoded(EDITS[name].upload(picture, f"{name}{seed}", picture))
+
+        assert len(upload.insets) == 1
+        assert far(upload.insets[0], plain.pixels) < 0.5 * far(upload.pixels, plain.pixels)
+
+
+def test_a_collage_has_two_insets() -> None:
+    pair = [scene(seed, (240, 320)) for seed in (1, 2)]
+    canvas = Image.new("RGB", (488, 320), "white")
+    canvas.paste(pair[0], (0, 0))
+    canvas.paste(pair[1], (248, 0))
+    upload = decoded(saved(canvas))
+
+    assert len(upload.insets) == 2
+    for inset, one in zip(upload.insets, pair, strict=True):
+        plain = decoded(saved(one)).pixels
+        assert far(inset, plain) < 0.5 * far(upload.pixels, plain)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pictures_without_a_frame_are_left_alone(seed: int) -> None:
+    picture = scene(seed, (400, 300))
+    lines = picture.copy()
+    ImageDraw.Draw(lines).line((0, 40, 400, 120), "black", 5)
+    horizon = picture.copy()
+    horizon.paste("white", (0, 0, 400, 140))
+    blurred = picture.filter(ImageFilter.GaussianBlur(6))
+    for one in (picture, lines, horizon, blurred):
+        assert decoded(saved(one)).insets == ()
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 90), st.integers(1, 90), st.just(3))), st.integers(0, 40))
+def test_wild_pictures_give_boxes_inside_them(pixels: np.ndarray, frame: int) -> None:
+    wild = np.pad(pixels, ((frame, frame), (frame, frame), (0, 0)))
+    for box in views.insets(wild):
+        assert 0 <= box.left < box.right <= 1 and 0 <= box.top < box.bottom <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_insets_follow_the_orientation(orientation: int) -> None:
+    canvas = framed(scene(3, (400, 300)), "white", 30, 50)
+    canvas.paste("white", (0, 0, 80, 400))
+    upload = decoded(saved(canvas, 95, orientation))
+    (box,) = views.insets(upload.pixels)
+    left, top, right, bottom = (round(side) for side in box.within((0, 0, 256, 256)))
+    part = Image.fromarray(upload.pixels[top:bottom, left:right]).resize(
+        (256, 256), Image.Resampling.BILINEAR
+    )
+
+    assert len(upload.insets) == 1
+    assert far(upload.insets[0], np.asarray(part)) < 8
+
+
+def test_a_look_leaves_the_pixels_as_they_are() -> None:
+    file = saved(framed(scene(4, (900, 700)), "black", 90, 70))
+    plain = images.decode(file)
+
+    assert isinstance(plain, Decoded) and plain.insets == ()
+    assert np.array_equal(plain.pixels, decoded(file).pixels)
+    assert WHOLE.within((0.0, 0.0, 33.5, 20.25)) == (0.0, 0.0, 33.5, 20.25)
+    assert Box(0.1, 0.2, 0.5, 0.6).before(1) == Box(0.1, 0.2, 0.5, 0.6)
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_a_filter_learns_what_moving_a_picture_does_to_its_latent(name: str) -> None:
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(40, 2 * 64)).astype(np.float32)
+    taps = rng.normal(size=(9, 2, 2)).astype(np.float32)
+    true = LatentView(name, taps)
+    moved = true(latents)
+    view = LatentView.fit(name, latents[:30], moved[:30], 2)
+
+    assert np.abs(view.taps - taps).max() < 0.02
+    assert np.allclose(view(latents[30:]), moved[30:], atol=0.1)
+    weights = rng.normal(size=(128, 5)).astype(np.float32)
+    assert np.allclose(latents @ view.fold(weights), view(latents).astype(np.float32) @ weights, atol=0.2)
+
+
+def test_a_plain_view_only_moves_cells() -> None:
+    latents = np.arange(2 * 3 * 16, dtype=np.float16).reshape(2, -1)
+    mirrored = LatentView.plain(MIRRORED, 3)(latents)
+
+    assert np.array_equal(mirrored.reshape(2, 3, 4, 4), latents.reshape(2, 3, 4, 4)[..., ::-1])
+    with pytest.raises(ValueError, match="no square"):
+        LatentView.plain(MIRRORED, 3)(np.zeros((1, 3 * 15), np.float16))
+
+
+def test_views_of_an_encoder_are_kept_in_a_file(tmp_path: Path) -> None:
+    kept = {MIRRORED: LatentView.plain(MIRRORED, 4)}
+    latent_views.save(kept, tmp_path / "views.safetensors", "some-0123")
+    loaded, encoder_id = latent_views.load(tmp_path / "views.safetensors")
+
+    assert encoder_id == "some-0123" and np.array_equal(loaded[MIRRORED].taps, kept[MIRRORED].taps)
+    (tmp_path / "broken").write_bytes(b"{}")
+    for name in ("broken", "missing"):
+        with pytest.raises(EncoderError):
+            latent_views.load(tmp_path / name)
+
+
+def test_the_bundled_encoder_has_all_views() -> None:
+    views_of_mini = latent_views.bundled("mini-2087fb54ed81")
+
+    assert views_of_mini.keys() == MOVES.keys()
+    assert latent_views.bundled("another") == {}
