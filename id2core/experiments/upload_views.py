@@ -26,7 +26,10 @@ from id2core.search.background_rows import background_means
 from id2core.transforms.linear import Transform
 
 # What a view costs, chosen on validation uploads: it lifts false references as often as the true one.
-COSTS = {MIRRORED: 0.01, TURNED_LEFT: 0.02, TURNED_RIGHT: 0.02}
+COSTS = {MIRRORED: 0.02, TURNED_LEFT: 0.03, TURNED_RIGHT: 0.03}
+# What the whole costs where a picture inside a frame is seen. A frame is like other frames, so the whole
+# lifts framed references. It stays a view: of a reference with the same frame, a copy scores near 1.
+FRAMED = 0.15
 
 
 def _inset(number: int) -> PixelView:
@@ -78,37 +81,53 @@ class Views:
 
     def scores(self, uploads: Uploads) -> NDArray[np.float32]:
         """Return the best cosines, less the best of the background."""
-        looks = list(looked_at(uploads))
+        looks = looked_at(uploads)
         scores = self._best(looks, self.references)
         if self.background is None:
             return scores
         means = background_means(self._best(looks, self.background.descriptors), self.background.k)
         return np.asarray(scores - self.background.factor * means[:, None], np.float32)
 
-    def _best(
-        self, looks: Sequence[tuple[NDArray[np.int64], NDArray[np.float16]]], against: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def _best(self, looks: Sequence[Look], against: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the best score of each upload with each of B descriptors, float32[Q,B]."""
-        count = len(looks[0][0])
-        best = np.full((count, len(against)), -np.inf, np.float32)
-        for rows, latents in looks:
+        best = np.full((len(looks[0].rows), len(against)), -np.inf, np.float32)
+        for look in looks:
             for w in self.ws:
-                scores = w.transform.apply(latents) @ against.T - np.float32(w.cost)
-                best[rows] = np.maximum(best[rows], scores)
+                costs = (look.costs + w.cost).astype(np.float32)[:, None]
+                scores = w.transform.apply(look.latents) @ against.T - costs
+                best[look.rows] = np.maximum(best[look.rows], scores)
         return best
 
 
-def looked_at(uploads: Uploads) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Yield what is encoded of uploads: rows of uploads int64[P], and their latents float16[P,n].
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What is encoded of P uploads: the whole, or a picture inside.
 
-    First the whole of all, then one picture inside where there is one, then the second.
+    Attributes:
+        rows: int64[P], which uploads.
+        latents: float16[P,n].
+        costs: float64[P], subtracted from their scores.
     """
+
+    rows: NDArray[np.int64]
+    latents: NDArray[np.float16]
+    costs: NDArray[np.float64]
+
+
+def looked_at(uploads: Uploads) -> list[Look]:
+    """Return what is encoded of uploads: the whole of all, then one picture inside, then a second."""
     rows = np.arange(len(uploads.sources.uris))
-    for view in (WHOLE, *INSETS):
-        if len(rows):
-            latents, seen = Uploads(uploads.edit, uploads.sources.take(rows), uploads.set).latents(view)
-            rows, latents = rows[seen], latents[seen]
-            yield rows, latents
+    looks = [Look(rows, uploads.latents(WHOLE)[0], np.zeros(len(rows)))]
+    for view in INSETS:
+        if not len(rows):
+            break
+        latents, seen = Uploads(uploads.edit, uploads.sources.take(rows), uploads.set).latents(view)
+        rows = rows[seen]
+        looks.append(Look(rows, latents[seen], np.zeros(len(rows))))
+    # Two pictures are halves without a frame.
+    for look, cost in zip(looks[1:], (FRAMED, 0.0), strict=False):
+        looks[0].costs[look.rows] = cost
+    return looks
 
 
 @matchers

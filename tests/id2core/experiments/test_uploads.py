@@ -24,12 +24,13 @@ from id2core.experiments import (
     upload_matchers,
     upload_sets,
     upload_tables,
+    upload_views,
 )
 from id2core.experiments.evaluation_sets import EvaluationSet, Queries
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Result, Skipped
 from id2core.experiments.upload_edits import EDITS, UNTOUCHED
-from id2core.experiments.upload_sets import COPY, TESTED, VALIDATION, PixelView, UploadSet
+from id2core.experiments.upload_sets import COPY, TESTED, VALIDATION, PixelView, Uploads, UploadSet
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, SourceRecord
 from id2core.transforms.linear import Transform
@@ -198,6 +199,25 @@ def test_a_view_that_shows_nothing_has_no_latent(data: EvaluationSet) -> None:
         latents, seen = uploads.latents(view)
         assert seen.tolist() == [len(file) % 2 == 0 for file in uploads.files()]
         assert (latents[seen] == uploads.latents()[0][seen]).all() and not latents[~seen].any()
+
+
+def test_pictures_inside_a_frame_are_looked_up_and_others_are_scored_as_before(data: EvaluationSet) -> None:
+    uploads = UploadSet(data)
+    raw = Transform()
+    references = raw.apply(uploads.references)
+    whole = upload_matchers.Whole("whole", raw, references)
+    views = upload_views.Views("views", [upload_views.LatentW(raw, 0.0)], references)
+    framed, plain = (uploads.of(EDITS[name], COPY) for name in ("border-plain-thick", UNTOUCHED))
+
+    assert len(upload_views.looked_at(framed)[1].rows) == len(framed.sources.uris)
+    assert _correct(views, framed) > _correct(whole, framed)
+    assert np.array_equal(views.scores(plain), whole.scores(plain))
+    normalized = replace(views, background=upload_matchers.Background(references, 1.0, 1))
+    assert np.allclose(normalized.scores(framed).max(axis=1), 0, atol=1e-6)
+
+
+def _correct(matcher: upload_matchers.Matcher, uploads: Uploads) -> float:
+    return float(upload_matchers.ranked(matcher.scores(uploads), uploads.queries).correct.mean())
 
 
 def test_an_upload_without_origin_does_not_meet_it() -> None:
