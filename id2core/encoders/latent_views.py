@@ -88,7 +88,7 @@ class LatentView:
     @property
     def channels(self) -> int:
         """Return the channels of the latents that it is for."""
-        return self.taps.shape[1]
+        return int(self.taps.shape[1])
 
     def __call__(self, latents: NDArray[np.float16]) -> NDArray[np.float16]:
         """Return the latents of moved pictures, float16[N,n], from those of the pictures, float16[N,n]."""

@@ -233,8 +233,9 @@ def _blurred_rows(lines: _Lines) -> _Band:
     The score is 0 where no such lines have rows outside that are smoother than those inside.
     """
     gray, shares, height = lines.gray, lines.shares, len(lines.gray)
-    bends = 2 * gray[:, 1:-1] - gray[:, :-2] - gray[:, 2:]
-    before = _sums(np.abs(bends).mean(axis=1))
+    slopes = gray[:, 1:] - gray[:, :-1]
+    bends = np.abs(slopes[:, 1:] - slopes[:, :-1])
+    before = _sums(bends.sum(axis=1, dtype=np.int32) / bends.shape[1])
     distance = np.arange(3, max(int(_MOST_BLURRED * height), 4))
     # The lower line may be a pixel off.
     near = np.stack([shares[height - distance + off] for off in (-1, 0, 1)])

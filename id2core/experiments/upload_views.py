@@ -29,7 +29,7 @@ from id2core.transforms.linear import Transform
 COSTS = {MIRRORED: 0.02, TURNED_LEFT: 0.03, TURNED_RIGHT: 0.03}
 # What the whole costs where a picture inside a frame is seen. A frame is like other frames, so the whole
 # lifts framed references. It stays a view: of a reference with the same frame, a copy scores near 1.
-FRAMED = 0.15
+FRAMED = 0.2
 
 
 def _inset(number: int) -> PixelView:
