@@ -121,7 +121,7 @@ def looked_at(uploads: Uploads) -> list[Look]:
     for view in INSETS:
         if not len(rows):
             break
-        latents, seen = Uploads(uploads.edit, uploads.sources.take(rows), uploads.set).latents(view)
+        latents, seen = Uploads(uploads.edit, uploads.sources.take(rows.tolist()), uploads.set).latents(view)
         rows = rows[seen]
         looks.append(Look(rows, latents[seen], np.zeros(len(rows))))
     # Two pictures are halves without a frame.
