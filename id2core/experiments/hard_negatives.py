@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from id2core.evaluation.metrics import Measure
-from id2core.experiments import evaluation_sets, plots, upload_matchers
-from id2core.experiments.closed_sets import in_percent
+from id2core.experiments import evaluation_sets, upload_matchers, upload_tables
 from id2core.experiments.declaration import experiment
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Row, Skipped
@@ -70,13 +69,9 @@ def hard_negatives(methods: Methods) -> Result | Skipped:
         (
             Column("negative", merge=True),
             Column("method"),
-            *(
-                Column(f"{kind}_{key}", f"{kind}: {title} %", percent=True)
-                for kind in uploads.kinds
-                for key, title in (("before", "before it"), ("acc", "Acc"))
-            ),
+            *upload_tables.columns(uploads, {"before": "before it", "acc": "Acc"}),
         ),
-        _plot(rows, uploads),
+        upload_tables.plot(rows, uploads, "before", "origin before its hard negative, %", "negative"),
         [
             "“before it” is the share of uploads whose origin scores above its hard negative. Acc counts all "
             "references.",
@@ -117,18 +112,4 @@ def _described(uploads: UploadSet) -> str:
         f"Each of {count} photos is uploaded untouched, as a copy and as a translation by each model. "
         f"Beside the {len(uploads.references):,} references, each photo has one hard negative, all of one "
         "kind."
-    )
-
-
-def _plot(rows: list[Row], uploads: UploadSet) -> plots.Bars:
-    """Plot the last method by hard negative, one bar for each kind of uploads."""
-    last = [row for row in rows if row["method"] == rows[-1]["method"]]
-    measures = {kind: [row[f"{kind}_before"] for row in last] for kind in uploads.kinds}
-    values, low, high = in_percent(measures)
-    return plots.Bars(
-        [row["negative"] for row in last],
-        values,
-        f"origin before its hard negative, % ({last[0]['method']})",
-        low,
-        high,
     )

@@ -200,16 +200,13 @@ def raw_latents(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
     yield from _plain_and_tuned("Embeddings of VAE", methods.raw(), uploads)
 
 
-@matchers
-def shipped(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
-    """Yield the W that ships for the encoder, with the background and factor that ship with it."""
+def shipped_wholes(uploads: UploadSet) -> Iterator[Whole]:
+    """Yield the W that ships for the encoder, then with the background and factor that ship with it."""
     transform = load_transform(AUTO, uploads.data.ids["encoder_id"])
     if transform.weights is None:
         return
     references = transform.apply(uploads.references)
-    plain = Whole("W that ships", transform, references)
-    yield plain
-    yield Reranked(plain, uploads.references)
+    yield Whole("W that ships", transform, references)
     chosen = judging.load(AUTO)
     background = judging.bundled_background(chosen)
     if chosen is None or chosen.normalization is None or background is None:
@@ -218,10 +215,17 @@ def shipped(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
     descriptors = schemas.column_to_vectors(column).astype(np.float32)
     held = chosen.normalization
     subtracted = Background(descriptors, held.factor, held.k)
-    normalized = Whole("W that ships, normalized", transform, references, subtracted)
-    yield normalized
-    yield CroppedReferences.of("W that ships, crops of references", normalized, uploads.references)
-    yield Reranked(normalized, uploads.references)
+    yield Whole("W that ships, normalized", transform, references, subtracted)
+
+
+@matchers
+def shipped(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
+    """Yield the W that ships, also re-ranked, and where it is normalized with crops of references."""
+    for whole in shipped_wholes(uploads):
+        yield whole
+        if whole.background is not None:
+            yield CroppedReferences.of("W that ships, crops of references", whole, uploads.references)
+        yield Reranked(whole, uploads.references)
 
 
 @matchers

@@ -47,9 +47,9 @@ def closed(methods: Methods) -> Result | Skipped:
         (
             Column("edit", merge=True),
             Column("method"),
-            *_columns(uploads, {"acc": "Acc", "map": "mAP"}),
+            *columns(uploads, {"acc": "Acc", "map": "mAP"}),
         ),
-        _plot(rows, uploads, "acc", "Acc, %"),
+        plot(rows, uploads, "acc", "Acc, %"),
         [UNLIKE],
     )
 
@@ -70,9 +70,9 @@ def opened(methods: Methods) -> Result | Skipped:
         (
             Column("edit", merge=True),
             Column("method"),
-            *_columns(uploads, {"micro_ap": "µAP", "found": "found", "rate": "false"}),
+            *columns(uploads, {"micro_ap": "µAP", "found": "found", "rate": "false"}),
         ),
-        _plot(rows, uploads, "found", f"origins found at a stated rate of {MATCH:.0%}, %"),
+        plot(rows, uploads, "found", f"origins found at a stated rate of {MATCH:.0%}, %"),
         [
             f"“found” is the share of uploads whose origin is first and above the threshold for a "
             f"false-positive rate of {MATCH:.0%}; “false” is the rate measured on the same uploads without "
@@ -203,7 +203,8 @@ def described(uploads: UploadSet) -> str:
     )
 
 
-def _columns(uploads: UploadSet, titles: dict[str, str]) -> list[Column]:
+def columns(uploads: UploadSet, titles: dict[str, str]) -> list[Column]:
+    """Return a column for each kind of uploads and each measure, key → title."""
     return [
         Column(f"{kind}_{key}", f"{kind}: {title} %", percent=True)
         for kind in uploads.kinds
@@ -211,12 +212,12 @@ def _columns(uploads: UploadSet, titles: dict[str, str]) -> list[Column]:
     ]
 
 
-def _plot(rows: list[Row], uploads: UploadSet, key: str, label: str) -> plots.Bars:
-    """Plot the last method by edit, one bar for each kind of uploads."""
+def plot(rows: list[Row], uploads: UploadSet, key: str, label: str, by: str = "edit") -> plots.Bars:
+    """Plot a measure of the last method by edit, or another column, one bar for each kind of uploads."""
     last = [row for row in rows if row["method"] == rows[-1]["method"]]
     measures = {kind: [row[f"{kind}_{key}"] for row in last] for kind in uploads.kinds}
     values, low, high = in_percent(measures)
-    return plots.Bars([row["edit"] for row in last], values, f"{label} ({last[0]['method']})", low, high)
+    return plots.Bars([row[by] for row in last], values, f"{label} ({last[0]['method']})", low, high)
 
 
 def _on_thresholds(thresholds: dict[str, Thresholds]) -> list[str]:

@@ -18,9 +18,8 @@ from id2core.encoders import images, latent_views, views
 from id2core.encoders.images import Decoded
 from id2core.encoders.latent_views import MIRRORED, TURNED_LEFT, TURNED_RIGHT
 from id2core.errors import ExperimentError
-from id2core.experiments import upload_matchers
 from id2core.experiments.methods import Methods
-from id2core.experiments.upload_matchers import Background, Matcher, Whole, matchers
+from id2core.experiments.upload_matchers import Background, Matcher, matchers, shipped_wholes
 from id2core.experiments.upload_sets import WHOLE, PixelView, Uploads, UploadSet
 from id2core.search.background_rows import background_means
 from id2core.transforms.linear import Transform
@@ -134,8 +133,9 @@ def looked_at(uploads: Uploads) -> list[Look]:
 def shipped_with_views(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
     """Yield the W that ships, with frames removed, then also mirrored, then also turned."""
     known = latent_views.bundled(uploads.data.ids["encoder_id"])
-    for held in upload_matchers.shipped(methods, uploads):
-        if not isinstance(held, Whole) or held.transform.weights is None:
+    for held in shipped_wholes(uploads):
+        weights = held.transform.weights
+        if weights is None:
             continue
         for title, names in (
             ("frames", ()),
@@ -146,6 +146,6 @@ def shipped_with_views(methods: Methods, uploads: UploadSet) -> Iterator[Matcher
                 continue
             ws = [LatentW(held.transform, 0.0)]
             for name in names:
-                folded = known[name].fold(held.transform.weights)
+                folded = known[name].fold(weights)
                 ws.append(LatentW(Transform(folded), COSTS[name]))
             yield Views(f"{held.name}, {title}", ws, held.references, held.background)
