@@ -291,9 +291,8 @@ def here() -> dict[str, Any]:
 
 def card(run: Run) -> None:
     """Rates of a large copy and a large matrix product."""
-    side = 8192 if run.on_gpu else 256
-    a, b = (torch.randn(side, side, device=run.device).bfloat16() for _ in range(2))
-    run.compare(f"bf16 matrix product of {side}²", 2 * side**3, "FLOP/s", lambda: a @ b)
+    side = product_side(run)
+    run.add(f"bf16 matrix product of {side}²", product_rate(run), "FLOP/s")
     source = torch.empty(16 * side**2, dtype=torch.uint8, device=run.device)
     target = torch.empty_like(source)
     run.compare("device copy, read and written", 2 * len(source), "B/s", lambda: target.copy_(source))
@@ -586,9 +585,13 @@ def reference_names(rows: int) -> Any:
     return pa.concat_tables(names(start) for start in range(0, rows, 1 << 20)).combine_chunks()
 
 
+def product_side(run: Run) -> int:
+    return 8192 if run.on_gpu else 256
+
+
 def product_rate(run: Run) -> float:
     """Operations per second of a large matrix product in bfloat16."""
-    side = 8192 if run.on_gpu else 256
+    side = product_side(run)
     a, b = (torch.randn(side, side, device=run.device).bfloat16() for _ in range(2))
     return median(run.rates(2 * side**3, {"product": lambda: a @ b})["product"])
 

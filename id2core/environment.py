@@ -100,7 +100,7 @@ def devices() -> Devices:
 
     name, flags = _cpu()
     gpus = _gpus()
-    usable = sees_gpu()
+    usable = _torch_takes(gpus)
     if usable:
         dtype = "bfloat16" if gpus[0].capability >= 8.0 else "float16"
     else:
@@ -162,7 +162,11 @@ def _gpus() -> list[_Gpu]:
 
 def sees_gpu() -> bool:
     """Return whether torch would see a GPU; imports no torch."""
-    return bool(_gpus()) and _torch_has_cuda()
+    return _torch_takes(_gpus())
+
+
+def _torch_takes(gpus: list[_Gpu]) -> bool:
+    return bool(gpus) and _torch_has_cuda()
 
 
 def _torch_has_cuda() -> bool:

@@ -114,8 +114,12 @@ def _session(path: Path, data: bytes, device: torch.device) -> Any:
         # From bytes: the file cannot name others, and what is hashed is what runs.
         return onnxruntime.InferenceSession(data, options, providers=[*providers, "CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises kinds of its own, which share no base
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise EncoderError(f"{path} is no ONNX file that onnxruntime runs: {reason[0]}") from error
+        raise EncoderError(f"{path} is no ONNX file that onnxruntime runs: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what onnxruntime says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _preprocess(path: Path, taken: _Input, metadata: Mapping[str, str]) -> Preprocess:
@@ -153,8 +157,7 @@ def _network(path: Path, session: Any, taken: _Input) -> Callable[[torch.Tensor]
         try:
             (made,) = session.run(wanted, {taken.name: taken.array(x)})
         except Exception as error:  # as above
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise EncoderError(f"{path} cannot encode: {reason[0]}") from error
+            raise EncoderError(f"{path} cannot encode: {_reason(error)}") from error
         return torch.from_numpy(np.asarray(made))
 
     return run
