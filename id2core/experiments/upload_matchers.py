@@ -8,8 +8,8 @@ measure what comes out, and thresholds are set on what comes out. A new matcher 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -23,11 +23,8 @@ from id2core.experiments.methods import Methods
 from id2core.experiments.scale import BEST, FACTOR
 from id2core.experiments.upload_sets import VALIDATION, Uploads, UploadSet
 from id2core.search.background_rows import background_means
-from id2core.search.rerank import DEPTH, DetailReranker
 from id2core.search.topk import TopK
 from id2core.store import schemas
-from id2core.transforms import crop_rows
-from id2core.transforms.crop_rows import Crop
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import AUTO, Transform
 from id2core.verdicts import judging, normalization
@@ -73,10 +70,6 @@ class Background:
         means = background_means(descriptors @ self.descriptors.T, self.k)
         return np.asarray(self.factor * means, np.float32)[:, None]
 
-    def heads(self) -> Background:
-        """Return the background of the first columns of descriptors."""
-        return Background(crop_rows.heads(self.descriptors), self.factor, self.k)
-
 
 @dataclass(frozen=True, eq=False)
 class Whole:
@@ -104,78 +97,6 @@ class Whole:
         descriptors = self.transform.apply(uploads.latents()[0])
         scores = descriptors @ self.references.T
         return scores if self.background is None else scores - self.background.of(descriptors)
-
-
-@dataclass(frozen=True, eq=False)
-class CroppedReferences:
-    """The whole upload against whole references and against crops of them: the best score counts.
-
-    Attributes:
-        name: of its row.
-        whole: matches whole references, with a background.
-        rows: parts of the references, and float16[R,k], the first columns of their descriptors.
-    """
-
-    name: str
-    whole: Whole
-    rows: Sequence[tuple[Crop, NDArray[np.float16]]]
-
-    shifted = False
-
-    @classmethod
-    def of(cls, name: str, whole: Whole, latents: NDArray[np.float16]) -> CroppedReferences:
-        """Crop the latents of the references, float16[R,n]."""
-        rows = [(crop, crop_rows.crop_rows(latents, whole.transform, crop)) for crop in crop_rows.CROPS]
-        return cls(name, whole, rows)
-
-    def scores(self, uploads: Uploads) -> NDArray[np.float32]:
-        """Return the best of all scores, each less the background of as many columns and its handicap."""
-        background = self.whole.background
-        assert background is not None
-        descriptors = self.whole.transform.apply(uploads.latents()[0])
-        best = descriptors @ self.whole.references.T - background.of(descriptors)
-        asked = crop_rows.heads(descriptors)
-        subtracted = background.heads().of(asked)
-        for crop, rows in self.rows:
-            np.maximum(best, asked @ rows.T.astype(np.float32) - subtracted - crop.handicap, out=best)
-        return best
-
-
-@dataclass(frozen=True, eq=False)
-class Reranked:
-    """A method whose best candidates are scored again by the detail of their latents.
-
-    Attributes:
-        plain: the method.
-        latents: float16[R,n], of the references.
-        reranker: scores candidates again.
-        depth: candidates of each upload.
-    """
-
-    plain: Whole
-    latents: NDArray[np.float16]
-    reranker: DetailReranker = field(default_factory=DetailReranker)
-    depth: int = DEPTH
-
-    @property
-    def name(self) -> str:
-        """Return the name of the method, and that candidates are scored again."""
-        return f"{self.plain.name}, {self.depth} re-ranked"
-
-    @property
-    def shifted(self) -> bool:
-        """Return whether a background is subtracted."""
-        return self.plain.shifted
-
-    def scores(self, uploads: Uploads) -> NDArray[np.float32]:
-        """Return the plain scores, of each upload one candidate raised by its detail."""
-        scores = self.plain.scores(uploads)
-        best = TopK(len(scores), min(self.depth, scores.shape[1]))
-        best.add(scores)
-        rows, kept = best.result()
-        again = self.reranker.rescore(uploads.latents()[0], kept, self.latents[rows])
-        np.put_along_axis(scores, rows, again, axis=1)
-        return scores
 
 
 Builder = Callable[[Methods, UploadSet], Iterator[Matcher]]
@@ -220,12 +141,8 @@ def shipped_wholes(uploads: UploadSet) -> Iterator[Whole]:
 
 @matchers
 def shipped(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
-    """Yield the W that ships, also re-ranked, and where it is normalized with crops of references."""
-    for whole in shipped_wholes(uploads):
-        yield whole
-        if whole.background is not None:
-            yield CroppedReferences.of("W that ships, crops of references", whole, uploads.references)
-        yield Reranked(whole, uploads.references)
+    """Yield the W that ships, also normalized."""
+    yield from shipped_wholes(uploads)
 
 
 @matchers

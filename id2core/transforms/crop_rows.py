@@ -7,26 +7,30 @@ that are kept give the descriptors of their crops, and no picture is encoded.
 
 The columns of a W in closed form are ordered, the direction that says most about the origin first. The first
 80 of 480 are enough to meet a crop, and they tolerate more of a shift than all. A row is therefore the first
-columns of the descriptor of a crop, in float16. An upload needs no other descriptor: its own first columns
-serve.
+columns of the descriptor of a crop, in one byte each. An upload needs no other descriptor: the first columns
+of its own serve.
+
+Their product with a row, times `SLOPE` and less the handicap of the crop, is comparable with a score of whole
+pictures: the shorter the first columns of an upload's descriptor are, the less they say about it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from id2core.errors import TransformError
-from id2core.transforms.linear import Transform
+from id2core.transforms.linear import Multiply, Transform
 
-CHANNELS = 4
-COLUMNS = 80
-_BATCH_ROWS = 1024
+CHANNELS: Final = 4
+COLUMNS: Final = 80
+SLOPE: Final = 1.1
+# Whole numbers of a row, in one byte, that stand for 1.
+_STEPS: Final = 127
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,20 @@ def _around(share: float, offset: float, handicap: float) -> list[Crop]:
     return [Crop(share, x, y, handicap) for x, y in [(0.0, 0.0), *corners]]
 
 
-# Chosen on translations by `mini-a` and `mini-b` of photos that nothing is measured on (docs/crops.md). With
-# 80 columns in float16, eleven rows take 0.92 times the bytes of a descriptor float32[480].
-CROPS = (Crop(0.9), *_around(0.75, 0.045, 0.04), *_around(0.5, 0.09, 0.07))
+# Chosen on translations by `mini-b` of photos that nothing is measured on (docs/crops.md).
+CROPS: Final = (Crop(0.9, handicap=0.09), *_around(0.75, 0.045, 0.13), *_around(0.5, 0.09, 0.16))
+
+
+def side_of(size: int) -> int:
+    """Return the side of the maps of latents of n = `size` numbers.
+
+    Raises:
+        TransformError: they are not four square maps.
+    """
+    side = math.isqrt(size // CHANNELS)
+    if CHANNELS * side * side != size:
+        raise TransformError(f"latents of {size} numbers are not {CHANNELS} square channels")
+    return side
 
 
 def cropped(latents: NDArray[Any], crop: Crop) -> NDArray[np.float32]:
@@ -82,12 +97,19 @@ def cropped(latents: NDArray[Any], crop: Crop) -> NDArray[np.float32]:
         TransformError: the latents are not of 4 square channels, or the part lies outside of them.
     """
     rows, n = latents.shape
-    side = math.isqrt(n // CHANNELS)
-    if CHANNELS * side * side != n:
-        raise TransformError(f"latents of {n} numbers are not {CHANNELS} square channels: they have no crops")
+    side = side_of(n)
     across, down = (_enlargement(span, side) for span in crop.spans())
     maps = latents.reshape(rows, CHANNELS, side, side).astype(np.float32)
     return np.ascontiguousarray((down @ maps @ across.T).reshape(rows, n))
+
+
+def _folded(weights: NDArray[np.float32], crop: Crop) -> NDArray[np.float32]:
+    """Return the W that sees a latent cropped: latent · folded is cropped(latent) · W, float32[n,m]."""
+    n, columns = weights.shape
+    side = side_of(n)
+    across, down = (_enlargement(span, side) for span in crop.spans())
+    maps = weights.T.reshape(columns, CHANNELS, side, side)
+    return np.ascontiguousarray((down.T @ maps @ across).reshape(columns, n).T)
 
 
 def _enlargement(span: tuple[float, float], side: int) -> NDArray[np.float32]:
@@ -104,35 +126,41 @@ def _enlargement(span: tuple[float, float], side: int) -> NDArray[np.float32]:
 
 def heads(descriptors: NDArray[np.float32], columns: int = COLUMNS) -> NDArray[np.float32]:
     """Return the first columns of descriptors float32[N,m], of length 1 again; a zero row stays zero."""
-    first = descriptors[:, :columns]
-    norms = np.linalg.norm(first, axis=1, keepdims=True)
-    return np.asarray(np.divide(first, norms, out=np.zeros_like(first), where=norms > 0))
+    return unit(descriptors[:, :columns])
 
 
-def crop_rows(
-    latents: NDArray[Any], transform: Transform, crop: Crop, columns: int = COLUMNS
-) -> NDArray[np.float16]:
-    """Return the rows of references under a crop, float16[R,min(columns,m)].
-
-    Args:
-        latents: float[R,n] of 4 square channels.
-        transform: a W whose columns are ordered, or the identity.
-        crop: the part that uploads may show.
-        columns: of the row.
-
-    Raises:
-        TransformError: as of `cropped`, or W does not fit.
-    """
-    batches = (latents[i : i + _BATCH_ROWS] for i in range(0, len(latents), _BATCH_ROWS))
-    return np.concatenate([*_described(batches, transform, crop, columns)])
+def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Return rows of any numbers at length 1, float32[N,k]; a zero row stays zero."""
+    wide = rows.astype(np.float64)
+    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
+    return np.asarray(np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0), np.float32)
 
 
-def _described(
-    batches: Iterator[NDArray[Any]], transform: Transform, crop: Crop, columns: int
-) -> Iterator[NDArray[np.float16]]:
-    """Yield the rows of batches; only the columns that are kept are multiplied."""
-    first = transform
-    if transform.weights is not None:
-        first = Transform(np.ascontiguousarray(transform.weights[:, :columns]), transform.metadata)
-    for batch in batches:
-        yield heads(first.apply(cropped(batch, crop)), columns).astype(np.float16)
+class CropRows:
+    """Makes the rows of references under all crops, by one product."""
+
+    def __init__(self, transform: Transform) -> None:
+        """Fold the crops into a W whose columns are ordered.
+
+        Raises:
+            TransformError: it is the identity, or not for latents of 4 square channels.
+        """
+        if transform.weights is None:
+            raise TransformError("crops of references need a W")
+        first = transform.weights[:, :COLUMNS]
+        self.columns = first.shape[1]
+        self._transform = Transform(np.concatenate([_folded(first, crop) for crop in CROPS], axis=1))
+
+    def __call__(self, latents: NDArray[Any], multiply: Multiply = np.matmul) -> NDArray[np.int8]:
+        """Return the rows of references, int8[R,crops·columns].
+
+        Args:
+            latents: float[R,n] of 4 square channels.
+            multiply: as of `Transform.apply`.
+
+        Raises:
+            TransformError: W does not take these latents.
+        """
+        every = self._transform.apply(latents, multiply)
+        rows = unit(every.reshape(len(every) * len(CROPS), self.columns))
+        return np.rint(rows * _STEPS).astype(np.int8).reshape(len(every), -1)

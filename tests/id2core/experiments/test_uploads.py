@@ -232,20 +232,6 @@ def test_an_upload_without_origin_does_not_meet_it() -> None:
     assert both.queries.photos.tolist() == [0, 1, 0, 1]
 
 
-def test_a_crop_of_a_reference_counts_where_it_scores_best(data: EvaluationSet) -> None:
-    uploads = UploadSet(data).of(EDITS["crop-0.5-centered"], COPY)
-    latents, whole = uploads.set.references, Transform()
-    background = upload_matchers.Background(whole.apply(data.read("calibration")[0]), 0.5, 3)
-    matcher = upload_matchers.Whole("whole", whole, whole.apply(latents), background)
-    crops = upload_matchers.CroppedReferences.of("crops", matcher, latents)
-    handicapped = [(replace(crop, handicap=9.0), rows) for crop, rows in crops.rows]
-
-    scores = crops.scores(uploads)
-
-    assert (scores >= matcher.scores(uploads)).all() and (scores > matcher.scores(uploads)).any()
-    assert np.array_equal(replace(crops, rows=handicapped).scores(uploads), matcher.scores(uploads))
-
-
 def test_tables_have_every_edit_and_say_what_is_not_known(
     data: EvaluationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

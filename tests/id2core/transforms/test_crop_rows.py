@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from id2core.errors import TransformError
 from id2core.transforms import crop_rows
-from id2core.transforms.crop_rows import CROPS, Crop, cropped
+from id2core.transforms.crop_rows import COLUMNS, CROPS, Crop, CropRows, cropped
 from id2core.transforms.linear import Transform
 
 SIDE = 8
@@ -47,19 +47,24 @@ def test_a_cropped_upload_meets_its_origin() -> None:
     rng = np.random.default_rng(1)
     coarse = rng.normal(size=(40, 4, 4, 4))
     latents = np.kron(coarse, np.ones((1, 1, SIDE // 4, SIDE // 4))).reshape(40, N).astype(np.float16)
-    w = Transform(rng.normal(size=(N, 60)).astype(np.float32))
-    for crop in (CROPS[0], CROPS[2], CROPS[-1]):
-        uploads = crop_rows.heads(w.apply(cropped(latents, crop)), 40)
-        rows = crop_rows.crop_rows(latents, w, crop, 40)
+    w = Transform(rng.normal(size=(N, 90)).astype(np.float32))
+    rows = CropRows(w)(latents).reshape(40, len(CROPS), COLUMNS)
+    for place, crop in enumerate(CROPS):
+        uploads = crop_rows.heads(w.apply(cropped(latents, crop)))
 
-        assert rows.shape == (40, 40) and rows.dtype == np.float16
-        assert ((uploads @ rows.T).argmax(axis=1) == np.arange(40)).all()
+        # One byte holds the descriptor of the crop.
+        np.testing.assert_allclose(rows[:, place] / 127, uploads, atol=0.51 / 127)
+        assert ((uploads @ rows[:, place].T).argmax(axis=1) == np.arange(40)).all()
 
 
-def test_rows_take_no_more_bytes_than_the_descriptor() -> None:
-    latents = np.ones((1, N), np.float16)
-    rows = [crop_rows.crop_rows(latents, Transform(), crop).nbytes for crop in CROPS]
-    assert sum(rows) <= 480 * 4
+def test_rows_take_less_than_half_of_the_bytes_of_a_descriptor() -> None:
+    w = Transform(np.eye(N, 480, dtype=np.float32))
+    assert CropRows(w)(np.ones((1, N), np.float16)).nbytes < 480 * 4 / 2
+
+
+def test_raw_latents_have_no_rows() -> None:
+    with pytest.raises(TransformError, match="need a W"):
+        CropRows(Transform())
 
 
 @pytest.mark.parametrize("crop", [Crop(0), Crop(1, 0.1), Crop(0.5, 0, 0.2), Crop(1.1)])

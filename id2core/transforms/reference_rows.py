@@ -1,0 +1,66 @@
+"""What a reference keeps beside its descriptor, so that uploads meet it under more views than the whole.
+
+Both come from its latent: rows of its crops (`crop_rows`), and its fine detail (`details`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from id2core.errors import TransformError
+from id2core.transforms import crop_rows, details
+from id2core.transforms.crop_rows import CropRows
+from id2core.transforms.linear import Multiply, Transform
+
+# Columns of a descriptor that meet a mirrored or turned upload: the first say most, and tolerate a shift.
+MOVED_COLUMNS: Final = 160
+_METHOD, _CLOSED_FORM = "method", "closed form"
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceRows:
+    """Makes what references keep beside their descriptors.
+
+    Attributes:
+        crops: makes rows of crops.
+    """
+
+    crops: CropRows
+
+    @classmethod
+    def of(cls, transform: Transform, latent_size: int) -> ReferenceRows | None:
+        """Return what makes the rows under a W; None for one that has none.
+
+        Args:
+            transform: of the descriptors beside them. Its columns must be ordered, as those of a closed form.
+            latent_size: n.
+        """
+        return cls(CropRows(transform)) if has_rows(transform, latent_size) else None
+
+    def __call__(
+        self, latents: NDArray[Any], multiply: Multiply = np.matmul
+    ) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
+        """Return the rows of crops, int8[R,c], and the bits of detail, uint8[R,n/8].
+
+        Args:
+            latents: float[R,n].
+            multiply: as of `Transform.apply`.
+        """
+        return self.crops(latents, multiply), details.detail_bits(latents)
+
+
+def has_rows(transform: Transform, latent_size: int) -> bool:
+    """Return whether a W and the latents of n = `latent_size` numbers allow such rows."""
+    if type(transform) is not Transform or transform.weights is None:
+        return False
+    try:
+        side = crop_rows.side_of(latent_size)
+    except TransformError:
+        return False
+    size, columns = transform.weights.shape
+    is_ordered = transform.metadata.get(_METHOD) == _CLOSED_FORM
+    return is_ordered and side >= 8 and size == latent_size and columns >= MOVED_COLUMNS
