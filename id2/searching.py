@@ -16,10 +16,11 @@ from id2core.reports.inputs import ReportInputs
 from id2core.runs import public_tables
 from id2core.runs.ledger import Span
 from id2core.runs.records import Recorder
-from id2core.search import background_rows, indexes, match_rows, matching
+from id2core.search import background_rows, indexes, looks, match_rows, matching
 from id2core.search.background_rows import Backgrounds
 from id2core.search.coded import CodedReferences
 from id2core.search.indexes import FLAT
+from id2core.search.looks import ViewPlan
 from id2core.search.match_rows import MATCHES, MatchRows
 from id2core.search.matching import SearchPlan
 from id2core.search.results import SearchResult
@@ -100,6 +101,7 @@ class Searcher:
         calibration: of the verdicts; None for none.
         beam: Beam's arguments.
         keep_all: whether every pair is stored, also below the floor.
+        views: under which uploads are looked at; None for the whole alone.
     """
 
     out: str
@@ -108,6 +110,7 @@ class Searcher:
     calibration: Calibration | None
     beam: list[str]
     keep_all: bool = False
+    views: ViewPlan | None = None
 
     @property
     def floor(self) -> float | None:
@@ -142,7 +145,7 @@ class Searcher:
             raise ValueError("a calibration without normalization has no background")
         out = storage.join(self.out, "queries", background_rows.BACKGROUNDS)
         k = calibration.normalization.k
-        plan = self._sized(background_rows.make(background, queries, out, recorder.execution, k))
+        plan = self._sized(background_rows.make(background, queries, out, recorder.execution, k, self.views))
         planned = PlannedJudge(Judge(calibration, Backgrounds.before(plan)), plan)
         if not plan.has_work:
             planned.search_background(self.beam)
@@ -189,6 +192,7 @@ class Searcher:
                 self.floor,
                 span,
                 coded,
+                self.views,
             )
         )
         _warn_of_other_indexes(plan)
@@ -304,3 +308,13 @@ def run_planned(plan: SearchPlan, beam: list[str]) -> Dataset:
     from beam_jobs import search
 
     return search.run_planned(plan, beam)
+
+
+def views_of(settings: Settings, ids: Mapping[str, str]) -> ViewPlan | None:
+    """Return the views under which uploads are looked at; None for the whole alone.
+
+    Args:
+        settings: which views, and where W is from.
+        ids: `schemas.ROW_IDS` of the descriptors.
+    """
+    return looks.plan(settings.views, settings.transform, ids["encoder_id"], ids["transform_id"])

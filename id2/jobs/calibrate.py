@@ -16,12 +16,13 @@ from id2core.evaluation import comparison, metrics
 from id2core.evaluation.truth_files import Truth
 from id2core.runs.progress import into_tally
 from id2core.runs.records import Recorder, recorded
-from id2core.search import exact, shards
+from id2core.search import exact, looks, shards
+from id2core.search.looks import Views
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.training.pairs import held_out
 from id2core.transforms.files import load_transform
-from id2core.transforms.linear import Transform
+from id2core.transforms.linear import NONE, Transform
 from id2core.verdicts import calibration, content, judging, normalization, tails
 from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.normalization import Normalization, Tuning, normalize_matches
@@ -124,7 +125,16 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
     """Search, normalize, and take the thresholds from the uploads that have no origin."""
     ids = corpora.references.ids
     w = load_transform(request.settings().transform, ids["encoder_id"])
-    [matches] = exact.search(corpora.references, corpora.queries, [w], tails.DEPTH, progress=into_tally())
+    with_views = request.settings().views != NONE
+    [matches] = exact.search(
+        corpora.references,
+        corpora.queries,
+        [w],
+        tails.DEPTH,
+        with_views=with_views,
+        progress=into_tally(),
+    )
+    views = Views.of(w, ids["encoder_id"]).id if with_views else looks.NONE
     truth = corpora.truth
     if truth is None:
         truth = dict.fromkeys(matches["query_uri"].unique().to_pylist())
@@ -140,7 +150,8 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
         match=request.match,
         review=request.review,
         references=corpora.references.rows,
-        ids={name: ids[name] for name in schemas.ROW_IDS} | {"transform_id": w.transform_id},
+        ids={name: ids[name] for name in schemas.ROW_IDS}
+        | {"transform_id": w.transform_id, looks.VIEWS: views},
         normalization=chosen,
         tuned_on=TUNING_SHARE if tuning else 0.0,
         content=_content(corpora),
@@ -205,5 +216,14 @@ def _search_background(
         )
     judging.check_disjoint(background, corpora.references)
     depth = request.k or max(normalization.KS)
-    [matches] = exact.search(background, corpora.queries, [w], depth, progress=into_tally())
+    with_views = request.settings().views != NONE
+    [matches] = exact.search(
+        background,
+        corpora.queries,
+        [w],
+        depth,
+        with_views=with_views,
+        is_background=True,
+        progress=into_tally(),
+    )
     return matches

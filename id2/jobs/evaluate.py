@@ -16,11 +16,12 @@ from id2core.evaluation.comparison import EvaluateReport, System, VerdictRate
 from id2core.evaluation.truth_files import Truth
 from id2core.runs.progress import into_tally
 from id2core.runs.records import Recorder, recorded
-from id2core.search import exact
+from id2core.search import exact, looks
+from id2core.search.looks import Views
 from id2core.store import datasets, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import load_transform
-from id2core.transforms.linear import Transform
+from id2core.transforms.linear import NONE, Transform
 from id2core.verdicts import judging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import normalize_matches
@@ -40,6 +41,7 @@ class _Measurement:
         calibration: whose rates are measured.
         judged: spec of the transform that the calibration is for.
         background: embeddings, where the calibration needs one.
+        with_views: whether queries are looked at under more views than the whole.
     """
 
     references: Dataset
@@ -51,6 +53,7 @@ class _Measurement:
     calibration: Calibration | None
     judged: str
     background: Dataset | None
+    with_views: bool
 
 
 def run(request: EvaluateRequest) -> EvaluateReport:
@@ -61,7 +64,7 @@ def run(request: EvaluateRequest) -> EvaluateReport:
         TruthError, StorageError, DatasetError, TransformError: the message says what to do.
     """
     settings = request.settings()
-    calibration = judging.load(request.calibration)
+    calibration = judging.load(request.calibration, views=settings.views)
     pair = CorpusPair.open(request.reference, request.queries, request.background, request.out, request.beam)
     if pair.background is None:
         pair = pair.with_background(judging.bundled_background(calibration))
@@ -94,9 +97,22 @@ def _embed(
     specs = dict.fromkeys(request.transform or [settings.transform])
     transforms = {spec: load_transform(spec, references.ids["encoder_id"]) for spec in specs}
     judged = _judged(calibration, transforms) if calibration else ""
+    if calibration:
+        w, encoder_id = transforms[judged], references.ids["encoder_id"]
+        views = Views.of(w, encoder_id).id if settings.views != NONE else looks.NONE
+        calibration.check_ids({looks.VIEWS: views})
     background = pair.embed_background(settings, judged, recorder) if calibration else None
     return _Measurement(
-        references, queries, truth, not_found, transforms, settings.top_k, calibration, judged, background
+        references,
+        queries,
+        truth,
+        not_found,
+        transforms,
+        settings.top_k,
+        calibration,
+        judged,
+        background,
+        settings.views != NONE,
     )
 
 
@@ -123,6 +139,7 @@ def _measure(
         "transforms": {spec: w.transform_id for spec, w in m.transforms.items()},
         "calibration_id": m.calibration.calibration_id if m.calibration else None,
         "top_k": m.k,
+        "views": m.with_views,
     }
     content = [dataset.digest for dataset in (m.references, m.queries, m.background) if dataset]
     plan_id = datasets.digest_of(config, content, sorted(m.truth.items()))
@@ -150,7 +167,14 @@ def _measure(
 
 def _search(m: _Measurement) -> tuple[list[System], dict[str, VerdictRate] | None]:
     """Search every query under every transform, and set the matches against the truth."""
-    tables = exact.search(m.references, m.queries, list(m.transforms.values()), m.k, progress=into_tally())
+    tables = exact.search(
+        m.references,
+        m.queries,
+        list(m.transforms.values()),
+        m.k,
+        with_views=m.with_views,
+        progress=into_tally(),
+    )
     ids = comparison.origin_ids(m.references, m.truth)
     matches = dict(zip(m.transforms, tables, strict=True))
     systems = {
@@ -174,5 +198,13 @@ def _normalized(m: _Measurement, calibration: Calibration, matches: pa.Table, w:
     assert calibration.normalization and m.background
     judging.check_background_id(calibration, m.background)
     judging.check_disjoint(m.background, m.references)
-    [beside] = exact.search(m.background, m.queries, [w], calibration.normalization.k, progress=into_tally())
+    [beside] = exact.search(
+        m.background,
+        m.queries,
+        [w],
+        calibration.normalization.k,
+        with_views=m.with_views,
+        is_background=True,
+        progress=into_tally(),
+    )
     return normalize_matches(matches, beside, calibration.normalization)

@@ -15,13 +15,15 @@ from id2core.reports import page
 from id2core.reports.facts import ScanSummary
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.summary import summarize
+from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.records import recorded
-from id2core.search import background_rows, match_rows
+from id2core.search import background_rows, looks, match_rows
 from id2core.search.background_rows import Backgrounds
 from id2core.search.match_rows import MATCHES
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Dataset
+from id2core.transforms.linear import AUTO
 from id2core.verdicts import calibration, judging, rejudging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.judging import Judge
@@ -74,6 +76,7 @@ def run(request: JudgeRequest) -> JudgeReport:
     """
     place = _Place.open(request.out)
     ids = {name: place.references.ids[name] for name in schemas.ROW_IDS}
+    ids[looks.VIEWS] = _views(place, ids)
     chosen = (
         rejudging.earlier(place.matches, place.out, ids)
         if request.back
@@ -104,6 +107,11 @@ def run(request: JudgeRequest) -> JudgeReport:
     )
 
 
+def _views(place: _Place, ids: dict[str, str]) -> str:
+    """Return the id of the views of the stored scores; all searches of a place have the same."""
+    return next((event.views for event in ledger.events(place.matches.commit, ids)), looks.NONE)
+
+
 def _judge(request: JudgeRequest, place: _Place, chosen: Calibration, execution: Execution) -> Judge:
     """Return the judge; uploads that have no background yet are searched in it first."""
     how = chosen.normalization
@@ -111,7 +119,7 @@ def _judge(request: JudgeRequest, place: _Place, chosen: Calibration, execution:
     if how is None:
         return Judge(chosen)
     out = storage.join(place.out, "queries", background_rows.BACKGROUNDS)
-    name = background_rows.name_of(place.references.ids, how.background_id, how.k)
+    name = background_rows.name_of(place.references.ids, how.background_id, how.k, chosen.views)
     known = Dataset.find(out)
     searched = background_rows.searched(known.commit, name) if known else set()
     missing = datasets.segments_of(place.queries).keys() - searched if place.queries else set()
@@ -138,7 +146,18 @@ def _search(
         )
     judging.check_background_id(chosen, background)
     judging.check_disjoint(background, place.references)
-    plan = background_rows.make(background, place.queries, out, execution, how.k)
+    views = looks.plan(
+        looks.NONE if chosen.views == looks.NONE else AUTO,
+        AUTO,
+        chosen.encoder_id,
+        chosen.transform_id,
+    )
+    if looks.id_of(views) != chosen.views:
+        raise CalibrationError(
+            f"uploads have to be searched under the views {chosen.views} of this calibration, which needs "
+            "the W of the corpora: run id2 scan or id2 nightly with this --calibration and --transform"
+        )
+    plan = background_rows.make(background, place.queries, out, execution, how.k, views)
     return searching.run_planned(plan, request.beam)
 
 

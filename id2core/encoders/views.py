@@ -20,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+# Names of pictures inside a picture: in a frame, in a collage, and in the manifest of a file.
+INSET, HALVES, PARENT = "inset", ("half-1", "half-2"), "parent"
+
 Gray = NDArray[np.int16]
 Shares = NDArray[np.float64]
 

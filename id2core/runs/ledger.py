@@ -47,6 +47,7 @@ class Event(BaseModel):
         top_k: matches kept per upload.
         floor: least score of a stored pair; None where all were stored.
         calibration_id: of the verdicts; None for none.
+        views: id of the views under which uploads were looked at; `none` for whole uploads alone.
         searched_at: when it was committed; None before.
     """
 
@@ -64,6 +65,7 @@ class Event(BaseModel):
     top_k: int = Field(ge=1)
     floor: float | None = Field(None, allow_inf_nan=False)
     calibration_id: str | None = None
+    views: str = "none"
     searched_at: datetime | None = None
 
     @property

@@ -14,8 +14,9 @@ from pydantic import BaseModel, JsonValue
 from id2core.errors import DatasetError, NormalizationError
 from id2core.runs.execution import Execution
 from id2core.runs.keys import KEY, row_keys
-from id2core.search import matching, scope, shards
+from id2core.search import looks, matching, scope, shards
 from id2core.search.indexes import FLAT
+from id2core.search.looks import ViewPlan
 from id2core.search.matching import SearchPlan
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, FileRecord
@@ -36,15 +37,17 @@ class _Counts(BaseModel):
     searched: tuple[_Searched, ...] = ()
 
 
-def name_of(ids: dict[str, str], background_id: str, k: int) -> str:
+def name_of(ids: dict[str, str], background_id: str, k: int, views: str = looks.NONE) -> str:
     """Return what names the scores of one W in one background.
 
     Args:
         ids: `schemas.ROW_IDS` of the descriptors.
         background_id: index_id of the background.
         k: background scores that are averaged.
+        views: id of the views under which uploads are looked at.
     """
-    return datasets.digest_of({name: ids[name] for name in schemas.ROW_IDS}, background_id, k)
+    others = [] if views == looks.NONE else [views]
+    return datasets.digest_of({name: ids[name] for name in schemas.ROW_IDS}, background_id, k, *others)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,14 @@ def searched(commit: Commit, name: str) -> set[str]:
     return {segment for one in every if one.background == name for segment in one.segments}
 
 
-def make(background: Dataset, queries: Dataset, out: str, execution: Execution, k: int) -> SearchPlan:
+def make(
+    background: Dataset,
+    queries: Dataset,
+    out: str,
+    execution: Execution,
+    k: int,
+    views: ViewPlan | None = None,
+) -> SearchPlan:
     """Find the uploads that have no background score yet.
 
     Args:
@@ -171,13 +181,14 @@ def make(background: Dataset, queries: Dataset, out: str, execution: Execution, 
         out: the data set of backgrounds.
         execution: gives new rows their run_id.
         k: background scores that are averaged.
+        views: under which uploads are looked at; None for the whole alone.
 
     Raises:
         DatasetError: the two cannot be compared.
     """
     ids = matching.check_comparable(background, queries, k, FLAT)
     background_id = shards.index_id(background)
-    name = name_of(ids, background_id, k)
+    name = name_of(ids, background_id, k, looks.id_of(views))
     last = Dataset.find_own(out)
     known = searched(last.commit, name) if last else set()
     missing = tuple(sorted(datasets.segments_of(queries).keys() - known))
@@ -192,6 +203,7 @@ def make(background: Dataset, queries: Dataset, out: str, execution: Execution, 
         plan_id=datasets.digest_of(queries.digest, name, missing),
         execution=execution,
         product=BackgroundRows(name, missing, background_id),
+        views=views,
     )
 
 

@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.errors import DatasetError, SearchError
@@ -24,6 +23,7 @@ from id2core.runs.histories import Classes
 from id2core.search import compressed, index_strings, scoring, shards
 from id2core.search.compressed import CodeIndex, Model
 from id2core.search.index_strings import Compressed
+from id2core.store import schemas
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
 
@@ -139,7 +139,7 @@ class CodedReferences:
             raise DatasetError(f"{self.index.uri} has no codes of {file.name}: {compressed.REBUILD}")
         with _damage(self.index):
             column = self.index.read_file(record, ["code"])["code"]
-        if (held := _matrix(column)) is None:
+        if (held := schemas.column_to_bytes(column)) is None or not held.size:
             raise DatasetError(
                 f"{self.index.uri}/{record.name} has codes of several lengths: {compressed.REBUILD}"
             )
@@ -154,17 +154,6 @@ def _damage(index: Dataset) -> Iterator[None]:
     except DatasetError as error:
         cause = str(error).partition(";")[0]
         raise DatasetError(f"{cause}. To mend the index {index.uri}, {compressed.REBUILD}") from error
-
-
-def _matrix(column: pa.ChunkedArray) -> NDArray[np.uint8] | None:
-    """Return codes of one length as uint8[rows, length]; None for others."""
-    lengths = pc.binary_length(column)
-    extremes = pc.min_max(lengths).as_py()
-    if column.null_count or not extremes["min"] or extremes["min"] != extremes["max"]:
-        return None
-    size = extremes["min"]
-    fixed = column.cast(pa.binary(size)).combine_chunks()
-    return np.frombuffer(fixed.buffers()[1], np.uint8)[fixed.offset * size :].reshape(-1, size)[: len(fixed)]
 
 
 @dataclass(frozen=True)
@@ -287,7 +276,8 @@ class CodedShard:
         scores = scoring.dots(queries, part.queries, vectors, part.rows)
         ids = table.take(pa.array(part.rows))
         numbers = pa.array(part.queries.astype(np.int32)), pa.array(scores)
-        columns = [*numbers, *(ids[name] for name in shards.COLUMNS)]
+        nothing = pa.nulls(len(ids), pa.string()), pa.nulls(len(ids), pa.float32())
+        columns = [*numbers, *(ids[name] for name in shards.COLUMNS), *nothing]
         return pa.Table.from_arrays(columns, schema=shards.CANDIDATES)
 
     def _by_file(self, found: NDArray[np.int64]) -> Iterator[_Part]:

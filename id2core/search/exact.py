@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.runs.progress import OnStage, silent
-from id2core.search import match_rows, shards
+from id2core.search import looks, match_rows, shards, viewed, viewed_rows
+from id2core.search.looks import WHOLE_ONLY, Looks, Views
 from id2core.search.match_rows import MatchConstants
+from id2core.search.shards import Shard
 from id2core.search.topk import TopK, best_references
+from id2core.search.viewed_rows import ViewedRows
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
 from id2core.transforms.linear import Transform
+from id2core.transforms.reference_rows import ReferenceRows
 
 # References of one shard: enough that merging costs little beside multiplying.
 SHARD_ROWS = 8192
@@ -33,6 +37,7 @@ QUERY_ROWS = 1024
 # Of the queries' descriptors under all transforms.
 QUERY_BYTES = 1 << 29
 _LATENT, _DESCRIPTOR = "latent", "descriptor"
+_NAMES: Final = ["image_id", "uri"]
 
 
 def search(
@@ -41,6 +46,8 @@ def search(
     transforms: Sequence[Transform],
     k: int = defaults.TOP_K,
     *,
+    with_views: bool = False,
+    is_background: bool = False,
     query_bytes: int = QUERY_BYTES,
     progress: OnStage = silent,
 ) -> list[pa.Table]:
@@ -55,6 +62,8 @@ def search(
             transforms that they were made with do not matter, but for one that holds no latents.
         transforms: one or more, for latents of this encoder.
         k: references per query; all where there are fewer.
+        with_views: whether queries are looked at under all views that the encoder and a transform allow.
+        is_background: whether the references are a background, whose candidates are not scored again.
         query_bytes: of memory.
         progress: called with "lookup", and how many pairs of a query and a reference of how many were
             compared.
@@ -75,17 +84,23 @@ def search(
     _check(references, queries, transforms)
     column = _column(references, transforms)
     total, compared = references.rows * queries.rows, 0
+    encoder_id = references.ids["encoder_id"]
+    views = [Views.of(w, encoder_id) if with_views else WHOLE_ONLY for w in transforms]
+    depth = max(k, looks.RESCORED) if with_views and not is_background else k
     parts: list[list[pa.Table]] = [[] for _ in transforms]
-    for names, descriptors in _query_parts(queries, transforms, query_bytes):
+    for names, asked in _query_parts(queries, transforms, views, query_bytes):
         best = [shards.CANDIDATES.empty_table() for _ in transforms]
-        for ids, vectors in _blocks(references, column, SHARD_ROWS):
+        for block in _blocks(references, _columns(column, views), SHARD_ROWS):
             for i, transform in enumerate(transforms):
-                shard = shards.build(_descriptors(transform, vectors, column), ids)
-                best[i] = shards.merge([best[i], shard.search(descriptors[i], k)], k)
-            compared += len(vectors) * names.num_rows
+                shard = _shard(block, transform, column, views[i], references.uri)
+                found = viewed.search(shard, asked[i], depth)
+                best[i] = shards.merge([best[i], found], depth)
+            compared += block.num_rows * names.num_rows
             progress("lookup", compared, total)
         for i, candidates in enumerate(best):
             constants = _constants(references, queries, transforms[i], k)
+            if with_views and not is_background:
+                candidates = match_rows.rescored(candidates, k)
             parts[i].append(match_rows.to_matches(names, candidates, constants))
     return [
         pa.concat_tables([schemas.MATCHES.empty_table(), *tables]).sort_by(
@@ -169,40 +184,59 @@ def _column(dataset: Dataset, transforms: Sequence[Transform]) -> str:
     return _DESCRIPTOR
 
 
-def _blocks(dataset: Dataset, column: str, rows: int) -> Iterator[tuple[pa.Table, NDArray[Any]]]:
-    """`image_id` and `uri`, and vectors, of whole row groups that together have `rows` rows or more."""
+def _columns(column: str, views: Sequence[Views]) -> list[str]:
+    """Return the columns of references that a search reads: rows for views are made of latents, if known."""
+    has_rows = column == _DESCRIPTOR and any(each.has_rows for each in views)
+    return [*_NAMES, column, *(viewed_rows.COLUMNS if has_rows else ())]
+
+
+def _blocks(dataset: Dataset, columns: list[str], rows: int) -> Iterator[pa.Table]:
+    """Yield whole row groups that together have `rows` rows or more."""
     waiting: list[pa.Table] = []
-    for _, group in dataset.row_groups(["image_id", "uri", column]):
+    for _, group in dataset.row_groups(columns):
         waiting.append(group)
         if sum(table.num_rows for table in waiting) >= rows:
-            yield _block(waiting)
+            yield pa.concat_tables(waiting)
             waiting = []
     if waiting:
-        yield _block(waiting)
+        yield pa.concat_tables(waiting)
 
 
-def _block(groups: list[pa.Table]) -> tuple[pa.Table, NDArray[Any]]:
-    whole = pa.concat_tables(groups)
-    return whole.select(["image_id", "uri"]), schemas.column_to_vectors(whole.column(2))
+def _shard(block: pa.Table, transform: Transform, column: str, views: Views, uri: str) -> Shard:
+    """Return the shard of some references under a transform."""
+    vectors = schemas.column_to_vectors(block[column])
+    rows = None
+    if views.has_rows and column == _DESCRIPTOR:
+        rows = viewed_rows.read([block], uri)
+    elif views.has_rows and (make := ReferenceRows.of(transform, vectors.shape[1])):
+        rows = ViewedRows(*make(vectors))
+    return shards.build(_descriptors(transform, vectors, column), block.select(_NAMES), viewed=rows)
 
 
 def _query_parts(
-    dataset: Dataset, transforms: Sequence[Transform], most: int
-) -> Iterator[tuple[pa.Table, list[NDArray[np.float32]]]]:
-    """`image_id` and `uri` of some queries, and their descriptors under each transform."""
+    dataset: Dataset, transforms: Sequence[Transform], views: Sequence[Views], most: int
+) -> Iterator[tuple[pa.Table, list[Looks]]]:
+    """`image_id` and `uri` of some queries, and the looks at them under each transform."""
     column = _column(dataset, transforms)
+    columns = dict.fromkeys([*_NAMES, column, *(name for each in views for name in each.columns)])
     names: list[pa.Table] = []
-    made: list[list[NDArray[np.float32]]] = []
+    made: list[list[Looks]] = []
     size = 0
-    for ids, vectors in _blocks(dataset, column, schemas.ROW_GROUP):
-        names.append(ids)
-        made.append([_descriptors(transform, vectors, column) for transform in transforms])
-        size += sum(descriptors.nbytes for descriptors in made[-1])
+    for block in _blocks(dataset, list(columns), schemas.ROW_GROUP):
+        vectors = schemas.column_to_vectors(block[column])
+        names.append(block.select(_NAMES))
+        made.append(
+            [
+                each.looks(block, _descriptors(transform, vectors, column))
+                for transform, each in zip(transforms, views, strict=True)
+            ]
+        )
+        size += sum(asked.descriptors.nbytes for asked in made[-1])
         if size >= most:
-            yield pa.concat_tables(names), [np.concatenate(x) for x in zip(*made, strict=True)]
+            yield pa.concat_tables(names), [Looks.together(x) for x in zip(*made, strict=True)]
             names, made, size = [], [], 0
     if names:
-        yield pa.concat_tables(names), [np.concatenate(x) for x in zip(*made, strict=True)]
+        yield pa.concat_tables(names), [Looks.together(x) for x in zip(*made, strict=True)]
 
 
 def _descriptors(transform: Transform, vectors: NDArray[Any], column: str) -> NDArray[np.float32]:

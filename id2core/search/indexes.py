@@ -8,6 +8,7 @@ like `flat` and a row there. Or it is the string of a compressed index, whose co
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from id2core.errors import SearchError
 from id2core.search import index_strings
 from id2core.search.flat import FlatIndex
+from id2core.search.topk import Places, best_references
 
 # Exact, and the default.
 FLAT: Final = "flat"
@@ -68,3 +70,21 @@ def build(name: str, descriptors: NDArray[np.float32]) -> Index:
     if name not in INDEXES:
         raise SearchError(f"no index {name!r}: choose {', '.join(INDEXES)}")
     return INDEXES[name](descriptors)
+
+
+def best(
+    index: Index, queries: NDArray[np.float32], vectors: NDArray[np.float32], places: Places, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the k best rows of each query by exact scores, ties by place; see `best_references`.
+
+    Args:
+        index: over `vectors`.
+        queries, vectors: float32[Q,m] and float32[N,m], no row longer than 1.
+        places: decides between rows of equal scores.
+        k: at most N.
+
+    Returns:
+        Scores float32[Q,k] and rows int64[Q,k], below 0 where an approximate index found fewer.
+    """
+    score = partial(index.pairs, queries) if isinstance(index, Scorer) else None
+    return best_references(lambda depth: index.search(queries, depth), queries, vectors, places, k, score)

@@ -16,17 +16,18 @@ from id2core.errors import DatasetError, SearchError, StoreUnavailableError
 from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
-from id2core.search import indexes, matching, scope, shards
+from id2core.search import indexes, looks, matching, scope, shards
 from id2core.search.coded import CodedReferences
 from id2core.search.indexes import FLAT
+from id2core.search.looks import ViewPlan
 from id2core.search.matching import SearchPlan
 from id2core.search.results import SearchResult
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, FileRecord
 
 MATCHES = "matches"
-# What a match was found by: the whole upload, by its latent.
-VIEW, CHANNEL = "whole", "latent"
+# What a match was found by, unless a candidate says more: the whole upload, by its latent.
+VIEW, CHANNEL = looks.WHOLE, "latent"
 _INFORMATION = "information"
 
 
@@ -89,7 +90,7 @@ class MatchRows:
         event, judge = self.event, self.judge
         table = to_matches(
             queries,
-            candidates,
+            rescored(candidates, plan.top_k) if plan.views else candidates,
             MatchConstants(
                 encoder_id=event.ids["encoder_id"],
                 transform_id=event.ids["transform_id"],
@@ -157,6 +158,7 @@ def make(
     floor: float | None = None,
     span: Span | None = None,
     coded: CodedReferences | None = None,
+    views: ViewPlan | None = None,
 ) -> SearchPlan:
     """Check that two embeddings data sets can be compared, and judged so, and find the pairs to score.
 
@@ -170,6 +172,7 @@ def make(
         floor: least score of a pair that is stored, of the score that is judged; None for all.
         span: first and last number of the query segments; by default all.
         coded: the references with their codes, where the index is a compressed one.
+        views: under which uploads are looked at; None for the whole alone.
 
     Raises:
         DatasetError: their encoder, transform or preprocessing differ, or `out` holds matches of other
@@ -179,12 +182,14 @@ def make(
     """
     ids = matching.check_comparable(references, queries, top_k, index)
     _check_coded(index, coded)
+    views_id = looks.id_of(views)
     if judge:
-        judge.check_ids(ids)
+        judge.check_ids(ids | {looks.VIEWS: views_id})
     last = Dataset.find_own(out)
     check_layout(last)
     events = ledger.events(last.commit, ids) if last else []
     check_stored(out, events, top_k, floor)
+    check_views(out, events, views_id)
     check_corpora(out, events, queries, references)
     span = span or scope.whole(queries)
     searched = scope.whole(references)
@@ -202,6 +207,7 @@ def make(
         top_k=top_k,
         floor=floor,
         calibration_id=judge.calibration_id if judge else None,
+        views=views_id,
     )
     return SearchPlan(
         references=references,
@@ -215,6 +221,8 @@ def make(
         execution=execution,
         product=MatchRows(event, tuple(events), execution.started, references.rows, judge),
         coded=coded,
+        views=views,
+        depth=looks.RESCORED if views else 0,
     )
 
 
@@ -256,6 +264,25 @@ def check_stored(out: str, events: Iterable[Event], top_k: int, floor: float | N
             raise DatasetError(
                 f"{out} keeps pairs with a score of {event.floor:.4f} or more, this run asks for {asked}: "
                 "what was not stored would have to be searched again. Write to another --out"
+            )
+
+
+def check_views(out: str, events: Iterable[Event], views: str) -> None:
+    """Raise DatasetError when earlier searches looked at uploads under other views.
+
+    Args:
+        out: URI of the matches.
+        events: of the earlier searches.
+        views: id of the views now, or `looks.NONE`.
+    """
+    for event in events:
+        if event.views != views:
+            earlier = "whole uploads alone" if event.views == looks.NONE else f"the views {event.views}"
+            asked = "whole uploads alone" if views == looks.NONE else f"the views {views}"
+            raise DatasetError(
+                f"{out} keeps scores of {earlier}, this run asks for {asked}, whose scores are others: "
+                + (f"give --views {looks.NONE}, or " if event.views == looks.NONE else "")
+                + "write to another --out. Embeddings can be used again: --reference dataset:URI"
             )
 
 
@@ -312,7 +339,6 @@ class MatchConstants:
     run_id: str
     scanned_at: datetime
     floor: float | None = None
-    view: str = VIEW
     channel: str = CHANNEL
 
 
@@ -334,6 +360,8 @@ def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstant
         "query_uri": asked["uri"],
         "query_generation": _or_null(asked, "generation", pa.string()),
         "rank": pa.array(shards.ranks(rows.to_numpy()) + 1, pa.int32()),
+        "view": pc.fill_null(candidates["view"], VIEW),
+        "detail": candidates["detail"],
         **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
         _INFORMATION: pa.array(least, pa.float32(), from_pandas=True),
         **{name: _or_null(asked, name, kind) for name, kind in schemas.CREDENTIALS},
@@ -345,6 +373,20 @@ def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstant
         for field in schemas.MATCHES
     ]
     return pa.Table.from_arrays(arrays, schema=schemas.MATCHES)
+
+
+def rescored(candidates: pa.Table, top_k: int) -> pa.Table:
+    """Return merged candidates, the first `looks.RESCORED` of each upload scored again by their detail.
+
+    Args:
+        candidates: a `shards.CANDIDATES` table, ordered by query_row and falling score.
+        top_k: candidates of each upload that are kept.
+    """
+    ranks = shards.ranks(candidates["query_row"].to_numpy())
+    detail = candidates["detail"].to_numpy(zero_copy_only=False).astype(np.float32)
+    scores = looks.rescored(candidates["score"].to_numpy(), np.where(ranks < looks.RESCORED, detail, np.nan))
+    place = candidates.column_names.index("score")
+    return shards.merge([candidates.set_column(place, "score", pa.array(scores, pa.float32()))], top_k)
 
 
 def _or_null(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:

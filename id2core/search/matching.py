@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import LostRowsError, OptionError
 from id2core.runs.execution import Execution
-from id2core.search import coded, cuts, indexes, scope, shards
+from id2core.search import coded, cuts, indexes, scope, shards, viewed, viewed_rows
 from id2core.search.coded import CodedReferences, CodedShard
 from id2core.search.indexes import FLAT
+from id2core.search.looks import WHOLE_ONLY, Looks, ViewPlan
 from id2core.search.scope import Scope
-from id2core.store import datasets, moves, schemas
+from id2core.store import datasets, moves, parquet, schemas
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Commit, Dataset, FileRecord
 
@@ -135,6 +136,8 @@ class SearchPlan:
         record_seconds: a worker records its candidates after so long.
         shard_bytes: of references that a worker holds at once.
         coded: the references with their compressed index; None for an index over descriptors.
+        views: under which uploads are looked at; None for the whole alone.
+        depth: candidates of an upload that are merged, of which the product keeps `top_k` or fewer.
     """
 
     references: Dataset
@@ -150,12 +153,27 @@ class SearchPlan:
     record_seconds: float = defaults.RECORD_SECONDS
     shard_bytes: int = defaults.SHARD_MEMORY << 20
     coded: CodedReferences | None = None
+    views: ViewPlan | None = None
+    depth: int = 0
 
     @property
     def row_bytes(self) -> int:
         """Bytes that a reference takes in the memory of a worker."""
         size = shards.descriptor_size(self.references)
-        return self.coded.row_bytes(size) if self.coded else cuts.row_bytes(size)
+        if self.coded:
+            return self.coded.row_bytes(size)
+        rows = viewed_rows.row_bytes(_latent_size(self.references)) if self.with_rows else 0
+        return cuts.row_bytes(size) + rows
+
+    @property
+    def with_rows(self) -> bool:
+        """Whether looks meet more of a reference than its descriptor: codes are of descriptors alone."""
+        return self.views is not None and self.coded is None and self.views.load().has_rows
+
+    @property
+    def merged(self) -> int:
+        """Candidates of an upload that are merged."""
+        return max(self.top_k, self.depth)
 
     @property
     def place(self) -> str:
@@ -294,17 +312,18 @@ def _search_together(
 ) -> Iterator[tuple[int, pa.Table]]:
     """Search blocks by one product with the shard: see `search`."""
     read = list(in_order(blocks, partial(_read_queries, plan), _AHEAD))
-    starts = np.cumsum([0, *(len(descriptors) for descriptors, _ in read)])
-    descriptors, labels = (np.concatenate(side) for side in zip(*read, strict=True))
+    starts = np.cumsum([0, *(len(labels) for _, labels in read)])
+    asked = Looks.together([looks for looks, _ in read])
+    labels = np.concatenate([each for _, each in read])
     pairs, found = np.zeros(len(blocks), np.int64), []
     classes = np.zeros(len(shard), np.int64) if shard.classes is None else shard.classes
     for rows, columns in scope.by_references(labels, classes, plan.todo.open):
         block_of = np.searchsorted(starts, rows, "right") - 1
         pairs += np.bincount(block_of, minlength=len(blocks)) * len(columns)
-        candidates = shard.among(columns).search(descriptors[rows], plan.top_k)
-        asked = pa.array(rows.astype(np.int32)).take(candidates["query_row"])
-        found.append(candidates.set_column(0, shards.CANDIDATES.field("query_row"), asked))
-    merged = shards.merge(found, plan.top_k) if len(found) != 1 else found[0]
+        candidates = _meet(plan, shard.among(columns), asked.of(rows))
+        uploads = pa.array(rows.astype(np.int32)).take(candidates["query_row"])
+        found.append(candidates.set_column(0, shards.CANDIDATES.field("query_row"), uploads))
+    merged = shards.merge(found, plan.merged) if len(found) != 1 else found[0]
     query_rows = merged["query_row"].to_numpy()
     cuts = np.searchsorted(query_rows, starts)
     for number, (first, end) in enumerate(pairwise(cuts)):
@@ -313,11 +332,28 @@ def _search_together(
         yield int(pairs[number]), rows_of.set_column(0, shards.CANDIDATES.field("query_row"), own)
 
 
-def _read_queries(plan: SearchPlan, block: QueryBlock) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return descriptors float32[n,m] and classes int64[n] of the uploads of a block."""
-    queries = plan.queries.row_group(block.file, block.row_group, ["descriptor", "run_id"])
+def _meet(plan: SearchPlan, shard: shards.Shard | CodedShard, asked: Looks) -> pa.Table:
+    """Return the best references of uploads in a shard."""
+    if plan.views is None:
+        return shard.search(asked.descriptors, plan.merged)
+    if isinstance(shard, CodedShard):
+        return viewed.search_coded(shard, asked, plan.merged)
+    return viewed.search(shard, asked, plan.merged)
+
+
+def _read_queries(plan: SearchPlan, block: QueryBlock) -> tuple[Looks, NDArray[np.int64]]:
+    """Return the looks at the n uploads of a block, and their classes int64[n]."""
+    views = plan.views.load() if plan.views else WHOLE_ONLY
+    columns = ["descriptor", "run_id", *views.columns]
+    queries = plan.queries.row_group(block.file, block.row_group, columns)
     vectors = schemas.column_to_vectors(queries["descriptor"])
-    return shards.checked(vectors, block.file.name, plan.queries), _labels(plan, block, queries)
+    descriptors = shards.checked(vectors, block.file.name, plan.queries)
+    return views.looks(queries, descriptors), _labels(plan, block, queries)
+
+
+def _latent_size(references: Dataset) -> int:
+    schema = parquet.schema_of(moves.folders(references.uri), references.files[0])
+    return int(schema.field("latent").type.list_size)
 
 
 def _labels(plan: SearchPlan, block: QueryBlock, queries: pa.Table) -> NDArray[np.int64]:
@@ -338,7 +374,7 @@ def load_shard(plan: SearchPlan, files: Sequence[FileRecord]) -> shards.Shard | 
     classes = plan.todo.references
     if plan.coded:
         return coded.load(plan.coded, files, classes)
-    return shards.load(plan.references, files, plan.index, classes)
+    return shards.load(plan.references, files, plan.index, classes, with_rows=plan.with_rows)
 
 
 @dataclass(frozen=True)
@@ -380,7 +416,7 @@ def _check_depth(plan: SearchPlan, block: QueryBlock, queries: pa.Table, candida
 
     An approximate index may find fewer.
     """
-    depth = np.append(plan.todo.depth(plan.top_k), 0)[_labels(plan, block, queries)]
+    depth = np.append(plan.todo.depth(plan.merged), 0)[_labels(plan, block, queries)]
     held = np.bincount(candidates["query_row"].to_numpy(), minlength=len(depth))
     if (held > depth).any() or (plan.index == FLAT and (held != depth).any()):
         raise LostRowsError(

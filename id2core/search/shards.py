@@ -16,23 +16,25 @@ from numpy.typing import NDArray
 
 from id2core.errors import DatasetError
 from id2core.runs.histories import Classes
-from id2core.search import indexes, scoring
+from id2core.search import indexes, scoring, viewed_rows
 from id2core.search.flat import load_faiss
 from id2core.search.indexes import FLAT, Index
-from id2core.search.topk import best_references
+from id2core.search.viewed_rows import ViewedRows
 from id2core.store import moves, parquet, schemas
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
 
 CANDIDATES = schemas.table_schema(
     "candidates",
-    1,
+    2,
     [
         ("query_row", pa.int32()),
         ("score", pa.float32()),
         ("reference_id", pa.string()),
         ("reference_uri", pa.string()),
         ("reference_information", pa.float32()),
+        ("view", pa.string()),
+        ("detail", pa.float32()),
     ],
 )
 # Columns of a reference that a candidate carries.
@@ -64,6 +66,7 @@ class Shard:
         ids: image_id and uri of each row, as Arrow columns, and its information where that is known.
         kind: of the index.
         classes: int64[N], of each row, see `runs.histories`; None where all are alike.
+        viewed: what looks at uploads meet beside descriptors; None where they meet nothing else.
     """
 
     descriptors: NDArray[np.float32]
@@ -71,6 +74,7 @@ class Shard:
     ids: pa.Table
     kind: str = FLAT
     classes: NDArray[np.int64] | None = None
+    viewed: ViewedRows | None = None
 
     def __len__(self) -> int:
         return len(self.descriptors)
@@ -82,7 +86,9 @@ class Shard:
         key = rows.tobytes()
         if self._smaller.get("key") != key:
             self._smaller["key"] = key
-            self._smaller["shard"] = build(self.descriptors[rows], self.ids.take(pa.array(rows)), self.kind)
+            viewed = self.viewed and self.viewed.among(rows)
+            ids = self.ids.take(pa.array(rows))
+            self._smaller["shard"] = build(self.descriptors[rows], ids, self.kind, viewed)
         smaller: Shard = self._smaller["shard"]
         return smaller
 
@@ -91,7 +97,7 @@ class Shard:
         """The shard of the rows that were asked for last: most blocks ask for the same."""
         return {}
 
-    def _places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the places of some rows in the order of image_id and uri, which decides ties."""
         chosen, inverse = np.unique(rows, return_inverse=True)
         order = pc.sort_indices(self.ids.take(pa.array(chosen)), _ID_ORDER).to_numpy()
@@ -112,45 +118,62 @@ class Shard:
         k = min(k, self.ids.num_rows)
         if not k or not len(queries):
             return CANDIDATES.empty_table()
-        index = self.index
-        scores, rows = best_references(
-            lambda depth: index.search(queries, depth),
-            queries,
-            self.descriptors,
-            self._places,
-            k,
-            partial(index.pairs, queries) if isinstance(index, indexes.Scorer) else None,
-        )
+        scores, rows = indexes.best(self.index, queries, self.descriptors, self.places, k)
         known = rows.reshape(-1) >= 0  # an approximate index may find fewer than k
-        hits = self.ids.take(pa.array(rows.reshape(-1)[known])).combine_chunks()
         query_rows = np.repeat(np.arange(len(queries), dtype=np.int32), k)
+        return self.candidates(query_rows[known], scores.reshape(-1)[known], rows.reshape(-1)[known])
+
+    def candidates(
+        self,
+        query_rows: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        view: pa.Array | None = None,
+        detail: NDArray[np.float32] | None = None,
+    ) -> pa.Table:
+        """Return a `CANDIDATES` table of pairs.
+
+        Args:
+            query_rows, scores, rows: [P], with rows of this shard.
+            view, detail: of P pairs; None where uploads have no views.
+        """
+        hits = self.ids.take(pa.array(rows)).combine_chunks()
+        count = len(rows)
         information = (
-            hits["information"]
-            if "information" in hits.column_names
-            else pa.nulls(hits.num_rows, pa.float32())
+            hits["information"] if "information" in hits.column_names else pa.nulls(count, pa.float32())
         )
         texts = (hits[name].cast(pa.string()) for name in ("image_id", "uri"))
-        numbers = pa.array(query_rows[known]), pa.array(scores.reshape(-1)[known])
-        return pa.Table.from_arrays([*numbers, *texts, information], schema=CANDIDATES)
+        seen = pa.nulls(count, pa.string()) if view is None else view
+        agrees = pa.nulls(count, pa.float32()) if detail is None else pa.array(detail)
+        columns = [pa.array(query_rows), pa.array(scores), *texts, information, seen, agrees]
+        return pa.Table.from_arrays(columns, schema=CANDIDATES)
 
 
-def build(descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT) -> Shard:
+def build(
+    descriptors: NDArray[np.float32], ids: pa.Table, index: str = FLAT, viewed: ViewedRows | None = None
+) -> Shard:
     """Build a shard.
 
     Args:
         descriptors: float32[N,m], rows of length 1.
         ids: their `image_id` and `uri` columns, and `information` where it is known.
         index: a name of `indexes.INDEXES`.
+        viewed: what looks at uploads meet beside descriptors.
 
     Raises:
         SearchError: there is no such index, or FAISS is not installed.
     """
     held = np.asarray(descriptors, np.float32)
-    return Shard(held, indexes.build(index, held), ids, index)
+    return Shard(held, indexes.build(index, held), ids, index, viewed=viewed)
 
 
 def load(
-    references: Dataset, records: Sequence[FileRecord], index: str = FLAT, classes: Classes | None = None
+    references: Dataset,
+    records: Sequence[FileRecord],
+    index: str = FLAT,
+    classes: Classes | None = None,
+    *,
+    with_rows: bool = False,
 ) -> Shard:
     """Build the shard of some files of an embeddings data set, at least one; see `build`.
 
@@ -161,21 +184,24 @@ def load(
         records: the files.
         index: a name of `indexes.INDEXES`.
         classes: of the rows; None where they do not matter.
+        with_rows: whether to read what looks at uploads meet beside descriptors.
 
     Raises:
-        DatasetError: a descriptor is not finite, or longer than 1.
+        DatasetError: a descriptor is not finite, or longer than 1, or rows for views are missing.
     """
     size = descriptor_size(references)
     starts = np.cumsum([0, *(record.rows for record in records)])
     descriptors = np.empty((starts[-1], size), np.float32)
     places = [descriptors[start:end] for start, end in pairwise(starts)]
-    read = partial(_read, references, has_classes=classes is not None)
+    columns = [*COLUMNS, *viewed_rows.COLUMNS] if with_rows else list(COLUMNS)
+    read = partial(_read, references, columns=columns, has_classes=classes is not None)
     tables = list(in_order(zip(records, places, strict=True), lambda item: read(*item), READERS))
     if any(table.num_rows < len(place) for table, place in zip(tables, places, strict=True)):
         held = [place[: table.num_rows] for table, place in zip(tables, places, strict=True)]
         descriptors = np.concatenate(held)
     ids = pa.concat_tables([table.select(_IDS.names).cast(_IDS) for table in tables]).combine_chunks()
-    shard = build(descriptors, ids, index)
+    viewed = viewed_rows.read(tables, references.uri) if with_rows else None
+    shard = build(descriptors, ids, index, viewed)
     if classes is None:
         return shard
     named = zip(records, tables, strict=True)
@@ -197,13 +223,17 @@ def descriptor_size(references: Dataset) -> int:
 
 
 def _read(
-    references: Dataset, record: FileRecord, out: NDArray[np.float32], has_classes: bool = False
+    references: Dataset,
+    record: FileRecord,
+    out: NDArray[np.float32],
+    columns: list[str],
+    has_classes: bool = False,
 ) -> pa.Table:
-    """Read descriptors of a file into the first rows of `out`; return ids of these rows.
+    """Read descriptors of a file into the first rows of `out`; return some columns of these rows.
 
     If the rows have classes, `run_id` of those of several segments, too.
     """
-    columns = [*COLUMNS, _SEGMENT] if has_classes and len(record.segments) != 1 else list(COLUMNS)
+    columns = [*columns, _SEGMENT] if has_classes and len(record.segments) != 1 else columns
     if references.holds_all_of(record):
         table = references.read_vectors(record, "descriptor", out, columns)
     else:

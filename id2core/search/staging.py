@@ -156,8 +156,8 @@ def merge(plan: SearchPlan, block: QueryBlock, met: int, parts: list[Candidates]
     for table in in_order(places, lambda place: _read(plan, *place), _AHEAD):
         pending.append(table)
         if len(pending) == _MERGED:
-            pending = [shards.merge(pending, plan.top_k)]
-    return sum(part.pairs for part in parts), shards.merge(pending, plan.top_k)
+            pending = [shards.merge(pending, plan.merged)]
+    return sum(part.pairs for part in parts), shards.merge(pending, plan.merged)
 
 
 def write_block(plan: SearchPlan, block: QueryBlock, pairs: int, candidates: pa.Table) -> BlockResult:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -172,7 +173,7 @@ POSTS = table_schema(
 
 MATCHES = table_schema(
     "matches",
-    4,
+    5,
     [
         ("query_id", pa.string()),
         ("query_uri", pa.string()),
@@ -197,6 +198,7 @@ MATCHES = table_schema(
         ("floor", pa.float32()),
         ("information", pa.float32()),
         *CREDENTIALS,
+        ("detail", pa.float32()),
     ],
 )
 
@@ -458,3 +460,15 @@ def parquet_writer(where: Path | IO[bytes], schema: pa.Schema) -> Iterator[pq.Pa
         data_page_size=_PAGE_BYTES,
     ) as writer:
         yield writer
+
+
+def column_to_bytes(column: pa.ChunkedArray) -> NDArray[np.uint8] | None:
+    """A binary column of B values of one length → uint8[B,length]; None where one is null or of another."""
+    if column.null_count:
+        return None
+    extremes = pc.min_max(pc.binary_length(column)).as_py()
+    if extremes["min"] != extremes["max"]:
+        return None
+    size = extremes["min"] or 0
+    fixed = column.cast(pa.binary(size)).combine_chunks()
+    return np.frombuffer(fixed.buffers()[1], np.uint8)[fixed.offset * size :].reshape(-1, size)[: len(fixed)]

@@ -46,6 +46,7 @@ from scipy.special import betainccinv, betaincinv  # type: ignore[import-untyped
 
 from id2core.errors import CalibrationError
 from id2core.evaluation.truth_files import Truth
+from id2core.search import looks
 from id2core.store import datasets, storage, strict_json
 from id2core.verdicts import content, normalization, tails
 from id2core.verdicts.normalization import Normalization, normalize
@@ -107,6 +108,7 @@ class Calibration(BaseModel):
         for_references: least number of references that thresholds are chosen for; None for `references`.
         content: the least information of a picture with content; None in a calibration that has no such
             threshold.
+        views: id of the views under which uploads were looked at; `none` for whole uploads alone.
         version: of this file format: 2 with tail models, else 1.
     """
 
@@ -124,6 +126,7 @@ class Calibration(BaseModel):
     normalization: Normalization | None = None
     content: float | None = Field(default=None, ge=0, le=1)
     for_references: int | None = Field(default=None, ge=1)
+    views: str = looks.NONE
 
     @model_validator(mode="after")
     def _ordered(self) -> Calibration:
@@ -150,6 +153,8 @@ class Calibration(BaseModel):
         facts = self.model_dump(mode="json")
         for name in ("match", "review"):
             facts[name] = _known(facts[name], ("tail",))
+        if self.views == looks.NONE:  # as before there were others
+            del facts[looks.VIEWS]
         return _known(facts, ("content", "for_references"))
 
     @property
@@ -244,13 +249,29 @@ class Calibration(BaseModel):
         return max(1.0, references / self.references)
 
     def check_ids(self, ids: Mapping[str, str]) -> None:
-        """Raise CalibrationError when `ids` (of `schemas.ROW_IDS`) are not those of the calibration."""
+        """Raise CalibrationError when `ids` of scores are not those of the calibration.
+
+        Args:
+            ids: of `schemas.ROW_IDS`, and `views`.
+        """
         for name, value in ids.items():
             if getattr(self, name) != value:
+                if name == looks.VIEWS:
+                    raise CalibrationError(self._other_views(value))
                 raise CalibrationError(
                     f"calibrated for {name} {getattr(self, name)}, these scores are of {value}: calibrate "
                     "anew with the encoder and transform of the scan"
                 )
+
+    def is_for(self, ids: Mapping[str, str]) -> bool:
+        """Return whether ids of scores are those of the calibration, see `check_ids`."""
+        return all(getattr(self, name) == value for name, value in ids.items())
+
+    def _other_views(self, asked: str) -> str:
+        own = "whole uploads alone" if self.views == looks.NONE else f"the views {self.views}"
+        other = "whole uploads alone" if asked == looks.NONE else f"the views {asked}"
+        mend = f"--views {looks.NONE}" if self.views == looks.NONE else "--views auto"
+        return f"calibrated for {own}, these scores are of {other}: give {mend}, or calibrate anew"
 
     def save(self, uri: str) -> None:
         """Write JSON to a local path or gs:// URI."""
@@ -387,6 +408,7 @@ def calibrate(
         preprocess_id=ids["preprocess_id"],
         normalization=normalization,
         content=content,
+        views=ids.get(looks.VIEWS, looks.NONE),
     )
     if for_references is not None and made.is_out_of_reach(Verdict.MATCH, for_references):
         raise CalibrationError(

@@ -23,7 +23,9 @@ from id2core.verdicts import calibration
 from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.normalization import Normalization, with_background, with_columns
 
+# With all views, and for whole uploads alone.
 FILE: Final = "calibration.json"
+WHOLE_FILE: Final = "calibration-whole.json"
 BACKGROUND: Final = "background"
 
 
@@ -33,7 +35,7 @@ def choose(spec: str, ids: Mapping[str, str], folder: Path | None = None) -> Cal
     Args:
         spec: a file that `Calibration.save` wrote, `auto` for the one that is bundled with the transform in
             use (none where there is none), or `none`.
-        ids: all of `schemas.ROW_IDS` of the scores.
+        ids: all of `schemas.ROW_IDS` of the scores, and `views`.
         folder: where the bundled one is; by default in the package.
 
     Raises:
@@ -49,11 +51,9 @@ def choose(spec: str, ids: Mapping[str, str], folder: Path | None = None) -> Cal
 
 
 def _belonging_to(ids: Mapping[str, str], folder: Path) -> Calibration | None:
-    path = folder / FILE
-    bundled = calibration.load(str(path)) if path.is_file() else None
-    return (
-        bundled if bundled and all(getattr(bundled, name) == value for name, value in ids.items()) else None
-    )
+    paths = (folder / name for name in (FILE, WHOLE_FILE))
+    bundled = (calibration.load(str(path)) for path in paths if path.is_file())
+    return next((one for one in bundled if one.is_for(ids)), None)
 
 
 class Tally(NamedTuple):
@@ -86,15 +86,21 @@ def tally(matches: Dataset, files: Iterable[FileRecord]) -> Tally:
     return Tally(pairs[Verdict.MATCH], pairs[Verdict.REVIEW], matched)
 
 
-def load(spec: str | None, folder: Path | None = None) -> Calibration | None:
+def load(spec: str | None, folder: Path | None = None, views: str = AUTO) -> Calibration | None:
     """Load a calibration for any scores: a file, or `auto` for the bundled one; None and `none` for none.
+
+    Args:
+        spec: as of `choose`.
+        folder: where the bundled one is; by default in the package.
+        views: `auto`, or `none` for the bundled one of whole uploads alone.
 
     Raises:
         CalibrationError: the file is missing or damaged.
     """
     if spec in (None, NONE):
         return None
-    return calibration.load(str((folder or bundled_folder()) / FILE) if spec == AUTO else str(spec))
+    bundled = (folder or bundled_folder()) / (WHOLE_FILE if views == NONE else FILE)
+    return calibration.load(str(bundled) if spec == AUTO else str(spec))
 
 
 def bundled_background(chosen: Calibration | None, folder: Path | None = None) -> Dataset | None:

@@ -166,7 +166,7 @@ def earlier(matches: Dataset, out: str, ids: Mapping[str, str]) -> Calibration:
     Args:
         matches: the data set.
         out: parent of `verdicts/`.
-        ids: `schemas.ROW_IDS` of the corpora; a calibration for others is passed over.
+        ids: `schemas.ROW_IDS` of the corpora, and `views`; a calibration for others is passed over.
 
     Raises:
         CalibrationError: there is none.
@@ -177,7 +177,7 @@ def earlier(matches: Dataset, out: str, ids: Mapping[str, str]) -> Calibration:
     for calibration_id in reversed(known):
         if calibration_id and calibration_id != now:
             chosen = calibration.load(place_of(out, calibration_id))
-            if all(getattr(chosen, name) == ids[name] for name in schemas.ROW_IDS):
+            if chosen.is_for(ids):
                 return chosen
     raise CalibrationError(f"{out} has been judged by one calibration only: there is nothing to go back to")
 

@@ -1,0 +1,348 @@
+"""Views under which an upload meets references, and what each costs.
+
+A *look* is what is encoded of an upload: the whole, or a picture seen inside of it (`encoders.views`). Each
+look meets
+
+- whole references by its descriptor, which is the paper's method;
+- rows of cropped references by its first columns (`transforms.crop_rows`);
+- whole references as if it were mirrored, or turned by a quarter, by its first columns (`latent_views`).
+
+The score of a pair is the best of all, less what the view costs: each view lifts false references as often as
+the true one. Costs and slopes make scores of different views comparable, so there is one order, one
+background, and one calibration for their maximum. The best candidates are scored again by the fine detail of
+both latents (`transforms.details`).
+
+Only looks cost encoder calls. All else is made of latents that are stored.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from id2core.encoders import latent_views, views
+from id2core.encoders.latent_views import MIRRORED, MOVES, TURNED_LEFT, TURNED_RIGHT, LatentView
+from id2core.errors import TransformError
+from id2core.store import datasets, schemas
+from id2core.transforms import details, reference_rows
+from id2core.transforms.crop_rows import CHANNELS, CROPS, SLOPE
+from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
+from id2core.transforms.reference_rows import MOVED_COLUMNS
+
+_log = logging.getLogger("id2")
+
+# The name of an id of views beside other ids, and its value for whole uploads alone.
+VIEWS: Final = "views"
+NONE: Final = "none"
+WHOLE: Final = "whole"
+# Looks by name, the whole first.
+LOOKS: Final = (WHOLE, views.INSET, *views.HALVES, views.PARENT)
+# The whole of an upload in which one picture was seen inside a frame. A frame is like other frames, so the
+# whole lifts framed references. It stays a look: with a reference of the same frame, a copy scores near 1.
+FRAMED_COST: Final = 0.2
+# First columns of a mirrored or turned look, with those of references at length 1.
+MOVED_SLOPE: Final = 1.1
+MOVED_COSTS: Final = {MIRRORED: 0.09, TURNED_LEFT: 0.11, TURNED_RIGHT: 0.11}
+# Candidates that are scored again, and the agreement of details that counts as chance.
+RESCORED: Final = 10
+CHANCE: Final = 0.05
+_JOINT: Final = "+"
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """The views of a search, as a job passes them on: each worker loads W once.
+
+    Attributes:
+        id: names views and costs. Scores of other views are not comparable.
+        transform: as `load_transform` takes it.
+        encoder_id, transform_id: of the descriptors.
+    """
+
+    id: str
+    transform: str
+    encoder_id: str
+    transform_id: str
+
+    def load(self) -> Views:
+        """Load the views.
+
+        Raises:
+            TransformError: this machine has another W.
+        """
+        return _load(self)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(plan: ViewPlan) -> Views:
+    transform = load_transform(plan.transform, plan.encoder_id)
+    if transform.transform_id != plan.transform_id:
+        raise TransformError(
+            f"this worker loaded transform {transform.transform_id}, the run was planned with "
+            f"{plan.transform_id}: give every worker the same file"
+        )
+    return Views.of(transform, plan.encoder_id)
+
+
+def plan(spec: str, transform: str | None, encoder_id: str, transform_id: str) -> ViewPlan | None:
+    """Return the views of a search; None for the whole upload alone.
+
+    Args:
+        spec: `none`, or `auto` for all that the encoder and W allow.
+        transform: where W is from, as `load_transform` takes it.
+        encoder_id, transform_id: of the descriptors.
+    """
+    if spec == NONE:
+        return None
+    loaded = load_transform(transform, encoder_id)
+    if loaded.transform_id != transform_id:
+        _log.warning(
+            "the descriptors were made with transform %s, and views of an upload need that W: give it with "
+            "--transform. Whole uploads are searched",
+            transform_id,
+        )
+        return None
+    made = Views.of(loaded, encoder_id)
+    return ViewPlan(made.id, transform or NONE, encoder_id, transform_id)
+
+
+def id_of(views: ViewPlan | None) -> str:
+    """Return the id of views, or `NONE`."""
+    return views.id if views else NONE
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """A look that is mirrored or turned, by its latent.
+
+    Attributes:
+        view: of the latent.
+        folded: the view, then W.
+    """
+
+    view: LatentView
+    folded: Transform
+
+    @property
+    def cost(self) -> float:
+        """What is subtracted from its scores."""
+        return MOVED_COSTS[self.view.name]
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """All views that an encoder and W allow.
+
+    Attributes:
+        transform: W.
+        moves: none where latents are no square maps, or the columns of W have no order. Then references
+            have no rows of crops, and no detail, either.
+        sees_insets: whether pictures inside an upload are looks.
+    """
+
+    transform: Transform
+    moves: tuple[Move, ...]
+    sees_insets: bool = True
+
+    @classmethod
+    def of(cls, transform: Transform, encoder_id: str) -> Views:
+        """Return the views under a W of an encoder."""
+        weights = transform.weights
+        if weights is None or not reference_rows.has_rows(transform, len(weights)):
+            return cls(transform, ())
+        known = latent_views.bundled(encoder_id)
+        each = [known.get(name, LatentView.plain(name, CHANNELS)) for name in MOVES]
+        return cls(transform, tuple(Move(view, Transform(view.fold(weights))) for view in each))
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether looks meet more of a reference than its descriptor."""
+        return bool(self.moves)
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Name of the views and their costs. W is not part of it."""
+        facts: list[Any] = [FRAMED_COST]
+        if self.has_rows:
+            taps = [(move.view.name, move.view.taps.tobytes().hex()) for move in self.moves]
+            crops = [(crop.share, crop.across, crop.down, crop.handicap) for crop in CROPS]
+            facts += [taps, MOVED_COSTS, MOVED_COLUMNS, MOVED_SLOPE, crops, SLOPE, RESCORED, CHANCE]
+        return f"{'latent' if self.has_rows else 'frames'}-{datasets.digest_of(*facts)}"
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of `embeddings/` that looks are made of, beside descriptors."""
+        return ["latent"] * self.has_rows + ["insets"] * self.sees_insets
+
+    def looks(self, uploads: pa.Table, descriptors: NDArray[np.float32]) -> Looks:
+        """Return the looks of uploads.
+
+        Args:
+            uploads: their `columns`.
+            descriptors: float32[Q,m], of the whole uploads.
+        """
+        owners, names, insets = _insets(uploads["insets"]) if self.sees_insets else _NO_INSETS
+        every = np.concatenate([np.arange(len(descriptors)), owners])
+        inside = self.transform.apply(insets) if len(insets) else descriptors[:0]
+        costs = np.zeros(len(every), np.float32)
+        costs[owners[names == LOOKS.index(views.INSET)]] = FRAMED_COST
+        bits: NDArray[np.uint8] | None = None
+        moved: tuple[Moved, ...] = ()
+        if self.has_rows:
+            latents = schemas.column_to_vectors(uploads["latent"])
+            latents = np.concatenate([latents, insets]) if len(insets) else latents
+            bits = details.detail_bits(latents)
+            moved = tuple(self._moved(move, latents) for move in self.moves)
+        return Looks(
+            len(descriptors),
+            every,
+            np.concatenate([np.zeros(len(descriptors), np.int64), names]),
+            costs,
+            np.concatenate([descriptors, inside]),
+            bits,
+            moved,
+        )
+
+    def _moved(self, move: Move, latents: NDArray[np.float16]) -> Moved:
+        heads = move.folded.apply(latents)[:, :MOVED_COLUMNS]
+        bits = details.detail_bits(move.view(latents))
+        return Moved(move.view.name, move.cost, np.ascontiguousarray(heads), bits)
+
+
+# The paper's method.
+WHOLE_ONLY: Final = Views(Transform(), (), sees_insets=False)
+_NO_INSETS: Final = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float16))
+
+
+def _insets(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
+    """Return the rows of uploads, the places in `LOOKS`, and the latents float16[I,n] of pictures inside."""
+    lists = (
+        pa.chunked_array([pa.concat_arrays(column.chunks)], column.type) if column.num_chunks > 1 else column
+    )
+    owners = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
+    if not len(owners):
+        return _NO_INSETS
+    held = pc.list_flatten(lists).combine_chunks()
+    held = held.chunk(0) if isinstance(held, pa.ChunkedArray) else held
+    names = np.array([LOOKS.index(name) for name in held.field("view").to_pylist()])
+    latents = held.field("latent").flatten().to_numpy(zero_copy_only=False)
+    return owners, names, latents.reshape(len(owners), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """All looks of some uploads, mirrored or turned.
+
+    Attributes:
+        name: of the view.
+        cost: is subtracted from its scores.
+        heads: float32[L,c], first columns of descriptors.
+        bits: uint8[L,n/8], of their detail.
+    """
+
+    name: str
+    cost: float
+    heads: NDArray[np.float32]
+    bits: NDArray[np.uint8]
+
+    def take(self, looks: NDArray[Any]) -> Moved:
+        """Return some looks."""
+        return Moved(self.name, self.cost, self.heads[looks], self.bits[looks])
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """L looks of Q uploads.
+
+    Attributes:
+        uploads: Q.
+        owners: int64[L], the upload of each look.
+        names: int64[L], places in `LOOKS`.
+        costs: float32[L], subtracted from all scores of the look.
+        descriptors: float32[L,m].
+        bits: uint8[L,n/8], of their detail; None where references have none.
+        moved: the same looks, mirrored and turned.
+    """
+
+    uploads: int
+    owners: NDArray[np.int64]
+    names: NDArray[np.int64]
+    costs: NDArray[np.float32]
+    descriptors: NDArray[np.float32]
+    bits: NDArray[np.uint8] | None
+    moved: tuple[Moved, ...]
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def of(self, uploads: NDArray[np.int64]) -> Looks:
+        """Return the looks of some uploads, int64[q], ascending, which are counted anew."""
+        if len(uploads) == self.uploads:
+            return self
+        chosen = np.flatnonzero(np.isin(self.owners, uploads))
+        return Looks(
+            len(uploads),
+            np.searchsorted(uploads, self.owners[chosen]),
+            self.names[chosen],
+            self.costs[chosen],
+            self.descriptors[chosen],
+            None if self.bits is None else self.bits[chosen],
+            tuple(moved.take(chosen) for moved in self.moved),
+        )
+
+    @staticmethod
+    def together(parts: Sequence[Looks]) -> Looks:
+        """Return the looks of several groups of uploads, which are counted on."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0, *(part.uploads for part in parts)])
+        bits = [part.bits for part in parts if part.bits is not None]
+        return Looks(
+            int(starts[-1]),
+            np.concatenate([part.owners + start for part, start in zip(parts, starts, strict=False)]),
+            np.concatenate([part.names for part in parts]),
+            np.concatenate([part.costs for part in parts]),
+            np.concatenate([part.descriptors for part in parts]),
+            np.concatenate(bits) if bits else None,
+            tuple(
+                Moved(
+                    same[0].name,
+                    same[0].cost,
+                    np.concatenate([moved.heads for moved in same]),
+                    np.concatenate([moved.bits for moved in same]),
+                )
+                for same in zip(*(part.moved for part in parts), strict=True)
+            ),
+        )
+
+
+def name_of(look: int, move: str = "", crop: float | None = None) -> str:
+    """Return the name of a view in `matches/`, such as `whole`, `inset+mirrored`, or `whole+crop-0.75`.
+
+    Args:
+        look: place in `LOOKS`.
+        move: how the look is moved; empty for not at all.
+        crop: share of the reference's area that was met; None for the whole.
+    """
+    parts = [LOOKS[look], move, "" if crop is None else f"crop-{crop:g}"]
+    return _JOINT.join(filter(None, parts))
+
+
+def rescored(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scores plus how far the details of both sides agree beyond chance, float32[P].
+
+    Args:
+        scores: float32[P], of candidates.
+        agreement: float32[P], see `details.agreement`; NaN where it is not known.
+    """
+    added = np.maximum(agreement.astype(np.float64) - CHANCE, 0.0)
+    return np.asarray(scores + np.nan_to_num(added, nan=0.0), np.float32)
