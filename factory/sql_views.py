@@ -36,7 +36,7 @@ _DUCKDB = f"""\
 -- DuckDB 2 or later. Name the place first, a --out of `id2 nightly` or `id2 scan`:
 --   SET VARIABLE place = 'results';
 --   .read infra/sql/duckdb.sql
--- A table that has no file yet is empty. Vectors are left out: DuckDB cannot read float16 latents.
+-- A table that has no file yet is empty. Numbers of pictures, such as latents, are left out.
 CREATE SCHEMA IF NOT EXISTS id2;
 CREATE OR REPLACE MACRO unix_seconds(moment) AS CAST(epoch(moment) AS BIGINT);
 """
@@ -65,8 +65,8 @@ class Source:
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
-        """Name and type of each column that SQL sees: all but vectors and the partition."""
-        return {f.name: f.type for f in self.schema if f.name not in schemas.VECTORS}
+        """Name and type of each column that SQL sees: all but numbers of pictures and the partition."""
+        return {f.name: f.type for f in self.schema if f.name not in schemas.NUMBERS}
 
 
 _EMBEDDINGS = schemas.embeddings_schema(1, 1)

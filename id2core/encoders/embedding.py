@@ -134,6 +134,7 @@ class _RowGroup:
             **{k: [v] * len(rows) for k, v in self._lineage.ids.items()},
             "run_id": [self._lineage.run_id] * len(rows),
             "embedded_at": [self._lineage.started] * len(rows),
+            **{name: [None] * len(rows) for name, _ in schemas.VIEWS},
         }
         return pa.RecordBatch.from_pydict(columns, schema=_schema(latents, descriptors))
 

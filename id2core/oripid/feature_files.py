@@ -86,7 +86,7 @@ class FeatureBlock:
             "run_id": [lineage.run_id] * rows,
             "embedded_at": [lineage.started] * rows,
             "information": [None] * rows,
-            **{name: [None] * rows for name, _ in schemas.CREDENTIALS},
+            **{name: [None] * rows for name, _ in (*schemas.CREDENTIALS, *schemas.VIEWS)},
         }
         return pa.RecordBatch.from_pydict(columns, schema=schemas.embeddings_schema(n, m))
 

@@ -799,5 +799,5 @@ def read_each(uri: str, records: Sequence[FileRecord], columns: list[str] | None
 
 
 def _ahead(columns: list[str] | None) -> int:
-    large = columns is None or not schemas.VECTORS.isdisjoint(columns)
+    large = columns is None or not schemas.NUMBERS.isdisjoint(columns)
     return _VECTOR_FILES_AHEAD if large else _FILES_AHEAD

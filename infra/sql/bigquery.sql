@@ -82,7 +82,6 @@ CREATE OR REPLACE EXTERNAL TABLE id2.query_rejects (
   uri STRING,
   generation STRING,
   reason STRING,
-  detail STRING,
   run_id STRING
 )
 OPTIONS (
@@ -149,7 +148,6 @@ CREATE OR REPLACE EXTERNAL TABLE id2.reference_rejects (
   uri STRING,
   generation STRING,
   reason STRING,
-  detail STRING,
   run_id STRING
 )
 OPTIONS (

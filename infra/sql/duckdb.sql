@@ -2,7 +2,7 @@
 -- DuckDB 2 or later. Name the place first, a --out of `id2 nightly` or `id2 scan`:
 --   SET VARIABLE place = 'results';
 --   .read infra/sql/duckdb.sql
--- A table that has no file yet is empty. Vectors are left out: DuckDB cannot read float16 latents.
+-- A table that has no file yet is empty. Numbers of pictures, such as latents, are left out.
 CREATE SCHEMA IF NOT EXISTS id2;
 CREATE OR REPLACE MACRO unix_seconds(moment) AS CAST(epoch(moment) AS BIGINT);
 
@@ -155,14 +155,12 @@ SELECT
   uri,
   generation,
   reason,
-  detail,
   run_id
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS uri,
   CAST(NULL AS VARCHAR) AS generation,
   CAST(NULL AS VARCHAR) AS reason,
-  CAST(NULL AS VARCHAR) AS detail,
   CAST(NULL AS VARCHAR) AS run_id
   WHERE FALSE
   UNION ALL BY NAME
@@ -281,14 +279,12 @@ SELECT
   uri,
   generation,
   reason,
-  detail,
   run_id
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS uri,
   CAST(NULL AS VARCHAR) AS generation,
   CAST(NULL AS VARCHAR) AS reason,
-  CAST(NULL AS VARCHAR) AS detail,
   CAST(NULL AS VARCHAR) AS run_id
   WHERE FALSE
   UNION ALL BY NAME

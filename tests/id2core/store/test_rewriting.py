@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from id2core.errors import DatasetError
 from id2core.store import datasets, moves, parquet, schemas
 from id2core.store.datasets import Change, FileRecord
+from tests import inset_columns
 
 LATENT, BEFORE, AFTER = 6, 3, 4
 OLD = schemas.embeddings_schema(LATENT, BEFORE)
@@ -50,6 +51,7 @@ def draw(sizes: Sequence[int], seed: int = 0, schema: pa.Schema = OLD) -> list[p
             "embedded_at": pa.array(rng.integers(0, 2**50, size), pa.timestamp("us", tz="UTC")),
             "latent": schemas.vectors_to_array(rng.normal(size=(size, LATENT)).astype(np.float16), LATENT),
             "descriptor": schemas.vectors_to_array(np.ones((size, BEFORE), np.float32), BEFORE),
+            **inset_columns.draw(size, LATENT, seed),
         }
         tables.append(pa.Table.from_pydict(columns, schema))
     return tables
