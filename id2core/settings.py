@@ -73,6 +73,12 @@ class Settings(EnvironmentSettings):
         "one W.",
         examples=["w/calibration.json"],
     )
+    views: Literal["auto", "none"] = Field(
+        "auto",
+        description="How uploads are looked at: auto (whole, inside frames and collages, cropped, mirrored, "
+        "turned, with fine detail, as far as the encoder and W allow) or none (whole: the paper's method). "
+        "References and uploads need the same.",
+    )
     index: str = Field(
         defaults.INDEX,
         description="Index of the search: flat (exact), or the FAISS string of a compressed index, see "

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.evaluation import ranking
@@ -22,9 +21,10 @@ from id2core.experiments.evaluation_sets import TRAIN, Queries, RankedReferences
 from id2core.experiments.methods import Methods
 from id2core.experiments.scale import BEST, FACTOR
 from id2core.experiments.upload_sets import VALIDATION, Uploads, UploadSet
+from id2core.search import shards
 from id2core.search.background_rows import background_means
+from id2core.search.shards import Shard
 from id2core.search.topk import TopK
-from id2core.store import schemas
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import AUTO, Transform
 from id2core.verdicts import judging, normalization
@@ -59,11 +59,13 @@ class Background:
     Attributes:
         descriptors: float32[B,m] of pictures that no upload comes from.
         factor, k: the mean of the k best scores times `factor` is subtracted.
+        viewed: the same pictures with rows for views; None where they have none.
     """
 
     descriptors: NDArray[np.float32]
     factor: float
     k: int
+    viewed: Shard | None = None
 
     def of(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what is subtracted from the scores of uploads float32[Q,m], float32[Q,1]."""
@@ -132,10 +134,10 @@ def shipped_wholes(uploads: UploadSet) -> Iterator[Whole]:
     background = judging.bundled_background(chosen)
     if chosen is None or chosen.normalization is None or background is None:
         return
-    column = pa.concat_tables(background.tables(["descriptor"]))["descriptor"]
-    descriptors = schemas.column_to_vectors(column).astype(np.float32)
+    has_rows = background.has_values("crops")
+    shard = shards.load(background, background.files, with_rows=has_rows)
     held = chosen.normalization
-    subtracted = Background(descriptors, held.factor, held.k)
+    subtracted = Background(shard.descriptors, held.factor, held.k, shard if has_rows else None)
     yield Whole("W that ships, normalized", transform, references, subtracted)
 
 

@@ -1,34 +1,36 @@
-"""Matchers that look at an upload under several views, see `encoders.views` and `encoders.latent_views`.
+"""Matchers that look at an upload under several views: those of a search (`search.looks`), and parts of them.
 
-A view that is seen in the pixels is encoded. One of the latent is a W of its own. The score of a pair is the
-best under any view, less what the view costs. The background goes through the same: what is subtracted is the
-mean of the best scores, under any view, among pictures that no upload comes from. So one threshold holds for
-the maximum, and an upload's references keep the order of the maximum.
+Scores are those of the product: the best view of a pair, less its cost, and for the best candidates the
+agreement of fine detail. The background goes through the same views, so one threshold holds for the maximum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core.encoders import images, latent_views, views
+from id2core.encoders import images, views
 from id2core.encoders.images import Decoded
-from id2core.encoders.latent_views import MIRRORED, TURNED_LEFT, TURNED_RIGHT
 from id2core.errors import ExperimentError
+from id2core.experiments.evaluation_sets import KEPT
 from id2core.experiments.methods import Methods
 from id2core.experiments.upload_matchers import Background, Matcher, matchers, shipped_wholes
 from id2core.experiments.upload_sets import WHOLE, PixelView, Uploads, UploadSet
+from id2core.search import match_rows, shards, viewed
 from id2core.search.background_rows import background_means
+from id2core.search.looks import Looks, Views
+from id2core.search.shards import Shard
+from id2core.search.viewed_rows import ViewedRows
+from id2core.store import schemas
 from id2core.transforms.linear import Transform
+from id2core.transforms.reference_rows import ReferenceRows
 
-# What a view costs, chosen on validation uploads: it lifts false references as often as the true one.
-COSTS = {MIRRORED: 0.02, TURNED_LEFT: 0.03, TURNED_RIGHT: 0.03}
-# What the whole costs where a picture inside a frame is seen. A frame is like other frames, so the whole
-# lifts framed references. It stays a view: of a reference with the same frame, a copy scores near 1.
-FRAMED = 0.2
+# References of an upload that get a score of their own; all others share one below.
+_DEPTH = 2 * KEPT
 
 
 def _inset(number: int) -> PixelView:
@@ -45,107 +47,83 @@ INSETS = (_inset(0), _inset(1))
 
 
 @dataclass(frozen=True, eq=False)
-class LatentW:
-    """A W that sees latents under a view.
-
-    Attributes:
-        transform: the view, then W.
-        cost: what is subtracted from its scores.
-    """
-
-    transform: Transform
-    cost: float
-
-
-@dataclass(frozen=True, eq=False)
-class Views:
-    """The best score under any view: of the whole and of pictures inside it, each by several Ws.
+class Viewed:
+    """The best score under any view.
 
     Attributes:
         name: of its row.
-        ws: W, then W under views of the latent.
-        references: float32[R,m], descriptors by W.
-        background: where scores are normalized.
+        views: of uploads.
+        references: R pictures, with rows for the views.
+        background: where scores are normalized: pictures, with rows for the views, and how.
+        has_detail: whether the best candidates are scored again.
     """
 
     name: str
-    ws: Sequence[LatentW]
-    references: NDArray[np.float32]
-    background: Background | None = None
+    views: Views
+    references: Shard
+    background: tuple[Shard, Background] | None = None
+    has_detail: bool = True
 
-    @property
-    def shifted(self) -> bool:
-        """Return whether a background is subtracted."""
-        return self.background is not None
+    shifted = False
 
     def scores(self, uploads: Uploads) -> NDArray[np.float32]:
-        """Return the best cosines, less the best of the background."""
-        looks = looked_at(uploads)
-        scores = self._best(looks, self.references)
+        """Return the scores of the best references, less the best of the background."""
+        asked = self.looks(uploads)
+        found = viewed.search(self.references, asked, _DEPTH)
+        if self.has_detail:
+            found = match_rows.rescored(found, _DEPTH)
+        rows, kept = found["query_row"].to_numpy(), found["score"].to_numpy()
+        scores = np.full((asked.uploads, len(self.references)), kept.min(initial=0) - 1, np.float32)
+        scores[rows, np.array(found["reference_uri"].to_pylist(), np.int64)] = kept
         if self.background is None:
             return scores
-        means = background_means(self._best(looks, self.background.descriptors), self.background.k)
-        return np.asarray(scores - self.background.factor * means[:, None], np.float32)
+        shard, how = self.background
+        beside = viewed.search(shard, asked, how.k)["score"].to_numpy().reshape(-1, how.k)
+        return np.asarray(scores - how.factor * background_means(beside, how.k)[:, None], np.float32)
 
-    def _best(self, looks: Sequence[Look], against: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the best score of each upload with each of B descriptors, float32[Q,B]."""
-        best = np.full((len(looks[0].rows), len(against)), -np.inf, np.float32)
-        for look in looks:
-            for w in self.ws:
-                costs = (look.costs + w.cost).astype(np.float32)[:, None]
-                scores = w.transform.apply(look.latents) @ against.T - costs
-                best[look.rows] = np.maximum(best[look.rows], scores)
-        return best
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What is encoded of P uploads: the whole, or a picture inside.
-
-    Attributes:
-        rows: int64[P], which uploads.
-        latents: float16[P,n].
-        costs: float64[P], subtracted from their scores.
-    """
-
-    rows: NDArray[np.int64]
-    latents: NDArray[np.float16]
-    costs: NDArray[np.float64]
+    def looks(self, uploads: Uploads) -> Looks:
+        """Return the looks at uploads."""
+        latents = uploads.latents(WHOLE)[0]
+        table = pa.table(
+            {
+                "latent": schemas.vectors_to_array(latents, latents.shape[1]),
+                "insets": pa.array(_insets(uploads), pa.list_(schemas.INSET)),
+            }
+        )
+        return self.views.looks(table, self.views.transform.apply(latents))
 
 
-def looked_at(uploads: Uploads) -> list[Look]:
-    """Return what is encoded of uploads: the whole of all, then one picture inside, then a second."""
-    rows = np.arange(len(uploads.sources.uris))
-    looks = [Look(rows, uploads.latents(WHOLE)[0], np.zeros(len(rows)))]
-    for view in INSETS:
-        if not len(rows):
-            break
-        latents, seen = Uploads(uploads.edit, uploads.sources.take(rows.tolist()), uploads.set).latents(view)
-        rows = rows[seen]
-        looks.append(Look(rows, latents[seen], np.zeros(len(rows))))
-    # Two pictures are halves without a frame.
-    for look, cost in zip(looks[1:], (FRAMED, 0.0), strict=False):
-        looks[0].costs[look.rows] = cost
-    return looks
+def _insets(uploads: Uploads) -> list[list[dict[str, object]]]:
+    """Return the column `insets` of uploads."""
+    found = [uploads.latents(view) for view in INSETS]
+    rows = []
+    for row in range(len(uploads.sources.uris)):
+        latents = [latents[row] for latents, seen in found if seen[row]]
+        names = views.HALVES if len(latents) == len(views.HALVES) else (views.INSET,)
+        rows.append([{"view": name, "latent": latent} for name, latent in zip(names, latents, strict=False)])
+    return rows
+
+
+def shard_of(latents: NDArray[np.float16], transform: Transform) -> Shard:
+    """Return pictures, with rows for views, as a search has them; their URIs are their numbers."""
+    numbers = pa.array([f"{i:08d}" for i in range(len(latents))])
+    make = ReferenceRows.of(transform, latents.shape[1])
+    rows = ViewedRows(*make(latents)) if make else None
+    return shards.build(
+        transform.apply(latents), pa.table({"image_id": numbers, "uri": numbers}), viewed=rows
+    )
 
 
 @matchers
 def shipped_with_views(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
-    """Yield the W that ships, with frames removed, then also mirrored, then also turned."""
-    known = latent_views.bundled(uploads.data.ids["encoder_id"])
+    """Yield the W that ships: with frames removed, then under all views, then with detail, normalized."""
     for held in shipped_wholes(uploads):
-        weights = held.transform.weights
-        if weights is None:
-            continue
-        for title, names in (
-            ("frames", ()),
-            ("frames, mirrored", (MIRRORED,)),
-            ("frames, mirrored, turned", (MIRRORED, TURNED_LEFT, TURNED_RIGHT)),
-        ):
-            if not all(name in known for name in names):
-                continue
-            ws = [LatentW(held.transform, 0.0)]
-            for name in names:
-                folded = known[name].fold(weights)
-                ws.append(LatentW(Transform(folded), COSTS[name]))
-            yield Views(f"{held.name}, {title}", ws, held.references, held.background)
+        every = Views.of(held.transform, uploads.data.ids["encoder_id"])
+        references = shard_of(uploads.references, held.transform)
+        if held.background is None:
+            yield Viewed("W that ships, frames", replace(every, moves=()), references)
+            if every.has_rows:
+                yield Viewed("W that ships, views without detail", every, references, has_detail=False)
+        elif every.has_rows and held.background.viewed:
+            beside = (held.background.viewed, held.background)
+            yield Viewed("W that ships, all views, normalized", every, references, beside)

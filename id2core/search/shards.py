@@ -26,7 +26,7 @@ from id2core.store.datasets import Dataset, FileRecord
 
 CANDIDATES = schemas.table_schema(
     "candidates",
-    2,
+    1,
     [
         ("query_row", pa.int32()),
         ("score", pa.float32()),

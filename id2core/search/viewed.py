@@ -158,13 +158,14 @@ def _agreement(
     rows: NDArray[np.int64],
 ) -> NDArray[np.float32] | None:
     """Return how far the details of pairs agree, under the view that won; None where there is no detail."""
-    if asked.bits is None or shard.viewed is None:
+    detail = shard.viewed.detail if shard.viewed else None
+    if asked.bits is None or detail is None:
         return None
     moves = np.array([m.move for m in met])[view]
     made = np.empty(len(rows), np.float32)
     for number, bits in enumerate([asked.bits, *(moved.bits for moved in asked.moved)]):
         own = moves == number
-        made[own] = details.agreement(bits[of[own]], shard.viewed.detail[rows[own]])
+        made[own] = details.agreement(bits[of[own]], detail[rows[own]])
     return made
 
 

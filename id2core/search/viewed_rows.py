@@ -54,15 +54,15 @@ class ViewedRows:
 
     Attributes:
         crops: int8[N,c], see `crop_rows.CropRows`.
-        detail: uint8[N,n/8], see `details.detail_bits`.
+        detail: uint8[N,n/8], see `details.detail_bits`; None for a background, which needs none.
     """
 
     crops: NDArray[np.int8]
-    detail: NDArray[np.uint8]
+    detail: NDArray[np.uint8] | None
 
     def among(self, rows: NDArray[np.int64]) -> ViewedRows:
         """Return those of some rows, int64[n]."""
-        return ViewedRows(self.crops[rows], self.detail[rows])
+        return ViewedRows(self.crops[rows], None if self.detail is None else self.detail[rows])
 
     @functools.cached_property
     def by_crop(self) -> list[tuple[Crop, RowIndex]]:
@@ -97,14 +97,19 @@ def read(tables: Sequence[pa.Table], uri: str) -> ViewedRows:
     Raises:
         DatasetError: some references have none, or rows of several sizes.
     """
-    held = {name: [schemas.column_to_bytes(table[name]) for table in tables] for name in COLUMNS}
-    parts = [part for each in held.values() for part in each]
-    if any(part is None for part in parts):
+    crops = _bytes(tables, "crops")
+    if crops is None:
         raise DatasetError(
             f"{uri} has references without rows for views of uploads, made by an earlier version or with "
             "--views none: run id2 reproject with the --out that they are in, or search with --views none"
         )
-    crops, detail = (np.concatenate([part for part in held[name] if part is not None]) for name in COLUMNS)
     if crops.shape[1] != len(CROPS) * crop_rows.COLUMNS:
         raise DatasetError(f"{uri} has rows for other views than this version searches: run id2 reproject")
-    return ViewedRows(crops.view(np.int8), detail)
+    return ViewedRows(crops.view(np.int8), _bytes(tables, "detail"))
+
+
+def _bytes(tables: Sequence[pa.Table], name: str) -> NDArray[np.uint8] | None:
+    """Return a column of tables as uint8[N,b]; None where some rows have none, or sizes differ."""
+    parts = [part for table in tables if (part := schemas.column_to_bytes(table[name])) is not None]
+    alike = len(parts) == len(tables) and len({part.shape[1] for part in parts if len(part)}) <= 1
+    return np.concatenate([part for part in parts if len(part)] or parts[:1]) if alike and parts else None

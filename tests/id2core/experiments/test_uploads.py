@@ -31,6 +31,7 @@ from id2core.experiments.methods import Methods
 from id2core.experiments.results import Result, Skipped
 from id2core.experiments.upload_edits import EDITS, UNTOUCHED
 from id2core.experiments.upload_sets import COPY, TESTED, VALIDATION, PixelView, Uploads, UploadSet
+from id2core.search.looks import Views
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, SourceRecord
 from id2core.transforms.linear import Transform
@@ -204,15 +205,17 @@ def test_a_view_that_shows_nothing_has_no_latent(data: EvaluationSet) -> None:
 def test_pictures_inside_a_frame_are_looked_up_and_others_are_scored_as_before(data: EvaluationSet) -> None:
     uploads = UploadSet(data)
     raw = Transform()
-    references = raw.apply(uploads.references)
-    whole = upload_matchers.Whole("whole", raw, references)
-    views = upload_views.Views("views", [upload_views.LatentW(raw, 0.0)], references)
+    whole = upload_matchers.Whole("whole", raw, raw.apply(uploads.references))
+    references = upload_views.shard_of(uploads.references, raw)
+    views = upload_views.Viewed("views", Views(raw, ()), references)
     framed, plain = (uploads.of(EDITS[name], COPY) for name in ("border-plain-thick", UNTOUCHED))
 
-    assert len(upload_views.looked_at(framed)[1].rows) == len(framed.sources.uris)
+    assert len(views.looks(framed)) == 2 * len(framed.sources.uris)
     assert _correct(views, framed) > _correct(whole, framed)
-    assert np.array_equal(views.scores(plain), whole.scores(plain))
-    normalized = replace(views, background=upload_matchers.Background(references, 1.0, 1))
+    by_views, by_whole = (upload_matchers.ranked(m.scores(plain), plain.queries) for m in (views, whole))
+    assert np.array_equal(by_views.rows, by_whole.rows)
+    background = upload_matchers.Background(raw.apply(uploads.references), 1.0, 1)
+    normalized = replace(views, background=(references, background))
     assert np.allclose(normalized.scores(framed).max(axis=1), 0, atol=1e-6)
 
 

@@ -1,0 +1,190 @@
+"""Uploads that meet references under views: every pair by its best one, however the references are cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from id2core.encoders.latent_views import MOVES
+from id2core.search import looks, match_rows, shards, viewed
+from id2core.search.looks import LOOKS, Looks, Views
+from id2core.search.shards import Shard
+from id2core.search.viewed_rows import ViewedRows
+from id2core.store import schemas
+from id2core.transforms import crop_rows
+from id2core.transforms.crop_rows import CROPS, cropped
+from id2core.transforms.details import agreement, detail_bits
+from id2core.transforms.linear import Transform
+from id2core.transforms.reference_rows import MOVED_COLUMNS, ReferenceRows
+
+SIDE, M = 8, 170
+N = 4 * SIDE * SIDE
+W = Transform(np.random.default_rng(0).normal(size=(N, M)).astype(np.float32), {"method": "closed form"})
+VIEWS = Views.of(W, "another-0123")
+
+
+def _latents(count: int, seed: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).normal(size=(count, 4, 4, 4))
+    fine = np.random.default_rng(seed + 1).normal(size=(count, 4, SIDE, SIDE))
+    maps = np.kron(coarse, np.ones((1, 1, SIDE // 4, SIDE // 4))) + 0.3 * fine
+    return maps.reshape(count, N).astype(np.float16)
+
+
+def _shard(latents: np.ndarray, names: list[str]) -> Shard:
+    make = ReferenceRows.of(W, N)
+    assert make
+    ids = pa.table({"image_id": names, "uri": [f"u/{name}" for name in names]})
+    return shards.build(W.apply(latents), ids, viewed=ViewedRows(*make(latents)))
+
+
+def _looks(latents: np.ndarray, insets: list[list[tuple[str, np.ndarray]]]) -> Looks:
+    rows = [[{"view": name, "latent": latent} for name, latent in each] for each in insets]
+    table = pa.table(
+        {
+            "latent": schemas.vectors_to_array(latents, N),
+            "insets": pa.array(rows, pa.list_(schemas.INSET)),
+        }
+    )
+    return VIEWS.looks(table, W.apply(latents))
+
+
+def _moved(latents: np.ndarray, name: str) -> np.ndarray:
+    maps = latents.reshape(-1, 4, SIDE, SIDE)
+    return np.stack([np.stack([MOVES[name](channel) for channel in each]) for each in maps]).reshape(-1, N)
+
+
+def _by_hand(look: np.ndarray, reference: np.ndarray, cost: float) -> dict[str, float]:
+    """Score one look and one reference under every view, by the definitions in `looks`."""
+    (q,), (r,) = W.apply(look[None]), W.apply(reference[None])
+    scores = {"": float(q @ r) - cost}
+    for crop in CROPS:
+        row = crop_rows.heads(W.apply(cropped(reference[None], crop)))[0]
+        score = crop_rows.SLOPE * float(q[:80] @ row) - cost - crop.handicap
+        name = f"+crop-{crop.share:g}"
+        scores[name] = max(scores.get(name, -9.0), score)
+    head = crop_rows.heads(r[None], MOVED_COLUMNS)[0]
+    for name in MOVES:
+        (moved,) = W.apply(_moved(look[None], name))
+        scores[f"+{name}"] = 1.1 * float(moved[:MOVED_COLUMNS] @ head) - cost - looks.MOVED_COSTS[name]
+    return scores
+
+
+def test_a_pair_counts_by_its_best_view() -> None:
+    references, uploads = _latents(9, 1), _latents(5, 3)
+    # One upload of each kind: mirrored, turned, cropped, framed, and one of nothing.
+    uploads[0] = _moved(references[:1], "mirrored")[0]
+    uploads[1] = _moved(references[1:2], "turned-left")[0]
+    uploads[2] = cropped(references[2:3], CROPS[-1])[0]
+    insets = [[], [], [], [("inset", references[3])], [("half-1", references[4]), ("half-2", uploads[4])]]
+    names = [f"{i:02d}" for i in range(9)]
+
+    found = viewed.search(_shard(references, names), _looks(uploads, insets), 9)
+
+    best = found.group_by("query_row", use_threads=False).aggregate(
+        [("view", "first"), ("reference_id", "first")]
+    )
+    assert best["reference_id_first"].to_pylist() == ["00", "01", "02", "03", "04"]
+    # What undoes a turn to the left is one to the right.
+    assert best["view_first"].to_pylist() == [
+        "whole+mirrored",
+        "whole+turned-right",
+        "whole+crop-0.5",
+        "inset",
+        "half-1",
+    ]
+    for row in found.to_pylist():
+        upload, reference = row["query_row"], references[int(row["reference_id"])]
+        seen = [("whole", uploads[upload], looks.FRAMED_COST if upload == 3 else 0.0)]
+        seen += [(name, latent, 0.0) for name, latent in insets[upload]]
+        scores = {
+            name + view: score
+            for name, latent, cost in seen
+            for view, score in _by_hand(latent, reference, cost).items()
+        }
+        assert row["score"] == pytest.approx(max(scores.values()), abs=0.01)  # rows have one byte a number
+        assert row["score"] == pytest.approx(scores[row["view"]], abs=0.01)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 11), st.integers(1, 4), st.integers(0, 9))
+def test_candidates_do_not_depend_on_how_references_or_uploads_are_cut(
+    k: int, cut: int, split: int, seed: int
+) -> None:
+    references = _latents(12, seed)
+    references[3:6] = references[0]  # copies tie
+    uploads = np.concatenate([_latents(3, seed + 50), references[:2]])
+    insets = [[("inset", references[1])] if i % 2 else [] for i in range(len(uploads))]
+    names = [f"{(7 * i) % 12:02d}" for i in range(12)]
+    asked = _looks(uploads, insets)
+
+    whole = viewed.search(_shard(references, names), asked, k)
+    parts = [
+        viewed.search(_shard(references[rows], [names[i] for i in rows]), asked, k)
+        for rows in (list(range(cut)), list(range(cut, 12)))
+        if rows
+    ]
+    two = Looks.together(
+        [_looks(uploads[rows], insets[rows]) for rows in (slice(0, split), slice(split, None))]
+    )
+
+    assert shards.merge(parts, k).equals(whole)
+    assert viewed.search(_shard(references, names), two, k).equals(whole)
+    some = np.array([1, 3])
+    few = viewed.search(_shard(references, names), asked.of(some), k).drop_columns("query_row")
+    assert few.equals(whole.filter(pa.array(np.isin(whole["query_row"], some))).drop_columns("query_row"))
+
+
+def test_detail_is_that_of_the_view_and_raises_the_first_candidates_only() -> None:
+    references = _latents(30, 5)
+    upload = _moved(references[:1], "mirrored")
+    asked = _looks(upload, [[]])
+
+    found = viewed.search(_shard(references, [f"{i:02d}" for i in range(30)]), asked, 30)
+
+    [first] = found.slice(0, 1).to_pylist()
+    assert (first["view"], first["reference_id"], first["detail"]) == ("whole+mirrored", "00", 1.0)
+    plain = found.filter(pa.array([view == "whole" for view in found["view"].to_pylist()]))
+    rows = [int(name) for name in plain["reference_id"].to_pylist()]
+    wanted = agreement(detail_bits(upload)[[0] * len(rows)], detail_bits(references[rows]))
+    np.testing.assert_array_equal(plain["detail"].to_numpy(), wanted)
+
+    again = match_rows.rescored(found, 30)
+    by_id = {row["reference_id"]: row["score"] for row in again.to_pylist()}
+    for place, row in enumerate(found.to_pylist()):
+        gain = max(0.0, row["detail"] - looks.CHANCE) if place < looks.RESCORED else 0.0
+        assert by_id[row["reference_id"]] == pytest.approx(row["score"] + gain, abs=1e-6)
+
+
+def test_without_an_order_of_columns_only_looks_are_left() -> None:
+    views = Views.of(Transform(W.weights), "another-0123")
+    latents = _latents(2, 7)
+    rows = [[{"view": "inset", "latent": latents[1]}], []]
+    table = pa.table({"insets": pa.array(rows, pa.list_(schemas.INSET))})
+
+    asked = views.looks(table, W.apply(latents))
+
+    assert views.columns == ["insets"] and not views.has_rows
+    assert [LOOKS[name] for name in asked.names] == ["whole", "whole", "inset"]
+    assert asked.owners.tolist() == [0, 1, 0] and not asked.moved and asked.bits is None
+
+
+def test_uploads_that_nobody_looked_into_have_one_look() -> None:
+    latents = _latents(2, 8)
+    table = pa.table(
+        {
+            "latent": schemas.vectors_to_array(latents, N),
+            "insets": pa.nulls(2, pa.list_(schemas.INSET)),
+        }
+    )
+    assert len(VIEWS.looks(table, W.apply(latents))) == 2
+
+
+def test_views_and_their_costs_name_the_scores() -> None:
+    plan = looks.plan("auto", "none", "mini-2087fb54ed81", "identity")
+    assert plan and plan.id.startswith("frames-") and looks.plan("none", "auto", "mini", "x") is None
+    assert plan.load().id == plan.id != VIEWS.id
+    # Another W is no other view.
+    assert Views.of(Transform(W.weights[:, ::-1], W.metadata), "another-0123").id == VIEWS.id
