@@ -46,9 +46,19 @@ def background(data: EvaluationSet, w: Transform, out: Path) -> tuple[str, NDArr
 
 
 def write_background(
-    out: Path, image_ids: list[str], descriptors: NDArray[np.float32], latent_size: int, names: dict[str, str]
+    out: Path,
+    image_ids: list[str],
+    descriptors: NDArray[np.float32],
+    latent_size: int,
+    names: dict[str, str],
+    crops: NDArray[np.int8] | None = None,
+    folder: str = BACKGROUND,
 ) -> str:
-    """Write a background of float32[B,m] in place of the one in a folder; return its index_id."""
+    """Write a background of float32[B,m], and int8[B,c] for views, in place of the one in a folder.
+
+    Returns:
+        Its index_id.
+    """
     schema = schemas.embeddings_schema(latent_size, descriptors.shape[1])
     columns = {
         "image_id": image_ids,
@@ -56,15 +66,16 @@ def write_background(
         "descriptor": schemas.vectors_to_array(descriptors, descriptors.shape[1]),
     }
     count = len(image_ids)
+    if crops is not None:
+        columns["crops"] = pa.array([row.tobytes() for row in crops], pa.binary())
     columns |= {name: [value] * count for name, value in names.items()}
     rows = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in schema}
-    shutil.rmtree(out / BACKGROUND, ignore_errors=True)
-    record = datasets.write_file(
-        str(out / BACKGROUND), BACKGROUND, [pa.Table.from_pydict(rows, schema)], schema
-    )
+    shutil.rmtree(out / folder, ignore_errors=True)
+    place = str(out / folder)
+    record = datasets.write_file(place, BACKGROUND, [pa.Table.from_pydict(rows, schema)], schema)
     commit = Commit("embeddings", BACKGROUND, names, (record,), sources={BACKGROUND: SourceRecord()})
-    datasets.write_commit(str(out / BACKGROUND), commit)
-    return shards.index_id(Dataset.open(str(out / BACKGROUND)))
+    datasets.write_commit(place, commit)
+    return shards.index_id(Dataset.open(place))
 
 
 def uploads(data: EvaluationSet, role: str) -> list[Queries]:

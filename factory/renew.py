@@ -20,7 +20,7 @@ from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.verdicts import calibration
-from id2core.verdicts.judging import BACKGROUND, FILE
+from id2core.verdicts.judging import BACKGROUND, FILE, WHOLE_BACKGROUND, WHOLE_FILE
 
 
 def renew(folder: Path, preprocess_id: str) -> None:
@@ -30,21 +30,33 @@ def renew(folder: Path, preprocess_id: str) -> None:
     assert w.weights is not None  # the identity is saved nowhere
     facts = json.loads((folder / FACTS).read_text())
     (folder / FACTS).write_text(json.dumps(facts | {"trained": w.metadata}, indent=1))
-    found = calibration.load(str(folder / FILE))
+    places = ((FILE, BACKGROUND), (WHOLE_FILE, WHOLE_BACKGROUND))
+    for file, background in places:
+        if (folder / file).exists():
+            _renew_calibration(folder, file, background, len(w.weights), preprocess_id)
+
+
+def _renew_calibration(
+    folder: Path, file: str, background: str, latent_size: int, preprocess_id: str
+) -> None:
+    found = calibration.load(str(folder / file))
     if found.normalization is None:
-        raise SystemExit(f"{folder / FILE} has no background")
-    name = _renewed_background(folder, len(w.weights), preprocess_id)
+        raise SystemExit(f"{folder / file} has no background")
+    name = _renewed_background(folder, background, latent_size, preprocess_id)
     normalization = found.normalization.model_copy(update={"background_id": name})
     update = {"preprocess_id": preprocess_id, "normalization": normalization}
-    found.model_copy(update=update).save(str(folder / FILE))
+    found.model_copy(update=update).save(str(folder / file))
 
 
-def _renewed_background(folder: Path, latent_size: int, preprocess_id: str) -> str:
-    data = Dataset.open(str(folder / BACKGROUND))
-    (table,) = data.tables(["image_id", "descriptor"])
+def _renewed_background(folder: Path, background: str, latent_size: int, preprocess_id: str) -> str:
+    data = Dataset.open(str(folder / background))
+    (table,) = data.tables(["image_id", "descriptor", "crops"])
     vectors = schemas.column_to_vectors(table["descriptor"]).astype(np.float32)
     names = data.ids | {"preprocess_id": preprocess_id}
-    return write_background(folder, table["image_id"].to_pylist(), vectors, latent_size, names)
+    crops = schemas.column_to_bytes(table["crops"])
+    rows = None if crops is None else crops.view(np.int8)
+    ids = table["image_id"].to_pylist()
+    return write_background(folder, ids, vectors, latent_size, names, rows, background)
 
 
 def main() -> None:

@@ -29,9 +29,6 @@ from id2core.store import schemas
 from id2core.transforms.linear import Transform
 from id2core.transforms.reference_rows import ReferenceRows
 
-# References of an upload that get a score of their own; all others share one below.
-_DEPTH = 2 * KEPT
-
 
 def _inset(number: int) -> PixelView:
     def look(data: bytes, size: int) -> NDArray[np.uint8] | None:
@@ -56,6 +53,7 @@ class Viewed:
         references: R pictures, with rows for the views.
         background: where scores are normalized: pictures, with rows for the views, and how.
         has_detail: whether the best candidates are scored again.
+        depth: references of an upload that get a score of their own; all others share one below.
     """
 
     name: str
@@ -63,15 +61,16 @@ class Viewed:
     references: Shard
     background: tuple[Shard, Background] | None = None
     has_detail: bool = True
+    depth: int = 2 * KEPT
 
     shifted = False
 
     def scores(self, uploads: Uploads) -> NDArray[np.float32]:
         """Return the scores of the best references, less the best of the background."""
         asked = self.looks(uploads)
-        found = viewed.search(self.references, asked, _DEPTH)
+        found = viewed.search(self.references, asked, self.depth)
         if self.has_detail:
-            found = match_rows.rescored(found, _DEPTH)
+            found = match_rows.rescored(found, self.depth)
         rows, kept = found["query_row"].to_numpy(), found["score"].to_numpy()
         scores = np.full((asked.uploads, len(self.references)), kept.min(initial=0) - 1, np.float32)
         scores[rows, np.array(found["reference_uri"].to_pylist(), np.int64)] = kept

@@ -27,6 +27,7 @@ from id2core.verdicts.normalization import Normalization, with_background, with_
 FILE: Final = "calibration.json"
 WHOLE_FILE: Final = "calibration-whole.json"
 BACKGROUND: Final = "background"
+WHOLE_BACKGROUND: Final = "background-whole"
 
 
 def choose(spec: str, ids: Mapping[str, str], folder: Path | None = None) -> Calibration | None:
@@ -107,9 +108,10 @@ def bundled_background(chosen: Calibration | None, folder: Path | None = None) -
     """Open the background that ships with a calibration; None where it has none or is not bundled."""
     if chosen is None or chosen.normalization is None:
         return None
-    bundled = Dataset.find(str((folder or bundled_folder()) / BACKGROUND))
+    places = (str((folder or bundled_folder()) / name) for name in (BACKGROUND, WHOLE_BACKGROUND))
+    bundled = (Dataset.find(place) for place in places)
     needed = chosen.normalization.background_id
-    return bundled if bundled and needed == shards.index_id(bundled) else None
+    return next((one for one in bundled if one and shards.index_id(one) == needed), None)
 
 
 def check_background(chosen: Calibration | None, background: str | Dataset | None) -> None:

@@ -1,0 +1,134 @@
+"""Make what ships for uploads as they come: a background and a calibration under all views.
+
+Run `python -m factory.views_bundle --data DIR --folder id2core/data/mini` after `factory.bundle`, whose
+background and calibration, of whole uploads alone, are moved aside. The background holds descriptors and rows
+of crops of training photos, and no latents or detail, from which pictures could be drawn. Thresholds come
+from edited calibration uploads, one of each photo: a copy or a translation, with one of the edits, in turn.
+Test uploads of every kind and edit, whose origins are taken out of the references, say what the rates are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.bundle import COUNT, FACTS, MATCH, REVIEW, write_background
+from id2core.experiments import upload_matchers, upload_views
+from id2core.experiments.evaluation_sets import EvaluationSet
+from id2core.experiments.photo_bench import TRAIN
+from id2core.experiments.upload_matchers import Background
+from id2core.experiments.upload_sets import TESTED, Uploads, UploadSet
+from id2core.experiments.upload_views import Viewed
+from id2core.search import looks, shards
+from id2core.search.looks import Views
+from id2core.store.datasets import Dataset
+from id2core.transforms.files import WEIGHTS, load_transform
+from id2core.transforms.linear import Transform
+from id2core.transforms.reference_rows import ReferenceRows
+from id2core.verdicts import calibration, judging, tails
+from id2core.verdicts.calibration import Calibration, Threshold
+from id2core.verdicts.tails import Pairs
+
+
+def background(data: EvaluationSet, w: Transform, role: str, folder: Path) -> str:
+    """Write descriptors and rows of crops of photos of a role; return the index_id."""
+    latents, ids = data.read(role)
+    chosen = np.linspace(0, len(ids) - 1, min(COUNT, len(ids))).astype(int)
+    make = ReferenceRows.of(w, latents.shape[1])
+    if make is None:
+        raise SystemExit("this W has no rows for views")
+    descriptors = w.apply(latents[chosen]).astype(np.float16).astype(np.float32)
+    names = data.ids | {"transform_id": w.transform_id}
+    image_ids = [ids[i] for i in chosen]
+    return write_background(folder, image_ids, descriptors, latents.shape[1], names, make(latents[chosen])[0])
+
+
+def best_pairs(matcher: Viewed, parts: Sequence[Uploads]) -> Pairs:
+    """Return the best pairs of uploads without origin, with their scores."""
+    scores = np.concatenate([matcher.scores(part) for part in parts])
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, : tails.DEPTH]
+    kept = np.take_along_axis(scores, rows, 1).astype(np.float64)
+    numbers = np.arange(len(scores))
+    return Pairs(kept.ravel(), np.repeat(numbers, rows.shape[1]), rows.ravel(), numbers, scores.shape[1])
+
+
+def false_scores(matcher: Viewed, uploads: UploadSet, split: str) -> NDArray[np.float64]:
+    """Return the best score of each upload of a split among references without its origin."""
+    best = []
+    for edit in uploads.edits:
+        for kind in uploads.kinds:
+            asked = uploads.of(edit, kind, split)
+            count = len(asked.sources.uris)
+            both = upload_matchers.with_and_without(matcher.scores(asked), asked.queries)
+            best.append(both.scores[count:, 0].astype(np.float64))
+    return np.concatenate(best)
+
+
+def rates(thresholds: Sequence[Threshold], strangers: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return what is stated and measured of each threshold."""
+    return [
+        {
+            "target": threshold.target,
+            "interval": [threshold.low, threshold.high],
+            "measured": float(np.mean(strangers >= threshold.score)),
+            "uploads": len(strangers),
+        }
+        for threshold in thresholds
+    ]
+
+
+def calibrate(data: EvaluationSet, w: Transform, whole: Calibration, folder: Path) -> tuple[Calibration, Any]:
+    """Return the calibration under all views, and the rates of its verdicts."""
+    how = whole.normalization
+    if how is None:
+        raise SystemExit(f"{folder / judging.WHOLE_FILE} has no background")
+    held = Dataset.open(str(folder / judging.BACKGROUND))
+    shard = shards.load(held, held.files, with_rows=True)
+    uploads = UploadSet(data)
+    views = Views.of(w, data.ids["encoder_id"])
+    beside = (shard, Background(shard.descriptors, how.factor, how.k))
+    references = upload_views.shard_of(uploads.references, w)
+    matcher = Viewed("calibrated", views, references, beside, depth=tails.DEPTH)
+    pairs = best_pairs(matcher, uploads.calibration(edited=True))
+    made = calibration.calibrate(
+        pairs.best(),
+        match=MATCH,
+        review=REVIEW,
+        references=len(references),
+        ids=data.ids | {"transform_id": w.transform_id, looks.VIEWS: views.id},
+        normalization=how.model_copy(update={"background_id": shards.index_id(held)}),
+        pairs=pairs,
+    )
+    made = made.model_copy(update={"content": whole.content})
+    both = rates((made.match, made.review), false_scores(matcher, uploads, TESTED))
+    return made, dict(zip(("match", "review"), both, strict=True))
+
+
+def main() -> None:
+    """Write all of it, from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder, see docs/experiments.md")
+    parser.add_argument("--folder", type=Path, required=True, help="the encoder's folder")
+    parser.add_argument("--role", default=TRAIN, help="photos of the background")
+    options = parser.parse_args()
+    data, folder = EvaluationSet.load(options.data), options.folder
+    if not (folder / judging.WHOLE_FILE).exists():
+        (folder / judging.FILE).rename(folder / judging.WHOLE_FILE)
+        (folder / judging.BACKGROUND).rename(folder / judging.WHOLE_BACKGROUND)
+    w = load_transform(str(folder / WEIGHTS))
+    background(data, w, options.role, folder)
+    made, measured = calibrate(data, w, calibration.load(str(folder / judging.WHOLE_FILE)), folder)
+    made.save(str(folder / judging.FILE))
+    facts = json.loads((folder / FACTS).read_text()) | {"views": {"id": made.views, "rates": measured}}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1))
+    print(json.dumps(facts["views"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
