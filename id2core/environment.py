@@ -276,3 +276,10 @@ def hub_status(timeout: float = 3.0) -> str:
         reason = getattr(error, "reason", error)
         return f"not reachable ({reason}): use `mini` or local directories"
     return "reachable"
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -33,7 +33,8 @@ def load_faiss() -> Any:
 
 
 @functools.cache
-def _sees_gpu() -> bool:
+def on_gpu() -> bool:
+    """Return whether indexes are on a GPU."""
     return environment.sees_gpu()
 
 
@@ -49,7 +50,7 @@ class FlatIndex:
         self._faiss = load_faiss()
         self._descriptors = np.ascontiguousarray(descriptors, np.float32)
         self._gpu: GpuIndex | None = None
-        if _sees_gpu():
+        if on_gpu():
             from id2core.search.gpu_index import GpuIndex
 
             self._gpu = GpuIndex(self._descriptors)

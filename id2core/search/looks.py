@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -288,15 +288,19 @@ class Looks:
         """Return the looks of some uploads, int64[q], ascending, which are counted anew."""
         if len(uploads) == self.uploads:
             return self
-        chosen = np.flatnonzero(np.isin(self.owners, uploads))
+        chosen = self.take(np.flatnonzero(np.isin(self.owners, uploads)))
+        return replace(chosen, uploads=len(uploads), owners=np.searchsorted(uploads, chosen.owners))
+
+    def take(self, looks: NDArray[np.int64]) -> Looks:
+        """Return some looks, of the same uploads."""
         return Looks(
-            len(uploads),
-            np.searchsorted(uploads, self.owners[chosen]),
-            self.names[chosen],
-            self.costs[chosen],
-            self.descriptors[chosen],
-            None if self.bits is None else self.bits[chosen],
-            tuple(moved.take(chosen) for moved in self.moved),
+            self.uploads,
+            self.owners[looks],
+            self.names[looks],
+            self.costs[looks],
+            self.descriptors[looks],
+            None if self.bits is None else self.bits[looks],
+            tuple(moved.take(looks) for moved in self.moved),
         )
 
     @staticmethod

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core.search import indexes, looks, shards
+from id2core.search import flat, indexes, looks, products, scoring, shards
+from id2core.search.indexes import Index
 from id2core.search.looks import Looks
-from id2core.search.viewed_rows import RowIndex
+from id2core.search.topk import MARGIN
+from id2core.search.viewed_rows import ViewedRows
 from id2core.transforms import details
 from id2core.transforms.crop_rows import COLUMNS, SLOPE
+
+Scores = NDArray[np.float32]
 
 if TYPE_CHECKING:
     from id2core.search.coded import CodedShard
@@ -21,28 +26,56 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class _Met:
-    """Pairs of a look and a reference, under one view.
+class _View:
+    """A view of looks: columns that meet rows of references.
 
     Attributes:
-        looks: int64[P].
-        rows: int64[P], of references.
-        scores: float32[P].
+        left: float32[L,c], of the looks.
+        right: float32[N,c], of the references.
+        index: over `right`.
+        costs: float32[L], subtracted from scores.
+        slope: that products are multiplied by before.
         move: number of the move, 0 for none.
-        crop: share of the reference that was met; None for the whole.
+        crop: share of the reference that is met; None for the whole.
+    """
+
+    left: Scores
+    right: Scores
+    index: Index
+    costs: Scores
+    slope: float = 1.0
+    move: int = 0
+    crop: float | None = None
+
+    def scores(self, products: Scores, looks: NDArray[np.int64] | slice = slice(None)) -> Scores:
+        """Return comparable scores of exact products float32[l,K] of some looks."""
+        scores = self.slope * products.astype(np.float64) - self.costs[looks, None]
+        return np.asarray(scores, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Met:
+    """P pairs of a look and a reference, under one view each.
+
+    Attributes:
+        looks, rows, views: int64[P], of looks, references, and views.
+        scores: float32[P].
     """
 
     looks: NDArray[np.int64]
     rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    move: int = 0
-    crop: float | None = None
+    views: NDArray[np.int64]
+    scores: Scores
+
+    @staticmethod
+    def together(parts: Sequence[_Met]) -> _Met:
+        """Return the pairs of all parts."""
+        names = ("looks", "rows", "views", "scores")
+        return _Met(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def search(shard: Shard, asked: Looks, k: int) -> pa.Table:
     """Return the k best references of each upload in a shard, under the best view of each pair.
-
-    The k best under any view are among the k best of each look under each view: no pair is missed.
 
     Args:
         shard: with the rows that views meet, if the looks have bits.
@@ -55,72 +88,100 @@ def search(shard: Shard, asked: Looks, k: int) -> pa.Table:
     k = min(k, len(shard))
     if not k or not len(asked):
         return shards.CANDIDATES.empty_table()
-    met = [
-        _met(indexes.best(shard.index, asked.descriptors, shard.descriptors, shard.places, k), asked.costs)
-    ]
-    if asked.bits is not None:
-        met += _met_rows(shard, asked, k)
-    return _best(shard, asked, met, k)
+    views = _views(shard, asked)
+    if shard.viewed is None or asked.bits is None or flat.on_gpu():
+        met = _each(shard, views, np.arange(len(asked)), k)
+    else:
+        met = _at_once(shard, shard.viewed, asked, views, k)
+    return _best(shard, asked, views, met, k)
 
 
-def _met(
-    found: tuple[NDArray[np.float32], NDArray[np.int64]],
-    costs: NDArray[np.float32],
-    slope: float = 1.0,
-    move: int = 0,
-    crop: float | None = None,
-) -> _Met:
-    """Return what looks have found under a view, with comparable scores.
-
-    Args:
-        found: products float32[L,k] and rows int64[L,k], below 0 for none.
-        costs: float32[L], subtracted after the product was multiplied by `slope`.
-        slope, move, crop: of the view.
-    """
-    products, rows = found
-    scores = np.asarray(slope * products.astype(np.float64) - costs[:, None], np.float32)
-    held = rows >= 0
-    owners = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
-    return _Met(owners[held], rows[held], scores[held], move, crop)
-
-
-def _met_rows(shard: Shard, asked: Looks, k: int) -> list[_Met]:
-    """Return what looks have found among crops, and mirrored or turned among the wholes."""
-    viewed = shard.viewed
-    if viewed is None:
+def _views(shard: Shard, asked: Looks) -> list[_View]:
+    """Return the views of looks: the whole, then crops of references, then mirrored and turned."""
+    whole = _View(asked.descriptors, shard.descriptors, shard.index, asked.costs)
+    if asked.bits is None:
+        return [whole]
+    if shard.viewed is None:
         raise ValueError("a shard without rows for views meets whole looks only")
     heads = np.ascontiguousarray(asked.descriptors[:, :COLUMNS])
-
-    def found(rows: RowIndex, columns: NDArray[np.float32]) -> tuple[Any, Any]:
-        return rows.best(columns, shard.places, k)
-
-    met = [
-        _met(found(rows, heads), asked.costs + np.float32(crop.handicap), SLOPE, crop=crop.share)
-        for crop, rows in viewed.by_crop
+    crops = [
+        _View(
+            heads,
+            rows.rows,
+            rows.index,
+            asked.costs + np.float32(crop.handicap),
+            SLOPE,
+            crop=crop.share,
+        )
+        for crop, rows in shard.viewed.by_crop
     ]
-    wholes = viewed.heads(shard.descriptors)
-    for number, moved in enumerate(asked.moved, 1):
-        costs = asked.costs + np.float32(moved.cost)
-        met.append(_met(found(wholes, moved.heads), costs, looks.MOVED_SLOPE, number))
-    return met
+    wholes = shard.viewed.heads(shard.descriptors)
+    moved = [
+        _View(
+            each.heads,
+            wholes.rows,
+            wholes.index,
+            asked.costs + np.float32(each.cost),
+            looks.MOVED_SLOPE,
+            number,
+        )
+        for number, each in enumerate(asked.moved, 1)
+    ]
+    return [whole, *crops, *moved]
 
 
-def _best(shard: Shard, asked: Looks, met: list[_Met], k: int) -> pa.Table:
+def _each(shard: Shard, views: list[_View], of: NDArray[np.int64], k: int) -> _Met:
+    """Return the k best references of some looks under each view: among them are the best under any."""
+    parts = []
+    for number, view in enumerate(views):
+        products, rows = indexes.best(view.index, view.left[of], view.right, shard.places, k)
+        held = rows >= 0
+        owners = np.broadcast_to(of[:, None], rows.shape)[held]
+        scores = view.scores(products, of)[held]
+        parts.append(_Met(owners, rows[held], np.full(len(owners), number), scores))
+    return _Met.together(parts)
+
+
+def _at_once(shard: Shard, viewed: ViewedRows, asked: Looks, views: list[_View], k: int) -> _Met:
+    """Return the k best references of looks under the best of all views.
+
+    Products in float32 propose a few references more, which are scored exactly. A look for which a reference
+    that was left out may belong to the best is searched under each view.
+    """
+    depth = min(k + MARGIN, len(shard))
+    proposed, rows = products.propose(asked, shard.descriptors, viewed, depth)
+    best = np.full(rows.shape, -np.inf, np.float32)
+    chosen = np.zeros(rows.shape, np.int64)
+    for number, view in enumerate(views):
+        scores = view.scores(scoring.pairs(view.left, view.right, rows))
+        better = scores > best
+        best[better], chosen[better] = scores[better], number
+    of = np.broadcast_to(np.arange(len(asked))[:, None], rows.shape)
+    if depth == len(shard):
+        return _Met(of.ravel(), rows.ravel(), chosen.ravel(), best.ravel())
+    kth = np.partition(best + asked.costs[:, None], depth - k, axis=1)[:, depth - k]
+    # Twice: for the product, which the slope enlarges, and for sums with costs.
+    in_doubt = proposed[:, -1] >= kth - 2 * SLOPE * scoring.tolerance(shard.descriptors.shape[1])
+    sure = ~in_doubt
+    met = _Met(of[sure].ravel(), rows[sure].ravel(), chosen[sure].ravel(), best[sure].ravel())
+    if not in_doubt.any():
+        return met
+    return _Met.together([met, _each(shard, views, np.flatnonzero(in_doubt), k)])
+
+
+def _best(shard: Shard, asked: Looks, views: list[_View], met: _Met, k: int) -> pa.Table:
     """Return the k best references of each upload: of each pair the best view, the first of equals."""
-    of = np.concatenate([m.looks for m in met])
-    rows = np.concatenate([m.rows for m in met])
-    scores = np.concatenate([m.scores for m in met])
-    view = np.repeat(np.arange(len(met)), [len(m.looks) for m in met])
-    owners = asked.owners[of]
-    order = np.lexsort((view, asked.names[of], -scores, rows, owners))
-    pairs = np.stack([owners[order], rows[order]])
-    first = np.append(True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0))
-    chosen = order[first]
-    chosen = chosen[_in_order(shard, owners[chosen], scores[chosen], rows[chosen])]
+    owners = asked.owners[met.looks]
+    order = np.lexsort((met.views, asked.names[met.looks], -met.scores, met.rows, owners))
+    pairs = np.stack([owners[order], met.rows[order]])
+    chosen = order[np.append(True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0))]
+    chosen = chosen[_in_order(shard, owners[chosen], met.scores[chosen], met.rows[chosen])]
     chosen = chosen[shards.ranks(owners[chosen]) < k]
-    names = pa.array(_names(asked, met, of[chosen], view[chosen]), pa.string())
-    agreement = _agreement(shard, asked, met, of[chosen], view[chosen], rows[chosen])
-    return shard.candidates(owners[chosen].astype(np.int32), scores[chosen], rows[chosen], names, agreement)
+    of, rows, view = met.looks[chosen], met.rows[chosen], met.views[chosen]
+    names = pa.array(_names(asked, views, of, view), pa.string())
+    agreement = _agreement(shard, asked, views, of, view, rows)
+    query_rows = owners[chosen].astype(np.int32)
+    return shard.candidates(query_rows, met.scores[chosen], rows, names, agreement)
 
 
 def _in_order(
@@ -138,12 +199,12 @@ def _in_order(
 
 
 def _names(
-    asked: Looks, met: list[_Met], of: NDArray[np.int64], view: NDArray[np.int64]
+    asked: Looks, views: list[_View], of: NDArray[np.int64], view: NDArray[np.int64]
 ) -> NDArray[np.object_]:
     """Return the names of the views of pairs."""
     moves = ["", *(moved.name for moved in asked.moved)]
     table = np.array(
-        [[looks.name_of(look, moves[m.move], m.crop) for m in met] for look in range(len(looks.LOOKS))],
+        [[looks.name_of(look, moves[v.move], v.crop) for v in views] for look in range(len(looks.LOOKS))],
         dtype=object,
     )
     return np.asarray(table[asked.names[of], view])
@@ -152,7 +213,7 @@ def _names(
 def _agreement(
     shard: Shard,
     asked: Looks,
-    met: list[_Met],
+    views: list[_View],
     of: NDArray[np.int64],
     view: NDArray[np.int64],
     rows: NDArray[np.int64],
@@ -161,7 +222,7 @@ def _agreement(
     detail = shard.viewed.detail if shard.viewed else None
     if asked.bits is None or detail is None:
         return None
-    moves = np.array([m.move for m in met])[view]
+    moves = np.array([v.move for v in views])[view]
     made = np.empty(len(rows), np.float32)
     for number, bits in enumerate([asked.bits, *(moved.bits for moved in asked.moved)]):
         own = moves == number

@@ -12,9 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.errors import DatasetError
-from id2core.search import indexes
 from id2core.search.flat import FlatIndex
-from id2core.search.topk import Places
 from id2core.store import schemas
 from id2core.transforms import crop_rows
 from id2core.transforms.crop_rows import CROPS, Crop
@@ -40,12 +38,6 @@ class RowIndex:
         """Build the index over rows of any length."""
         rows = crop_rows.unit(numbers)
         return cls(rows, FlatIndex(rows))
-
-    def best(
-        self, heads: NDArray[np.float32], places: Places, k: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return exact products float32[Q,k] of first columns float32[Q,c] with the best rows, int64[Q,k]."""
-        return indexes.best(self.index, heads, self.rows, places, k)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ def test_a_shard_on_gpus_finds_what_one_on_cpus_does_to_the_last_bit(
     names = [f"{(i * 7919) % rows:05d}" for i in range(rows)]
     ids = pa.table({"image_id": names, "uri": names})
     expected = shards.build(references, ids).search(queries, k)
-    monkeypatch.setattr(flat, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(flat, "on_gpu", lambda: True)
     monkeypatch.setattr(gpu_index, "GpuIndex", lambda descriptors: GpuIndex(descriptors, devices))
     found = shards.build(references, ids).search(queries, k)
     assert found.equals(expected)
