@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def scene(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -15,6 +15,19 @@ def scene(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
     smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
     noise = rng.integers(-12, 13, smooth.shape)
     return Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8))
+
+
+def framed(picture: Image.Image, color: str = "white", left: int = 30, top: int = 50) -> Image.Image:
+    """A picture inside a frame of one color."""
+    return ImageOps.expand(picture, (left, top, left, top), color)
+
+
+def collage(*seeds: int) -> Image.Image:
+    """Two scenes beside each other, with a gap."""
+    canvas = Image.new("RGB", (488, 320), "white")
+    for i, seed in enumerate(seeds):
+        canvas.paste(scene(seed, (240, 320)), (248 * i, 0))
+    return canvas
 
 
 def draw_photos(folder: Path, count: int, first_seed: int = 0) -> Path:

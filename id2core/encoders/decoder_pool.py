@@ -25,11 +25,13 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from id2core.encoders import budget
 from id2core.encoders.budget import DEFAULT_LIMITS, MIB, Allowance, Limits, MemoryGate
 from id2core.encoders.credentials import MOST_THUMBNAIL, Credentials, CredentialState
-from id2core.encoders.images import Decoded
+from id2core.encoders.images import Decoded, Inset
+from id2core.encoders.views import MOST_INSETS, Box
 from id2core.errors import EncoderError
 from id2core.store.rejects import Reason, Reject
 
@@ -70,14 +72,22 @@ _ENVIRONMENT: Final = (
 _Result = TypeVar("_Result")
 
 
-def decode(data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Decoded | Reject:
+def decode(
+    data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS, *, look: bool = False
+) -> Decoded | Reject:
     """Decode a picture file as `images.decode` does, in a process of this process's pool.
+
+    Args:
+        data: the whole file.
+        size: side of the square in pixels.
+        limits: what decoding may cost, with the look.
+        look: whether to look for `views.insets`.
 
     Returns:
         The picture, or a `Reject` with a reason of `images.decode`. OVER_BUDGET also says that decoding took
         more memory or time than `limits` allow, and CORRUPT that the decoder crashed.
     """
-    return _shared_pool().decode(data, size, limits)
+    return _shared_pool().decode(data, size, limits, look=look)
 
 
 def credentials(
@@ -125,13 +135,15 @@ class DecoderPool:
             self._idle.put(None)  # a place for a process that is not started yet
         self._memory = MemoryGate(TOGETHER)
 
-    def decode(self, data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS) -> Decoded | Reject:
+    def decode(
+        self, data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS, *, look: bool = False
+    ) -> Decoded | Reject:
         """Decode one file; waits while all processes are busy."""
         if not data:
             return Reject(Reason.EMPTY)
         if len(data) > limits.max_bytes:
             return Reject(Reason.TOO_LARGE_FILE, f"{len(data)} bytes, limit {limits.max_bytes}")
-        request = {"bytes": len(data), "size": size, "limits": _as_dict(limits)}
+        request = {"bytes": len(data), "size": size, "look": look, "limits": _as_dict(limits)}
         result = self._ask(data, request, lambda decoder, answer: decoder.result(answer, size))
         return _why(result, budget.allowance(len(data), limits)) if isinstance(result, int) else result
 
@@ -247,11 +259,19 @@ class _Decoder:
         if "reason" in answer:
             result: Decoded | Reject = Reject(Reason(answer["reason"]), str(answer["detail"]))
         else:
-            pixels = np.empty((size, size, 3), np.uint8)
-            os.preadv(self._shared, [pixels.data], 0)
-            result = Decoded(pixels, int(answer["width"]), int(answer["height"]), str(answer["format"]))
+            boxes = [Box(**box) for box in answer["insets"][:MOST_INSETS]]
+            pixels, *parts = (self._pixels(size, number) for number in range(1 + len(boxes)))
+            insets = tuple(Inset(box, part) for box, part in zip(boxes, parts, strict=True))
+            facts = int(answer["width"]), int(answer["height"]), str(answer["format"])
+            result = Decoded(pixels, *facts, insets)
         self._settle(answer)
         return result
+
+    def _pixels(self, size: int, number: int) -> NDArray[np.uint8]:
+        """Return a square of those that lie one after another in the shared memory."""
+        pixels = np.empty((size, size, 3), np.uint8)
+        os.preadv(self._shared, [pixels.data], number * pixels.nbytes)
+        return pixels
 
     def credentials(self, answer: dict[str, Any]) -> Credentials | None:
         """Return the credentials that an answer has; None where the process cannot read any."""

@@ -34,7 +34,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from id2core.encoders import budget, credentials, images
+from id2core.encoders import budget, credentials, images, views
 from id2core.encoders.budget import MIB, Limits
 from id2core.store.rejects import Reason, Reject
 
@@ -109,7 +109,7 @@ class _Server:
             admit(budget.OPENING_MEMORY)
             if "credentials" in request:
                 return self._credentials(request["bytes"], **request["credentials"])
-            answer = self._decode(request["bytes"], request["size"], limits, admit)
+            answer = self._decode(request["bytes"], request["size"], request["look"], limits, admit)
             # Some decoders call it damage that they got no memory.
             if answer.get("reason") == Reason.CORRUPT and expected > allowed.memory:
                 answer["reason"] = Reason.OVER_BUDGET
@@ -121,13 +121,18 @@ class _Server:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
-    def _decode(self, length: int, size: int, limits: Limits, admit: Callable[[int], None]) -> dict[str, Any]:
+    def _decode(
+        self, length: int, size: int, look: bool, limits: Limits, admit: Callable[[int], None]
+    ) -> dict[str, Any]:
         with budget.admitting(admit):
-            decoded = images.decode(os.pread(self._shared, length, 0), size, limits)
+            seen = views.insets if look else images.nowhere
+            decoded = images.decode(os.pread(self._shared, length, 0), size, limits, seen)
         if isinstance(decoded, Reject):
             return _rejected(decoded)
-        os.pwrite(self._shared, decoded.pixels.data, 0)
-        return {"width": decoded.width, "height": decoded.height, "format": decoded.format}
+        for number, pixels in enumerate([decoded.pixels, *(inset.pixels for inset in decoded.insets)]):
+            os.pwrite(self._shared, pixels.data, number * pixels.nbytes)
+        facts = {"width": decoded.width, "height": decoded.height, "format": decoded.format}
+        return {**facts, "insets": [asdict(inset.box) for inset in decoded.insets]}
 
     def _load_credentials(self) -> bool:
         """Load the library, which no picture pays for; return whether it works."""

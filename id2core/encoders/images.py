@@ -27,6 +27,19 @@ RECIPE: Final = "stretch-bilinear-aa-white-srgb-v2"
 
 
 @dataclass(frozen=True)
+class Inset:
+    """A picture that is seen inside another one.
+
+    Attributes:
+        box: where it is.
+        pixels: uint8 RGB of shape (size, size, 3), as of the whole picture.
+    """
+
+    box: Box
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class Decoded:
     """A decoded picture.
 
@@ -35,26 +48,27 @@ class Decoded:
         width: width of the whole picture in pixels, after EXIF orientation.
         height: height of the whole picture in pixels, after EXIF orientation.
         format: jpeg, png, webp, gif, bmp, tiff, avif or heif, from the content and never from a name.
-        insets: the parts that were asked for, each of the shape of `pixels`.
+        insets: the parts that were asked for.
     """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
     format: str
-    insets: tuple[NDArray[np.uint8], ...] = ()
+    insets: tuple[Inset, ...] = ()
 
 
 # Pixels of the whole picture → which parts are wanted as well.
 Look = Callable[[NDArray[np.uint8]], Sequence[Box]]
 
 
-def _nowhere(pixels: NDArray[np.uint8]) -> Sequence[Box]:
+def nowhere(pixels: NDArray[np.uint8]) -> Sequence[Box]:
+    """Find no part."""
     return ()
 
 
 def decode(
-    data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS, look: Look = _nowhere
+    data: bytes, size: int = 256, limits: Limits = DEFAULT_LIMITS, look: Look = nowhere
 ) -> Decoded | Reject:
     """Decodes a picture file and stretches it to a square.
 
@@ -189,7 +203,7 @@ def _decode(data: bytes, kind: str, size: int, limits: Limits, look: Look) -> De
             return np.array(stretched if turn is None else stretched.transpose(turn), dtype=np.uint8)
 
         pixels = upright(WHOLE)
-        insets = tuple(upright(part) for part in look(pixels))
+        insets = tuple(Inset(part, upright(part)) for part in look(pixels))
     if orientation in (5, 6, 7, 8):
         width, height = height, width
     return Decoded(pixels, width, height, kind, insets)

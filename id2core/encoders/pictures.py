@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -11,7 +11,8 @@ from typing import Final
 from id2core.encoders import credentials, decoder_pool
 from id2core.encoders.budget import MIB, Limits, MemoryGate
 from id2core.encoders.credentials import NO_CREDENTIALS, Credentials
-from id2core.encoders.images import Decoded
+from id2core.encoders.images import Decoded, Inset
+from id2core.encoders.views import WHOLE
 from id2core.runs import parts
 from id2core.store import storage
 from id2core.store.rejects import Reject
@@ -25,6 +26,8 @@ class Picture:
     Attributes:
         information: how much it shows, where that was measured.
         credentials: what its manifest says; None where nobody looked.
+        insets: name of a view → the picture that is seen inside of it, or that its manifest has. None where
+            nobody looked.
     """
 
     obj: Object
@@ -32,8 +35,16 @@ class Picture:
     decoded: Decoded
     information: float | None = None
     credentials: Credentials | None = None
+    insets: Mapping[str, Inset] | None = None
+
+    @property
+    def looks(self) -> int:
+        """Return how many pictures there are to encode: it, and its insets."""
+        return 1 + len(self.insets or ())
 
 
+# What a view is called: of the only picture inside of one, of two, and of the parent in a manifest.
+_INSET, _HALVES, _PARENT = ("inset",), ("half-1", "half-2"), "parent"
 # Whole files that this process holds at once, in bytes; photos are far below, whatever the number of threads.
 _FILES: Final = MemoryGate(512 * MIB)
 
@@ -50,7 +61,9 @@ def reading_threads(objects: Sequence[Object]) -> int:
     return decoders
 
 
-def read_picture(obj: Object, size: int, limits: Limits, trust: str | None = None) -> Picture | Reject:
+def read_picture(
+    obj: Object, size: int, limits: Limits, trust: str | None = None, *, look: bool = False
+) -> Picture | Reject:
     """Read, hash and decode one object to a square of `size` pixels.
 
     Args:
@@ -58,24 +71,38 @@ def read_picture(obj: Object, size: int, limits: Limits, trust: str | None = Non
         size: side of the square in pixels.
         limits: what the file may cost, for its pixels and again for its manifest.
         trust: certificates in PEM, to read Content Credentials by; None not to look for any.
+        look: whether to look for pictures inside of it, and in its manifest.
     """
     with holding(obj, limits):
         data = storage.read_object(obj, limits.max_bytes)
         if isinstance(data, Reject):
             return data
-        picture = decode_picture(obj, data, size, limits)
+        picture = decode_picture(obj, data, size, limits, look=look)
         if trust is None or isinstance(picture, Reject):
             return picture
-        return replace(picture, credentials=_credentials(data, picture.decoded.format, limits, trust))
+        said = _credentials(data, picture.decoded.format, limits, trust, look)
+    return replace(picture, credentials=said, insets=_with_parent(picture, said, size, limits))
 
 
-def _credentials(data: bytes, kind: str, limits: Limits, trust: str) -> Credentials | None:
+def _with_parent(
+    picture: Picture, said: Credentials | None, size: int, limits: Limits
+) -> Mapping[str, Inset] | None:
+    """Return the insets of a picture, with the parent that its manifest shows."""
+    if picture.insets is None or said is None or said.parent_thumbnail is None:
+        return picture.insets
+    parent = decoder_pool.decode(said.parent_thumbnail, size, limits)
+    if isinstance(parent, Reject):
+        return picture.insets
+    return {**picture.insets, _PARENT: Inset(WHOLE, parent.pixels)}
+
+
+def _credentials(data: bytes, kind: str, limits: Limits, trust: str, thumbnail: bool) -> Credentials | None:
     """Return what the manifest of a picture says; None without the extra `c2pa`."""
     if not credentials.is_available():
         return None
     if not credentials.may_have(data, kind):
         return NO_CREDENTIALS
-    return decoder_pool.credentials(data, kind, limits, trust)
+    return decoder_pool.credentials(data, kind, limits, trust, thumbnail)
 
 
 def holding(obj: Object, limits: Limits) -> AbstractContextManager[None]:
@@ -83,10 +110,14 @@ def holding(obj: Object, limits: Limits) -> AbstractContextManager[None]:
     return _FILES.taken(obj.bytes if obj.bytes <= limits.max_bytes else 0)
 
 
-def decode_picture(obj: Object, data: bytes, size: int, limits: Limits) -> Picture | Reject:
-    """Hash and decode the bytes of an object to a square of `size` pixels."""
-    decoded = decoder_pool.decode(data, size, limits)
+def decode_picture(
+    obj: Object, data: bytes, size: int, limits: Limits, *, look: bool = False
+) -> Picture | Reject:
+    """Hash and decode the bytes of an object to a square of `size` pixels; `look` for pictures inside."""
+    decoded = decoder_pool.decode(data, size, limits, look=look)
     if isinstance(decoded, Reject):
         return decoded
+    names = _INSET if len(decoded.insets) == 1 else _HALVES
+    insets = dict(zip(names, decoded.insets, strict=False)) if look else None
     # The listing knows the mean size of Parquet rows alone.
-    return Picture(replace(obj, bytes=len(data)), hashlib.sha256(data).hexdigest(), decoded)
+    return Picture(replace(obj, bytes=len(data)), hashlib.sha256(data).hexdigest(), decoded, insets=insets)

@@ -26,6 +26,8 @@ INSET, HALVES, PARENT = "inset", ("half-1", "half-2"), "parent"
 Gray = NDArray[np.int16]
 Shares = NDArray[np.float64]
 
+# Boxes that `insets` finds.
+MOST_INSETS: Final = 2
 # Smaller pictures have too few pixels to see a line in.
 LEAST_SIDE: Final = 32
 # A step at a line is larger by so many tones than those two pixels before and after.
@@ -134,7 +136,8 @@ def insets(pixels: NDArray[np.uint8]) -> tuple[Box, ...]:
         pixels: uint8[H,W,3] RGB, best a square of 256: thresholds are for that resolution.
 
     Returns:
-        No box where there is neither frame nor seam. No content of `pixels` makes it raise.
+        Two boxes at most, and none where there is neither frame nor seam. No content of `pixels` makes it
+        raise.
     """
     if min(pixels.shape[:2]) < LEAST_SIDE:
         return ()

@@ -35,7 +35,7 @@ def _inset(number: int) -> PixelView:
         decoded = images.decode(data, size, look=views.insets)
         if not isinstance(decoded, Decoded):
             raise ExperimentError(f"an upload that an edit made cannot be decoded: {decoded}")
-        return decoded.insets[number] if number < len(decoded.insets) else None
+        return decoded.insets[number].pixels if number < len(decoded.insets) else None
 
     return PixelView(f"inset-{number + 1}", 1, look)
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
-from id2core.encoders import images
+from id2core.encoders import images, views
 from id2core.encoders.budget import MIB, Limits
 from id2core.encoders.decoder_pool import DecoderPool
 from id2core.encoders.images import Decoded
@@ -23,6 +23,7 @@ from id2core.store.rejects import Reason, Reject
 from tests.bombs import bombs, flat_webp, scans_jpeg
 from tests.broken import broken_files, encode, good_files, picture
 from tests.conftest import wait_until
+from tests.drawing import collage, framed, scene
 from tests.mutations import mutated
 
 GOOD, BROKEN = good_files(), broken_files()
@@ -63,6 +64,19 @@ def test_answers_are_those_of_the_plain_function(pool: DecoderPool) -> None:
             )
         else:
             assert answer == expected
+
+
+def test_pictures_that_are_seen_inside_a_picture_come_back_with_their_places(pool: DecoderPool) -> None:
+    inside = [collage(1, 2), framed(scene(3, (400, 300))), scene(4, (400, 300))]
+    for shown, count in zip(inside, (2, 1, 0), strict=True):
+        data = encode(shown, "JPEG")
+        expected, answer = images.decode(data, 96, look=views.insets), pool.decode(data, 96, look=True)
+        assert isinstance(expected, Decoded) and isinstance(answer, Decoded)
+        assert len(answer.insets) == count and np.array_equal(answer.pixels, expected.pixels)
+        for one, other in zip(answer.insets, expected.insets, strict=True):
+            assert one.box == other.box and np.array_equal(one.pixels, other.pixels)
+        plain = pool.decode(data, 96)
+        assert isinstance(plain, Decoded) and plain.insets == ()
 
 
 class Cost:

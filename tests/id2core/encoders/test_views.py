@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter
 
 from id2core.encoders import images, latent_views, views
 from id2core.encoders.images import Decoded
@@ -18,13 +18,9 @@ from id2core.encoders.latent_views import MIRRORED, MOVES, LatentView
 from id2core.encoders.views import WHOLE, Box
 from id2core.errors import EncoderError
 from id2core.experiments.upload_edits import EDITS
-from tests.drawing import scene
+from tests.drawing import collage, framed, scene
 
 FRAMES = ("border-plain-thin", "border-plain-thick", "border-blurred-thick", "screenshot")
-
-
-def framed(picture: Image.Image, color: str, left: int, top: int) -> Image.Image:
-    return ImageOps.expand(picture, (left, top, left, top), color)
 
 
 def saved(picture: Image.Image, quality: int = 80, orientation: int = 1) -> bytes:
@@ -65,20 +61,17 @@ def test_an_inset_looks_like_the_picture_without_its_frame(name: str) -> None:
         upload = decoded(EDITS[name].upload(picture, f"{name}{seed}", picture))
 
         assert len(upload.insets) == 1
-        assert far(upload.insets[0], plain.pixels) < 0.5 * far(upload.pixels, plain.pixels)
+        assert far(upload.insets[0].pixels, plain.pixels) < 0.5 * far(upload.pixels, plain.pixels)
 
 
 def test_a_collage_has_two_insets() -> None:
     pair = [scene(seed, (240, 320)) for seed in (1, 2)]
-    canvas = Image.new("RGB", (488, 320), "white")
-    canvas.paste(pair[0], (0, 0))
-    canvas.paste(pair[1], (248, 0))
-    upload = decoded(saved(canvas))
+    upload = decoded(saved(collage(1, 2)))
 
     assert len(upload.insets) == 2
     for inset, one in zip(upload.insets, pair, strict=True):
         plain = decoded(saved(one)).pixels
-        assert far(inset, plain) < 0.5 * far(upload.pixels, plain)
+        assert far(inset.pixels, plain) < 0.5 * far(upload.pixels, plain)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -112,7 +105,7 @@ def test_insets_follow_the_orientation(orientation: int) -> None:
     )
 
     assert len(upload.insets) == 1
-    assert far(upload.insets[0], np.asarray(part)) < 8
+    assert far(upload.insets[0].pixels, np.asarray(part)) < 8
 
 
 def test_a_look_leaves_the_pixels_as_they_are() -> None:
