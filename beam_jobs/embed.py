@@ -67,6 +67,7 @@ class EmbedMaker:
             self.job.record_seconds,
             takedowns.refused(self.job.results or plan.out),
             self.job.trust,
+            self.job.views,
         )
 
 

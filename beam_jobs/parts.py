@@ -104,7 +104,7 @@ class _MakePart(beam.DoFn):  # type: ignore[misc]  # Beam is not typed
             records = self._job.maker.make(plan, objects, self._count)
         metrics.count(f"{stage}_bytes_read", sum(o.bytes for o in objects))
         metrics.count(f"{stage}_bytes_written", sum(f.bytes for r in records for _, f in r.files))
-        yield part_key(objects, plan.lineage.ids)
+        yield part_key(objects, plan.lineage)
 
     def _count(self, made: int, rejected: int) -> None:
         """Add one batch of rows and rejects to the metrics."""

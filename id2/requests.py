@@ -94,6 +94,7 @@ class EmbedRequest(SourceRequest, OneJobRequest):
     out: str = option(OUT_HELP, example="gs://corpus/id2")
     encoder: str | None = setting("encoder")
     transform: str | None = setting("transform")
+    views: str | None = setting("views")
     part_size: int | None = setting("part_size")
     allow_shrink: bool | None = setting("allow_shrink")
 
@@ -182,6 +183,7 @@ class ScanRequest(SourceRequest):
     out: str = option(OUT_HELP, example="gs://results/2026-11")
     encoder: str | None = setting("encoder")
     transform: str | None = setting("transform")
+    views: str | None = setting("views")
     top_k: int | None = setting("top_k")
     calibration: str | None = setting("calibration")
     background: str | None = option(
@@ -232,6 +234,7 @@ class NightlyRequest(SourceRequest):
     out: str = option(OUT_HELP, example="gs://results/nightly")
     encoder: str | None = setting("encoder")
     transform: str | None = setting("transform")
+    views: str | None = setting("views")
     top_k: int | None = setting("top_k")
     calibration: str | None = setting("calibration")
     background: str | None = option(
@@ -670,6 +673,7 @@ class CalibrateRequest(BeamRequest):
         example=1e6,
     )
     transform: str | None = setting("transform")
+    views: str | None = setting("views")
     truth: str | None = option(
         f"{TRUTH_HELP} Uploads that the file does not name do not count.",
         None,
@@ -722,6 +726,7 @@ class EvaluateRequest(BeamRequest):
         example=["w/W.safetensors", "none"],
     )
     encoder: str | None = setting("encoder")
+    views: str | None = setting("views")
     background: str | None = option(BACKGROUND_HELP, None, unset="the one that ships with the calibration")
     calibration: str | None = option(
         "Calibration whose false-positive rates are measured: a file that id2 calibrate wrote, or auto for "
@@ -762,6 +767,7 @@ class CheckCalibrationRequest(Request):
     )
     encoder: str | None = setting("encoder")
     transform: str | None = setting("transform")
+    views: str | None = setting("views")
     calibration: str | None = setting("calibration")
     background: str | None = option(BACKGROUND_HELP, None, unset="the one that ships with the calibration")
 

@@ -66,6 +66,13 @@ class Settings(EnvironmentSettings):
         "bundled W of the encoder, else raw latents). References and uploads need the same W.",
         examples=["w/W.safetensors"],
     )
+    views: Literal["auto", "none"] = Field(
+        "auto",
+        description="Under which views uploads meet references: auto (all that the encoder and W allow: "
+        "mirrored, turned, cropped, without a frame, each half of a collage) or none (as the paper has it, "
+        "whole pictures only). Pictures that are embedded with none have no rows for other views.",
+        examples=["none"],
+    )
     calibration: str = Field(
         defaults.AUTO,
         description="Thresholds for verdicts at a stated false-positive rate: a file that id2 calibrate "

@@ -108,7 +108,7 @@ def _lost_pairs(settings: Settings, background: str | None, pictures: Path | Non
             background=background,
             keep="all",
             index=FLAT,
-            **{name: getattr(settings, name) for name in ("encoder", "transform", "calibration")},
+            **{name: getattr(settings, name) for name in ("encoder", "transform", "views", "calibration")},
         )
         scan.run(request)
         rows = scan.read_matches(request.out).to_pylist()

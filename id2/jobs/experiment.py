@@ -123,7 +123,7 @@ class _Maker:
             raise ExperimentError(f"{self._place} holds other data ({facts}): choose another --data")
 
     def _embed(self, pictures: Path, role: str, encoder: str) -> None:
-        chosen = settings.load(encoder=encoder, transform=NONE)
+        chosen = settings.load(encoder=encoder, transform=NONE, views=NONE)
         job = EmbedJob.from_settings(str(pictures), str(self._latents / role), chosen)
         stage(f"embed {role}", lambda: embed_job.run(job, self._execution))
 

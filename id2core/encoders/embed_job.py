@@ -47,6 +47,7 @@ COMPILED_FROM = 100_000
 _SETTINGS = {
     "encoder",
     "transform",
+    "views",
     "device",
     "dtype",
     "compile",
@@ -81,6 +82,7 @@ class EmbedJob:
         retention_days: days for which rows of a source that is appended stay; None for ever.
         allowed_places: folders and prefixes that a list may name beside its own.
         trust: certificates in PEM, by which signers of Content Credentials are trusted.
+        views: what rows get besides latent and descriptor, see `embedding.embed_objects`.
         add_source: whether `out` may hold rows of other sources alone.
 
     Example:
@@ -112,6 +114,7 @@ class EmbedJob:
     allowed_places: tuple[str, ...] = ()
     add_source: bool = False
     trust: str = ""
+    views: str = defaults.AUTO
 
     def __post_init__(self) -> None:
         if self.part_size < 1:
@@ -273,6 +276,7 @@ def plan_embed(job: EmbedJob, execution: Execution) -> Plan:
         retention_days=job.retention_days,
         add_source=job.add_source,
         lister=posts.items,
+        options={"views": job.views},
     )
     posts.commit()
     return plan

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from id2core.store import schemas
 from id2core.store.rejects import Reason, Reject
 from id2core.store.storage import Object
 from id2core.transforms.linear import Transform
+from id2core.transforms.reference_rows import ReferenceRows
 
 if TYPE_CHECKING:
     import torch
@@ -32,44 +34,89 @@ EMBEDDINGS = "embeddings"
 PRODUCT = Product(EMBEDDINGS)
 
 
-class _Projection:
-    """W beside an encoder: on its GPU where it has one, so that the cores are left to the decoders.
+class _Products:
+    """Products with matrices beside an encoder: on its GPU where it has one, so that decoders have the cores.
 
     OpenBLAS's idle threads spin for a while after each call and take the cores from the threads that decode:
     with an H100 and 16 cores a stream of pictures ran at a third of its speed. Both give the same bits, as
     `Transform.apply` rounds nowhere.
     """
 
-    def __init__(self, transform: Transform, encoder: Encoder) -> None:
-        self._transform, self._device = transform, encoder.device
-        self._weights: torch.Tensor | None = None
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._matrix: torch.Tensor | None = None
 
-    def __call__(self, latents: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Return the descriptors of latents."""
+    def __call__(self, x: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return x · matrix, which is the same matrix in each call."""
         if self._device.type != "cuda":
-            return self._transform.apply(latents)
-        return self._transform.apply(latents, self._on_gpu)
-
-    def _on_gpu(self, x: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.asarray(x @ matrix)
         import torch
 
-        if self._weights is None:
-            self._weights = torch.from_numpy(weights).to(self._device)
-        product: NDArray[np.float64] = (torch.from_numpy(x).to(self._device) @ self._weights).cpu().numpy()
+        if self._matrix is None:
+            self._matrix = torch.from_numpy(matrix).to(self._device)
+        product: NDArray[np.float64] = (torch.from_numpy(x).to(self._device) @ self._matrix).cpu().numpy()
         return product
 
 
-def _encode(
-    pictures: list[Picture], encoder: Encoder
-) -> tuple[list[Picture], NDArray[np.float16], list[tuple[Object, Reject]]]:
-    """Latents of a batch; a picture whose latent overflows is a reject."""
-    latents = encoder.encode(np.stack([p.decoded.pixels for p in pictures]))
-    finite = np.asarray(np.isfinite(latents).all(axis=1))
-    if finite.all():
-        return pictures, latents, []
-    reject = Reject(Reason.NOT_ENCODABLE, f"the latent is not finite in {encoder.dtype}")
-    bad = [(p.obj, reject) for p, ok in zip(pictures, finite, strict=True) if not ok]
-    return [p for p, ok in zip(pictures, finite, strict=True) if ok], latents[finite], bad
+@dataclass(frozen=True)
+class _Batch:
+    """Pictures with their numbers.
+
+    Attributes:
+        pictures: those that have a row, B.
+        columns: names of columns of numbers → their values, [B,size].
+        counts: how many insets each picture has; None where nobody looked.
+        facts: of the insets, as `schemas.insets_to_array` takes them.
+        insets: their latents, float16[I,n].
+    """
+
+    pictures: list[Picture]
+    columns: dict[str, NDArray[Any]]
+    counts: list[int] | None
+    facts: list[dict[str, Any]]
+    insets: NDArray[np.float16]
+
+
+class _Maker:
+    """Makes the numbers of rows, by an encoder and a transform."""
+
+    def __init__(self, encoder: Encoder, transform: Transform, *, look: bool) -> None:
+        self._encoder, self._transform, self._look = encoder, transform, look
+        self._by_w, self._by_crops = _Products(encoder.device), _Products(encoder.device)
+
+    def __call__(self, pictures: list[Picture]) -> tuple[_Batch, list[tuple[Object, Reject]]]:
+        """Return the rows of a batch; a picture whose latent overflows is a reject.
+
+        Pictures and their insets are encoded together. An inset whose latent overflows is left out.
+        """
+        parts = [list((picture.insets or {}).items()) for picture in pictures]
+        looks = [p.decoded.pixels for p in pictures] + [inset.pixels for own in parts for _, inset in own]
+        latents = self._encoder.encode(np.stack(looks))
+        finite = np.asarray(np.isfinite(latents).all(axis=1))
+        is_good = finite[: len(pictures)]
+        owners = np.repeat(np.arange(len(pictures)), [len(own) for own in parts])
+        kept = np.flatnonzero(finite[len(pictures) :] & is_good[owners])
+        named = [one for own in parts for one in own]
+        batch = _Batch(
+            [p for p, ok in zip(pictures, is_good, strict=True) if ok],
+            self._columns(latents[: len(pictures)][is_good]),
+            np.bincount(owners[kept], minlength=len(pictures))[is_good].tolist() if self._look else None,
+            [{"view": named[i][0], **asdict(named[i][1].box)} for i in kept],
+            latents[len(pictures) :][kept],
+        )
+        reject = Reject(Reason.NOT_ENCODABLE, f"the latent is not finite in {self._encoder.dtype}")
+        return batch, [(p.obj, reject) for p, ok in zip(pictures, is_good, strict=True) if not ok]
+
+    def _columns(self, latents: NDArray[np.float16]) -> dict[str, NDArray[Any]]:
+        descriptors = self._transform.apply(latents, self._by_w)
+        columns: dict[str, NDArray[Any]] = {"latent": latents, "descriptor": descriptors}
+        if self._rows:
+            columns["crops"], columns["detail"] = self._rows(latents, self._by_crops)
+        return columns
+
+    @functools.cached_property
+    def _rows(self) -> ReferenceRows | None:
+        return ReferenceRows.of(self._transform, self._encoder.latent_size) if self._look else None
 
 
 def _facts(picture: Picture) -> dict[str, Any]:
@@ -91,56 +138,77 @@ def _facts(picture: Picture) -> dict[str, Any]:
 
 
 class _RowGroup:
-    """Rows of one row group. Their numbers go into two blocks that are allocated once.
+    """Rows of one row group. Their numbers go into blocks that are allocated once.
 
     Kept batch by batch instead, they would lie between the encoder's large temporaries and the heap
-    would grow by 1.5 MB an image.
+    would grow by 1.5 MB an image. There is room for as many insets as rows: a group of more is a smaller one.
     """
 
     def __init__(self, step: int, lineage: Lineage) -> None:
         self._step, self._lineage = step, lineage
         self._rows: list[dict[str, Any]] = []
+        self._counts: list[int] = []
+        self._facts: list[dict[str, Any]] = []
         self._most = 0
-        self._latents = np.empty((0, 0), np.float16)
-        self._descriptors = np.empty((0, 0), np.float32)
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._insets = np.empty((0, 0), np.float16)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def is_full(self) -> bool:
-        """Whether a row group has no room for `step` rows more."""
-        return bool(self._rows) and len(self._rows) + self._step > self._most
+        """Whether a row group has no room for the rows and insets of a batch more."""
+        return bool(self._rows) and max(len(self._rows), len(self._facts)) + self._step > self._most
 
-    def add(
-        self, rows: list[Picture], latents: NDArray[np.float16], descriptors: NDArray[np.float32]
-    ) -> None:
+    def add(self, batch: _Batch) -> None:
+        if not batch.pictures:
+            return
         if not self._rows:
-            self._most = max(schemas.row_group_of(_schema(latents, descriptors)), self._step)
-            self._latents = np.empty((self._most, latents.shape[1]), np.float16)
-            self._descriptors = np.empty((self._most, descriptors.shape[1]), np.float32)
-        added = slice(len(self._rows), len(self._rows) + len(rows))
-        self._latents[added], self._descriptors[added] = latents, descriptors
-        self._rows += [_facts(picture) for picture in rows]
+            self._allocate(batch)
+        for name, values in batch.columns.items():
+            self._columns[name][len(self._rows) : len(self._rows) + len(values)] = values
+        self._insets[len(self._facts) : len(self._facts) + len(batch.insets)] = batch.insets
+        self._rows += [_facts(picture) for picture in batch.pictures]
+        self._facts += batch.facts
+        self._counts += batch.counts or ()
+
+    def _allocate(self, batch: _Batch) -> None:
+        self._most = max(schemas.row_group_of(_schema(batch.columns)), self._step)
+        self._columns = {
+            name: np.empty((self._most, values.shape[1]), values.dtype)
+            for name, values in batch.columns.items()
+        }
+        self._insets = np.empty((self._most, batch.insets.shape[1]), np.float16)
 
     def take(self) -> pa.RecordBatch:
         """Return all rows so far, and empty the group."""
-        rows, self._rows = self._rows, []
-        latents, descriptors = self._latents[: len(rows)], self._descriptors[: len(rows)]
+        rows, counts, facts = self._rows, self._counts, self._facts
+        self._rows, self._counts, self._facts = [], [], []
+        numbers = {name: values[: len(rows)] for name, values in self._columns.items()}
         columns: dict[str, Any] = {
             **{name: [row[name] for row in rows] for name in rows[0]},
-            "latent": schemas.vectors_to_array(latents, latents.shape[1]),
-            "descriptor": schemas.vectors_to_array(descriptors, descriptors.shape[1]),
+            **{name: _array(values) for name, values in numbers.items()},
             **{k: [v] * len(rows) for k, v in self._lineage.ids.items()},
             "run_id": [self._lineage.run_id] * len(rows),
             "embedded_at": [self._lineage.started] * len(rows),
-            **{name: [None] * len(rows) for name, _ in schemas.VIEWS},
         }
-        return pa.RecordBatch.from_pydict(columns, schema=_schema(latents, descriptors))
+        if counts:
+            columns["insets"] = schemas.insets_to_array(counts, facts, self._insets[: len(facts)])
+        schema = _schema(numbers)
+        nulls = {f.name: pa.nulls(len(rows), f.type) for f in schema if f.name not in columns}
+        return pa.RecordBatch.from_pydict(columns | nulls, schema=schema)
 
 
-def _schema(latents: NDArray[np.float16], descriptors: NDArray[np.float32]) -> pa.Schema:
-    return schemas.embeddings_schema(latents.shape[1], descriptors.shape[1])
+def _array(values: NDArray[Any]) -> pa.Array:
+    """Return a column of numbers: vectors of floats, or byte strings."""
+    if values.itemsize == 1:
+        return schemas.octets_to_array(values)
+    return schemas.vectors_to_array(values, values.shape[1])
+
+
+def _schema(columns: Mapping[str, NDArray[Any]]) -> pa.Schema:
+    return schemas.embeddings_schema(columns["latent"].shape[1], columns["descriptor"].shape[1])
 
 
 def embed_objects(
@@ -153,6 +221,7 @@ def embed_objects(
     seconds: float = defaults.RECORD_SECONDS,
     refused: Collection[str] = frozenset(),
     trust: str | None = None,
+    views: str = defaults.AUTO,
 ) -> parts.Stream:
     """Embed objects in a stream: decoding runs in threads beside the encoder, memory stays flat.
 
@@ -166,6 +235,7 @@ def embed_objects(
         seconds: rows are yielded after so long, however few.
         refused: image_id of pictures that were taken down; each ends in a reject.
         trust: certificates in PEM, to read Content Credentials by; None not to look for any.
+        views: `auto` to look for pictures inside of pictures, and to keep crops and detail; or `none`.
 
     Yields:
         About the rows of a row group, or what was made in `seconds`, of `schemas.embeddings_schema` (None
@@ -174,11 +244,12 @@ def embed_objects(
     step = encoder.batch_size
     group = _RowGroup(step, lineage)
     rejected: list[dict[str, str]] = []
-    project = _Projection(transform, encoder)
+    look = views != defaults.NONE
+    make = _Maker(encoder, transform, look=look)
     since = time.monotonic()
 
     def fetch(obj: Object) -> Picture | Reject:
-        picture = read_picture(obj, encoder.preprocess.size, limits, trust)
+        picture = read_picture(obj, encoder.preprocess.size, limits, trust, look=look)
         if isinstance(picture, Reject):
             return picture
         if picture.image_id in refused:
@@ -186,14 +257,15 @@ def embed_objects(
         return replace(picture, information=encoder.information(picture.decoded.pixels))
 
     fetched = parts.read_ahead(objects, fetch, 4 * step, reading_threads(objects))
-    for pictures, bad in parts.batches(fetched, step):
-        good: list[Picture] = []
+    for pictures, bad in parts.batches(fetched, step, lambda picture: picture.looks):
+        made = 0
         if pictures:
-            good, latents, overflowed = _encode(pictures, encoder)
-            group.add(good, latents, project(latents))
+            batch, overflowed = make(pictures)
+            group.add(batch)
+            made = len(batch.pictures)
             bad += overflowed
         rejected += [parts.reject_row(obj, reject, lineage.run_id) for obj, reject in bad]
-        progress(len(good), len(bad))
+        progress(made, len(bad))
         if group.is_full or time.monotonic() - since >= seconds:
             yield (group.take() if len(group) else None), rejected
             rejected, since = [], time.monotonic()
@@ -212,11 +284,14 @@ def embed_part(
     seconds: float = defaults.RECORD_SECONDS,
     refused: Collection[str] = frozenset(),
     trust: str | None = None,
+    views: str = defaults.AUTO,
 ) -> list[Record]:
     """Embed one part into `out`: its two files, then its record, and again after some seconds.
 
     What an earlier attempt of the run has recorded is left. A second call gives the same rows.
     """
     left = parts.remaining(out, objects, lineage)
-    stream = embed_objects(left, encoder, transform, lineage, limits, progress, seconds, refused, trust)
+    stream = embed_objects(
+        left, encoder, transform, lineage, limits, progress, seconds, refused, trust, views
+    )
     return parts.write(out, PRODUCT, left, lineage, stream, seconds)

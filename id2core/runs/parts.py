@@ -11,12 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import chain, islice
 from typing import TypeVar
 
 import pyarrow as pa
+from pydantic import JsonValue
 
 from id2core import defaults
 from id2core.runs import units
@@ -57,12 +58,14 @@ class Lineage:
         run_id: the execution that writes the row.
         started: when it began.
         source: URI of the source that the objects are of.
+        options: whatever else decides what is in a row. A run adopts no part that was made with others.
     """
 
     ids: dict[str, str]
     run_id: str
     started: datetime
     source: str = ""
+    options: dict[str, JsonValue] = field(default_factory=dict)
 
 
 def read_ahead(
@@ -97,19 +100,32 @@ def read_ahead(
 
 
 def batches(
-    fetched: Iterable[tuple[Object, Item | Reject]], size: int
+    fetched: Iterable[tuple[Object, Item | Reject]],
+    size: int,
+    size_of: Callable[[Item], int] = lambda item: 1,
 ) -> Iterator[tuple[list[Item], list[tuple[Object, Reject]]]]:
-    """Yield `size` items at a time, with the rejects between them; the last batch may be smaller."""
+    """Yield items of `size` together, or less where the next one has no room, with the rejects between them.
+
+    Args:
+        fetched: objects with their items, or rejects.
+        size: of a batch.
+        size_of: of an item; a larger one than `size` is a batch alone.
+    """
     good: list[Item] = []
     bad: list[tuple[Object, Reject]] = []
+    held = 0
     for obj, result in fetched:
         if isinstance(result, Reject):
             bad.append((obj, result))
-        else:
-            good.append(result)
-        if len(good) == size:
+            continue
+        if good and held + size_of(result) > size:
             yield good, bad
-            good, bad = [], []
+            good, bad, held = [], [], 0
+        good.append(result)
+        held += size_of(result)
+        if held >= size:
+            yield good, bad
+            good, bad, held = [], [], 0
     if good or bad:
         yield good, bad
 
@@ -125,9 +141,10 @@ def reject_row(obj: Object, reject: Reject, run_id: str) -> dict[str, str]:
     }
 
 
-def part_key(objects: list[Object], ids: dict[str, str]) -> str:
-    """Return a name for a part: a hash of its objects and of the ids of the run."""
-    return datasets.digest_of([(o.uri, o.generation) for o in objects], sorted(ids.items()))
+def part_key(objects: list[Object], lineage: Lineage) -> str:
+    """Return a name for a part: a hash of its objects, and of the ids and options of the run."""
+    made_with = lineage.ids | lineage.options
+    return datasets.digest_of([(o.uri, o.generation) for o in objects], sorted(made_with.items()))
 
 
 def remaining(out: str, objects: list[Object], lineage: Lineage) -> list[Object]:
@@ -135,7 +152,7 @@ def remaining(out: str, objects: list[Object], lineage: Lineage) -> list[Object]
     records = units.chain(
         out,
         len(objects),
-        lambda made: part_key(objects[made:], lineage.ids),
+        lambda made: part_key(objects[made:], lineage),
         lambda record: record.run_id == lineage.run_id,
     )
     return objects[sum(record.objects for record in records) :]
@@ -177,7 +194,7 @@ def _write_some(
     out: str, product: Product, objects: list[Object], lineage: Lineage, stream: Stream, until: float
 ) -> Record:
     """Write the files and the record of what comes before a time, of at least one row or reject."""
-    key = part_key(objects, lineage.ids)
+    key = part_key(objects, lineage)
     rejected: list[dict[str, str]] = []
     ended = True
 
@@ -214,6 +231,6 @@ def _write_some(
         file and replace(file, segments=(lineage.run_id,), source=lineage.source, bounds=bounds)
         for file in (rows, rejects)
     )
-    return units.leave(
-        out, Record(key, lineage.run_id, lineage.ids, completed, product.dataset, rows, rejects)
-    )
+    made_by = lineage.run_id, lineage.ids
+    record = Record(key, *made_by, completed, product.dataset, rows, rejects, lineage.options)
+    return units.leave(out, record)

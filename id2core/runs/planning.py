@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from id2core import defaults
 from id2core.errors import DatasetError, LostRowsError, StorageError
@@ -222,6 +222,7 @@ def make(
     retention_days: float | None = None,
     add_source: bool = False,
     lister: Lister = Source.items,
+    options: dict[str, JsonValue] | None = None,
 ) -> Plan:
     """List `images`, subtract what `out` holds already, and stage a manifest of the rest.
 
@@ -242,6 +243,8 @@ def make(
         retention_days: days for which rows of a source that is appended stay; None for ever.
         add_source: whether `out` may hold rows of other sources already, and none of this one.
         lister: gives the items of the source.
+        options: what decides the rows that a killed run left as well: with others, they are made again. Rows
+            that are committed stay as they are.
 
     Raises:
         DatasetError: `out` holds rows made with other ids, or of other sources alone.
@@ -267,7 +270,8 @@ def make(
             lister,
         )
         _check_mounted(out, listing, held, scope, allow_shrink=allow_shrink)
-        plan_id = datasets.digest_of(source.uri, ids, config, listing.digest)
+        options = options or {}
+        plan_id = datasets.digest_of(source.uri, ids, {**config, **options}, listing.digest)
         segments = datasets.segments_of(held.rows) if held.rows else {}
         run_id = held.committed_by(plan_id, scope)
         plan = Plan(
@@ -276,7 +280,9 @@ def make(
             held=held,
             source=source.uri,
             plan_id=plan_id,
-            lineage=Lineage(ids, run_id or _unused(execution, segments), execution.started, source.uri),
+            lineage=Lineage(
+                ids, run_id or _unused(execution, segments), execution.started, source.uri, options
+            ),
             listed=listing.rows,
             objects=0,
             parts=0,
@@ -466,14 +472,14 @@ def _account(
     return account
 
 
-def staged(out: str, ids: dict[str, str]) -> dict[str, Record]:
-    """Return the URIs of records of parts that are finished but not committed, whoever wrote them.
-
-    Args:
-        out: parent of the data sets.
-        ids: those that the records have.
-    """
-    return {uri: record for uri, record in units.staged(out).items() if record.ids == ids}
+def _records(plan: Plan) -> dict[str, Record]:
+    """Return URIs and records of parts of the source that are finished but not committed, by whatever run."""
+    return {
+        uri: record
+        for uri, record in units.staged(plan.out).items()
+        if record.source == plan.source
+        and (record.ids, record.notes) == (plan.lineage.ids, plan.lineage.options)
+    }
 
 
 def _adoptable(plan: Plan, segments: Collection[str]) -> list[Record]:
@@ -481,11 +487,7 @@ def _adoptable(plan: Plan, segments: Collection[str]) -> list[Record]:
 
     Those of runs whose segment is committed are left: a segment is added once, and no more.
     """
-    records = {
-        uri: record
-        for uri, record in staged(plan.out, plan.lineage.ids).items()
-        if record.source == plan.source and record.run_id not in segments
-    }
+    records = {uri: record for uri, record in _records(plan).items() if record.run_id not in segments}
 
     def is_whole(record: Record) -> bool:
         return units.is_whole(plan.out, record)
@@ -613,12 +615,6 @@ def commit(plan: Plan) -> Held | None:
         time.sleep(random.random() * min(attempt, 10) * _PAUSE_SECONDS)
         held = Held.read(plan.product, plan.out)
     raise StorageError(f"{plan.out}: other runs keep committing to it; run again when they have ended")
-
-
-def _records(plan: Plan) -> dict[str, Record]:
-    """Return the staged records of the source."""
-    records = staged(plan.out, plan.lineage.ids)
-    return {uri: record for uri, record in records.items() if record.source == plan.source}
 
 
 def _check_listing(plan: Plan) -> None:

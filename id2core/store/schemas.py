@@ -8,7 +8,7 @@ the column to files of earlier versions; a file of a later version is refused.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -419,6 +419,36 @@ def vectors_to_array(values: NDArray[Any], size: int) -> pa.FixedSizeListArray:
     """float[B,size] → an Arrow fixed-size list array over the same numbers, row by row."""
     flat = np.ascontiguousarray(values).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), size)
+
+
+def octets_to_array(values: NDArray[np.uint8] | NDArray[np.int8]) -> pa.BinaryArray:
+    """[B,size] numbers of one byte → an Arrow array of B byte strings over the same numbers."""
+    places = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+    buffers = [None, pa.py_buffer(places), pa.py_buffer(np.ascontiguousarray(values))]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(values), buffers)
+
+
+def insets_to_array(
+    counts: Sequence[int], facts: Sequence[Mapping[str, Any]], latents: NDArray[np.float16]
+) -> pa.ListArray:
+    """Return the column `insets` of B rows.
+
+    Args:
+        counts: how many insets each row has.
+        facts: of all insets in the order of the rows, what `INSET` has besides the latents.
+        latents: float16[I,n], likewise.
+    """
+    n = latents.shape[1]
+    numbers = pa.array(np.ascontiguousarray(latents).reshape(-1))
+    places = pa.array(np.arange(len(latents) + 1, dtype=np.int32) * np.int32(n))
+    columns = [
+        pa.ListArray.from_arrays(places, numbers)
+        if field.name == "latent"
+        else pa.array([one[field.name] for one in facts], field.type)
+        for field in INSET
+    ]
+    rows = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    return pa.ListArray.from_arrays(rows, pa.StructArray.from_arrays(columns, fields=list(INSET)))
 
 
 def column_to_vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -145,9 +146,12 @@ def test_a_reason_outside_the_closed_list_is_a_bug(tmp_path: Path) -> None:
 
 
 def test_the_key_names_the_objects_and_the_ids() -> None:
-    key = parts.part_key(OBJECTS, {"a": "1", "b": "2"})
-    assert key == parts.part_key(OBJECTS, {"b": "2", "a": "1"})
-    assert len({key, parts.part_key(OBJECTS[1:], {"a": "1", "b": "2"}), parts.part_key(OBJECTS, {})}) == 3
+    one, other = (replace(LINEAGE, ids=ids) for ids in ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}))
+    looking = replace(one, options={"views": "auto"})
+    key = parts.part_key(OBJECTS, one)
+    assert key == parts.part_key(OBJECTS, other)
+    others = [parts.part_key(OBJECTS[1:], one), *(parts.part_key(OBJECTS, x) for x in (LINEAGE, looking))]
+    assert len({key, *others}) == 4
 
 
 def test_details_that_are_no_text_are_stored_all_the_same() -> None:
