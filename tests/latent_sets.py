@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from id2core.runs import compaction
 from id2core.store import datasets, schemas
-from id2core.store.datasets import Commit, SourceRecord
+from id2core.store.datasets import Commit, Dataset, SourceRecord
 from id2core.transforms.linear import Transform
 
+# What the record of a file says of the file itself.
+_OF_FILE = ("name", "rows", "row_groups", "bytes", "sha256", "footer")
 N = 64
 IDS = {"encoder_id": "e-1", "transform_id": "identity", "preprocess_id": "p"}
 # Rows: the directions in which translations go astray.
@@ -57,6 +61,31 @@ def write_embeddings(
     commit = Commit("embeddings", "r", IDS | ids, tuple(records), sources={f"/{prefix}": SourceRecord()})
     datasets.write_commit(str(uri), commit)
     return str(uri)
+
+
+def with_columns(uri: str, columns: dict[str, pa.Array], earlier: int = 0) -> Dataset:
+    """Commit a data set of `write_embeddings` again with other columns.
+
+    Args:
+        uri: the data set.
+        columns: for all of its rows.
+        earlier: so many files at its beginning are written as version 3 had them, without the columns.
+    """
+    dataset = Dataset.open(uri)
+    records, start = [], 0
+    for i, file in enumerate(dataset.files):
+        table = compaction.read_whole(uri, file)
+        for name, values in columns.items():
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, table.schema.field(name), values.slice(start, len(table)))
+        start += len(table)
+        if i < earlier:
+            version = {**table.schema.metadata, b"id2.schema_version": b"3"}
+            table = table.drop_columns([name for name, _ in schemas.VIEWS]).replace_schema_metadata(version)
+        written = datasets.write_file(uri, f"part-{i}-{earlier}", [table], table.schema)
+        records.append(replace(file, **{k: getattr(written, k) for k in _OF_FILE}))
+    datasets.write_commit(uri, replace(dataset.commit, files=tuple(records)))
+    return Dataset.open(uri)
 
 
 def write_descriptors(uri: Path, latents: NDArray[Any], prefix: str, w: Transform) -> str:

@@ -19,8 +19,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from id2core.errors import DatasetError, LostRowsError, StoreUnavailableError, TransformError
@@ -32,6 +34,7 @@ from id2core.store.ahead import in_order
 from id2core.store.datasets import SUCCESS, Change, Commit, Dataset, FileRecord
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
+from id2core.transforms.reference_rows import ReferenceRows
 
 # Files that are copied at a time, by a store that copies them itself.
 _COPIES = 16
@@ -102,7 +105,8 @@ class Reprojection:
     def unit_of(self, file: FileRecord) -> str:
         """Return the key of the unit of work that a file is."""
         # Not of its key: pictures that come back have the key that they had, and rows of another run.
-        return datasets.digest_of(file.name, file.rows, self.ids["transform_id"])
+        version = schemas.version_of(schemas.EMBEDDINGS)  # files of earlier versions lack what a search reads
+        return datasets.digest_of(file.name, file.rows, self.ids["transform_id"], version)
 
     def load(self) -> Transform:
         """Load the transform.
@@ -200,15 +204,26 @@ def _change(work: Reprojection, file: FileRecord, transform: Transform) -> Chang
     size = transform.output_size(latents)
     transform_id = pa.scalar(work.ids["transform_id"], pa.string())
 
+    rows = ReferenceRows.of(transform, latents)
+
     def make(table: pa.Table) -> dict[str, pa.Array]:
-        descriptors = transform.apply(schemas.column_to_vectors(table["latent"]))
+        vectors = schemas.column_to_vectors(table["latent"])
         return {
-            "descriptor": schemas.vectors_to_array(descriptors, size),
+            "descriptor": schemas.vectors_to_array(transform.apply(vectors), size),
             "transform_id": pa.repeat(transform_id, len(table)),
+            **_beside(rows, vectors),
         }
 
     schema = schemas.embeddings_schema(latents, size)
-    return Change(schema, ("latent",), ("descriptor", "transform_id"), make)
+    return Change(schema, ("latent",), ("descriptor", "transform_id", "crops", "detail"), make)
+
+
+def _beside(rows: ReferenceRows | None, latents: NDArray[np.float16]) -> dict[str, pa.Array]:
+    """Return the columns of crops and detail; null for a W that gives none."""
+    if rows is None:
+        return dict.fromkeys(("crops", "detail"), pa.nulls(len(latents), pa.binary()))
+    crops, detail = rows(latents)
+    return {"crops": schemas.octets_to_array(crops), "detail": schemas.octets_to_array(detail)}
 
 
 def commit(work: Reprojection, made: Iterable[tuple[str, FileRecord]]) -> Dataset:

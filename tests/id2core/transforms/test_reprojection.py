@@ -14,8 +14,9 @@ from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, FileRecord
 from id2core.transforms import reprojection
 from id2core.transforms.linear import Transform
+from id2core.transforms.reference_rows import ReferenceRows
 from id2core.transforms.reprojection import Reprojection
-from tests import latent_sets
+from tests import inset_columns, latent_sets
 from tests.kills import is_killed
 
 
@@ -166,3 +167,37 @@ def test_latents_that_are_gone_and_another_w_are_refused(corpus: Dataset, tmp_pa
     Transform(np.ones((latent_sets.N, 2), np.float32), w.metadata).save(tmp_path / "w.safetensors")
     with pytest.raises(TransformError, match="planned with"):
         work.load()
+
+
+def closed_form(n: int, m: int, seed: int) -> Transform:
+    """A W that gives rows for other views than the whole."""
+    weights = np.random.default_rng(seed).standard_normal((n, m)).astype(np.float32)
+    return Transform(weights, {"encoder_id": latent_sets.IDS["encoder_id"], "method": "closed form"})
+
+
+def test_crops_and_detail_are_made_of_the_latents_and_insets_stay(tmp_path: Path) -> None:
+    n, rows = 256, 30
+    latents = np.random.default_rng(1).standard_normal((rows, n)).astype(np.float16)
+    uri = latent_sets.write_embeddings(tmp_path / "out/reference/embeddings", latents, "r", files=2)
+    insets = inset_columns.draw(rows, n)["insets"]
+    before = latent_sets.with_columns(uri, {"insets": insets}, earlier=1)  # its first file lacks the columns
+    first = before.files[0].rows
+    expected_insets = [None] * first + insets.to_pylist()[first:]
+
+    for m in (200, 20):  # columns of a W: enough for crops, and too few
+        w = closed_form(n, m, seed=m)
+        w.save(tmp_path / "w.safetensors")
+        place = reprojection.place_beside(str(tmp_path / "out"), "reference", w.transform_id)
+        spec = str(tmp_path / "w.safetensors")
+        work = reprojection.plan(before, place, spec, Execution.begin())
+        table = pa.concat_tables(project_all(work).tables()).sort_by("uri")
+        assert table["insets"].to_pylist() == expected_insets
+        if m == 20:
+            assert ReferenceRows.of(w, n) is None
+            assert table["crops"].null_count == table["detail"].null_count == rows
+        elif made := ReferenceRows.of(w, n):
+            crops, detail = made(latents)
+            assert table["crops"].to_pylist() == [row.tobytes() for row in crops]
+            assert table["detail"].to_pylist() == [row.tobytes() for row in detail]
+        else:
+            pytest.fail("this W gives rows")
