@@ -79,6 +79,11 @@ def test_rows_have_crops_detail_and_the_pictures_that_are_seen_inside(tmp_path: 
             )
             assert np.array_equal(np.array(one["latent"]), encoder.encode(inset.pixels[None])[0])
 
+    (folder / "02.jpg").unlink()
+    embed.run(job, Execution.begin())  # the file is written anew, without one row
+    assert rows(tmp_path / "auto") == table.slice(0, 2)
+
+    scene(4, (400, 300)).save(folder / "02.jpg", quality=90)
     embed.run(embed_job(folder, tmp_path / "none", views="none"), Execution.begin())
     plain = rows(tmp_path / "none")
     assert all(plain[name].null_count == 3 for name in inset_columns.NAMES)
