@@ -1,8 +1,8 @@
 """Content Credentials (C2PA): what a picture file says about its own origin, and whether a signature holds.
 
-A manifest is written by whoever made the file. It is a claim beside a picture: no score, view, or verdict
-depends on it. `decoder_pool.credentials` reads it in a process with limits of memory and time and without
-network. This module needs the extra `c2pa` only in `read`.
+A manifest is written by whoever made the file. It is a claim beside a picture, and it lowers no score: the
+parent that it shows is one more view of the picture. `decoder_pool.credentials` reads it in a process with
+limits of memory and time and without network. This module needs the extra `c2pa` only in `read`.
 
 Source: C2PA specification 2.2, and the validation states of c2pa-rs.
 """

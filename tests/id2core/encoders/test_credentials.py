@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import id2
-from id2core.encoders import credentials, trust_list
+from id2core.encoders import credentials, images, pictures, trust_list
 from id2core.encoders.budget import Limits
 from id2core.encoders.credentials import NO_CREDENTIALS, Credentials, CredentialState
 from id2core.encoders.decoder_pool import DecoderPool
 from id2core.encoders.images import Decoded
+from id2core.encoders.pictures import Picture
+from id2core.encoders.views import WHOLE
 from id2core.errors import OptionError
-from id2core.store import schemas
+from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from tests.broken import encode
-from tests.drawing import draw_photos, scene
+from tests.drawing import collage, draw_photos, scene
 
 pytest.importorskip("c2pa", reason="the extra c2pa is not installed")
 from tests.signing import Signer
@@ -220,6 +222,23 @@ def _small(pool: DecoderPool) -> tuple[bytes, NDArray[np.uint8]]:
 @given(data=st.binary(max_size=200), kind=st.sampled_from(["jpeg", "png", "webp", "gif", "heif", "bmp"]))
 def test_looking_for_a_manifest_takes_any_bytes(data: bytes, kind: str) -> None:
     assert credentials.may_have(data, kind) in (True, False)
+
+
+def test_the_parent_that_a_manifest_shows_is_a_view(signer: Signer, signed: bytes, tmp_path: Path) -> None:
+    edited = signer.sign(encode(collage(1, 2), "JPEG"), source_type=None, parent=signed)
+    (tmp_path / "a.jpg").write_bytes(edited)
+    [obj] = storage.list_objects(str(tmp_path))
+    seen = pictures.read_picture(obj, 256, Limits(), "", look=True)
+    assert isinstance(seen, Picture)
+    assert seen.insets is not None and list(seen.insets) == ["half-1", "half-2", "parent"]
+    parent, whole = seen.insets["parent"], images.decode(signed, 256)
+    assert isinstance(whole, Decoded)
+    assert parent.box == WHOLE and np.abs(parent.pixels.astype(int) - whole.pixels).mean() < 12
+    unasked = pictures.read_picture(obj, 256, Limits(), None, look=True)
+    assert isinstance(unasked, Picture)
+    assert unasked.insets is not None and list(unasked.insets) == ["half-1", "half-2"]
+    plain = pictures.read_picture(obj, 256, Limits(), "")
+    assert isinstance(plain, Picture) and plain.insets is None
 
 
 def test_a_manifest_over_its_budget_is_unreadable(signer: Signer) -> None:
