@@ -67,6 +67,7 @@ class SourceRequest(BeamRequest):
     )
     late_days: int | None = setting("late_days")
     retention_days: float | None = setting("retention_days")
+    credentials: str | None = setting("credentials")
     add_source: bool = option(ADD_SOURCE_HELP, False)
 
     @property
@@ -688,6 +689,7 @@ class CalibrateRequest(BeamRequest):
         "Background scores that are averaged.", None, unset="tuned on 30% of the uploads", ge=1
     )
     encoder: str | None = setting("encoder")
+    credentials: str | None = setting("credentials")
     allow_shrink: bool | None = setting("allow_shrink")
 
     def check(self) -> None:
@@ -726,6 +728,7 @@ class EvaluateRequest(BeamRequest):
         example=["w/W.safetensors", "none"],
     )
     encoder: str | None = setting("encoder")
+    credentials: str | None = setting("credentials")
     views: str | None = setting("views")
     background: str | None = option(BACKGROUND_HELP, None, unset="the one that ships with the calibration")
     calibration: str | None = option(
@@ -766,6 +769,7 @@ class CheckCalibrationRequest(Request):
         f"{TRUTH_HELP} Uploads that the file does not name do not count.", None, unset="the demo's"
     )
     encoder: str | None = setting("encoder")
+    credentials: str | None = setting("credentials")
     transform: str | None = setting("transform")
     views: str | None = setting("views")
     calibration: str | None = setting("calibration")

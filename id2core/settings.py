@@ -80,12 +80,6 @@ class Settings(EnvironmentSettings):
         "one W.",
         examples=["w/calibration.json"],
     )
-    views: Literal["auto", "none"] = Field(
-        "auto",
-        description="How uploads are looked at: auto (whole, inside frames and collages, cropped, mirrored, "
-        "turned, with fine detail, as far as the encoder and W allow) or none (whole: the paper's method). "
-        "References and uploads need the same.",
-    )
     index: str = Field(
         defaults.INDEX,
         description="Index of the search: flat (exact), or the FAISS string of a compressed index, see "
@@ -180,6 +174,12 @@ class Settings(EnvironmentSettings):
         gt=0,
         description="Processor time that decoding a file of up to 1 MiB may take, in seconds. Each further "
         "MiB of the file adds 1, up to 60. Pictures that need more are rejected.",
+    )
+    credentials: Literal["auto", "none"] = Field(
+        "auto",
+        description="Content Credentials of pictures: auto (read them where the extra `c2pa` is installed) "
+        "or none (read no manifest, so that the columns stay null).",
+        examples=["none"],
     )
     c2pa_trust_list: str | None = Field(
         None,

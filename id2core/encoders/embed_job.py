@@ -81,7 +81,7 @@ class EmbedJob:
         night, late_days: of a dated source, what is read; by default the present night.
         retention_days: days for which rows of a source that is appended stay; None for ever.
         allowed_places: folders and prefixes that a list may name beside its own.
-        trust: certificates in PEM, by which signers of Content Credentials are trusted.
+        trust: certificates in PEM, by which signers of Content Credentials are trusted; None to read none.
         views: what rows get besides latent and descriptor, see `embedding.embed_objects`.
         add_source: whether `out` may hold rows of other sources alone.
 
@@ -113,7 +113,7 @@ class EmbedJob:
     retention_days: float | None = None
     allowed_places: tuple[str, ...] = ()
     add_source: bool = False
-    trust: str = ""
+    trust: str | None = ""
     views: str = defaults.AUTO
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class EmbedJob:
             night=feed.get("night") or dates.today(settings.time_zone),
             add_source=feed.get("add_source", False),
             allowed_places=tuple(settings.allowed_places),
-            trust=trust_list.read(settings.c2pa_trust_list),
+            trust=None if settings.credentials == "none" else trust_list.read(settings.c2pa_trust_list),
             **settings.model_dump(include=_SETTINGS),
         )
 

@@ -283,3 +283,18 @@ def test_a_scan_tells_what_uploads_say_and_scores_them_alike(
         assert without[column].to_pylist() == said[column].to_pylist()
     page = (out / "report.html").read_text()
     assert "trusted · &lt;b&gt;Painter 1.2 · trainedAlgorithmicMedia" in page
+
+
+def test_no_manifest_is_read_where_credentials_are_off(signed: bytes, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "signed.jpg").write_bytes(signed)
+    names = [name for name, _ in schemas.CREDENTIALS]
+    states = {}
+    for value in ("none", "auto"):
+        out = str(tmp_path / value)
+        id2.embed(images=str(tmp_path / "in"), out=out, credentials=value)
+        [states[value]] = (
+            Dataset.open(f"{out}/embeddings").read(schemas.embeddings_schema(1, 1), names).to_pylist()
+        )
+    assert states["none"] == dict.fromkeys(names)
+    assert states["auto"]["c2pa_state"] == "untrusted"
