@@ -70,9 +70,14 @@ class Signer:
         generator: str = "Painter",
         source_type: str | None = AI,
         parent: bytes | None = None,
+        thumbnail: bytes | None = None,
         remote: str | None = None,
     ) -> bytes:
-        """Return a picture file with a manifest; with `remote`, only with the URL of one."""
+        """Return a picture file with a manifest; with `remote`, only with the URL of one.
+
+        Args:
+            thumbnail: of the parent; by default a small picture of it.
+        """
         import c2pa
 
         manifest: dict[str, Any] = {"claim_generator_info": [{"name": generator, "version": "1.2"}]}
@@ -83,7 +88,11 @@ class Signer:
         if not source_type:
             builder.set_intent(c2pa.C2paBuilderIntent.EDIT)
         if parent:
-            builder.add_ingredient({"relationship": "parentOf"}, "image/jpeg", io.BytesIO(parent))
+            ingredient: dict[str, Any] = {"relationship": "parentOf"}
+            if thumbnail is not None:
+                builder.add_resource("thumbnail", io.BytesIO(thumbnail))
+                ingredient["thumbnail"] = {"format": "image/jpeg", "identifier": "thumbnail"}
+            builder.add_ingredient(ingredient, "image/jpeg", io.BytesIO(parent))
         if remote:
             builder.set_remote_url(remote)
             builder.set_no_embed()

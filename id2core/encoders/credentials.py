@@ -1,8 +1,9 @@
 """Content Credentials (C2PA): what a picture file says about its own origin, and whether a signature holds.
 
-A manifest is written by whoever made the file. It is a claim beside a picture, and it lowers no score: the
-parent that it shows is one more view of the picture. `decoder_pool.credentials` reads it in a process with
-limits of memory and time and without network. This module needs the extra `c2pa` only in `read`.
+A manifest is written by whoever made the file. It is a claim beside a picture, and changes no score of the
+picture itself. All that it can add is one more picture to look at: the thumbnail of a parent.
+`decoder_pool.credentials` reads it in a process with limits of memory and time and without network. This
+module needs the extra `c2pa` only in `read`.
 
 Source: C2PA specification 2.2, and the validation states of c2pa-rs.
 """
@@ -20,8 +21,10 @@ from typing import Any, Final
 
 # Characters of a text that a manifest gives.
 MOST_TEXT: Final = 200
-# Bytes of a thumbnail that is read out.
+# Bytes of a thumbnail that is read out, and pixels of one that is decoded. c2pa-rs makes the longer side
+# 1,024 pixels.
 MOST_THUMBNAIL: Final = 4 * 2**20
+MOST_THUMBNAIL_PIXELS: Final = 2048 * 2048
 
 
 class CredentialState(StrEnum):
@@ -44,7 +47,8 @@ class Credentials:
         generator: the program that wrote the manifest, by its own word.
         digital_source_type: how the picture came to be, by the same word: a name of IPTC's list such as
             `trainedAlgorithmicMedia`, or a URL of another list.
-        parent_thumbnail: a picture file of the parent, if it was asked for. Its bytes are a stranger's, too.
+        parent_thumbnail: a file of up to `MOST_THUMBNAIL` bytes that is said to be a small picture of the
+            parent, if it was asked for. Its bytes are a stranger's, too.
     """
 
     state: CredentialState
@@ -214,9 +218,9 @@ def _state(store: dict[str, Any]) -> CredentialState:
 
 
 def _text(value: object) -> str | None:
-    """Return a text of a manifest in one line of bounded length; None for nothing."""
+    """Return a text of a manifest in one line of bounded length, as valid Unicode; None for nothing."""
     text = " ".join(value.split())[:MOST_TEXT] if isinstance(value, str) else ""
-    return text or None
+    return text.encode(errors="replace").decode() or None
 
 
 def _generator(store: dict[str, Any]) -> str | None:
@@ -269,11 +273,25 @@ def _actions(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from assertion["data"].get("actions") or ()
 
 
+class _Thumbnail(io.BytesIO):
+    """A file in memory that takes no more bytes than a thumbnail may have."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > MOST_THUMBNAIL:
+            raise ValueError(f"more than {MOST_THUMBNAIL} bytes")
+        return super().write(data)
+
+
 def _parent_thumbnail(reader: Any, store: dict[str, Any]) -> bytes | None:
-    for parent in _parents(store["manifests"][store["active_manifest"]]):
-        place = (parent.get("thumbnail") or {}).get("identifier", "")
-        if place.startswith("self#jumbf="):
-            image = io.BytesIO()
-            reader.resource_to_stream(place, image)
-            return image.getvalue() if image.tell() <= MOST_THUMBNAIL else None
+    """Return the thumbnail of the first parent that has one; None where it cannot be read."""
+    try:
+        for parent in _parents(store["manifests"][store["active_manifest"]]):
+            place = (parent.get("thumbnail") or {}).get("identifier", "")
+            if place.startswith("self#jumbf="):
+                image = _Thumbnail()
+                reader.resource_to_stream(place, image)
+                return image.getvalue() or None
+    # What else the manifest says holds without it.
+    except Exception:
+        return None
     return None

@@ -10,9 +10,14 @@ from typing import Final
 
 from id2core.encoders import credentials, decoder_pool
 from id2core.encoders.budget import MIB, Limits, MemoryGate
-from id2core.encoders.credentials import NO_CREDENTIALS, Credentials
+from id2core.encoders.credentials import (
+    MOST_THUMBNAIL,
+    MOST_THUMBNAIL_PIXELS,
+    NO_CREDENTIALS,
+    Credentials,
+)
 from id2core.encoders.images import Decoded, Inset
-from id2core.encoders.views import WHOLE
+from id2core.encoders.views import HALVES, INSET, PARENT, WHOLE
 from id2core.runs import parts
 from id2core.store import storage
 from id2core.store.rejects import Reject
@@ -25,7 +30,7 @@ class Picture:
 
     Attributes:
         information: how much it shows, where that was measured.
-        credentials: what its manifest says; None where nobody looked.
+        credentials: what its manifest says, without the file of a thumbnail; None where nobody looked.
         insets: name of a view → the picture that is seen inside of it, or that its manifest has. None where
             nobody looked.
     """
@@ -43,8 +48,6 @@ class Picture:
         return 1 + len(self.insets or ())
 
 
-# What a view is called: of the only picture inside of one, of two, and of the parent in a manifest.
-_INSET, _HALVES, _PARENT = ("inset",), ("half-1", "half-2"), "parent"
 # Whole files that this process holds at once, in bytes; photos are far below, whatever the number of threads.
 _FILES: Final = MemoryGate(512 * MIB)
 
@@ -69,7 +72,7 @@ def read_picture(
     Args:
         obj: a listed object.
         size: side of the square in pixels.
-        limits: what the file may cost, for its pixels and again for its manifest.
+        limits: what the file may cost: for its pixels, again for its manifest, and again for a parent.
         trust: certificates in PEM, to read Content Credentials by; None not to look for any.
         look: whether to look for pictures inside of it, and in its manifest.
     """
@@ -81,7 +84,8 @@ def read_picture(
         if trust is None or isinstance(picture, Reject):
             return picture
         said = _credentials(data, picture.decoded.format, limits, trust, look)
-    return replace(picture, credentials=said, insets=_with_parent(picture, said, size, limits))
+    insets = _with_parent(picture, said, size, limits)
+    return replace(picture, credentials=said and replace(said, parent_thumbnail=None), insets=insets)
 
 
 def _with_parent(
@@ -90,10 +94,16 @@ def _with_parent(
     """Return the insets of a picture, with the parent that its manifest shows."""
     if picture.insets is None or said is None or said.parent_thumbnail is None:
         return picture.insets
-    parent = decoder_pool.decode(said.parent_thumbnail, size, limits)
+    # It is decoded as any picture, under tighter limits. A manifest of its own is not read.
+    tighter = replace(
+        limits,
+        max_bytes=min(limits.max_bytes, MOST_THUMBNAIL),
+        max_pixels=min(limits.max_pixels, MOST_THUMBNAIL_PIXELS),
+    )
+    parent = decoder_pool.decode(said.parent_thumbnail, size, tighter)
     if isinstance(parent, Reject):
         return picture.insets
-    return {**picture.insets, _PARENT: Inset(WHOLE, parent.pixels)}
+    return {**picture.insets, PARENT: Inset(WHOLE, parent.pixels)}
 
 
 def _credentials(data: bytes, kind: str, limits: Limits, trust: str, thumbnail: bool) -> Credentials | None:
@@ -117,7 +127,7 @@ def decode_picture(
     decoded = decoder_pool.decode(data, size, limits, look=look)
     if isinstance(decoded, Reject):
         return decoded
-    names = _INSET if len(decoded.insets) == 1 else _HALVES
+    names = (INSET,) if len(decoded.insets) == 1 else HALVES
     insets = dict(zip(names, decoded.insets, strict=False)) if look else None
     # The listing knows the mean size of Parquet rows alone.
     return Picture(replace(obj, bytes=len(data)), hashlib.sha256(data).hexdigest(), decoded, insets=insets)

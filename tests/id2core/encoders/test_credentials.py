@@ -21,11 +21,11 @@ from PIL import Image
 
 import id2
 from id2core.encoders import credentials, images, pictures, trust_list
-from id2core.encoders.budget import Limits
-from id2core.encoders.credentials import NO_CREDENTIALS, Credentials, CredentialState
+from id2core.encoders.budget import DEFAULT_LIMITS, Limits
+from id2core.encoders.credentials import MOST_THUMBNAIL, NO_CREDENTIALS, Credentials, CredentialState
 from id2core.encoders.decoder_pool import DecoderPool
 from id2core.encoders.images import Decoded
-from id2core.encoders.pictures import Picture
+from id2core.encoders.pictures import Picture, read_picture
 from id2core.encoders.views import WHOLE
 from id2core.errors import OptionError
 from id2core.store import schemas, storage
@@ -136,6 +136,58 @@ def test_what_a_manifest_does_not_say_its_parent_does(
     assert pool.credentials(other, "jpeg") == replace(
         CLAIM, digital_source_type="https://example.org/painted"
     )
+
+
+def _read(file: bytes, tmp_path: Path, parent: bool = True) -> Picture:
+    """Return a file as a corpus reads it, and require that its row does not depend on what it says."""
+    (tmp_path / "upload").write_bytes(file)
+    obj = storage.find(str(tmp_path / "upload"))
+    picture, plain = (read_picture(obj, 64, DEFAULT_LIMITS, trust, look=parent) for trust in ("", None))
+    assert isinstance(picture, Picture)
+    assert isinstance(plain, Picture)
+    assert np.array_equal(picture.decoded.pixels, plain.decoded.pixels)
+    assert not plain.insets
+    assert picture.credentials
+    assert picture.credentials.parent_thumbnail is None
+    return picture
+
+
+def test_the_parent_of_a_manifest_is_decoded_beside_the_picture_also_of_a_forged_one(
+    signer: Signer, plain: bytes, pool: DecoderPool, tmp_path: Path
+) -> None:
+    original = encode(scene(2), "JPEG")
+    edited = signer.sign(plain, source_type=None, parent=original)
+    forged = edited[:-100] + bytes([edited[-100] ^ 1]) + edited[-99:]
+    expected = pool.decode(original, 64)
+    assert isinstance(expected, Decoded)
+    for file, state in ((edited, CredentialState.UNTRUSTED), (forged, CredentialState.INVALID)):
+        picture = _read(file, tmp_path)
+        assert picture.credentials == Credentials(state, "Painter 1.2")
+        assert picture.insets and list(picture.insets) == ["parent"]
+        parent = picture.insets["parent"].pixels
+        assert np.abs(parent.astype(int) - expected.pixels).mean() < 5
+    assert _read(edited, tmp_path, parent=False).insets is None
+    assert not _read(signer.sign(plain), tmp_path).insets
+
+
+@pytest.mark.parametrize(
+    "thumbnail",
+    [
+        b"",
+        b"no picture",
+        encode(Image.new("1", (3000, 3000)), "PNG"),
+        b"\xff\xd8" + bytes(MOST_THUMBNAIL),
+        encode(scene(2), "JPEG")[:2000],
+    ],
+    ids=["empty", "text", "bomb", "large", "cut"],
+)
+def test_a_thumbnail_that_cannot_be_decoded_is_ignored(
+    thumbnail: bytes, signer: Signer, plain: bytes, tmp_path: Path
+) -> None:
+    file = signer.sign(plain, source_type=None, parent=encode(scene(2), "JPEG"), thumbnail=thumbnail)
+    picture = _read(file, tmp_path)
+    assert not picture.insets
+    assert picture.credentials == Credentials(CredentialState.UNTRUSTED, "Painter 1.2")
 
 
 class _Counting(BaseHTTPRequestHandler):
