@@ -72,18 +72,25 @@ class Signer:
         parent: bytes | None = None,
         thumbnail: bytes | None = None,
         remote: str | None = None,
+        note: object = None,
     ) -> bytes:
         """Return a picture file with a manifest; with `remote`, only with the URL of one.
 
         Args:
             thumbnail: of the parent; by default a small picture of it.
+            note: what an assertion of no meaning holds.
         """
         import c2pa
 
-        manifest: dict[str, Any] = {"claim_generator_info": [{"name": generator, "version": "1.2"}]}
+        manifest: dict[str, Any] = {
+            "claim_generator_info": [{"name": generator, "version": "1.2"}],
+            "assertions": [],
+        }
         if source_type:
             action = {"action": "c2pa.created", "digitalSourceType": source_type}
-            manifest["assertions"] = [{"label": "c2pa.actions", "data": {"actions": [action]}}]
+            manifest["assertions"].append({"label": "c2pa.actions", "data": {"actions": [action]}})
+        if note:
+            manifest["assertions"].append({"label": "org.example.note", "data": {"note": note}})
         builder = c2pa.Builder.from_json(json.dumps(manifest))
         if not source_type:
             builder.set_intent(c2pa.C2paBuilderIntent.EDIT)

@@ -296,8 +296,9 @@ def test_the_parent_that_a_manifest_shows_is_a_view(signer: Signer, signed: byte
 def test_a_manifest_over_its_budget_is_unreadable(signer: Signer) -> None:
     pool = DecoderPool(1)
     unreadable = Credentials(CredentialState.UNREADABLE)
-    noise = Image.effect_noise((600, 600), 100)
-    file = signer.sign(encode(noise, "PNG"), "png")
+    # 50 KB that the library writes as 11 MB of JSON.
+    nested = functools.reduce(lambda inner, _: [inner], range(100), [0] * 50_000)
+    file = signer.sign(encode(scene(1), "PNG"), "png", note=nested)
     try:
         assert pool.credentials(file, "png", Limits(max_memory=0)) == unreadable
         assert pool.credentials(file, "png", Limits(max_seconds=1e-3)) == unreadable
