@@ -61,7 +61,8 @@ ATTRIBUTION = """\
 Every file in `references/` is a crop of one of the pictures below, scaled down and compressed; its name is
 the picture's slug and a number. Every file in `uploads/` is either such a crop, an edit of one (JPEG
 compression, blur, downscaling, a watermark, or a round trip through a VAE), or a translation of one by the
-diffusion model `mini-a` or `mini-b`; `uploads.csv` names the slug and the edit of each. What was made from a
+diffusion model `mini-a` or `mini-b`, or one of these mirrored, cropped, framed, turned, or drawn into a
+screenshot; `uploads.csv` names the slug and the edit of each. What was made from a
 picture is under the license of that picture, not under the license of the program around it. The texts of
 the GPL and the LGPL are in `LICENSES/`.
 

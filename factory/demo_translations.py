@@ -77,7 +77,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _write_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
+def write_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
+    """Write rows of a CSV file of the demo."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -104,8 +105,8 @@ def add(demo: Path) -> list[Upload]:
         edit = f"{upload.model}@{upload.strength}"
         kinds.append({"query_uri": uri, "edit": edit, "source": source, "prompt": upload.prompt})
         truth.append({"query_uri": uri, "reference_uri": upload.reference, "group": upload.model})
-    _write_rows(demo / "uploads.csv", COLUMNS, kinds)
-    _write_rows(demo / "truth.csv", TRUTH_COLUMNS, truth)
+    write_rows(demo / "uploads.csv", COLUMNS, kinds)
+    write_rows(demo / "truth.csv", TRUTH_COLUMNS, truth)
     return uploads
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from id2core import environment
 from id2core.encoders import budget
 from id2core.encoders.budget import DEFAULT_LIMITS, MIB, Allowance, Limits, MemoryGate
 from id2core.encoders.credentials import MOST_THUMBNAIL, Credentials, CredentialState
@@ -108,7 +109,7 @@ def default_processes(cores: int | None = None) -> int:
     Args:
         cores: of the machine; by default those that this process may use.
     """
-    cores = cores or _cores()
+    cores = cores or environment.usable_cores()
     return max(min(2 * cores, _SMALL_MACHINE), min(cores, MOST_PROCESSES))
 
 
@@ -385,13 +386,6 @@ def _processor_seconds(pid: int) -> float:
     except psutil.Error:
         return 0.0
     return float(times.user + times.system)
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 _lock = threading.Lock()

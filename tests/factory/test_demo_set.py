@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import id2core
-from factory import demo_set, demo_translations
+from factory import demo_edits, demo_set, demo_translations
 
 DEMO = Path(id2core.__file__).parent / "data" / "demo"
 EDITS = ("blur3", "jpeg30", "resize_half", "vae_round_trip", "watermark")
@@ -36,19 +36,23 @@ def references() -> list[Path]:
 
 def test_counts(origins: dict[str, str], references: list[Path]) -> None:
     assert 190 <= len(references) <= 210
-    assert len(origins) == 200
+    assert len(origins) == 260
     with_origin = [reference for reference in origins.values() if reference]
-    assert len(with_origin) == len(set(with_origin)) == 140
-    edits = Counter(row["edit"] for row in rows("uploads.csv"))
+    # Twenty translations are there edited, too.
+    assert len(with_origin) == 180 and len(set(with_origin)) == 160
+    kinds = [row["edit"] for row in rows("uploads.csv")]
+    edits = Counter(kind for kind in kinds if demo_edits.MARK not in kind)
     models = {f"{name}@{strength}": 40 for name, strength in demo_translations.STRENGTHS.items()}
     assert edits == {**dict.fromkeys(EDITS, 12), "none": 60, **models}
+    edited = Counter(kind.partition(demo_edits.MARK)[2] for kind in kinds if demo_edits.MARK in kind)
+    assert edited == dict.fromkeys(demo_edits.CHOSEN, 3 * demo_edits.EACH)
 
 
 def test_translations_have_a_prompt_and_models_have_their_own_originals(origins: dict[str, str]) -> None:
     of_model: dict[str, set[str]] = {}
     for row in rows("uploads.csv"):
         assert bool(row["prompt"]) == ("@" in row["edit"])
-        if row["prompt"]:
+        if row["prompt"] and demo_edits.MARK not in row["edit"]:
             of_model.setdefault(row["edit"], set()).add(origins[row["query_uri"]])
             with Image.open(DEMO / row["query_uri"]) as picture:
                 assert picture.size == (256, 256)
@@ -68,7 +72,7 @@ def test_uploads_without_origin_come_from_pictures_without_references(
     referenced = {slug(path.name) for path in references}
     for row in rows("uploads.csv"):
         origin = origins[row["query_uri"]]
-        assert bool(origin) == (row["edit"] != "none")
+        assert bool(origin) == (not row["edit"].startswith("none"))
         assert slug(origin) == row["source"] if origin else row["source"] not in referenced
 
 

@@ -38,7 +38,7 @@ def test_the_demo_finds_its_origins_and_says_where_the_report_is(
     assert 5 <= len(commits) <= 17, commits
     again = call("demo", "--out", tmp_path / "demo", "--json")
     summary = json.loads(again.stdout)
-    assert summary["counts"]["references"] == 200 and summary["counts"]["queries"] == 200
+    assert summary["counts"]["references"] == 200 and summary["counts"]["queries"] == 260
     assert 0.6 < summary["accuracy"] < 0.95 and summary["accuracy_of"] == 140
     assert [row["kind"] for row in summary["compared"]] == ["all with an origin", "edits", "mini-a", "mini-b"]
     rewritten = call("report", tmp_path / "demo", "--max-pairs", 3, "--json")
