@@ -386,7 +386,7 @@ def calibrate(
         raise CalibrationError(f"the rates must be 0 < match ≤ review < 1, not {match} and {review}")
     if not np.isfinite(scores).all():
         raise CalibrationError("some scores are not finite; leave out queries without a score")
-    _require(len(scores), match, tuned_on)
+    require_queries(len(scores), match, tuned_on)
     fits = tails.fit(pairs, (match, review)) if pairs else [None, None]
     if None in fits:
         fits = [None, None]
@@ -420,7 +420,14 @@ def calibrate(
     return made
 
 
-def _require(queries: int, target: float, tuned_on: float) -> None:
+def require_queries(queries: int, target: float, tuned_on: float = 0.0) -> None:
+    """Raise CalibrationError where there are too few queries without origin for a target rate.
+
+    Args:
+        queries: how many there are.
+        target: rate.
+        tuned_on: as of `calibrate`.
+    """
     needed = required_queries(target)
     if queries >= needed:
         return

@@ -79,8 +79,13 @@ class Fit(BaseModel):
             raise ValueError("a scale is above 0, and a growth from 0 to 1")
         return self
 
-    def log_rates(self, target: float, score: float, references: int) -> NDArray[np.float64]:
-        """Return L of the rate of a score against some references, by each fit."""
+    def log_rates(
+        self, target: float, score: float | NDArray[np.float64], references: int
+    ) -> NDArray[np.float64]:
+        """Return L of the rate of a score against some references, by each fit.
+
+        Scores float64[n,1] give float64[n,fits].
+        """
         shape, scale, growth = (np.array(x) for x in (self.shape, self.scale, self.growth))
         excess = (score - np.array(self.score)) / scale
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -109,8 +114,12 @@ class Tail(BaseModel):
         """Return the rate of a threshold against at least as many references as were calibrated with."""
         return to_rate(self.point.log_rates(self.target, score, references)[0])
 
-    def threshold(self, references: int) -> float:
-        """Return the score that the target rate of uploads reaches against so many references."""
+    def rates(self, scores: NDArray[np.float64], references: int) -> NDArray[np.float64]:
+        """Return the rate of each threshold of float64[n], as of `rate`."""
+        return to_rates(self.point.log_rates(self.target, scores[:, None], references)[:, 0])
+
+    def threshold(self, references: int, rate: float | None = None) -> float:
+        """Return the score that a rate of uploads, by default the target, reaches against some references."""
         [shape], [scale], [growth], [score] = (
             self.point.shape,
             self.point.scale,
@@ -118,7 +127,8 @@ class Tail(BaseModel):
             self.point.score,
         )
         grown = growth * math.log(references / self.point.references)
-        return score + scale * (math.expm1(shape * grown) / shape if abs(shape) > 1e-9 else grown)
+        fall = grown + (to_log(self.target) - to_log(rate) if rate is not None else 0.0)
+        return score + scale * (math.expm1(min(shape * fall, -_NEVER)) / shape if abs(shape) > 1e-9 else fall)
 
     def interval(self, score: float, references: int, confidence: float) -> tuple[float, float]:
         """Return the two-sided interval of `rate`."""
@@ -190,6 +200,11 @@ def to_log(rate: float) -> float:
 def to_rate(log_rate: float) -> float:
     """Return the rate of which L is given."""
     return -math.expm1(-math.exp(min(log_rate, 50.0)))
+
+
+def to_rates(log_rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rates of which L are given."""
+    return np.asarray(-np.expm1(-np.exp(np.minimum(log_rates, 50.0))))
 
 
 def fit(pairs: Pairs, targets: Sequence[float], draws: int = DRAWS, seed: int = 0) -> list[Tail | None]:
