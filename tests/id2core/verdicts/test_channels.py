@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
 from id2core.errors import CalibrationError
+from id2core.search.match_rows import MatchConstants, to_matches
+from id2core.store import schemas
 from id2core.verdicts import calibration, channels
 from id2core.verdicts.calibration import Calibration, Verdict
+from id2core.verdicts.channel_judging import ChannelJudge
 from id2core.verdicts.channels import Channels, JointCalibration
+from id2core.verdicts.judging import Judge
 from id2core.verdicts.tails import Pairs
 from tests.descriptor_sets import IDS
 
@@ -256,3 +262,64 @@ def test_a_joint_calibration_is_kept_as_a_file_and_fits_its_channels_alone(tmp_p
     Path(uri).write_text("[]")
     with pytest.raises(CalibrationError, match="is not a joint calibration"):
         channels.load(uri)
+
+
+def rows(name: str, scores: np.ndarray, information: list[float | None]) -> pa.Table:
+    """Rows of `matches/` as the search of a channel makes them, one upload each."""
+    ids = {"vae": IDS, "sscd": SECOND_IDS}[name]
+    queries = pa.table(
+        {
+            "image_id": [f"{i:064x}" for i in range(len(scores))],
+            "uri": [f"/q/{i}" for i in range(len(scores))],
+        }
+    )
+    candidates = pa.table(
+        {
+            "query_row": pa.array(range(len(scores)), pa.int64()),
+            "score": pa.array(scores, pa.float32()),
+            "reference_id": ["r"] * len(scores),
+            "reference_uri": ["/r"] * len(scores),
+            "reference_information": pa.array(information, pa.float32()),
+        }
+    )
+    constants = MatchConstants(
+        ids["encoder_id"], ids["transform_id"], "flat-1", "run-1", datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    return to_matches(queries, candidates, constants)
+
+
+def test_a_channel_judges_its_rows_at_the_rate_of_all_channels() -> None:
+    joint = channels.union(BOTH, match=0.02, review=0.1)
+    both = Channels(joint, tuple(BOTH.values()))
+    judge = ChannelJudge(both, "sscd", Judge(BOTH["sscd"]))
+    match, review = (both.threshold("sscd", v, CORPUS) for v in (Verdict.MATCH, Verdict.REVIEW))
+    assert judge.lowest <= review < BOTH["sscd"].match.score < match
+    scores = np.array([match + 1e-3, match - 1e-3, review - 1e-3, BOTH["sscd"].match.score])
+    judged = judge.judge(rows("sscd", scores, [None] * 4), CORPUS)
+    assert judged.schema == schemas.MATCHES
+    assert judged["verdict"].to_pylist() == ["match", "review", "none", "review"]
+    assert judged["false_positive_rate"].to_pylist() == pytest.approx([0.02, 0.1, None, 0.1])
+    assert set(judged["channel"].to_pylist()) == {"sscd"}
+    assert set(judged["calibration_id"].to_pylist()) == {joint.calibration_id}
+    assert judge.judge(schemas.MATCHES.empty_table(), CORPUS).num_rows == 0
+    with pytest.raises(CalibrationError, match="calibrated for encoder_id"):
+        judge.judge(rows("vae", scores, [None] * 4), CORPUS)
+
+
+def test_a_picture_without_content_is_no_match_in_a_channel() -> None:
+    bounded = BOTH["sscd"].model_copy(update={"content": 0.1})
+    own = BOTH | {"sscd": bounded}
+    both = Channels(channels.union(own, match=0.02, review=0.1), tuple(own.values()))
+    judged = ChannelJudge(both, "sscd", Judge(bounded)).judge(
+        rows("sscd", np.array([9.0, 9.0]), [0.05, 0.5]), CORPUS
+    )
+    assert judged["verdict"].to_pylist() == ["none", "match"]
+    assert judged["verdict_reason"].to_pylist() == ["no_content", None]
+    assert judged["false_positive_rate"].to_pylist() == pytest.approx([None, 0.02])
+
+
+def test_a_channel_is_judged_by_its_own_calibration_alone() -> None:
+    both = Channels(channels.union(BOTH, match=0.02, review=0.1), tuple(BOTH.values()))
+    for name, own in (("sscd", BOTH["vae"]), ("pdq", BOTH["sscd"])):
+        with pytest.raises(CalibrationError, match="is not the calibration of the channel"):
+            ChannelJudge(both, name, Judge(own))
