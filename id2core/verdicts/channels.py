@@ -43,10 +43,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from id2core.errors import CalibrationError
+from id2core.evaluation.truth_files import Truth
 from id2core.store import datasets, storage, strict_json
 from id2core.verdicts import calibration, tails
 from id2core.verdicts.calibration import CONFIDENCE, Calibration, Verdict, clopper_pearson
@@ -317,7 +320,8 @@ def union(
         weights: of the channels, in their order; equal by default.
 
     Raises:
-        CalibrationError: rates or weights are out of order or range.
+        CalibrationError: rates or weights are out of order or range, or a calibration without tail models
+            has no threshold at its share.
     """
     levels = {
         name: Level(target=target, statistic=target) for name, target in _targets(match, review).items()
@@ -338,15 +342,16 @@ def measured(
 
     Args:
         calibrations: name of a channel → its calibration.
-        scores: float[n,C], best score of each stranger in each channel; NaN where the channel rejects it. A
-            stranger that all channels reject is left out.
+        scores: float[n,C], best score of each stranger in each channel (`stranger_scores`); NaN where the
+            channel rejects it. A stranger that all channels reject is left out.
         references: size of the corpus that they were searched in.
         match, review: target rates of the two verdicts, 0 < match ≤ review < 1.
         weights: of the channels, in their order; equal by default.
 
     Raises:
         CalibrationError: there are too few strangers for a rate (its `missing` says how many), a score is
-            infinite, or rates or weights are out of order or range.
+            infinite, rates or weights are out of order or range, or a calibration without tail models has no
+            threshold at the level.
     """
     if np.isinf(scores).any():
         raise CalibrationError("some scores are infinite; leave them out, or set NaN where there is none")
@@ -357,6 +362,34 @@ def measured(
     calibration.require_queries(len(known), match)
     levels = {name: _level(known, target) for name, target in targets.items()}
     return _made(MEASURED, calibrations, shares, levels, references=references, queries=len(known))
+
+
+def stranger_scores(
+    matches: Mapping[str, pa.Table], calibrations: Mapping[str, Calibration], truth: Truth
+) -> NDArray[np.float64]:
+    """Return the best score of each query that the truth says has no origin in each channel, float64[n,C].
+
+    A query without a match in a channel was rejected there, and has NaN. So the matches must be stored
+    without a floor.
+
+    Args:
+        matches: name of a channel → its matches of one run: `query_uri` and the score that is calibrated.
+        calibrations: name of a channel → its calibration; columns have their order.
+        truth: which queries have an origin.
+
+    Raises:
+        CalibrationError: a score is not known.
+    """
+    without = pa.array([query for query, origin in truth.items() if not origin], pa.string())
+    scores = np.full((len(without), len(calibrations)), np.nan)
+    for place, (name, own) in enumerate(calibrations.items()):
+        rows = matches[name].select(["query_uri", own.score])
+        number = pc.index_in(rows["query_uri"], value_set=without)
+        rows, number = rows.filter(number.is_valid()), number.drop_null()
+        if rows[own.score].null_count:
+            raise CalibrationError(f"{name}: {own.score} is not known in every row: fill it in")
+        np.fmax.at(scores[:, place], number.to_numpy(), rows[own.score].to_numpy().astype(np.float64))
+    return scores
 
 
 def _level(statistics: NDArray[np.float64], target: float) -> Level:
@@ -404,7 +437,20 @@ def _made(
         )
         for (name, own), weight in zip(calibrations.items(), _weights(calibrations, weights), strict=True)
     )
+    for channel, own in zip(channels, calibrations.values(), strict=True):
+        _check_reach(channel, own, levels["match"])
     return JointCalibration(rule=rule, channels=channels, **levels, **sample)
+
+
+def _check_reach(channel: Channel, own: Calibration, level: Level) -> None:
+    """Raise CalibrationError where no score of a channel is enough for a match."""
+    share = channel.weight * level.statistic
+    if score_of(own, share, own.references) == math.inf:
+        raise CalibrationError(
+            f"no score of the channel {channel.name} is enough for a match: its share is a rate of "
+            f"{share:.2g}, and its calibration knows no threshold there. Calibrate it on more references, so "
+            f"that it has a tail model, or with --match {share:.2g}"
+        )
 
 
 def _statistic(
@@ -507,6 +553,8 @@ class _Curve:
         match, review = self.match, self.review
         if rate >= 1:
             return -math.inf
+        if rate < tails.least_rate():
+            return math.inf
         if match.tail is None or review.tail is None:
             return review.score if rate >= review.rate else match.score if rate >= match.rate else math.inf
         if rate >= review.rate:

@@ -202,6 +202,11 @@ def to_rate(log_rate: float) -> float:
     return -math.expm1(-math.exp(min(log_rate, 50.0)))
 
 
+def least_rate() -> float:
+    """Return the rate of scores that no upload reaches by the model."""
+    return to_rate(_NEVER)
+
+
 def to_rates(log_rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the rates of which L are given."""
     return np.asarray(-np.expm1(-np.exp(np.minimum(log_rates, 50.0))))

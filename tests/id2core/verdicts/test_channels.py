@@ -151,12 +151,23 @@ def test_ties_reach_a_level_together_or_not_at_all() -> None:
     assert joint.match.exceedances == 10
     assert judged(joint, scores, STEPS) == 0.01
     scores[:11, 0] = high
-    joint = channels.measured(STEPS, scores, CORPUS, match=0.01, review=0.05)
-    assert joint.match.exceedances == 0
-    assert joint.review.exceedances == 11
-    assert judged(joint, scores, STEPS) == 0
-    everywhere = channels.measured(STEPS, np.full((1000, 2), 2.0), CORPUS, match=0.01, review=0.05)
-    assert judged(everywhere, scores, STEPS) == 0
+    # Eleven are too many, and steps know nothing stricter.
+    with pytest.raises(CalibrationError, match="no score of the channel vae is enough for a match"):
+        channels.measured(STEPS, scores, CORPUS, match=0.01, review=0.05)
+    joint = channels.measured(STEPS, scores, CORPUS, match=0.011, review=0.05)
+    assert joint.match.exceedances == 11
+    tied = best_scores(np.random.default_rng(4), 1000, 0.5)
+    tied[:30] = 2.0
+    with pytest.raises(CalibrationError, match="is enough for a match"):
+        channels.measured(BOTH, tied, CORPUS, match=0.02, review=0.1)
+
+
+def test_a_calibration_without_a_threshold_at_its_share_is_refused() -> None:
+    with pytest.raises(CalibrationError, match=r"calibration knows no threshold there.* with --match 0\.005"):
+        channels.union(STEPS, match=0.01, review=0.05)
+    joint = channels.union(STEPS, match=0.02, review=0.1)
+    both = Channels(joint, tuple(STEPS.values()))
+    assert both.threshold("vae", Verdict.MATCH, CORPUS) == STEPS["vae"].match.score
 
 
 def test_every_stranger_that_counts_as_reached_gets_the_verdict() -> None:
@@ -230,6 +241,20 @@ def test_too_few_strangers_and_bad_weights_are_refused() -> None:
         channels.union(BOTH, match=0.2, review=0.1)
     with pytest.raises(CalibrationError, match="infinite"):
         channels.measured(BOTH, np.full((500, 2), np.inf), CORPUS, match=0.02, review=0.1)
+
+
+def test_strangers_are_matched_by_their_uri_and_rejected_ones_have_no_score() -> None:
+    first = pa.table(
+        {"query_uri": ["a", "a", "b", "c", "x"], "score": pa.array([0.1, 0.3, 0.2, 0.9, 0.8], pa.float32())}
+    )
+    second = pa.table({"query_uri": ["c", "a", "d"], "score": pa.array([0.7, 0.5, 0.4], pa.float32())})
+    truth = {"a": None, "b": None, "c": "origin", "d": None, "e": None}
+    scores = channels.stranger_scores({"sscd": second, "vae": first}, STEPS, truth)
+    expected = [[0.3, 0.5], [0.2, np.nan], [np.nan, 0.4], [np.nan, np.nan]]
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    unknown = pa.table({"query_uri": ["a"], "score": pa.array([None], pa.float32())})
+    with pytest.raises(CalibrationError, match="sscd: score is not known"):
+        channels.stranger_scores({"sscd": unknown, "vae": first}, STEPS, truth)
 
 
 def test_a_joint_calibration_is_kept_as_a_file_and_fits_its_channels_alone(tmp_path: Path) -> None:
