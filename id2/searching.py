@@ -13,7 +13,7 @@ from id2core import environment
 from id2core.errors import CalibrationError
 from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
 from id2core.reports.inputs import ReportInputs
-from id2core.runs import public_tables
+from id2core.runs import ledger, public_tables
 from id2core.runs.ledger import Span
 from id2core.runs.records import Recorder
 from id2core.search import background_rows, indexes, looks, match_rows, matching
@@ -28,6 +28,7 @@ from id2core.settings import Settings
 from id2core.store import storage
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import source_of
+from id2core.transforms.linear import AUTO, NONE
 from id2core.verdicts import judging, rejudging
 from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.judging import Judge
@@ -310,11 +311,37 @@ def run_planned(plan: SearchPlan, beam: list[str]) -> Dataset:
     return search.run_planned(plan, beam)
 
 
-def views_of(settings: Settings, ids: Mapping[str, str]) -> ViewPlan | None:
-    """Return the views under which uploads are looked at; None for the whole alone.
+def choose(
+    settings: Settings, ids: Mapping[str, str], out: str
+) -> tuple[ViewPlan | None, Calibration | None]:
+    """Return the views under which uploads are looked at, None for the whole alone, and the calibration.
+
+    `auto` goes on as the matches in `out` were searched before, and follows a calibration of whole uploads.
 
     Args:
-        settings: which views, and where W is from.
+        settings: which views, where W is from, and which calibration.
         ids: `schemas.ROW_IDS` of the descriptors.
+        out: parent of `matches/`.
+
+    Raises:
+        CalibrationError: the calibration is missing or damaged, or is for other scores.
     """
-    return looks.plan(settings.views, settings.transform, ids["encoder_id"], ids["transform_id"])
+    views = looks.plan(settings.views, settings.transform, ids["encoder_id"], ids["transform_id"])
+    if views and (reason := _only_whole(settings, ids, out)):
+        _log.info("whole uploads are searched, under no other views: %s", reason)
+        views = None
+    scored = {**ids, looks.VIEWS: looks.id_of(views)}
+    return views, judging.choose(settings.calibration, scored)
+
+
+def _only_whole(settings: Settings, ids: Mapping[str, str], out: str) -> str:
+    """Return why no other views than the whole are possible; empty where they are."""
+    if settings.calibration not in (AUTO, NONE):
+        chosen = judging.load(settings.calibration)
+        if chosen and chosen.views == looks.NONE:
+            return f"{settings.calibration} was calibrated on them"
+    matches = Dataset.find_own(storage.join(out, MATCHES))
+    events = ledger.events(matches.commit, dict(ids)) if matches else []
+    if events and events[-1].views == looks.NONE:
+        return f"{matches.uri if matches else out} keeps their scores. Another --out gets all views"
+    return ""

@@ -7,13 +7,13 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from id2 import indexing
+from id2 import indexing, searching
 from id2.corpora import Corpus, EmbeddedCorpus, embed_images
 from id2.jobs import canary
 from id2.jobs.compact import compact_if_needed
 from id2.requests import NightlyRequest
 from id2.results import NightlySummary
-from id2.searching import EmbeddedCorpora, PlannedJudge, Searcher, views_of
+from id2.searching import EmbeddedCorpora, PlannedJudge, Searcher
 from id2.stages import stage
 from id2core.encoders.embed_job import EmbedJob, Feed
 from id2core.reports import page
@@ -23,7 +23,6 @@ from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
 from id2core.runs.records import Recorder, recorded
-from id2core.search import looks
 from id2core.search.match_rows import MATCHES
 from id2core.search.results import SearchResult
 from id2core.sources import registry
@@ -59,9 +58,7 @@ class _Night:
         self._began = time.monotonic()
         self._ids = EmbedJob(".", ".", self._settings.encoder, self._settings.transform).identify()
         indexing.preflight(self._settings, None, self.out)
-        views = views_of(self._settings, self._ids)
-        scored = self._ids | {looks.VIEWS: looks.id_of(views)}
-        calibration = judging.choose(self._settings.calibration, scored)
+        views, calibration = searching.choose(self._settings, self._ids, self.out)
         self._background = self._find_background(calibration)
         background = self._background
         judging.check_background(calibration, background.uri if background else None)

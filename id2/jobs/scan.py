@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from id2 import indexing
+from id2 import indexing, searching
 from id2.corpora import Corpus, CorpusPair, embed_corpora
 from id2.requests import ReportRequest, ScanRequest
-from id2.searching import EmbeddedCorpora, Searcher, views_of
+from id2.searching import EmbeddedCorpora, Searcher
 from id2.stages import stage
 from id2core.encoders.embed_job import Feed
 from id2core.errors import DatasetError
@@ -20,7 +20,6 @@ from id2core.reports.facts import ScanConfig, ScanSummary
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.summary import summarize
 from id2core.runs.records import Recorder, recorded
-from id2core.search import looks
 from id2core.search.results import SearchResult
 from id2core.store import datasets, storage
 from id2core.store.datasets import Dataset
@@ -58,9 +57,7 @@ class _Scan:
         )
         self._ids = pair.row_ids(self._settings)
         indexing.preflight(self._settings, pair.reference.dataset, pair.out)
-        views = views_of(self._settings, self._ids)
-        scored = self._ids | {looks.VIEWS: looks.id_of(views)}
-        self._calibration = judging.choose(self._settings.calibration, scored)
+        views, self._calibration = searching.choose(self._settings, self._ids, pair.out)
         self.pair = self._with_background(pair)
         self._truth: Truth | None = pair.truth(request.truth) if request.truth else None
         self._groups = pair.groups(request.truth) if request.truth else {}
