@@ -19,6 +19,7 @@ from id2core.store import moves, schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms import reprojection
 from id2core.transforms.files import load_transform
+from id2core.transforms.linear import Transform
 from id2core.transforms.reprojection import Reprojection
 
 
@@ -61,10 +62,14 @@ class _Job:
     out: str
 
     @functools.cached_property
-    def transform_id(self) -> str:
-        """The id of the other W."""
+    def _transform(self) -> Transform:
         encoder_id = next(iter(self._corpora().values())).ids["encoder_id"]
-        return load_transform(self.request.transform, encoder_id).transform_id
+        return load_transform(self.request.transform, encoder_id)
+
+    @property
+    def transform_id(self) -> str:
+        """The id of the W that was asked for."""
+        return self._transform.transform_id
 
     def _corpora(self) -> dict[str, Dataset]:
         """Return the embeddings below the `--out` by the name of their corpus."""
@@ -90,11 +95,12 @@ class _Job:
             self.plan(Execution.begin())
 
     def plan(self, execution: Execution) -> dict[str, Reprojection]:
-        """Plan the work for each corpus that has other descriptors."""
+        """Plan the work for each corpus that has other descriptors, or lacks crops and detail."""
         return {
             name: reprojection.plan(dataset, self._place(name), self.request.transform, execution)
             for name, dataset in self._corpora().items()
             if dataset.ids["transform_id"] != self.transform_id
+            or reprojection.lacks_rows(dataset, self._transform)
         }
 
     def project(self, execution: Execution) -> list[ReprojectedCorpus]:

@@ -32,6 +32,7 @@ from id2core.runs.units import Record
 from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.ahead import in_order
 from id2core.store.datasets import SUCCESS, Change, Commit, Dataset, FileRecord
+from id2core.transforms import reference_rows
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 from id2core.transforms.reference_rows import ReferenceRows
@@ -163,6 +164,23 @@ def plan(corpus: Dataset, place: str, transform: str, execution: Execution) -> R
     if beside:
         beside.check_ids(ids)
     return Reprojection(corpus, place, transform, ids, execution, beside)
+
+
+def lacks_rows(corpus: Dataset, transform: Transform) -> bool:
+    """Return whether rows lack the crops and the detail that their own transform gives.
+
+    Earlier versions, and embeddings with `--views none`, have none. Reads 1 bit for each number of a latent.
+
+    Raises:
+        DatasetError: a file is gone or damaged.
+    """
+    filled = next((file for file in corpus.files if file.rows), None)
+    if filled is None or not corpus.has_values("latent"):
+        return False
+    latents = parquet.schema_of(moves.folders(corpus.uri), filled).field("latent").type.list_size
+    if not reference_rows.has_rows(transform, latents):
+        return False
+    return any(table["detail"].null_count for table in corpus.tables(["detail"]))
 
 
 def project(work: Reprojection, file: FileRecord, transform: Transform) -> FileRecord:

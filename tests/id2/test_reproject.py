@@ -208,3 +208,19 @@ def test_what_must_not_be_mixed_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(DatasetError, match="transform_id"):
         embed.run_planned([(late, work)])
     assert night(folder, str(folder / "w.safetensors")).new_references == 1
+
+
+def test_the_w_in_use_fills_in_what_rows_lack(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "in", 3)
+    made = {views: tmp_path / views for views in ("none", "auto")}
+    for views, out in made.items():
+        id2.embed(images=str(tmp_path / "in"), out=str(out), views=views)
+    apart = ("run_id", "embedded_at", "insets")
+    assert rows_of(made["none"], apart) != rows_of(made["auto"], apart)
+    states = []
+    for switch in (False, True, True):
+        report = id2.reproject(out=str(made["none"]), transform="auto", switch=switch)
+        states += [(corpus.projected, corpus.state) for corpus in report.corpora]
+    assert states == [(3, "beside"), (0, "in use"), (0, "in use")]
+    assert rows_of(made["none"], apart) == rows_of(made["auto"], apart)
+    assert not checkup.check(str(made["none"])).findings
