@@ -47,6 +47,11 @@ _BIGQUERY = f"""\
 """
 
 
+def _is_numbers(kind: pa.DataType) -> bool:
+    """Return whether values of a type are many numbers of a picture: lists, or bytes."""
+    return pa.types.is_binary(kind) or pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 @dataclass(frozen=True)
 class Source:
     """A table of the schema `id2` and the Parquet files that it is made of.
@@ -66,7 +71,7 @@ class Source:
     @property
     def columns(self) -> dict[str, pa.DataType]:
         """Name and type of each column that SQL sees: all but numbers of pictures and the partition."""
-        return {f.name: f.type for f in self.schema if f.name not in schemas.NUMBERS}
+        return {f.name: f.type for f in self.schema if not _is_numbers(f.type)}
 
 
 _EMBEDDINGS = schemas.embeddings_schema(1, 1)

@@ -27,7 +27,8 @@ CREATE OR REPLACE EXTERNAL TABLE id2.matches (
   information FLOAT64,
   c2pa_state STRING,
   generator STRING,
-  digital_source_type STRING
+  digital_source_type STRING,
+  detail FLOAT64
 )
 WITH PARTITION COLUMNS (scan_date DATE)
 OPTIONS (
@@ -82,6 +83,7 @@ CREATE OR REPLACE EXTERNAL TABLE id2.query_rejects (
   uri STRING,
   generation STRING,
   reason STRING,
+  detail STRING,
   run_id STRING
 )
 OPTIONS (
@@ -148,6 +150,7 @@ CREATE OR REPLACE EXTERNAL TABLE id2.reference_rejects (
   uri STRING,
   generation STRING,
   reason STRING,
+  detail STRING,
   run_id STRING
 )
 OPTIONS (
@@ -286,7 +289,8 @@ SELECT
   m.scanned_at,
   m.c2pa_state,
   m.generator,
-  m.digital_source_type
+  m.digital_source_type,
+  m.detail
 FROM id2.matches AS m
 LEFT JOIN newest AS v
   ON v.age = 1
@@ -329,7 +333,8 @@ SELECT
   j.scanned_at,
   j.c2pa_state,
   j.generator,
-  j.digital_source_type
+  j.digital_source_type,
+  j.detail
 FROM id2.judged AS j;
 
 CREATE OR REPLACE VIEW id2.current AS
@@ -371,7 +376,8 @@ SELECT
   j.scanned_at,
   j.c2pa_state,
   j.generator,
-  j.digital_source_type
+  j.digital_source_type,
+  j.detail
 FROM id2.judged AS j
 JOIN uploads AS u
   ON u.uri = j.query_uri

@@ -33,6 +33,7 @@ SELECT
   c2pa_state,
   generator,
   digital_source_type,
+  detail,
   scan_date
 FROM (
   SELECT
@@ -61,6 +62,7 @@ FROM (
   CAST(NULL AS VARCHAR) AS c2pa_state,
   CAST(NULL AS VARCHAR) AS generator,
   CAST(NULL AS VARCHAR) AS digital_source_type,
+  CAST(NULL AS FLOAT) AS detail,
   CAST(NULL AS DATE) AS scan_date
   WHERE FALSE
   UNION ALL BY NAME
@@ -155,12 +157,14 @@ SELECT
   uri,
   generation,
   reason,
+  detail,
   run_id
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS uri,
   CAST(NULL AS VARCHAR) AS generation,
   CAST(NULL AS VARCHAR) AS reason,
+  CAST(NULL AS VARCHAR) AS detail,
   CAST(NULL AS VARCHAR) AS run_id
   WHERE FALSE
   UNION ALL BY NAME
@@ -279,12 +283,14 @@ SELECT
   uri,
   generation,
   reason,
+  detail,
   run_id
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS uri,
   CAST(NULL AS VARCHAR) AS generation,
   CAST(NULL AS VARCHAR) AS reason,
+  CAST(NULL AS VARCHAR) AS detail,
   CAST(NULL AS VARCHAR) AS run_id
   WHERE FALSE
   UNION ALL BY NAME
@@ -506,7 +512,8 @@ SELECT
   m.scanned_at,
   m.c2pa_state,
   m.generator,
-  m.digital_source_type
+  m.digital_source_type,
+  m.detail
 FROM id2.matches AS m
 LEFT JOIN newest AS v
   ON v.age = 1
@@ -549,7 +556,8 @@ SELECT
   j.scanned_at,
   j.c2pa_state,
   j.generator,
-  j.digital_source_type
+  j.digital_source_type,
+  j.detail
 FROM id2.judged AS j;
 
 CREATE OR REPLACE VIEW id2.current AS
@@ -591,7 +599,8 @@ SELECT
   j.scanned_at,
   j.c2pa_state,
   j.generator,
-  j.digital_source_type
+  j.digital_source_type,
+  j.detail
 FROM id2.judged AS j
 JOIN uploads AS u
   ON u.uri = j.query_uri

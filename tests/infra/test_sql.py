@@ -37,6 +37,17 @@ def test_a_place_without_files_has_every_table_and_view_empty(tmp_path: Path) ->
             assert connection.execute(f"SELECT * FROM id2.{name}").fetchall() == [], name
 
 
+def test_text_and_numbers_of_every_table_are_there_and_numbers_of_pictures_are_not(place: Path) -> None:
+    write(place / "queries/rejects", schemas.REJECTS, [{"uri": "x", "detail": "jpeg: ends too early"}])
+    store(place, 2, match("c", "R2", 0.9, 2, view="inset+mirrored", detail=0.25))
+    assert ask(place, "SELECT detail FROM id2.query_rejects") == [("jpeg: ends too early",)]
+    for view in ("judged", "best_matches", "current"):
+        query = f"SELECT view, detail FROM id2.{view} WHERE detail IS NOT NULL"
+        assert ask(place, query) == [("inset+mirrored", 0.25)]
+    embeddings = {column for column, *_ in ask(place, "DESCRIBE id2.query_embeddings")}
+    assert embeddings.isdisjoint({"latent", "descriptor", "crops", "detail", "insets"})
+
+
 def test_ranks_go_over_all_nights_and_ties_by_reference(place: Path) -> None:
     store(place, 2, match("a", "R0", 0.5, 2))
     rows = ask(place, "SELECT query_uri, rank, reference_id FROM id2.best_matches ORDER BY ALL")

@@ -29,5 +29,6 @@ SELECT
   j.scanned_at,
   j.c2pa_state,
   j.generator,
-  j.digital_source_type
+  j.digital_source_type,
+  j.detail
 FROM id2.judged AS j

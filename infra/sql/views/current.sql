@@ -36,7 +36,8 @@ SELECT
   j.scanned_at,
   j.c2pa_state,
   j.generator,
-  j.digital_source_type
+  j.digital_source_type,
+  j.detail
 FROM id2.judged AS j
 JOIN uploads AS u
   ON u.uri = j.query_uri

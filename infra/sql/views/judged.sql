@@ -37,7 +37,8 @@ SELECT
   m.scanned_at,
   m.c2pa_state,
   m.generator,
-  m.digital_source_type
+  m.digital_source_type,
+  m.detail
 FROM id2.matches AS m
 LEFT JOIN newest AS v
   ON v.age = 1
