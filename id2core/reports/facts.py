@@ -148,6 +148,7 @@ class ScanSummary(ScanFacts):
         rejects: side → reason → how many.
         verdicts: verdict → queries; empty where nothing was judged.
         verdict_reasons: reason of a verdict → queries, where it is not the score.
+        views: view under which a query scored best → queries.
         scores_are: the column that scores are from.
         encoder_id, transform_id, preprocess_id, index_id: of the rows compared.
         top_k: references kept per query.
@@ -189,6 +190,7 @@ class ScanSummary(ScanFacts):
     no_origin_scores: Quantiles | None = None
     verdicts_of: dict[str, Verdicts] = {}
     verdict_reasons: dict[str, int] = {}
+    views: dict[str, int] = {}
     report_sha256: str = ""
     checksum: str = ""
 

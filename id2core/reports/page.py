@@ -23,6 +23,7 @@ from id2core.encoders import decoder_pool
 from id2core.encoders.budget import Limits
 from id2core.reports.facts import ScanSummary
 from id2core.reports.inputs import ReportInputs, among, match_tables, reject_examples, rows_of
+from id2core.reports.winning_views import WHOLE_UPLOAD, WinningView, boxes_of
 from id2core.store import schemas, storage, strict_json
 from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason, Reject
@@ -32,6 +33,7 @@ GONE, CHANGED = "picture no longer available", "picture changed since the scan"
 HTML, SUMMARY = "report.html", "summary.json"
 SHOWN_RANKS, READ_THREADS = 3, 8
 THUMBNAIL_PIXELS: Final = {"large": 256, "small": 112}  # longest side of a thumbnail, in pixels
+_PART_PIXELS: Final = 512  # of a picture of which a part is shown
 
 
 def save_report(inputs: ReportInputs, summary: ScanSummary, out: str, max_pairs: int = 200) -> ScanSummary:
@@ -118,6 +120,7 @@ class _Match(NamedTuple):
     c2pa_state: str | None
     generator: str | None
     digital_source_type: str | None
+    view: str | None
 
 
 class _Picture(NamedTuple):
@@ -138,6 +141,7 @@ class _Pair:
     Attributes:
         uri, picture: of the upload; a picture as `_thumbnail` returns it.
         rows: its matches, the best one first.
+        views: under which each scored best.
         originals: reference_uri of each → picture.
         truth: `hit`, `miss` or `none`; None where the truth does not name the upload.
     """
@@ -145,6 +149,7 @@ class _Pair:
     uri: str
     picture: dict[str, str]
     rows: list[_Match]
+    views: list[WinningView]
     originals: dict[str, dict[str, str]]
     truth: str | None
 
@@ -158,19 +163,29 @@ def _pairs(inputs: ReportInputs, count: int) -> list[_Pair]:
     shown = {row.reference_uri for rows in ranked.values() for row in rows}
     queries = _listed(inputs.query_embeddings, set(ranked))
     references = _listed(inputs.reference_embeddings, shown.union(filter(None, truth.values())))
+    views = _views(inputs, ranked)
+    best = [views[query][0] for query in ranked]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        uploads = dict(zip(ranked, pool.map(_thumbnail, map(queries.get, ranked)), strict=True))
+        uploads = dict(zip(ranked, pool.map(_thumbnail, map(queries.get, ranked), best), strict=True))
         originals = dict(zip(shown, pool.map(_thumbnail, map(references.get, shown)), strict=True))
     return [
         _Pair(
             uri=query,
             picture=uploads[query],
             rows=rows,
+            views=views[query],
             originals={row.reference_uri: originals[row.reference_uri] for row in rows},
             truth=_against_truth(truth[query], rows[0], references) if query in truth else None,
         )
         for query, rows in ranked.items()
     ]
+
+
+def _views(inputs: ReportInputs, ranked: dict[str, list[_Match]]) -> dict[str, list[WinningView]]:
+    """Return the view of each match of each upload."""
+    rows = [row for matches in ranked.values() for row in matches]
+    boxes = boxes_of(inputs.query_embeddings, ((row.query_uri, row.view) for row in rows))
+    return {uri: [WinningView.of(row.view, uri, boxes) for row in matches] for uri, matches in ranked.items()}
 
 
 def _against_truth(origin: str | None, best: _Match, references: dict[str, _Picture]) -> str:
@@ -209,29 +224,39 @@ def _listed(embeddings: Dataset, wanted: set[str]) -> dict[str, _Picture]:
     return {row["uri"]: _Picture(**row) for table in tables for row in table.to_pylist()}
 
 
-def _thumbnail(row: _Picture | None) -> dict[str, str]:
+def _thumbnail(row: _Picture | None, view: WinningView = WHOLE_UPLOAD) -> dict[str, str]:
     """A picture's `large` and `small` data URIs, or why it is `missing`. Never raises.
 
     Only the very version that was compared is shown: another one at its URI would mislead.
+
+    Args:
+        row: the picture; None for one that is not in its corpus.
+        view: as which `large` shows it; `small` is the picture as it is.
     """
     if row is None:
         return {"missing": GONE}
+    size = _PART_PIXELS if view.is_part else THUMBNAIL_PIXELS["large"]
     data = storage.read_object(Object(row.uri, row.generation, row.bytes), row.bytes)
-    decoded = (
-        data
-        if isinstance(data, Reject)
-        else decoder_pool.decode(data, THUMBNAIL_PIXELS["large"], Limits(len(data)))
-    )
+    decoded = data if isinstance(data, Reject) else decoder_pool.decode(data, size, Limits(len(data)))
     if isinstance(decoded, Reject):
         return {"missing": CHANGED if decoded.reason is Reason.CHANGED else GONE}
     square = Image.fromarray(decoded.pixels)
-    return {name: _data_uri(square, row.width, row.height, side) for name, side in THUMBNAIL_PIXELS.items()}
+    whole = {name: _fit(square, row.width, row.height, side) for name, side in THUMBNAIL_PIXELS.items()}
+    if view.changes_upload:
+        seen = view.shown(_fit(square, row.width, row.height, size))
+        whole["large"] = _fit(seen, *seen.size, THUMBNAIL_PIXELS["large"])
+    return {name: _data_uri(picture) for name, picture in whole.items()}
 
 
-def _data_uri(square: Image.Image, width: int, height: int, side: int) -> str:
-    """Return a stretched picture in its own aspect ratio, as a JPEG data URI."""
+def _fit(picture: Image.Image, width: int, height: int, side: int) -> Image.Image:
+    """Return a picture stretched to the proportions `width` to `height`, its longest side `side` pixels."""
     scale = side / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def _data_uri(picture: Image.Image) -> str:
+    """Return a picture as a JPEG data URI."""
     file = io.BytesIO()
-    square.resize(size, Image.Resampling.BILINEAR).save(file, "JPEG", quality=80)
+    picture.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from id2core.evaluation import metrics, streaming
 from id2core.reports.facts import GroupFacts, Histogram, Quantiles, ScanCounts, ScanSummary
 from id2core.reports.inputs import ReportInputs, among, count_rejects, match_tables, rows_of
+from id2core.search import looks
 from id2core.store import schemas
 from id2core.verdicts.calibration import Verdict
 
@@ -44,6 +45,7 @@ def summarize(inputs: ReportInputs) -> ScanSummary:
         rejects=rejects,
         verdicts=best.verdicts_of(*SERIES),
         verdict_reasons=dict(best.reasons),
+        views=dict(best.views.most_common()),
         scores_are=best.column,
         **{key: reference.ids.get(key) for key in schemas.ROW_IDS},
         index_id=best.index_id,
@@ -63,6 +65,7 @@ class _Rank1Stats:
         series: int8[q], an index into SERIES for each.
         column: of the matches, that the scores are from.
         reasons: reason of a verdict that is not the score → queries.
+        views: view → queries that scored best under it.
         verdicts: (name of a series, or of a group preceded by `group:`; verdict) → queries.
     """
 
@@ -71,13 +74,14 @@ class _Rank1Stats:
         self.column = "score"
         self.verdicts: Counter[tuple[str, str]] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.views: Counter[str] = Counter()
         self._groups = inputs.groups or {}
         self.rows, self.last_rank = 0, None
         self.index_id, self.scanned_at = None, None
         self._with = list(inputs.origins)
         self._without = list(set(inputs.truth or {}) - set(inputs.origins))
         columns = ["query_uri", "score", "normalized_score", "verdict", "rank", "index_id", "scanned_at"]
-        columns += ["verdict_reason"]
+        columns += ["verdict_reason", "view"]
         scored = [self._read(t) for t in match_tables(inputs, columns) if t.num_rows]
         if scored:
             self.scores, self.series = (np.concatenate(parts) for parts in zip(*scored, strict=True))
@@ -88,6 +92,7 @@ class _Rank1Stats:
         self.index_id = table["index_id"][0].as_py()
         self.scanned_at = table["scanned_at"][0].as_py().isoformat(timespec="seconds")
         first = table.filter(pc.equal(table["rank"], 1))
+        self.views.update(pc.fill_null(first["view"], looks.WHOLE).to_pylist())
         if first["normalized_score"].null_count < first.num_rows:
             self.column = "normalized_score"
         with_origin, without = (among(first["query_uri"], uris) for uris in (self._with, self._without))

@@ -17,20 +17,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 import id2core
 from beam_jobs import embed, search
+from id2core.encoders.latent_views import MOVES
 from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
 from id2core.reports.inputs import ReportInputs
-from id2core.reports.page import _listed, _thumbnail, read_summary, render, save_report
+from id2core.reports.page import _listed, _pairs, _thumbnail, read_summary, render, save_report
 from id2core.reports.summary import summarize
+from id2core.reports.winning_views import WinningView
 from id2core.runs.execution import Execution
+from id2core.search import looks
 from id2core.settings import Settings
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
 from id2core.store.rejects import Reason
+from id2core.transforms.crop_rows import CROPS, Crop
 from id2core.verdicts import calibration, judging, normalization
 from tests import broken
 from tests.commands import as_json
@@ -264,6 +271,126 @@ def test_pictures_keep_their_ratio_and_lost_ones_are_said(scan: Scan, tmp_path: 
     other = tmp_path / "other.gif"
     other.write_bytes((scan.queries / "tall.gif").read_bytes())
     assert _thumbnail(listed._replace(uri=str(other))) == {"missing": "picture changed since the scan"}
+
+
+VIEWS = {
+    "u0.jpg": "inset",
+    "u1.jpg": "whole+mirrored",
+    "new.jpg": "whole+turned-left",
+    "tall.gif": "half-2+mirrored+crop-0.75",
+    HOSTILE_IMAGE: "parent",
+    f"{HOSTILE_FOLDER}/{HOSTILE_NAME}": "<i>spiral</i>+crop-0.5",
+}
+BOXES = {"u0.jpg": ("inset", 0.25, 0.0, 0.75, 0.5), "tall.gif": ("half-2", 0.0, 0.5, 1.0, 1.0)}
+
+
+@pytest.fixture
+def viewed(scan: Scan, tmp_path: Path) -> ReportInputs:
+    """The scan, as if each upload had scored best under another view."""
+    matches = scan.inputs.current.read()
+    names = {str(scan.queries / name): view for name, view in VIEWS.items()}
+    [uploads] = scan.inputs.query_embeddings.tables()
+    boxes = {str(scan.queries / name): box for name, box in BOXES.items()}
+
+    def insets(uri: str) -> list[dict[str, object]]:
+        keys = ("view", "left", "top", "right", "bottom")
+        return [dict(zip(keys, boxes[uri], strict=True), latent=[0.0])] if uri in boxes else []
+
+    views = pa.array([names[uri] for uri in matches["query_uri"].to_pylist()])
+    seen = pa.array(map(insets, uploads["uri"].to_pylist()), pa.list_(schemas.INSET))
+    return replace(
+        scan.inputs,
+        matches=_written(tmp_path / "m", matches, view=views),
+        query_embeddings=_written(tmp_path / "q", uploads, scan.inputs.query_embeddings.ids, insets=seen),
+        search_run="r1",
+    )
+
+
+def _written(
+    folder: Path, table: pa.Table, ids: dict[str, str] | None = None, **columns: pa.Array
+) -> Dataset:
+    """A data set of a table with other values in some columns."""
+    arrays = [columns.get(name, table[name]) for name in table.column_names]
+    table = pa.Table.from_arrays(arrays, schema=table.schema)
+    name = table.schema.metadata[b"id2.dataset"].decode()
+    record = datasets.write_file(str(folder), "r1-a", [table], table.schema)
+    datasets.write_commit(str(folder), datasets.Commit(name, "r1", ids or {}, (record,), {"r1": {}}))
+    return Dataset.open(str(folder))
+
+
+def test_an_upload_is_shown_as_the_view_that_won_and_as_it_is(viewed: ReportInputs, scan: Scan) -> None:
+    pairs = {pair.uri.removeprefix(f"{scan.queries}/"): pair for pair in _pairs(viewed, 200)}
+
+    def shown(name: str) -> NDArray[np.int16]:
+        pair = pairs[name]
+        small = Image.open(io.BytesIO(_data_of(pair.picture["small"])))
+        assert _far(np.asarray(small), _stretched(upload(name), small.size)) < 8, "not the upload as it is"
+        return np.asarray(Image.open(io.BytesIO(_data_of(pair.picture["large"]))), np.int16)
+
+    def upload(name: str) -> Image.Image:
+        return Image.open(scan.queries / name).convert("RGB")
+
+    flip = Image.Transpose.FLIP_LEFT_RIGHT
+    expected = {
+        "u0.jpg": upload("u0.jpg").crop((22, 0, 68, 30)),
+        "u1.jpg": upload("u1.jpg").transpose(flip),
+        "new.jpg": upload("new.jpg").transpose(Image.Transpose.ROTATE_90),
+        "tall.gif": upload("tall.gif").crop((0, 40, 40, 80)).transpose(flip),
+        HOSTILE_IMAGE: upload(HOSTILE_IMAGE),
+        f"{HOSTILE_FOLDER}/{HOSTILE_NAME}": upload(f"{HOSTILE_FOLDER}/{HOSTILE_NAME}"),
+    }
+    for name, picture in expected.items():
+        pixels = shown(name)
+        assert max(pixels.shape) == 256
+        assert _far(pixels, _stretched(picture, (pixels.shape[1], pixels.shape[0]))) < 8, name
+    assert {name: pair.views[0].words for name, pair in pairs.items()} == {
+        "u0.jpg": "found inside a frame",
+        "u1.jpg": "found mirrored",
+        "new.jpg": "found turned a quarter to the left",
+        "tall.gif": "found as the lower half of a collage, mirrored, "
+        "as a crop of the reference (about 75% of its area)",
+        HOSTILE_IMAGE: "found by the picture’s Content Credentials: its stated parent",
+        f"{HOSTILE_FOLDER}/{HOSTILE_NAME}": "found under a view that this version does not know: "
+        "<i>spiral</i>+crop-0.5",
+    }
+
+
+def _stretched(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.int16]:
+    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR), np.int16)
+
+
+def _far(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Mean difference of two pictures, in tones."""
+    return float(np.abs(one.astype(np.int16) - other).mean())
+
+
+def test_views_are_said_in_words_and_counted(viewed: ReportInputs, scan: Scan) -> None:
+    page = rendered(viewed)
+    assert page.all("div").count({"class": "view"}) == 6
+    assert not page.all("i") and "does not know: <i>spiral</i>+crop-0.5" in page.text
+    assert "Best reference, a crop of it matches" in page.text
+    assert page.text.count("Upload, shown as it matched") == 4
+    assert as_json(summarize(viewed))["views"] == dict.fromkeys(VIEWS.values(), 1)
+    table = scan.inputs.current.read()
+    nothing = pa.nulls(table.num_rows, pa.string())
+    earlier = replace(viewed, matches=_written(Path(viewed.matches.uri, "earlier"), table, view=nothing))
+    assert {"class": "view"} not in rendered(earlier).all("div")
+    assert as_json(summarize(earlier))["views"] == {"whole": 6}
+
+
+@given(st.text("whole+mirdctun-l0.579\x00", max_size=30) | st.none())
+def test_any_name_of_a_view_has_words(name: str | None) -> None:
+    view = WinningView.of(name, "/q", {})
+    assert bool(view.words) == (name not in (None, "whole"))
+
+
+@given(
+    st.sampled_from(range(len(looks.LOOKS))), st.sampled_from(["", *MOVES]), st.sampled_from([None, *CROPS])
+)
+def test_every_view_of_a_search_is_known(look: int, move: str, crop: Crop | None) -> None:
+    share = crop.share if crop else None
+    view = WinningView.of(looks.name_of(look, move, share), "/q", {})
+    assert view == WinningView(looks.LOOKS[look], move, share)
 
 
 def _data_of(uri: str) -> bytes:
