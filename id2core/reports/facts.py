@@ -42,6 +42,7 @@ class ScanConfig(Facts):
 
     encoder: str
     transform: str
+    views: str = "none"
     calibration: str
     index: str
     top_k: int

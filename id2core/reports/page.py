@@ -121,6 +121,7 @@ class _Match(NamedTuple):
     generator: str | None
     digital_source_type: str | None
     view: str | None
+    detail: float | None
 
 
 class _Picture(NamedTuple):

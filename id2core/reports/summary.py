@@ -17,7 +17,8 @@ from id2core.search import looks
 from id2core.store import schemas
 from id2core.verdicts.calibration import Verdict
 
-BIN_WIDTHS, MAX_BINS = (0.002, 0.005, 0.01, 0.02, 0.05), 40
+BIN_WIDTHS, MAX_BINS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1), 40
+ROUNDING = 1e-5  # can lift a cosine so far above 1
 # Rank-1 scores are grouped by what the truth says of their query.
 SERIES = ("origin", "no_origin", "unknown")
 
@@ -162,10 +163,9 @@ def _histogram(best: _Rank1Stats, names: tuple[str, ...]) -> Histogram | None:
     if not best.scores.size:
         return None
     low = min(np.floor(best.scores.min() * 20) / 20, 0.95)
-    high = min(max(np.ceil(best.scores.max() * 20) / 20, low + 0.05), 1.0)
+    high = max(np.ceil((best.scores.max() - ROUNDING) * 20) / 20, low + 0.05)
     width = next(w for w in BIN_WIDTHS if (high - low) / w < MAX_BINS + 0.5)
     edges = np.linspace(low, high, round((high - low) / width) + 1)
-    # Rounding can lift a cosine a little above 1.
     parts = {name: np.clip(best.of(name), low, high) for name in names}
     series = {name: np.histogram(part, edges)[0].tolist() for name, part in parts.items() if part.size}
     return Histogram(low=round(float(low), 3), width=width, series=series)

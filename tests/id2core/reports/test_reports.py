@@ -286,7 +286,7 @@ BOXES = {"u0.jpg": ("inset", 0.25, 0.0, 0.75, 0.5), "tall.gif": ("half-2", 0.0, 
 
 @pytest.fixture
 def viewed(scan: Scan, tmp_path: Path) -> ReportInputs:
-    """The scan, as if each upload had scored best under another view."""
+    """The scan, as if each upload had scored best under another view, with detail that agrees."""
     matches = scan.inputs.current.read()
     names = {str(scan.queries / name): view for name, view in VIEWS.items()}
     [uploads] = scan.inputs.query_embeddings.tables()
@@ -296,11 +296,13 @@ def viewed(scan: Scan, tmp_path: Path) -> ReportInputs:
         keys = ("view", "left", "top", "right", "bottom")
         return [dict(zip(keys, boxes[uri], strict=True), latent=[0.0])] if uri in boxes else []
 
+    detail = pa.array(np.full(matches.num_rows, 0.8), pa.float32())
+    scores = pc.add(matches["score"], detail)
     views = pa.array([names[uri] for uri in matches["query_uri"].to_pylist()])
     seen = pa.array(map(insets, uploads["uri"].to_pylist()), pa.list_(schemas.INSET))
     return replace(
         scan.inputs,
-        matches=_written(tmp_path / "m", matches, view=views),
+        matches=_written(tmp_path / "m", matches, view=views, score=scores, detail=detail),
         query_embeddings=_written(tmp_path / "q", uploads, scan.inputs.query_embeddings.ids, insets=seen),
         search_run="r1",
     )
@@ -370,11 +372,17 @@ def test_views_are_said_in_words_and_counted(viewed: ReportInputs, scan: Scan) -
     assert not page.all("i") and "does not know: <i>spiral</i>+crop-0.5" in page.text
     assert "Best reference, a crop of it matches" in page.text
     assert page.text.count("Upload, shown as it matched") == 4
-    assert as_json(summarize(viewed))["views"] == dict.fromkeys(VIEWS.values(), 1)
+    assert "plus how far the fine detail of both pictures agrees" in page.text
+    summary = as_json(summarize(viewed))
+    assert summary["views"] == dict.fromkeys(VIEWS.values(), 1)
+    histogram, highest = summary["histogram"], summary["score_quantiles"]["max"]
+    bins = len(histogram["series"]["origin"])
+    assert 1.05 < highest <= histogram["low"] + bins * histogram["width"] + 1e-6
     table = scan.inputs.current.read()
     nothing = pa.nulls(table.num_rows, pa.string())
     earlier = replace(viewed, matches=_written(Path(viewed.matches.uri, "earlier"), table, view=nothing))
     assert {"class": "view"} not in rendered(earlier).all("div")
+    assert "0 = unrelated), so no verdict is given" in rendered(earlier).text
     assert as_json(summarize(earlier))["views"] == {"whole": 6}
 
 
