@@ -202,11 +202,12 @@ class ScanSummary(ScanFacts):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the content fits the checksum; True where an earlier version wrote none."""
-        return self.checksum in ("", self._digest())
+        """Whether what was read fits the checksum; True where an earlier version wrote none."""
+        return self.checksum in ("", self._digest(read=True))
 
-    def _digest(self) -> str:
-        rest = self.model_dump_json(by_alias=True, exclude={"checksum"})
+    def _digest(self, *, read: bool = False) -> str:
+        """Return the hash of all the rest, of what was `read` without fields that its version lacked."""
+        rest = self.model_dump_json(by_alias=True, exclude={"checksum"}, exclude_unset=read)
         return hashlib.sha256(rest.encode()).hexdigest()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -190,6 +191,22 @@ def test_the_summary_says_what_the_data_sets_say(scan: Scan) -> None:
     )
     assert summary["index_id"] == rows[0]["index_id"]
     assert summary["scanned_at"] == rows[0]["scanned_at"].isoformat()
+
+
+def test_a_summary_of_an_earlier_version_is_whole_and_a_damaged_one_is_not(
+    scan: Scan, tmp_path: Path
+) -> None:
+    """The earlier one has no field for views, neither in its own facts nor in its configuration."""
+    save_report(scan.inputs, summarize(scan.inputs), str(tmp_path), 1)
+    place = tmp_path / "summary.json"
+    facts = json.loads(place.read_text())
+    del facts["checksum"], facts["views"], facts["config"]["views"]
+    checksum = hashlib.sha256(json.dumps(facts, separators=(",", ":"), ensure_ascii=False).encode())
+    place.write_text(json.dumps(facts | {"checksum": checksum.hexdigest()}))
+    earlier = read_summary(str(tmp_path))
+    assert earlier and earlier.views == {} and earlier.config.views == "none"
+    place.write_text(place.read_text().replace('"queries": 6', '"queries": 7'))
+    assert read_summary(str(tmp_path)) is None
 
 
 def test_accuracy_counts_rejected_uploads_as_misses_and_copies_as_hits(scan: Scan) -> None:
