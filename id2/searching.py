@@ -316,7 +316,8 @@ def choose(
 ) -> tuple[ViewPlan | None, Calibration | None]:
     """Return the views under which uploads are looked at, None for the whole alone, and the calibration.
 
-    `auto` goes on as the matches in `out` were searched before, and follows a calibration of whole uploads.
+    `auto` goes on as the matches in `out` were searched before, and follows a calibration of whole uploads,
+    also the bundled one where there is no other.
 
     Args:
         settings: which views, where W is from, and which calibration.
@@ -330,8 +331,11 @@ def choose(
     if views and (reason := _only_whole(settings, ids, out)):
         _log.info("whole uploads are searched, under no other views: %s", reason)
         views = None
-    scored = {**ids, looks.VIEWS: looks.id_of(views)}
-    return views, judging.choose(settings.calibration, scored)
+    chosen = judging.choose(settings.calibration, {**ids, looks.VIEWS: looks.id_of(views)})
+    if views and chosen is None and settings.calibration == AUTO:
+        whole = judging.choose(AUTO, {**ids, looks.VIEWS: looks.NONE})
+        return (None, whole) if whole else (views, None)
+    return views, chosen
 
 
 def _only_whole(settings: Settings, ids: Mapping[str, str], out: str) -> str:

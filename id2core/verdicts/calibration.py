@@ -182,9 +182,11 @@ class Calibration(BaseModel):
     def is_out_of_reach(self, verdict: Verdict, references: int) -> bool:
         """Return whether no pair of a corpus of `references` can reach the threshold of a verdict.
 
-        A score is at most 1. What is subtracted from it is `factor` times a score, which is at least −1.
+        A cosine is at most 1, and fine detail adds 1 at most. What is subtracted is `factor` times a score,
+        which is at least −1.
         """
-        most = 1.0 + (self.normalization.factor if self.normalization else 0.0)
+        most = 1.0 if self.views == looks.NONE else 2.0
+        most += self.normalization.factor if self.normalization else 0.0
         return self.threshold(verdict, references) > most
 
     def lowest(self, verdict: Verdict) -> float:

@@ -103,7 +103,7 @@ def test_a_background_is_searched_once_and_kept(tmp_path: Path) -> None:
         (folder / path.name).unlink()
     out = tmp_path / "out"
     given = {"reference": str(tmp_path / "references"), "queries": str(tmp_path / "uploads")}
-    id2.scan(**given, calibration="none", out=str(out), **GIVEN)
+    id2.scan(**given, calibration="none", views="none", out=str(out), **GIVEN)
     id2.embed(images=str(folder), out=str(tmp_path / "bg"), encoder="pdq", transform="none")
     held = Dataset.open(str(tmp_path / "bg" / "embeddings"))
     normalization = Normalization(factor=0.5, k=2, background_id=shards.index_id(held))
