@@ -134,7 +134,7 @@ def shipped_wholes(uploads: UploadSet) -> Iterator[Whole]:
     background = judging.bundled_background(chosen)
     if chosen is None or chosen.normalization is None or background is None:
         return
-    has_rows = background.has_values("crops")
+    has_rows = not any(table["crops"].null_count for table in background.tables(["crops"]))
     shard = shards.load(background, background.files, with_rows=has_rows)
     held = chosen.normalization
     subtracted = Background(shard.descriptors, held.factor, held.k, shard if has_rows else None)

@@ -63,7 +63,10 @@ class Viewed:
     has_detail: bool = True
     depth: int = 2 * KEPT
 
-    shifted = False
+    @property
+    def shifted(self) -> bool:
+        """Return whether a background is subtracted."""
+        return self.background is not None
 
     def scores(self, uploads: Uploads) -> NDArray[np.float32]:
         """Return the scores of the best references, less the best of the background."""
@@ -123,6 +126,7 @@ def shipped_with_views(methods: Methods, uploads: UploadSet) -> Iterator[Matcher
             yield Viewed("W that ships, frames", replace(every, moves=()), references)
             if every.has_rows:
                 yield Viewed("W that ships, views without detail", every, references, has_detail=False)
+                yield Viewed("W that ships, all views", every, references)
         elif every.has_rows and held.background.viewed:
             beside = (held.background.viewed, held.background)
             yield Viewed("W that ships, all views, normalized", every, references, beside)
