@@ -17,8 +17,9 @@ from id2core.errors import DatasetError, RecallError, SearchError, StoreUnavaila
 from id2core.runs import codes
 from id2core.runs.codes import IndexFacts
 from id2core.runs.execution import Execution
-from id2core.search import coded, compressed, index_building, index_strings, indexes, shards
+from id2core.search import coded, compressed, index_building, index_strings, indexes, looks, shards, viewed
 from id2core.search.coded import CodedReferences
+from id2core.search.looks import Looks
 from id2core.store import datasets
 from id2core.store.datasets import Dataset, FileRecord
 from tests.descriptor_sets import unit, write_embeddings
@@ -363,3 +364,29 @@ def test_whichever_copy_of_a_picture_is_found_is_no_miss(tmp_path: Path) -> None
     copies = np.repeat(unit(100, 32, 0), 20, axis=0)
     found = make(write_embeddings(tmp_path / "embeddings", copies, 5, "r"), "IVF4,PQ8x4", 0.95)
     assert found.facts.recall_1 is not None and found.facts.recall_1 >= 0.95
+
+
+def test_a_search_by_codes_takes_the_best_look_at_an_upload(tmp_path: Path) -> None:
+    held = coded_references(tmp_path)
+    shard = coded.load(held, held.references.files)
+    vectors = shards.load(held.references, held.references.files).descriptors
+    ids = shards.load(held.references, held.references.files).ids["image_id"].to_pylist()
+    inside = vectors[[3, 7]]
+    asked = Looks(
+        uploads=2,
+        owners=np.array([0, 1, 1]),
+        names=np.array([0, 0, looks.LOOKS.index("inset")]),
+        costs=np.array([0, 0.2, 0], np.float32),
+        descriptors=np.concatenate([inside, vectors[[7]]]),
+        bits=None,
+        moved=(),
+    )
+
+    found = viewed.search_coded(shard, asked, 5)
+
+    assert found["query_row"].to_pylist() == [0] * 5 + [1] * 5
+    best = found.slice(0, 1).to_pylist() + found.slice(5, 1).to_pylist()
+    assert [(row["reference_id"], row["view"]) for row in best] == [(ids[3], "whole"), (ids[7], "inset")]
+    assert [row["score"] for row in best] == pytest.approx([1, 1], abs=1e-5)
+    pairs = list(zip(found["query_row"].to_pylist(), found["reference_uri"].to_pylist(), strict=True))
+    assert len(pairs) == len(set(pairs))
