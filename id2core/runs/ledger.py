@@ -31,6 +31,8 @@ from id2core.store.datasets import Commit
 # First and last number of segments that follow each other.
 Span = tuple[int, int]
 EVENTS = "searched"
+# The id of the views of a search of whole uploads alone.
+WHOLE_ONLY = "none"
 
 
 class Event(BaseModel):
@@ -65,7 +67,7 @@ class Event(BaseModel):
     top_k: int = Field(ge=1)
     floor: float | None = Field(None, allow_inf_nan=False)
     calibration_id: str | None = None
-    views: str = "none"
+    views: str = WHOLE_ONLY
     searched_at: datetime | None = None
 
     @property

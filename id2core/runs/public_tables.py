@@ -37,6 +37,7 @@ def _events(matches: Dataset) -> pa.Table:
         for event in ledger.events_of(matches.commit, run_id):
             facts = event.model_dump(include={"query_version", "reference_version", "pairs", "index_id"})
             facts |= {"searched_at": event.searched_at, "top_k": event.top_k, "floor": event.floor}
+            facts["views"] = event.views
             spans = {"query_from": event.queries[0], "query_to": event.queries[1]}
             spans |= {"reference_from": event.references[0], "reference_to": event.references[1]}
             rows.append({"run_id": run_id, **event.ids, **facts, **spans})

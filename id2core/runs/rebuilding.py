@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from id2core.errors import DatasetError
 from id2core.runs import checkup, ledger
-from id2core.runs.ledger import Event
+from id2core.runs.ledger import WHOLE_ONLY, Event
 from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.datasets import SUCCESS, Commit, Dataset, FileRecord
 
@@ -108,6 +108,7 @@ def _events(
             reference_segment=references.get(row["reference_to"], ""),
             ids={name: row[name] for name in schemas.ROW_IDS},
             calibration_id=min(filter(None, judges.get(row["run_id"], ())), default=None),
+            views=row["views"] or WHOLE_ONLY,
             **{name: row[name] for name in _SAME},
         )
         events[row["run_id"]] = (*events.get(row["run_id"], ()), event)

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from id2core.encoders import latent_views, views
 from id2core.encoders.latent_views import MIRRORED, MOVES, TURNED_LEFT, TURNED_RIGHT, LatentView
 from id2core.errors import TransformError
+from id2core.runs import ledger
 from id2core.store import datasets, schemas
 from id2core.transforms import details, reference_rows
 from id2core.transforms.crop_rows import CHANNELS, CROPS, SLOPE
@@ -42,7 +43,7 @@ _log = logging.getLogger("id2")
 
 # The name of an id of views beside other ids, and its value for whole uploads alone.
 VIEWS: Final = "views"
-NONE: Final = "none"
+NONE: Final = ledger.WHOLE_ONLY
 WHOLE: Final = "whole"
 # Looks by name, the whole first.
 LOOKS: Final = (WHOLE, views.INSET, *views.HALVES, views.PARENT)

@@ -250,7 +250,7 @@ BACKGROUNDS = table_schema(
 # A row per search: which segments met, by their numbers, both ends included.
 LEDGER = table_schema(
     "ledger",
-    1,
+    2,
     [
         ("run_id", pa.string()),
         ("searched_at", _TIME),
@@ -267,6 +267,7 @@ LEDGER = table_schema(
         ("index_id", pa.string()),
         ("top_k", pa.int32()),
         ("floor", pa.float32()),
+        ("views", pa.string()),
     ],
 )
 

@@ -188,7 +188,8 @@ CREATE OR REPLACE EXTERNAL TABLE id2.ledger (
   pairs INT64,
   index_id STRING,
   top_k INT64,
-  floor FLOAT64
+  floor FLOAT64,
+  views STRING
 )
 OPTIONS (
   format = 'PARQUET',

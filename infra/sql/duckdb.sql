@@ -344,7 +344,8 @@ SELECT
   pairs,
   index_id,
   top_k,
-  floor
+  floor,
+  views
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS run_id,
@@ -361,7 +362,8 @@ FROM (
   CAST(NULL AS BIGINT) AS pairs,
   CAST(NULL AS VARCHAR) AS index_id,
   CAST(NULL AS INTEGER) AS top_k,
-  CAST(NULL AS FLOAT) AS floor
+  CAST(NULL AS FLOAT) AS floor,
+  CAST(NULL AS VARCHAR) AS views
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(

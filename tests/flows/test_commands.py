@@ -31,7 +31,7 @@ def test_the_demo_finds_its_origins_and_says_where_the_report_is(
     monkeypatch.setattr(storage, "read_marked", counted)
     child = call("demo", "--out", tmp_path / "demo")
     assert child.returncode == 0, child.stderr
-    assert "Acc " in child.stderr and "of 140 uploads with an origin" in child.stderr
+    assert "Acc " in child.stderr and "of 180 uploads with an origin" in child.stderr
     report = Path(child.stdout.strip())
     assert report == tmp_path / "demo/report.html" and report.stat().st_size > 100_000
     commits = [uri for uri in reads if uri.endswith("_SUCCESS")]
@@ -39,7 +39,7 @@ def test_the_demo_finds_its_origins_and_says_where_the_report_is(
     again = call("demo", "--out", tmp_path / "demo", "--json")
     summary = json.loads(again.stdout)
     assert summary["counts"]["references"] == 200 and summary["counts"]["queries"] == 260
-    assert 0.6 < summary["accuracy"] < 0.95 and summary["accuracy_of"] == 140
+    assert 0.6 < summary["accuracy"] < 0.95 and summary["accuracy_of"] == 180
     assert [row["kind"] for row in summary["compared"]] == ["all with an origin", "edits", "mini-a", "mini-b"]
     rewritten = call("report", tmp_path / "demo", "--max-pairs", 3, "--json")
     assert json.loads(rewritten.stdout)["counts"] == summary["counts"]
