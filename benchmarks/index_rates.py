@@ -155,8 +155,8 @@ def solve(held: Rates, names: Sequence[str], observations: Sequence[Observation]
     nothing = held | dict.fromkeys(names, 0.0)
     matrix, seconds = [], []
     for estimate, shown in observations:
-        known = estimate(_lookup(nothing))
-        amounts = [estimate(_lookup(nothing | {name: 1.0})) - known for name in names]
+        known = estimate(lookup(nothing))
+        amounts = [estimate(lookup(nothing | {name: 1.0})) - known for name in names]
         matrix.append(np.array(amounts) / shown)  # so that errors are shares
         seconds.append((shown - known) / shown)
     scale = np.maximum(np.max(matrix, axis=0), np.finfo(float).tiny)
@@ -164,7 +164,8 @@ def solve(held: Rates, names: Sequence[str], observations: Sequence[Observation]
     return {name: float(rate) for name, rate in zip(names, found / scale, strict=True)}
 
 
-def _lookup(held: Rates) -> Lookup:
+def lookup(held: Rates) -> Lookup:
+    """Return the rates of this machine."""
     machine = Machine(name="this machine", vcpus=vcpus(), measured="today", versions={})
     return Lookup(RateFile(devices={CPU: Measured(machine=machine, rates=held)}))
 

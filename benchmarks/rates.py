@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from beam_jobs import embed, reproject, search
-from benchmarks import common, index_rates, planning, reprojection
+from benchmarks import common, index_rates, planning, reprojection, view_rates
 from benchmarks.common import Rates, vcpus
 from benchmarks.search import names, unit, write_embeddings
 from benchmarks.training import Marks
@@ -98,7 +98,7 @@ def embed_seconds(folder: Path, count: int, encoder: str, transform: str = "auto
     """Seconds of the embed job, its model loaded, and what it made."""
     out = folder / f"{Path(encoder).name}-{count}"
     with common.photo_folder(None, count) as pictures:
-        job = EmbedJob(str(pictures), str(out), encoder=encoder, transform=transform)
+        job = EmbedJob(str(pictures), str(out), encoder=encoder, transform=transform, views=defaults.NONE)
         took = common.seconds(lambda: embed.run(job, Execution.begin()))
     return took, Dataset.open(str(out / "embeddings"))
 
@@ -330,6 +330,7 @@ SECTIONS: dict[str, Callable[[Rates], Rates]] = {
     "sd2": lambda held: measure_embedding(held["plan_object"], "sd2", 8, 24),
     "search": lambda held: measure_search(),
     "index": lambda held: index_rates.measure(held),
+    "views": lambda held: view_rates.measure(held),
     "reprojection": lambda held: measure_reprojection(),
     "training": lambda held: measure_training(),
 }

@@ -27,10 +27,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "estimate.md"
 EXAMPLES = (
     "id2 estimate --references 1e6 --queries 1e5",
     "id2 estimate --references 1e8 --queries 1e6 --engine flink --workers 20 --vcpus 16 --shard-memory 16384 "
-    "--gpu h100 --encoder sd2",
+    "--gpu h100 --encoder sd2 --views none",
     "id2 estimate --references 1e10 --queries 1e7 --new-references 1e6 --engine dataflow --workers 1000 "
-    "--vcpus 16 --shard-memory 32768 --gpu h100 --encoder sd2 --gpu-hour-price 3 --vcpu-hour-price 0.04 "
-    "--gb-month-price 0.02",
+    "--vcpus 16 --shard-memory 32768 --gpu h100 --encoder sd2 --views none --gpu-hour-price 3 "
+    "--vcpu-hour-price 0.04 --gb-month-price 0.02",
 )
 # The same corpus, searched exactly and by a compressed index.
 INDEXED = tuple(

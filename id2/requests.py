@@ -506,6 +506,14 @@ class EstimateRequest(Request):
     )
     shard_memory: int | None = setting("shard_memory")
     encoder: str | None = setting("encoder")
+    views: str | None = setting("views")
+    background: float = option(
+        "Pictures of a background that uploads of a night are also compared with. The bundled one has 1,000.",
+        0,
+        ge=0,
+        le=_MOST,
+        example=1000,
+    )
     index: str | None = setting("index")
     probes: int | None = option(
         "Lists of a compressed index that each upload is compared with, as id2 index reports them.",
@@ -555,7 +563,7 @@ class EstimateRequest(Request):
         checks.require_index(index)
         if index == defaults.INDEX and (self.probes or self.candidates):
             raise OptionError("--probes and --candidates are of a compressed index: give --index, too")
-        counts = ("references", "queries", "new_references", "workers", "steps")
+        counts = ("references", "queries", "new_references", "background", "workers", "steps")
         for name in counts:
             value = getattr(self, name)
             if value is not None and not float(value).is_integer():

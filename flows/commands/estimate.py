@@ -10,6 +10,7 @@ import typer
 import id2
 from flows.commands.options import command
 from id2.requests import EstimateRequest
+from id2core.defaults import NONE
 
 if TYPE_CHECKING:
     from id2.results import EstimateReport
@@ -76,6 +77,11 @@ def _search_lines(report: EstimateReport) -> Iterator[str]:
         f"{_duration(_over(shape.load_seconds))}; all tasks load {_size(shape.loaded_bytes)}"
         + (f" of codes and {_size(shape.reread_bytes)} of descriptors" if shape.index else "")
     )
+    if report.views != NONE:
+        yield (
+            f"views: {shape.looks:g} looks at an upload are assumed"
+            + (f". Each meets {shape.met_numbers:,} numbers of a reference" if shape.met_numbers else "")
+        )
     if shape.index and shape.probes and shape.candidates:
         lists, candidates = _counted(shape.probes, "list"), _counted(shape.candidates, "candidate")
         yield (

@@ -36,6 +36,8 @@ def run(request: EstimateRequest) -> EstimateReport:
         top_k=settings.top_k,
         steps=int(request.steps),
         index=_index(request, settings, descriptor),
+        views=settings.views,
+        background=int(request.background),
     )
     return report.estimate(
         load,

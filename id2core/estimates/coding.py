@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from id2core import defaults
-from id2core.estimates import rates
+from id2core.estimates import rates, viewing
 from id2core.estimates.layout import SearchLayout, ceil_div
 from id2core.estimates.rates import Lookup
 from id2core.estimates.workload import CodeSearch, Workload
@@ -122,6 +122,9 @@ def search_seconds(rate: Lookup, load: Workload, index: CodeSearch, plan: Search
     found = candidates(load, index, plan)
     each = scan_seconds(rate, index.form, index.lists, plan.shard_rows, size)
     each += found * rate(f"search_coded_candidate.{index.form.code}") + rate("search_coded_row")
+    if load.sees_insets:
+        each += load.merged * rate("search_coded_look")
+    each = viewing.looks_each(load) * each + viewing.looks_seconds(rate, load)
     read = reread_rows(load, index, plan) * _FLOAT * size * rate("search_reread_byte")
     return plan.part_rows * each / vcpus + read / min(vcpus, coded.READERS)
 
@@ -129,7 +132,7 @@ def search_seconds(rate: Lookup, load: Workload, index: CodeSearch, plan: Search
 def candidates(load: Workload, index: CodeSearch, plan: SearchLayout) -> float:
     """Return how many candidates of an upload a shard has, which are scored exactly."""
     held = plan.shard_rows * index.lists / index.form.lists
-    return min(float(max(index.candidates, load.top_k)), held)
+    return min(float(max(index.candidates, load.merged)), held)
 
 
 def reread_rows(load: Workload, index: CodeSearch, plan: SearchLayout) -> float:
@@ -140,9 +143,9 @@ def reread_rows(load: Workload, index: CodeSearch, plan: SearchLayout) -> float:
     """
     files = ceil_div(plan.shard_rows, defaults.PART_SIZE)
     groups = ceil_div(plan.part_rows, cuts.CODED_QUERIES_AT_ONCE)
-    queries = plan.part_rows / groups
+    queries = plan.part_rows / groups * viewing.looks_each(load)
     found = candidates(load, index, plan)
-    met = _met(queries * found, files) + _met(queries * min(load.top_k, found), files)
+    met = _met(queries * found, files) + _met(queries * min(load.merged, found), files)
     return groups * met / files * plan.shard_rows
 
 

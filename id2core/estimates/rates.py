@@ -29,8 +29,11 @@ FILE: Final = "rates.json"
 MEGAPIXELS: Final = 0.2  # 512×384
 LATENT_SIZE: Final = 4096
 DESCRIPTOR_SIZE: Final = 512
+W_NUMBERS: Final = LATENT_SIZE * DESCRIPTOR_SIZE
 # Encoder → numbers of its latents, and of its descriptors by the W that ships with it, or by none.
 SIZES: Final = {"mini": (4096, 480), "pdq": (256, 256)}
+# Encoders whose latents are compared as they are.
+WITHOUT_W: Final = frozenset({"pdq"})
 CLASSES: Final = 100_000
 
 # Rate → what it is. "vCPU-s" is a second of one core of a worker: wall time times the worker's cores. "s" is
@@ -40,11 +43,17 @@ MEANINGS: Final = {
     "embed_image.*": "vCPU-s per 512×384 JPEG, by encoder: read, decode, encode, apply W, write",
     "decode_image": "vCPU-s per image: decode a 512×384 JPEG",
     "decode_megapixel": "vCPU-s per further megapixel of an image",
+    "embed_look": "vCPU-s per image, with views: look for pictures inside of it",
+    "embed_rows": "vCPU-s per latent of 4,096 numbers, with views: make rows of crops, and detail",
     "plan_object": "s per object: list a local folder, plan, commit",
     "embed_start": "s per job: everything that does not depend on the number of images",
     "search_load_byte": "vCPU-s per byte of descriptors: read references from Parquet, build a shard",
     "search_block_row": "vCPU-s per upload and shard: read the descriptor, score the best exactly",
     "search_number": "vCPU-s per number of an upload that meets a reference: the product",
+    "search_load_view_byte": "vCPU-s per byte of crops and detail: read them, prepare rows",
+    "search_look": "vCPU-s per look and shard: read a latent of 4,096 numbers, apply 3 W of 512 columns",
+    "search_viewed_row": "vCPU-s per look and shard: score the best under all views exactly",
+    "search_viewed_number": "vCPU-s per number of a look that meets rows of a reference, under all views",
     "search_candidate": "vCPU-s per candidate: write, read, merge",
     "search_match": "vCPU-s per stored pair: make the row, write, sort",
     "search_plan_row": "s per reference: find out what is left to search",
@@ -63,19 +72,23 @@ MEANINGS: Final = {
     "search_coded_candidate.*": "vCPU-s per candidate, by code: keep it, share out by files, score it",
     "search_reread_byte": "vCPU-s per byte of descriptors that are read again to score candidates",
     "search_coded_row": "vCPU-s per upload and shard of codes: read the descriptor, score the best exactly",
+    "search_coded_look": "vCPU-s per candidate of a look in a shard of codes: name its view, keep the best",
     "reproject_row": "vCPU-s per row: read a latent of 4,096 numbers, apply a W of 512 columns, write",
     "reproject_start": "s per job: everything that does not depend on the number of rows",
     "train_step": "vCPU-s per step of gradient descent: 512 latents, 4,096 → 512, 100,000 classes",
     "latent_number_bytes": "stored bytes per number of a latent (float16)",
     "descriptor_number_bytes": "stored bytes per number of a descriptor (float32)",
     "embedding_row_bytes": "stored bytes per row of embeddings/ beside the vectors",
+    "embedding_view_bytes": "stored bytes per byte of crops and detail",
     "index_code_bytes": "stored bytes per byte of a code and the number of its list",
     "match_row_bytes": "stored bytes per row of matches/",
     "candidate_row_bytes": "stored bytes per staged candidate",
+    "view_bytes": "stored bytes per row of matches/, or staged candidate, for its view and detail",
 }
 ON_A_CARD: Final = {
     "embed_image.*": "GPU-s per image, by encoder: the embedding stream, fed by enough cores",
     "search_number": "GPU-s per number of an upload that meets a reference, 1,024 uploads at once",
+    "search_viewed_number": "GPU-s per number of a look that meets rows of a reference, under all views",
     "train_step": "GPU-s per step of gradient descent: 512 latents, 4,096 → 512, 100,000 classes",
 }
 

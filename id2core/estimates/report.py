@@ -6,13 +6,14 @@ import math
 
 from pydantic import BaseModel, ConfigDict
 
-from id2core.estimates import coding, sizes, stages
+from id2core.estimates import coding, sizes, stages, viewing
 from id2core.estimates.layout import SearchLayout
 from id2core.estimates.rates import Lookup, Machine, RateFile
 from id2core.estimates.stages import HOUR, Job
 from id2core.estimates.workload import LOCAL, Prices, Workers, Workload
 
 SEARCH = "search of a night"
+BACKGROUND = "background of a night"
 INDEX = "index of references"
 ALONE, REPEATED = "once", "every night"
 
@@ -57,13 +58,16 @@ class SearchShape(_Model):
         shard_rows: references of the largest shard.
         shard_bytes: its bytes in memory.
         tasks: units of work; each loads a shard.
-        loaded_bytes: descriptors, or codes of a compressed index, that all tasks load.
+        loaded_bytes: descriptors with what views meet beside them, or codes of a compressed index, that all
+            tasks load.
         task_seconds: of the largest task on one worker.
         load_seconds: the part of them that is loading the shard.
         index: the compressed index; null for the exact search.
         probes, candidates: lists that are searched for each upload, and its candidates that are scored
             exactly in a shard; null for the exact search.
         reread_bytes: descriptors that all tasks read to score candidates exactly.
+        looks: at an upload, on average.
+        met_numbers: numbers of a reference that each look meets in the exact search.
     """
 
     shards: int
@@ -77,6 +81,8 @@ class SearchShape(_Model):
     probes: int | None = None
     candidates: int | None = None
     reread_bytes: int = 0
+    looks: float = 1.0
+    met_numbers: int | None = None
 
 
 class EstimateReport(_Model):
@@ -84,6 +90,7 @@ class EstimateReport(_Model):
 
     Attributes:
         references, queries, kept_queries: rows that the estimate is of.
+        views: under which uploads meet references.
         stages: in the order of the work.
         search: how a night's search is cut up.
         bytes: data set → stored bytes.
@@ -97,6 +104,7 @@ class EstimateReport(_Model):
     references: int
     queries: int
     kept_queries: int
+    views: str
     stages: tuple[StageEstimate, ...]
     search: SearchShape
     bytes: dict[str, float | None]
@@ -122,6 +130,7 @@ def estimate(load: Workload, machine: Workers, prices: Prices, file: RateFile) -
         references=load.references,
         queries=load.queries,
         kept_queries=load.kept_queries,
+        views=load.views,
         stages=made,
         search=_shape(rate, load, machine, night),
         bytes={name: _known(size) for name, size in held.items()},
@@ -144,6 +153,8 @@ def _jobs(rate: Lookup, load: Workload, machine: Workers) -> list[tuple[Job, str
     if load.index and new:
         encoding = stages.indexing(rate, load, machine, new, "index of new references", anew=False)
         jobs.append((encoding, REPEATED))
+    if load.background:
+        jobs.append((stages.background_search(rate, load, machine, queries, BACKGROUND), REPEATED))
     jobs.append((stages.search(rate, load, machine, queries, references, SEARCH), REPEATED))
     if new:
         jobs.append((stages.search(rate, load, machine, kept, new, "back-scan of new references"), REPEATED))
@@ -196,7 +207,9 @@ def _cost(gpu_hours: float, vcpu_hours: float, prices: Prices) -> float | None:
 def _shape(rate: Lookup, load: Workload, machine: Workers, night: SearchLayout) -> SearchShape:
     loading, searching = stages.task_seconds(rate, load, machine, night)
     index, descriptor = load.index, 4 * load.descriptor_size
-    each = index.form.stored_bytes(load.descriptor_size) if index else descriptor
+    each = descriptor + (load.rows_bytes if load.meets_rows else 0)
+    if index:
+        each = index.form.stored_bytes(load.descriptor_size)
     return SearchShape(
         shards=night.shards,
         shard_rows=night.shard_rows,
@@ -209,6 +222,8 @@ def _shape(rate: Lookup, load: Workload, machine: Workers, night: SearchLayout) 
         probes=index.lists if index else None,
         candidates=round(coding.candidates(load, index, night)) if index else None,
         reread_bytes=round(night.tasks * coding.reread_rows(load, index, night)) * descriptor if index else 0,
+        looks=viewing.looks_each(load),
+        met_numbers=None if index else viewing.met_numbers(load),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from id2core.estimates import viewing
 from id2core.estimates.layout import SearchLayout
 from id2core.estimates.rates import Lookup
 from id2core.estimates.workload import Workload
@@ -27,7 +28,11 @@ def data_sets(rate: Lookup, load: Workload, night: SearchLayout) -> dict[str, fl
     """
 
     def embeddings(rows: int) -> float:
-        return embeddings_bytes(rate, rows, load.latent_size, load.descriptor_size)
+        each = viewing.stored_bytes(rate, load) if load.sees_insets else 0.0
+        return embeddings_bytes(rate, rows, load.latent_size, load.descriptor_size) + rows * each
+
+    def pair(name: str) -> float:
+        return rate(f"{name}_row_bytes") + (rate("view_bytes") if load.sees_insets else 0.0)
 
     def index() -> dict[str, float]:
         if load.index is None:
@@ -41,6 +46,6 @@ def data_sets(rate: Lookup, load: Workload, night: SearchLayout) -> dict[str, fl
         "reference/embeddings": embeddings(load.references),
         **index(),
         "queries/embeddings": embeddings(load.kept_queries),
-        "matches": pairs * rate("match_row_bytes"),
-        "staged candidates": night.candidates(load.top_k) * rate("candidate_row_bytes"),
+        "matches": pairs * pair("match"),
+        "staged candidates": night.candidates(load.merged) * pair("candidate"),
     }

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from id2core import defaults
-from id2core.estimates import coding, layout, rates
+from id2core.estimates import coding, layout, rates, viewing
 from id2core.estimates.coding import Coding
 from id2core.estimates.layout import SearchLayout, ceil_div
 from id2core.estimates.rates import Lookup
 from id2core.estimates.workload import LOCAL, Workers, Workload
 
 HOUR = 3600.0
+# Background scores of an upload that are averaged, as by the calibrations that ship with the package.
+BACKGROUND_K = 10
+# Rates of an upload and of its numbers that meet whole references.
+_WHOLE = ("search_block_row", "search_number")
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,14 @@ def embedding(rate: Lookup, load: Workload, machine: Workers, images: int, name:
     """Estimate the embedding of images, in parts of `defaults.PART_SIZE`."""
     larger = load.megapixels - rates.MEGAPIXELS
     further = larger * rate("decode_megapixel") if larger > 0 else 0.0
+    further += viewing.looking_seconds(rate, load)
+    looks, rows = viewing.looks_each(load), viewing.rows_seconds(rate, load)
     if machine.gpu:
-        # Decoders run beside the card. The slower of both decides.
+        # Decoders run beside the card, which waits for the core that makes rows. The slower of both decides.
         decoding = (rate("decode_image") + further) / machine.vcpus
-        each = _most(rate(f"embed_image.{load.encoder}", machine.gpu), decoding)
+        each = _most(looks * rate(f"embed_image.{load.encoder}", machine.gpu) + rows, decoding)
     else:
-        each = (rate(f"embed_image.{load.encoder}") + further) / machine.vcpus
+        each = (looks * rate(f"embed_image.{load.encoder}") + further + rows) / machine.vcpus
     parts = Phase.of(images, defaults.PART_SIZE, each)
     serial, start = images * rate("plan_object"), _start(rate, machine, "embed_start")
     return Job(name, lambda count: Stage((parts,), count, serial, start), parts.units, bool(machine.gpu))
@@ -153,6 +159,29 @@ def search(rate: Lookup, load: Workload, machine: Workers, queries: int, referen
     """Estimate the search of uploads among references: tasks, then a merge of each block."""
     serial = references * rate("search_plan_row")
     start = _start(rate, machine, "search_start")
+    kept = min(load.top_k, references)
+    return _searching(rate, load, machine, queries, references, name, kept=kept, serial=serial, start=start)
+
+
+def background_search(rate: Lookup, load: Workload, machine: Workers, queries: int, name: str) -> Job:
+    """Estimate the search of uploads in a background: it shares a job with another, and is exact."""
+    exact = replace(load, index=None, top_k=BACKGROUND_K)
+    return _searching(rate, exact, machine, queries, load.background, name, kept=1)
+
+
+def _searching(
+    rate: Lookup,
+    load: Workload,
+    machine: Workers,
+    queries: int,
+    references: int,
+    name: str,
+    *,
+    kept: int,
+    serial: float = 0.0,
+    start: float = 0.0,
+) -> Job:
+    """Estimate a search of which so many rows of each upload are kept."""
 
     def on(count: int) -> Stage:
         plan = search_layout(load, machine, queries, references, count)
@@ -163,8 +192,8 @@ def search(rate: Lookup, load: Workload, machine: Workers, queries: int, referen
             plan.parts * references / plan.shard_rows * loading
             + queries / plan.part_rows * references / plan.shard_rows * searching,
         )
-        merging = plan.candidates(load.top_k) * rate("search_candidate")
-        merging += queries * min(load.top_k, references) * rate("search_match")
+        merging = plan.candidates(load.merged) * rate("search_candidate")
+        merging += queries * kept * rate("search_match")
         merging /= machine.vcpus
         merges = Phase(plan.blocks, min(1.0, layout.BLOCK_ROWS / queries) * merging, merging)
         planning = serial + plan.meetings * rate("search_plan_meet")
@@ -188,20 +217,25 @@ def task_seconds(rate: Lookup, load: Workload, machine: Workers, plan: SearchLay
         form, cores = load.index.form, machine.vcpus
         loading = coding.load_seconds(rate, form, plan.shard_rows, load.descriptor_size, cores)
         return loading, coding.search_seconds(rate, load, load.index, plan, cores)
-    numbers = plan.shard_rows * load.descriptor_size
-    loading = 4 * numbers * rate("search_load_byte") / machine.vcpus
-    each = rate("search_block_row") / machine.vcpus
+    row, number = ("search_viewed_row", "search_viewed_number") if load.meets_rows else _WHOLE
+    loading = 4 * load.descriptor_size * rate("search_load_byte")
+    if load.meets_rows:
+        loading += load.rows_bytes * rate("search_load_view_byte")
+    numbers = plan.shard_rows * viewing.met_numbers(load)
+    each = rate(row) / machine.vcpus
     if machine.gpu:
-        each += numbers * rate("search_number", machine.gpu)
+        each += numbers * rate(number, machine.gpu)
     else:
-        each += numbers * rate("search_number") / machine.vcpus
-    return loading, plan.part_rows * each
+        each += numbers * rate(number) / machine.vcpus
+    each = viewing.looks_each(load) * each + viewing.looks_seconds(rate, load) / machine.vcpus
+    return plan.shard_rows * loading / machine.vcpus, plan.part_rows * each
 
 
 def reprojection(rate: Lookup, load: Workload, machine: Workers) -> Job:
     """Estimate descriptors of another W for both corpora, file by file."""
     # Each core has a file of its own.
-    rows, each = load.references + load.kept_queries, _size(load) * rate("reproject_row")
+    rows = load.references + load.kept_queries
+    each = _size(load) * rate("reproject_row") + viewing.rows_seconds(rate, load)
     files = Phase.of(rows, defaults.PART_SIZE, each, machine.vcpus)
     start = _start(rate, machine, "reproject_start")
     most = ceil_div(files.units, files.at_once)
@@ -218,7 +252,7 @@ def training(rate: Lookup, load: Workload, machine: Workers) -> Job:
 
 def _size(load: Workload) -> float:
     """Return the numbers of W over those of the W that the rates were measured with."""
-    return load.latent_size * load.descriptor_size / (rates.LATENT_SIZE * rates.DESCRIPTOR_SIZE)
+    return load.latent_size * load.descriptor_size / rates.W_NUMBERS
 
 
 def _start(rate: Lookup, machine: Workers, name: str) -> float:

@@ -7,8 +7,11 @@ from typing import Final, Literal
 
 from id2core import defaults
 from id2core.estimates import rates
-from id2core.search import cuts
+from id2core.search import cuts, viewed_rows
 from id2core.search.index_strings import Compressed
+from id2core.search.looks import RESCORED
+from id2core.transforms import crop_rows, reference_rows
+from id2core.transforms.crop_rows import CROPS
 
 Engine = Literal["local", "flink", "spark", "dataflow"]
 LOCAL: Final = "local"
@@ -70,6 +73,9 @@ class Workload:
         top_k: pairs kept per upload.
         steps: of the training of W.
         index: what searches go by; None for the exact search.
+        views: under which uploads meet references: `auto` for all that the encoder and a W in closed form
+            allow, or `none`.
+        background: pictures that uploads are also compared with; 0 for none.
     """
 
     references: int
@@ -83,12 +89,47 @@ class Workload:
     top_k: int = defaults.TOP_K
     steps: int = 50_000
     index: CodeSearch | None = None
+    views: str = defaults.NONE
+    background: int = 0
 
     @property
     def row_bytes(self) -> int:
         """Return the bytes that a reference takes in a shard."""
         size = self.descriptor_size
-        return self.index.form.row_bytes(size) if self.index else cuts.row_bytes(size)
+        if self.index:
+            return self.index.form.row_bytes(size)
+        return cuts.row_bytes(size) + (viewed_rows.row_bytes(self.latent_size) if self.meets_rows else 0)
+
+    @property
+    def sees_insets(self) -> bool:
+        """Whether pictures inside a picture are looked for, and encoded."""
+        return self.views != defaults.NONE
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether pictures have rows of crops and detail, and looks are mirrored and turned."""
+        allowed = reference_rows.sizes_allow(self.latent_size, self.descriptor_size)
+        return self.sees_insets and allowed and self.encoder not in rates.WITHOUT_W
+
+    @property
+    def meets_rows(self) -> bool:
+        """Whether looks meet these rows: codes are of descriptors alone."""
+        return self.has_rows and self.index is None
+
+    @property
+    def crops_bytes(self) -> int:
+        """Return the bytes, and the numbers, of the rows of crops of a picture."""
+        return len(CROPS) * crop_rows.COLUMNS
+
+    @property
+    def rows_bytes(self) -> int:
+        """Return the bytes of the rows of crops and the detail of a picture."""
+        return self.crops_bytes + self.latent_size // 8
+
+    @property
+    def merged(self) -> int:
+        """Return the candidates of an upload that are merged."""
+        return max(self.top_k, RESCORED) if self.sees_insets else self.top_k
 
     @property
     def kept_queries(self) -> int:

@@ -57,10 +57,15 @@ def has_rows(transform: Transform, latent_size: int) -> bool:
     """Return whether a W and the latents of n = `latent_size` numbers allow such rows."""
     if type(transform) is not Transform or transform.weights is None:
         return False
+    size, columns = transform.weights.shape
+    is_ordered = transform.metadata.get(_METHOD) == _CLOSED_FORM
+    return is_ordered and size == latent_size and sizes_allow(latent_size, columns)
+
+
+def sizes_allow(latent_size: int, columns: int) -> bool:
+    """Return whether latents of so many numbers, and a W of so many columns, allow such rows."""
     try:
         side = crop_rows.side_of(latent_size)
     except TransformError:
         return False
-    size, columns = transform.weights.shape
-    is_ordered = transform.metadata.get(_METHOD) == _CLOSED_FORM
-    return is_ordered and side >= 8 and size == latent_size and columns >= MOVED_COLUMNS
+    return side >= 8 and columns >= MOVED_COLUMNS

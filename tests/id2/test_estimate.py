@@ -49,7 +49,9 @@ def test_the_command_prints_stages_bytes_and_machines(rates: str) -> None:
     assert "cost" not in done.stdout
     assert "cost" in call(*arguments, "--vcpu-hour-price", "0.05").stdout
     card = call(*arguments, "--gpu", "a100").stdout
-    assert "not measured: a100: search_number" in card and "not measured" in card.splitlines()[1]
+    assert "not measured: a100: search_viewed_number" in card and "not measured" in card.splitlines()[1]
+    assert "views: 1.02 looks at an upload are assumed. Each meets 1,840 numbers of a reference" in card
+    assert "views:" not in call(*arguments, "--views", "none").stdout
 
 
 def test_the_command_and_the_function_give_one_object(rates: str) -> None:
@@ -60,10 +62,21 @@ def test_the_command_and_the_function_give_one_object(rates: str) -> None:
 
 
 def test_sizes_are_those_of_the_encoder(rates: str) -> None:
-    given = {"references": 1e5, "queries": 1, "rates": rates}
+    given = {"references": 1e5, "queries": 1, "rates": rates, "views": "none"}
     made, sized = id2.estimate(**given, encoder="pdq"), id2.estimate(**given, latent=256, dimension=256)
     assert made.bytes == sized.bytes
     assert id2.estimate(**given, gpu="none").stages == id2.estimate(**given).stages
+
+
+def test_views_are_on_by_default_and_cost(rates: str) -> None:
+    given = {"references": 1e6, "queries": 1e4, "rates": rates}
+    made, whole = id2.estimate(**given), id2.estimate(**given, views="none")
+    assert (made.views, whole.views) == ("auto", "none") and made.search.shards > whole.search.shards
+    for one, other in zip(made.stages, whole.stages, strict=True):
+        assert one.vcpu_hours > other.vcpu_hours or one.name == "training of W"
+    assert id2.estimate(**given, encoder="pdq").search.met_numbers == 256
+    backgrounds = [stage.name for stage in id2.estimate(**given, background=1000).stages]
+    assert "background of a night" in backgrounds
 
 
 def test_an_index_is_in_the_table_and_refused_as_id2_index_refuses_it(rates: str) -> None:

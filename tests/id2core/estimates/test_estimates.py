@@ -73,10 +73,24 @@ CPU_RATES = {
     "embedding_row_bytes": 100.0,
     "match_row_bytes": 50.0,
     "candidate_row_bytes": 10.0,
+    "embed_look": 0.05,
+    "embed_rows": 0.02,
+    "search_load_view_byte": 2e-6,
+    "search_look": 0.004,
+    "search_viewed_row": 0.03,
+    "search_viewed_number": 2e-7,
+    "search_coded_look": 2e-4,
+    "embedding_view_bytes": 1.0,
+    "view_bytes": 5.0,
 }
 CARD = {
     "machine": MACHINE | {"gpu_bytes": 1e9},
-    "rates": {"embed_image.mini": 0.25, "search_number": 1e-9, "train_step": 0.1},
+    "rates": {
+        "embed_image.mini": 0.25,
+        "search_number": 1e-9,
+        "search_viewed_number": 2e-9,
+        "train_step": 0.1,
+    },
 }
 # The rates that each index needs beside those that all need.
 STRINGS = {
@@ -87,6 +101,15 @@ STRINGS = {
 }
 INDEX = CodeSearch(index_strings.parse("RR448,IVF1024,RaBitQ"))
 OF_INDEX = ("index_", "search_list", "search_code", "search_reread")
+OF_VIEWS = (
+    "embed_look",
+    "embed_rows",
+    "search_load_view",
+    "search_look",
+    "search_viewed",
+    "embedding_view",
+    "view",
+)
 counts = st.integers(1, 10**12)
 # Each worker has four rounds of a search or more. A round that is not full costs a quarter at most.
 ROUNDS = 1.25 + 1e-9
@@ -196,6 +219,61 @@ def test_a_search_by_codes_is_lists_codes_and_descriptors_that_are_read_again() 
     assert estimate(replace(load, queries=40_000)).search.reread_bytes == 3 * made.reread_bytes
 
 
+def test_views_add_looks_and_rows_to_an_embedding() -> None:
+    rate, load = Lookup(rate_file()), Workload(4096, 1, views="auto")
+    # A picture in 50 shows another, which is encoded.
+    job = stages.embedding(rate, load, Workers(), 4096, "embedding")
+    assert job.on(1).work == pytest.approx(4096 * (1.02 * 0.5 + 0.05 + 0.02) / 2)
+    hashes = stages.embedding(rate, replace(load, latent_size=250), Workers(), 4096, "embedding")
+    assert hashes.on(1).work == pytest.approx(4096 * (1.02 * 0.5 + 0.05) / 2)  # no square maps, no rows
+    card = stages.embedding(rate, load, Workers(gpu="card"), 4096, "embedding")
+    assert card.on(1).work == pytest.approx(4096 * (1.02 * 0.25 + 0.02))
+    again = stages.reprojection(rate, replace(load, nights=1, descriptor_size=512), Workers(vcpus=1))
+    assert again.on(1).work == pytest.approx(4097 * (0.25 + 0.02))
+    grown = (
+        estimate(load).bytes["reference/embeddings"]
+        - estimate(replace(load, views="none")).bytes["reference/embeddings"]
+    )
+    assert grown == pytest.approx(4096 * (880 + 512 + 0.02 * (2 * 4096 + 20)))
+
+
+def test_a_search_under_views_meets_rows_and_makes_looks_for_each_shard() -> None:
+    rate, shard_rows = Lookup(rate_file()), 1000
+    load = Workload(3000, 10_000, descriptor_size=256, top_k=5, views="auto")
+    workers = Workers(shard_bytes=shard_rows * load.row_bytes)
+    job = stages.search(rate, load, workers, 10_000, 3000, "search")
+    assert job.on(1).units == 3
+    loads = 3000 * (1024 * 1e-6 + (880 + 512) * 2e-6) / 2
+    look = 1.02 * 0.004 / 2  # half of the columns of the W that was measured
+    meets = 3 * 10_000 * (1.02 * (0.03 + 1000 * (256 + 880 + 3 * 160) * 2e-7) + look) / 2
+    merges = 10_000 * 3 * 10 * 1e-4 / 2 + 10_000 * 5 * 1e-3 / 2  # ten are scored again, five kept
+    assert job.on(1).work == pytest.approx(loads + meets + merges)
+    # Codes are of descriptors alone, but looks are made all the same.
+    used = replace(load, index=CodeSearch(index_strings.parse("RR64,IVF16,RaBitQ"), 4, 20))
+    alike = stages.search(rate, used, Workers(), 10_000, 3000, "search").on(1).work
+    plain = stages.search(rate, replace(used, views="none", top_k=10), Workers(), 10_000, 3000, "search")
+    lists = 4 * (1e-4 + 3000 / 16 * 16 * 1e-7) + 16 * 64 * 1e-7
+    each = 0.02 * (lists + 20 * 1e-4 + 0.01) + 1.02 * 10 * 2e-4 + look
+    kept_fewer = 10_000 * 5 * 1e-3 / 2
+    assert alike - plain.on(1).work == pytest.approx(10_000 * each / 2 - kept_fewer)
+    # An encoder without a W has looks, and nothing else.
+    hashes = replace(load, encoder="pdq", top_k=10)
+    whole = replace(hashes, views="none")
+    both = (stages.search(rate, one, workers, 10_000, 3000, "search").on(1).work for one in (hashes, whole))
+    more = next(both) - next(both)
+    shards_of = stages.search_layout(whole, workers, 10_000, 3000, 1).shards
+    assert more == pytest.approx(0.02 * 10_000 * (shards_of * 0.01 + 3000 * 256 * 1e-7) / 2)
+
+
+def test_a_background_is_a_search_that_keeps_one_row() -> None:
+    load = Workload(10**6, 10_000, descriptor_size=100, background=1000, index=INDEX)
+    made, without = estimate(load), estimate(replace(load, background=0))
+    assert [stage for stage in made.stages if stage.name != report.BACKGROUND] == list(without.stages)
+    exact = 1000 * 400 * 1e-6 / 2 + 10_000 * (0.01 + 1000 * 100 * 1e-7) / 2
+    merges = 10_000 * 10 * 1e-4 / 2 + 10_000 * 1e-3 / 2
+    assert stage_of(made, report.BACKGROUND).wall_hours == pytest.approx((exact + merges + 3 * 0.01) / 3600)
+
+
 def test_an_index_is_its_training_its_codes_and_their_measure() -> None:
     rate, form = Lookup(rate_file()), index_strings.parse("RR64,IVF64,RaBitQ")
     load = Workload(10_000, 1, descriptor_size=100, index=CodeSearch(form))
@@ -262,12 +340,20 @@ def test_shards_fit_into_memory_and_no_worker_waits_for_small_tasks(
     gpu=st.sampled_from([None, "card"]),
     grown=st.sampled_from(["references", "queries", "megapixels", "latent_size"]),
     index=st.sampled_from([None, INDEX]),
+    views=st.sampled_from(["auto", "none"]),
 )
 def test_more_work_takes_longer_and_more_workers_do_not(
-    references: int, queries: int, count: int, gpu: str | None, grown: str, index: CodeSearch | None
+    references: int,
+    queries: int,
+    count: int,
+    gpu: str | None,
+    grown: str,
+    index: CodeSearch | None,
+    views: str,
 ) -> None:
-    load, workers = Workload(references, queries, index=index), Workers(count=count, gpu=gpu, engine="flink")
-    more = replace(load, **{grown: getattr(load, grown) * 3})
+    load = Workload(references, queries, index=index, views=views, background=1000)
+    workers = Workers(count=count, gpu=gpu, engine="flink")
+    more = replace(load, **{grown: getattr(load, grown) * 4})  # latents stay square
     # Of one worker: a larger search may be shared by workers that a small one leaves idle.
     alone = replace(workers, count=1)
     for less, greater in zip(estimate(load, alone).stages, estimate(more, alone).stages, strict=True):
@@ -293,7 +379,7 @@ def test_inputs_larger_than_any_corpus_stay_numbers() -> None:
 
 @pytest.mark.parametrize("string", STRINGS)
 def test_an_index_depends_on_the_rates_of_its_code(string: str) -> None:
-    load = Workload(10**7, 1000, index=CodeSearch(index_strings.parse(string)))
+    load = Workload(10**7, 1000, index=CodeSearch(index_strings.parse(string)), views="auto")
     assert report.estimate(load, Workers(), Prices(), rate_file()).not_measured == ()
     used = {name for name in CPU_RATES if name.startswith(OF_INDEX)}
     for name in sorted(used):
@@ -304,7 +390,9 @@ def test_an_index_depends_on_the_rates_of_its_code(string: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CPU_RATES if not name.startswith(OF_INDEX)])
 def test_what_depends_on_a_rate_that_is_missing_is_not_known(name: str) -> None:
-    load, prices = Workload(10_000, 1000, new_references=10), Prices(vcpu_hour=1.0, gb_month=1.0)
+    views = "auto" if name.startswith(OF_VIEWS) else "none"
+    load = Workload(10_000, 1000, new_references=10, views=views)
+    prices = Prices(vcpu_hour=1.0, gb_month=1.0)
     whole = report.estimate(load, Workers(), prices, rate_file())
     lacking = report.estimate(load, Workers(), prices, rate_file(**{name: None}))
     assert whole.not_measured == ()
