@@ -39,6 +39,7 @@ NAMES = (
     "dashboard",
     "rejudging",
     "reprojection",
+    "views",
 )
 VERSIONS = (
     "python",
@@ -70,6 +71,7 @@ QUICK = {
     "dashboard": ["--uploads", "2000", "--days", "2", "--rounds", "1"],
     "rejudging": ["--uploads", "2000"],
     "reprojection": ["--latents", "4096", "--rounds", "1"],
+    "views": ["--references", "2000", "--queries", "50", "--rounds", "1"],
 }
 
 
@@ -95,6 +97,7 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
         ["growth"],
         ["rejudging"],
         ["reprojection"],
+        ["views"],
     ]
     if options.long:
         chosen.append(["memory", *photos, "--encoder", "mini"])
