@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from id2core.evaluation.metrics import Measure
-from id2core.experiments import evaluation_sets, upload_matchers, upload_tables
+from id2core.experiments import evaluation_sets, upload_matchers, upload_tables, upload_views
 from id2core.experiments.declaration import experiment
 from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Row, Skipped
@@ -75,6 +75,9 @@ def hard_negatives(methods: Methods) -> Result | Skipped:
         [
             "“before it” is the share of uploads whose origin scores above its hard negative. Acc counts all "
             "references.",
+            f"With frames and views, the {upload_views.DEPTH} best references have scores. Where neither of "
+            "the two is among them, the origin does not count as before its hard negative, so these rows are "
+            "too low.",
         ],
     )
 

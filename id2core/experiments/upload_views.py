@@ -29,6 +29,9 @@ from id2core.store import schemas
 from id2core.transforms.linear import Transform
 from id2core.transforms.reference_rows import ReferenceRows
 
+# References of an upload that get a score of their own; all others share one below.
+DEPTH = 2 * KEPT
+
 
 def _inset(number: int) -> PixelView:
     def look(data: bytes, size: int) -> NDArray[np.uint8] | None:
@@ -61,7 +64,7 @@ class Viewed:
     references: Shard
     background: tuple[Shard, Background] | None = None
     has_detail: bool = True
-    depth: int = 2 * KEPT
+    depth: int = DEPTH
 
     @property
     def shifted(self) -> bool:
