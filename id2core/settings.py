@@ -68,16 +68,17 @@ class Settings(EnvironmentSettings):
     )
     views: Literal["auto", "none"] = Field(
         "auto",
-        description="Under which views uploads meet references: auto (all that the encoder and W allow: "
-        "mirrored, turned, cropped, without a frame, each half of a collage) or none (as the paper has it, "
-        "whole pictures only). Pictures that are embedded with none have no rows for other views.",
+        description="Under which views uploads meet references: auto (all that the encoder, W, calibration, "
+        "and index allow: mirrored, turned by a quarter, cropped, inside a frame, each half of a collage, the "
+        "parent in a manifest) or none (whole pictures only, as in the paper). A calibration or an --out of "
+        "whole uploads turns the other views off. Pictures that are embedded with none have no rows for them.",
         examples=["none"],
     )
     calibration: str = Field(
         defaults.AUTO,
         description="Thresholds for verdicts at a stated false-positive rate: a file that id2 calibrate "
-        "wrote, none (scores only), or auto (those of the bundled W). A calibration fits one encoder and "
-        "one W.",
+        "wrote, none (scores only), or auto (those of the bundled W). A calibration fits one encoder, "
+        "one W, and one set of views.",
         examples=["w/calibration.json"],
     )
     index: str = Field(
@@ -178,7 +179,7 @@ class Settings(EnvironmentSettings):
     credentials: Literal["auto", "none"] = Field(
         "auto",
         description="Content Credentials of pictures: auto (read them where the extra `c2pa` is installed) "
-        "or none (read no manifest, so that the columns stay null).",
+        "or none (read no manifest: the columns stay null, and no parent is a view).",
         examples=["none"],
     )
     c2pa_trust_list: str | None = Field(
