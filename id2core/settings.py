@@ -69,9 +69,9 @@ class Settings(EnvironmentSettings):
     views: Literal["auto", "none"] = Field(
         "auto",
         description="Under which views uploads meet references: auto (all that the encoder, W, calibration, "
-        "and index allow: mirrored, turned by a quarter, cropped, inside a frame, each half of a collage, the "
-        "parent in a manifest) or none (whole pictures only, as in the paper). A calibration or an --out of "
-        "whole uploads turns the other views off. Pictures that are embedded with none have no rows for them.",
+        "and index allow: mirrored, turned by a quarter, cropped, inside a frame, each half of a collage, "
+        "the parent in a manifest) or none (whole pictures only, as in the paper). A calibration or an --out "
+        "of whole uploads turns the other views off. Pictures embedded with none have no rows for them.",
         examples=["none"],
     )
     calibration: str = Field(
