@@ -6,7 +6,7 @@ from id2.requests import DoctorRequest
 from id2.results import DoctorReport, RebuiltLedger
 from id2core.errors import DatasetError
 from id2core.reports import page
-from id2core.runs import checkup, rebuilding
+from id2core.runs import checkup, leftovers, rebuilding
 from id2core.runs.records import at_work
 from id2core.search import index_checkup
 from id2core.store import schemas, storage
@@ -28,6 +28,7 @@ def run(request: DoctorRequest) -> DoctorReport:
     )
     made = None
     if request.rebuild and rebuilding.is_needed(out):
+        leftovers.check_one_channel(out, "id2 doctor --rebuild")
         done = rebuilding.rebuild(out, Dataset.open(references), Dataset.open(queries))
         made = RebuiltLedger(searches=done.searches, files=done.files, set_aside=list(done.set_aside))
     checked = checkup.check(out, references, queries)

@@ -19,7 +19,7 @@ from id2core.encoders.embed_job import EmbedJob, Feed
 from id2core.reports import page
 from id2core.reports.facts import ScanConfig, ScanSummary
 from id2core.reports.summary import summarize
-from id2core.runs import ledger
+from id2core.runs import ledger, leftovers
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
 from id2core.runs.records import Recorder, recorded
@@ -55,6 +55,7 @@ class _Night:
     def __init__(self, request: NightlyRequest) -> None:
         self._request, self._settings = request, request.settings()
         self.out = storage.normalize(request.out)
+        leftovers.check_one_channel(self.out, "id2 nightly")
         self._began = time.monotonic()
         self._ids = EmbedJob(".", ".", self._settings.encoder, self._settings.transform).identify()
         indexing.preflight(self._settings, None, self.out)

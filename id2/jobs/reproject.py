@@ -75,7 +75,7 @@ class _Job:
         """Return the embeddings below the `--out` by the name of their corpus."""
         found = {
             name: dataset
-            for name, place in zip(leftovers.CORPORA, leftovers.corpora(self.out), strict=True)
+            for name, place in zip(leftovers.CORPORA, leftovers.own_corpora(self.out), strict=True)
             if (dataset := Dataset.find_own(storage.join(place, schemas.EMBEDDINGS)))
             and dataset.commit.dataset == schemas.EMBEDDINGS
         }

@@ -34,7 +34,8 @@ _KEYS: Final = {
     schemas.EMBEDDINGS: ("uri", "generation", "encoder_id"),
     MATCHES: schemas.PAIR,
 }
-_PAIR: Final = ("query_uri", "query_generation", "reference_id", "run_id")
+_PAIR: Final = ("query_uri", "query_generation", "reference_id", "encoder_id", "run_id")
+_SIDES: Final = ("queries", "reference")
 _AGAIN: Final = "restore it from a copy, or make the data set again in another --out"
 _INDEX_ANEW: Final = "id2 index --anew makes it again"
 _AHEAD: Final = 4
@@ -111,10 +112,19 @@ def check(out: str, references: str = "", queries: str = "") -> Checked:
     matches = found.get(storage.join(out, MATCHES))
     corpora = [
         _searched(uri or storage.join(out, side, schemas.EMBEDDINGS), found)
-        for uri, side in ((queries, "queries"), (references, "reference"))
+        for uri, side in zip((queries, references), _SIDES, strict=True)
     ]
-    if matches and corpora[0] and corpora[1] and not _has(done, Fault.FILE):
-        _check_ledger(matches, corpora[0], corpora[1], done)
+    further = [
+        [
+            found.get(storage.join(leftovers.channel_place(out, name), side, schemas.EMBEDDINGS))
+            for side in _SIDES
+        ]
+        for name in leftovers.channels(out)
+    ]
+    for asked, held in (corpora, *further):
+        if matches and asked and held and not _has(done, Fault.FILE):
+            encoder_id = held.ids["encoder_id"] if further else None
+            _check_ledger(matches, asked, held, done, encoder_id)
     return done
 
 
@@ -219,13 +229,20 @@ def _check_segments(dataset: Dataset, place: str, done: Checked) -> None:
             done.add(Fault.SEGMENTS, f"{place}/{file.name}", detail, _AGAIN)
 
 
-def _check_ledger(matches: Dataset, queries: Dataset, references: Dataset, done: Checked) -> None:
-    """Check events against the corpora, and stored pairs against events."""
+def _check_ledger(
+    matches: Dataset, queries: Dataset, references: Dataset, done: Checked, encoder_id: str | None
+) -> None:
+    """Check events against the corpora, and stored pairs against events, of one encoder or (None) of all."""
     try:
         events = {run: ledger.events_of(matches.commit, run) for run in matches.runs}
     except DatasetError as error:
         done.add(Fault.COMMIT, MATCHES, str(error), "id2 doctor --rebuild makes it again")
         return
+    if encoder_id is not None:
+        events = {
+            run: tuple(event for event in own if event.ids["encoder_id"] == encoder_id)
+            for run, own in events.items()
+        }
     for run_id, event in ((run, event) for run, own in events.items() for event in own):
         for side, span, version, corpus in (
             ("uploads", event.queries, event.query_version, queries),
@@ -235,7 +252,7 @@ def _check_ledger(matches: Dataset, queries: Dataset, references: Dataset, done:
                 detail = f"run {run_id} has searched {side} {span} of version {version}: {problem}"
                 mend = "the corpus was made again or restored from a copy: scan into another --out"
                 done.add(Fault.LEDGER, MATCHES, detail, mend)
-    count = uncovered(matches, matches.files, events, queries, references)
+    count = uncovered(matches, matches.files, events, queries, references, encoder_id)
     if count.total:
         detail = f"{count.total} pairs are in no search of the ledger, for example in {count.example}"
         done.add(Fault.UNCOVERED, MATCHES, detail, "they would be searched again: scan into another --out")
@@ -276,6 +293,7 @@ def uncovered(
     events: dict[str, tuple[Event, ...]],
     queries: Dataset,
     references: Dataset,
+    encoder_id: str | None = None,
 ) -> Uncovered:
     """Count the stored pairs that no event of their run accounts for.
 
@@ -287,6 +305,7 @@ def uncovered(
         files: of pairs.
         events: run_id → its searches.
         queries, references: the corpora.
+        encoder_id: only pairs of this encoder; None for all.
     """
     asked, held = _Numbers.of(queries, histories.OCCURRENCE), _Numbers.of(references, histories.PICTURE)
     found = Uncovered()
@@ -294,6 +313,8 @@ def uncovered(
         count = 0
         for group in range(file.row_groups):
             table = datasets.read_file(matches.uri, file, list(_PAIR), group)
+            if encoder_id is not None:
+                table = table.filter(pc.equal(table["encoder_id"], encoder_id))
             uploads = asked.find(table.select(["query_uri", "query_generation"]))
             pictures = held.find(table.select(["reference_id"]))
             known = np.zeros(table.num_rows, bool)

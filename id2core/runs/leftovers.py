@@ -36,6 +36,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from id2core.errors import DatasetError
 from id2core.runs import listing, planning, units
 from id2core.runs.codes import INDEX
 from id2core.runs.execution import Execution
@@ -46,6 +47,8 @@ from id2core.store.datasets import Dataset, FileRecord
 
 # Folders below an `--out` that hold data sets of their own, beside the `--out` itself.
 CORPORA: Final = ("", "reference", "queries", "background")
+# The folder of the corpora of further channels, each below the name of its channel.
+CHANNELS: Final = "channels"
 # The folder of corpora with the descriptors of another transform, each below the transform's id.
 REPROJECTED: Final = "reprojected"
 _TRANSLATIONS: Final = "translations"
@@ -105,17 +108,52 @@ def settle(out: str) -> None:
         datasets.settle(place)
 
 
+def own_corpora(root: str) -> list[str]:
+    """Return a folder, and those below it that hold the data sets of one channel."""
+    return [storage.join(root, name) if name else root for name in CORPORA]
+
+
+def channels(out: str) -> list[str]:
+    """Return the names of the further channels that an `--out` has."""
+    return _folders(storage.join(out, CHANNELS))
+
+
+def channel_place(out: str, name: str) -> str:
+    """Return the parent of the corpora of a further channel."""
+    return storage.join(out, CHANNELS, name)
+
+
+def check_one_channel(out: str, task: str) -> None:
+    """Raise DatasetError where an `--out` has a further channel, which a task would leave out.
+
+    Args:
+        out: a normalized place.
+        task: what is refused, as the subject of a sentence.
+    """
+    if names := channels(out):
+        raise DatasetError(
+            f"{out} has a second channel, {names[0]}: {task} is not supported there yet. Run id2 scan with "
+            f"--also on it, or use an --out with one channel"
+        )
+
+
 def corpora(out: str) -> list[str]:
-    """Return an `--out`, and the folders below it that hold data sets in use."""
-    return [storage.join(out, name) if name else out for name in CORPORA]
+    """Return an `--out`, and the folders below it that hold data sets in use, those of all channels."""
+    roots = [out, *(channel_place(out, name) for name in channels(out))]
+    return [place for root in roots for place in own_corpora(root)]
 
 
 def places(out: str) -> list[str]:
     """Return every folder of an `--out` that may hold data sets, also reprojected ones, itself among them."""
     beside = storage.join(out, REPROJECTED)
-    below = {_name(entry.uri, beside).split("/")[0] for entry in storage.entries(beside)}
-    roots = [out, *(storage.join(beside, transform_id) for transform_id in sorted(below))]
-    return [place for root in roots for place in corpora(root)]
+    reprojected = (storage.join(beside, transform_id) for transform_id in _folders(beside))
+    return corpora(out) + [place for root in reprojected for place in own_corpora(root)]
+
+
+def _folders(place: str) -> list[str]:
+    """Return the names of the folders in a place that hold files, sorted."""
+    names = (_name(entry.uri, place).split("/") for entry in storage.entries(place))
+    return sorted({first for first, *below in names if below})
 
 
 def _sweep_corpus(place: str, before: float) -> None:

@@ -25,9 +25,10 @@ def write(out: str, run_id: str, matches: Dataset, corpora: Mapping[str, Dataset
         out: parent of the tables.
         run_id: the run that writes.
         matches: the matches data set.
-        corpora: `reference` and `queries` → their embeddings.
+        corpora: name of a corpus, `reference` and `queries` first → its embeddings.
     """
-    _add(out, LEDGER, run_id, _events(matches), ["run_id", "query_from", "query_to", "reference_to"])
+    key = ["run_id", "encoder_id", "query_from", "query_to", "reference_to"]
+    _add(out, LEDGER, run_id, _events(matches), key)
     _add(out, SEGMENTS, run_id, _segments(corpora), ["corpus", "segment"])
 
 
