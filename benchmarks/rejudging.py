@@ -68,7 +68,7 @@ def measure(uploads: int, pairs: int) -> tuple[list[Row], float]:
             )
             judge = Judge(chosen, backgrounds if normalization else None)
             began = time.perf_counter()
-            done = rejudging.judge(matches, f"{folder}/scanned", judge, 200_000, Execution.begin())
+            done = rejudging.judge(matches, f"{folder}/scanned", [(judge, 200_000)], Execution.begin())
             seconds = time.perf_counter() - began
             assert sum(done.verdicts.values()) == uploads * pairs
             what = f"id2 judge, {uploads * pairs:,} pairs, {name} scores"

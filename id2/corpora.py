@@ -173,7 +173,12 @@ class Corpus:
 
 
 def embed_corpora(
-    corpora: Sequence[tuple[Corpus, Feed]], out: str, settings: Settings, beam: list[str], recorder: Recorder
+    corpora: Sequence[tuple[Corpus, Feed]],
+    out: str,
+    settings: Settings,
+    beam: list[str],
+    recorder: Recorder,
+    within: str | None = None,
 ) -> list[EmbeddedCorpus]:
     """Embed the images of corpora into `out`/NAME as one stage; see `Corpus.embed`.
 
@@ -183,15 +188,17 @@ def embed_corpora(
         settings: encoder, transform, limits.
         beam: Beam's arguments.
         recorder: of the run.
+        within: the `--out` whose takedowns hold, where `out` is a folder in it.
     """
     of_images = [(corpus, feed) for corpus, feed in corpora if corpus.dataset is None]
     jobs = [
-        EmbedJob.from_settings(corpus.uri, storage.join(out, corpus.name), settings, out, **feed)
+        EmbedJob.from_settings(corpus.uri, storage.join(out, corpus.name), settings, within or out, **feed)
         for corpus, feed in of_images
     ]
     results: list[EmbedResult] = []
     if jobs:
         title = f"embed {', '.join(corpus.name for corpus, _ in of_images)}"
+        title += f" by {settings.encoder}" if within else ""
         with recorder.stage(title):
             results = stage(title, lambda: embed_images(jobs, recorder.execution, beam))
     made = iter(results)

@@ -21,7 +21,7 @@ from id2core.search.background_rows import Backgrounds
 from id2core.search.coded import CodedReferences
 from id2core.search.indexes import FLAT
 from id2core.search.looks import ViewPlan
-from id2core.search.match_rows import MATCHES, MatchRows
+from id2core.search.match_rows import CHANNEL, MATCHES, MatchRows
 from id2core.search.matching import SearchPlan
 from id2core.search.results import SearchResult
 from id2core.settings import Settings
@@ -30,7 +30,9 @@ from id2core.store.datasets import Dataset
 from id2core.transforms.files import source_of
 from id2core.transforms.linear import AUTO, NONE
 from id2core.verdicts import judging, rejudging
-from id2core.verdicts.calibration import Calibration, Verdict
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.channel_judging import AnyJudge, ChannelJudge
+from id2core.verdicts.channels import Channels
 from id2core.verdicts.judging import Judge
 
 _log = logging.getLogger("id2")
@@ -67,7 +69,7 @@ class PlannedJudge:
         background: scores uploads that have no background yet; None where every upload has its own.
     """
 
-    judge: Judge | None
+    judge: AnyJudge | None
     background: SearchPlan | None = None
 
     def search(self, plan: SearchPlan, beam: list[str]) -> Dataset:
@@ -103,6 +105,9 @@ class Searcher:
         beam: Beam's arguments.
         keep_all: whether every pair is stored, also below the floor.
         views: under which uploads are looked at; None for the whole alone.
+        channel: of the rows.
+        joint: how several channels give one verdict; None where there is one.
+        place: parent of the corpora of the channel; `out` by default.
     """
 
     out: str
@@ -112,21 +117,30 @@ class Searcher:
     beam: list[str]
     keep_all: bool = False
     views: ViewPlan | None = None
+    channel: str = CHANNEL
+    joint: Channels | None = None
+    place: str = ""
 
     @property
     def floor(self) -> float | None:
         """Least score of a pair that is stored; None for all."""
         if self.calibration is None or self.keep_all or self.settings.keep == "all":
             return None
-        return self.calibration.lowest(Verdict.REVIEW) - self.settings.floor_margin
+        return self._judge_of(Judge(self.calibration)).lowest - self.settings.floor_margin
+
+    def _judge_of(self, own: Judge) -> AnyJudge:
+        """Return what gives the verdicts: a judge of its own, or as one of several channels."""
+        return ChannelJudge(self.joint, self.channel, own) if self.joint else own
 
     def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> PlannedJudge:
         """Return the judge of the matches, with the search of the background that it waits for, if any."""
         calibration = self.calibration
-        if calibration:
-            _warn_of_reach(calibration, corpora.references.embeddings.rows)
-        if calibration is None or corpora.background is None:
-            return PlannedJudge(Judge(calibration) if calibration else None)
+        if calibration is None:
+            return PlannedJudge(None)
+        judge = self._judge_of(Judge(calibration))
+        _warn_of_reach(judge, corpora.references.embeddings.rows)
+        if corpora.background is None:
+            return PlannedJudge(judge)
         background = corpora.background.embeddings
         judging.check_background_id(calibration, background)
         judging.check_disjoint(background, corpora.references.embeddings)
@@ -144,10 +158,10 @@ class Searcher:
         """Return the judge that looks uploads up in a background; some may be unknown there yet."""
         if calibration.normalization is None:
             raise ValueError("a calibration without normalization has no background")
-        out = storage.join(self.out, "queries", background_rows.BACKGROUNDS)
+        out = storage.join(self.place or self.out, "queries", background_rows.BACKGROUNDS)
         k = calibration.normalization.k
         plan = self._sized(background_rows.make(background, queries, out, recorder.execution, k, self.views))
-        planned = PlannedJudge(Judge(calibration, Backgrounds.before(plan)), plan)
+        planned = PlannedJudge(self._judge_of(Judge(calibration, Backgrounds.before(plan))), plan)
         if not plan.has_work:
             planned.search_background(self.beam)
         return planned
@@ -194,6 +208,7 @@ class Searcher:
                 span,
                 coded,
                 self.views,
+                self.channel,
             )
         )
         _warn_of_other_indexes(plan)
@@ -212,24 +227,11 @@ class Searcher:
                 recorder.count(first_matched=tally.matched)
         return made
 
-    def _judge_earlier(
-        self, corpora: EmbeddedCorpora, matches: Dataset, judge: Judge, recorder: Recorder
-    ) -> None:
-        """Judge pairs of earlier searches anew, where another calibration judged them or the corpus grew."""
-        rejudging.keep(judge.calibration, self.out)
-        references = corpora.references.embeddings
-        if not rejudging.is_judged(matches, self.out, judge.calibration, references):
-            rows, execution = references.rows, recorder.execution
-            stage("judge", lambda: rejudging.judge(matches, self.out, judge, rows, execution))
-
     def finish(
         self, corpora: EmbeddedCorpora, matches: Dataset, planned: PlannedJudge, recorder: Recorder
     ) -> None:
         """Judge what was judged by another calibration or for a smaller corpus; write what was searched."""
-        if planned.judge:
-            self._judge_earlier(corpora, matches, planned.judge, recorder)
-        held = {"reference": corpora.references.embeddings, "queries": corpora.queries.embeddings}
-        public_tables.write(self.out, recorder.execution.run_id, matches, held)
+        finish(self.out, matches, {"": (corpora, planned)}, recorder)
 
     def report_inputs(
         self,
@@ -269,21 +271,52 @@ class Searcher:
                 versions=environment.versions(),
                 transform=TransformFacts(id=transform_id, origin=origin),
                 calibration=judging.facts(
-                    self.calibration, self.settings.calibration, references.rows, background
+                    None if self.joint else self.calibration,
+                    self.settings.calibration,
+                    references.rows,
+                    background,
                 ),
             ),
             verdicts=Dataset.find(storage.join(self.out, rejudging.VERDICTS)),
         )
 
 
-def _warn_of_reach(calibration: Calibration, references: int) -> None:
-    if references and calibration.is_out_of_reach(Verdict.MATCH, references):
+def finish(
+    out: str,
+    matches: Dataset,
+    channels: Mapping[str, tuple[EmbeddedCorpora, PlannedJudge]],
+    recorder: Recorder,
+) -> None:
+    """Judge what was judged by another calibration or for a smaller corpus; write what was searched.
+
+    Args:
+        out: parent of `matches/`.
+        matches: of all runs.
+        channels: folder of a channel's corpora below `out` → the corpora, and their judge.
+        recorder: of the run.
+    """
+    judges = [(p.judge, c.references.embeddings) for c, p in channels.values() if p.judge]
+    for judge, _ in judges:
+        rejudging.keep(judge, out)
+    if not all(rejudging.is_judged(matches, out, judge, references) for judge, references in judges):
+        sized = [(judge, references.rows) for judge, references in judges]
+        stage("judge", lambda: rejudging.judge(matches, out, sized, recorder.execution))
+    held = {
+        f"{folder}/{name}".lstrip("/"): corpus.embeddings
+        for folder, (corpora, _) in channels.items()
+        for name, corpus in (("reference", corpora.references), ("queries", corpora.queries))
+    }
+    public_tables.write(out, recorder.execution.run_id, matches, held)
+
+
+def _warn_of_reach(judge: AnyJudge, references: int) -> None:
+    if references and judge.is_out_of_reach(references):
         _log.warning(
-            "for %s references, this calibration has the match threshold %.2f, which no score reaches: none "
-            "is a match. Calibrate on more references than %s",
+            "for %s references, the calibration %s has a match threshold that no score reaches: none is a "
+            "match. Calibrate on more references than %s",
             f"{references:,}",
-            calibration.threshold(Verdict.MATCH, references),
-            f"{calibration.references:,}",
+            judge.calibration.calibration_id,
+            f"{judge.calibration.references:,}",
         )
 
 

@@ -15,7 +15,7 @@ from id2core.reports import page
 from id2core.reports.facts import ScanSummary
 from id2core.reports.inputs import ReportInputs
 from id2core.reports.summary import summarize
-from id2core.runs import ledger
+from id2core.runs import ledger, leftovers
 from id2core.runs.execution import Execution
 from id2core.runs.records import recorded
 from id2core.search import background_rows, looks, match_rows
@@ -55,6 +55,7 @@ class _Place:
             DatasetError: there are no matches, or not those of this version, or no references.
         """
         place = storage.normalize(out)
+        leftovers.check_one_channel(place, "id2 judge")
         summary = page.read_summary(place)
         references, queries = (
             (summary.inputs.reference_embeddings, summary.inputs.query_embeddings)
@@ -83,15 +84,15 @@ def run(request: JudgeRequest) -> JudgeReport:
         else calibration.load(str(request.calibration))
     )
     chosen.check_ids(ids)
-    rejudging.check_floor(place.matches, place.out, chosen)
+    rejudging.check_floor(place.matches, place.out, Judge(chosen))
     config = request.model_dump(exclude={"progress"}) | {"calibration_id": chosen.calibration_id}
     with recorded(place.out, "judge", config) as recorder:
         execution = recorder.execution
         with recorder.stage("search background"):
             judge = stage("search background", lambda: _judge(request, place, chosen, execution))
         with recorder.stage("judge"):
-            rows = place.references.rows
-            judged = stage("judge", lambda: rejudging.judge(place.matches, place.out, judge, rows, execution))
+            judges = [(judge, place.references.rows)]
+            judged = stage("judge", lambda: rejudging.judge(place.matches, place.out, judges, execution))
         pairs = sum(judged.verdicts.values())
         recorder.count(matches=pairs)
         if place.summary:

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +47,7 @@ class CurrentMatches:
         run_id: only pairs that this run found; None for all.
         verdicts: later verdicts of pairs, of which the newest counts; None where there are none.
         calibration_id: other verdicts are left out, and so are normalized scores without a calibration.
+        further: references and queries of further channels. Ranks are those in one channel.
     """
 
     matches: Dataset
@@ -57,9 +57,10 @@ class CurrentMatches:
     run_id: str | None = None
     verdicts: Dataset | None = None
     calibration_id: str | None = None
+    further: tuple[tuple[Dataset, Dataset], ...] = ()
 
     def tables(self, columns: Iterable[str] | None = None) -> Iterator[pa.Table]:
-        """Yield matches, all those of an upload in one table, ordered by upload and rank.
+        """Yield matches, all those of an upload in one table, ordered by channel, upload and rank.
 
         Args:
             columns: of `schemas.MATCHES`; by default all.
@@ -73,13 +74,28 @@ class CurrentMatches:
         files = [f for f in self.matches.files if self.run_id is None or f.may_have(self.run_id)]
         number = max(1, -(-sum(file.rows for file in files) // ROWS_AT_ONCE))
         with tempfile.TemporaryDirectory() as folder:
-            seen = _Seen()
+            seen = [_Seen() for _ in self._corpora]
             parts = _by_upload(self._chosen(files, read, seen), number, Path(folder, "matches"))
             judged = _by_upload(self._later_verdicts(), number, Path(folder, "verdicts"))
             for table, later in zip(parts, judged, strict=True):
-                standing = self._standing(table, seen)  # all rows have been seen once the first part is there
-                if standing.num_rows:
-                    yield self._ranked(self._judged(standing, later)).select(wanted)
+                # All rows have been seen once the first part is there.
+                own = [self._current(table, later, place, one) for place, one in enumerate(seen)]
+                current = pa.concat_tables(own)
+                if current.num_rows:
+                    yield current.select(wanted)
+
+    @property
+    def _corpora(self) -> list[tuple[Dataset, Dataset]]:
+        """Return references and queries of each channel."""
+        return [(self.references, self.queries), *self.further]
+
+    def _current(self, table: pa.Table, later: pa.Table, place: int, seen: _Seen) -> pa.Table:
+        """Return the current rows of the channel with a place in `_corpora`."""
+        rows = _of_ids(table, self._corpora[place][0]) if self.further else table
+        standing = self._standing(rows, place, seen)
+        if not standing.num_rows:
+            return standing
+        return self._ranked(self._judged(standing, later), place)
 
     def _later_verdicts(self) -> Iterator[pa.Table]:
         yield schemas.VERDICTS.empty_table()
@@ -107,31 +123,34 @@ class CurrentMatches:
         wanted = list(columns) if columns is not None else schemas.MATCHES.names
         tables = [schemas.MATCHES.empty_table().select(wanted), *self.tables(wanted)]
         return pa.concat_tables(tables).sort_by(
-            [(n, "ascending") for n in ("query_uri", "rank") if n in wanted]
+            [(n, "ascending") for n in ("query_uri", "rank", "channel") if n in wanted]
         )
 
-    def _chosen(self, files: Sequence[FileRecord], columns: list[str], seen: _Seen) -> Iterator[pa.Table]:
+    def _chosen(
+        self, files: Sequence[FileRecord], columns: list[str], seen: list[_Seen]
+    ) -> Iterator[pa.Table]:
         """Yield the rows of the run and the ids, file by file, and remember what they are of."""
         yield schemas.MATCHES.empty_table().select(columns)
         for table in datasets.read_each(self.matches.uri, files, columns):
-            for name in ("encoder_id", "transform_id"):
-                table = table.filter(pc.equal(table[name], self.references.ids[name]))
             if self.run_id is not None:
                 table = table.filter(pc.equal(table["run_id"], self.run_id))
-            seen.add(table)
-            yield table
+            for (references, _), one in zip(self._corpora, seen, strict=True):
+                own = _of_ids(table, references)
+                one.add(own)
+                yield own
 
-    def _standing(self, table: pa.Table, seen: _Seen) -> pa.Table:
-        """Return the rows whose upload and reference stand in their corpora."""
-        if not self._found:
-            self._found["pictures"] = _Pictures.find(self.references, seen.pictures)
-            self._found["uploads"] = _Uploads.find(self.queries, seen)
-        keep = self._pictures.has(table["reference_id"])
+    def _standing(self, table: pa.Table, place: int, seen: _Seen) -> pa.Table:
+        """Return the rows of a channel whose upload and reference stand in its corpora."""
+        if place not in self._found:
+            references, queries = self._corpora[place]
+            self._found[place] = _Pictures.find(references, seen.pictures), _Uploads.find(queries, seen)
+        pictures, uploads = self._found[place]
+        keep = pictures.has(table["reference_id"])
         if keep.any():
-            keep &= self._found["uploads"].has(table.select(_UPLOAD))
+            keep &= uploads.has(table.select(_UPLOAD))
         return table.filter(pa.array(keep))
 
-    def _ranked(self, table: pa.Table) -> pa.Table:
+    def _ranked(self, table: pa.Table, place: int) -> pa.Table:
         """Return the best rows of each upload, ranked anew, each with a URI where its reference is."""
         ordered = table.sort_by(_ORDER)
         keys = row_keys(ordered.select(_UPLOAD))
@@ -140,20 +159,22 @@ class CurrentMatches:
         kept = ordered.filter(pa.array(ranks <= self.top_k))
         columns = {
             "rank": pa.array(ranks[ranks <= self.top_k], pa.int32()),
-            "reference_uri": self._pictures.uris(kept["reference_id"]),
+            "reference_uri": self._found[place][0].uris(kept["reference_id"]),
         }
         arrays = [columns.get(name, kept[name]) for name in kept.column_names]
         return pa.Table.from_arrays(arrays, schema=kept.schema)
 
     @cached_property
-    def _found(self) -> dict[str, Any]:
-        """What stands of all that was seen: every reading of the matches asks for the same."""
+    def _found(self) -> dict[int, tuple[_Pictures, _Uploads]]:
+        """What stands of all that was seen, by channel: every reading of the matches asks for the same."""
         return {}
 
-    @property
-    def _pictures(self) -> _Pictures:
-        pictures: _Pictures = self._found["pictures"]
-        return pictures
+
+def _of_ids(table: pa.Table, references: Dataset) -> pa.Table:
+    """Return the rows of `matches/` that a corpus was searched for."""
+    for name in ("encoder_id", "transform_id"):
+        table = table.filter(pc.equal(table[name], references.ids[name]))
+    return table
 
 
 class _Seen:

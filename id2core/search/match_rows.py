@@ -67,6 +67,7 @@ class MatchRows:
         started: `scanned_at` of the rows.
         corpus: rows of the references.
         judge: gives the verdicts; None for none.
+        channel: of the rows.
     """
 
     event: Event
@@ -74,6 +75,7 @@ class MatchRows:
     started: datetime
     corpus: int
     judge: Judge | None = None
+    channel: str = CHANNEL
 
     @property
     def schema(self) -> pa.Schema:
@@ -98,6 +100,7 @@ class MatchRows:
                 run_id=plan.execution.run_id,
                 scanned_at=self.started,
                 floor=event.floor,
+                channel=self.channel,
             ),
         )
         if judge:
@@ -159,6 +162,7 @@ def make(
     span: Span | None = None,
     coded: CodedReferences | None = None,
     views: ViewPlan | None = None,
+    channel: str = CHANNEL,
 ) -> SearchPlan:
     """Check that two embeddings data sets can be compared, and judged so, and find the pairs to score.
 
@@ -173,6 +177,7 @@ def make(
         span: first and last number of the query segments; by default all.
         coded: the references with their codes, where the index is a compressed one.
         views: under which uploads are looked at; None for the whole alone.
+        channel: of the rows.
 
     Raises:
         DatasetError: their encoder, transform or preprocessing differ, or `out` holds matches of other
@@ -219,7 +224,7 @@ def make(
         index=index,
         plan_id=datasets.digest_of(event.model_dump(), [e.model_dump(mode="json") for e in events]),
         execution=execution,
-        product=MatchRows(event, tuple(events), execution.started, references.rows, judge),
+        product=MatchRows(event, tuple(events), execution.started, references.rows, judge, channel),
         coded=coded,
         views=views,
         depth=looks.RESCORED if views else 0,

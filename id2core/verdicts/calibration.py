@@ -180,14 +180,18 @@ class Calibration(BaseModel):
         return max(scores) if verdict is Verdict.MATCH else scores[0]
 
     def is_out_of_reach(self, verdict: Verdict, references: int) -> bool:
-        """Return whether no pair of a corpus of `references` can reach the threshold of a verdict.
+        """Return whether no pair of a corpus of `references` can reach the threshold of a verdict."""
+        return self.threshold(verdict, references) > self.most
+
+    @property
+    def most(self) -> float:
+        """Return the greatest score that a pair can have.
 
         A cosine is at most 1, and fine detail adds 1 at most. What is subtracted is `factor` times a score,
         which is at least −1.
         """
         most = 1.0 if self.views == looks.NONE else 2.0
-        most += self.normalization.factor if self.normalization else 0.0
-        return self.threshold(verdict, references) > most
+        return most + (self.normalization.factor if self.normalization else 0.0)
 
     def lowest(self, verdict: Verdict) -> float:
         """Return the least threshold of a verdict for a corpus of any size."""

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from id2core.errors import CalibrationError
+from id2core.search.background_rows import Backgrounds
 from id2core.store.datasets import Dataset
 from id2core.verdicts import content
-from id2core.verdicts.calibration import Verdict
+from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.channels import Channels
 from id2core.verdicts.judging import Judge
 from id2core.verdicts.normalization import with_columns
@@ -53,6 +54,16 @@ class ChannelJudge:
         return self.channels.joint.calibration_id
 
     @property
+    def calibration(self) -> Calibration:
+        """The calibration of the channel."""
+        return self.own.calibration
+
+    @property
+    def backgrounds(self) -> Backgrounds | None:
+        """What normalizes the scores of the channel."""
+        return self.own.backgrounds
+
+    @property
     def score(self) -> str:
         """The column of `matches/` that is judged."""
         return self.own.score
@@ -61,6 +72,11 @@ class ChannelJudge:
     def lowest(self) -> float:
         """Least score that is reviewed in a corpus of any size."""
         return self.channels.threshold(self.name, Verdict.REVIEW, 1)
+
+    def is_out_of_reach(self, references: int) -> bool:
+        """Return whether no pair of the channel can be a match in a corpus of `references`."""
+        threshold = self.channels.threshold(self.name, Verdict.MATCH, references)
+        return threshold > self.calibration.most
 
     def check_ids(self, ids: Mapping[str, str]) -> None:
         """Raise CalibrationError when the channel is calibrated for scores of other ids."""
@@ -96,3 +112,7 @@ class ChannelJudge:
                 "calibration_id": pa.repeat(pa.scalar(self.calibration_id), rows),
             },
         )
+
+
+# What judges the pairs of a search: by a calibration of its own, or as one of several channels.
+AnyJudge = Judge | ChannelJudge

@@ -23,6 +23,8 @@ from id2core.verdicts import calibration
 from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.normalization import Normalization, with_background, with_columns
 
+# The verdicts that have a threshold.
+LEVELS: Final = (Verdict.MATCH, Verdict.REVIEW)
 # With all views, and for whole uploads alone.
 FILE: Final = "calibration.json"
 WHOLE_FILE: Final = "calibration-whole.json"
@@ -188,6 +190,15 @@ class Judge:
         """The column of `matches/` that is judged."""
         return self.calibration.score
 
+    @property
+    def lowest(self) -> float:
+        """Least score that is reviewed in a corpus of any size."""
+        return self.calibration.lowest(Verdict.REVIEW)
+
+    def is_out_of_reach(self, references: int) -> bool:
+        """Return whether no pair of a corpus of `references` can be a match."""
+        return self.calibration.is_out_of_reach(Verdict.MATCH, references)
+
     def check_ids(self, ids: Mapping[str, str]) -> None:
         """Raise CalibrationError when the calibration is for scores of other ids."""
         self.calibration.check_ids(ids)
@@ -286,7 +297,7 @@ def facts(
         score=chosen.score,
         normalization=chosen.normalization,
         background=background,
-        verdicts={v.value: _rate(chosen, v, references) for v in (Verdict.MATCH, Verdict.REVIEW)},
+        verdicts={v.value: _rate(chosen, v, references) for v in LEVELS},
     )
 
 

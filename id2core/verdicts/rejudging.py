@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -19,9 +19,10 @@ from id2core.runs.ledger import Event
 from id2core.search.current import VERDICT_COLUMNS
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Commit, Dataset, FileRecord
-from id2core.verdicts import calibration
-from id2core.verdicts.calibration import Calibration, Verdict
-from id2core.verdicts.judging import Judge
+from id2core.verdicts import calibration, channels
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.channel_judging import AnyJudge, ChannelJudge
+from id2core.verdicts.channels import JointCalibration
 
 VERDICTS = "verdicts"
 # Where an `--out` keeps the calibrations that it was judged by.
@@ -67,19 +68,22 @@ class Judged:
     before: str | None
 
 
-def is_judged(matches: Dataset, out: str, chosen: Calibration, references: Dataset) -> bool:
-    """Return whether every stored pair has its newest verdict by a calibration, for a corpus like this.
+def is_judged(matches: Dataset, out: str, by: AnyJudge, references: Dataset) -> bool:
+    """Return whether every stored pair has its newest verdict by a judge, for a corpus like this.
 
     Thresholds that a tail model gives follow the size of the corpus. Verdicts stay valid until it has grown
-    by `FOLLOW`.
+    by `FOLLOW`. Those of a channel follow it without a tail model, too.
     """
+    chosen = by.calibration
     judgings = _judgings(out)
-    if judgings and judgings[-1].calibration_id != chosen.calibration_id:
+    if judgings and judgings[-1].calibration_id != by.calibration_id:
         return False
     events = _searches_after(judgings, matches)
-    if any(event.calibration_id != chosen.calibration_id for event in events):
+    if any(event.calibration_id != by.calibration_id for event in events):
         return False
-    if chosen.rates_from != calibration.TAIL_MODEL:
+    if isinstance(by, ChannelJudge):
+        events = [event for event in events if chosen.is_for(event.ids)]
+    elif chosen.rates_from != calibration.TAIL_MODEL:
         return True
     searched = {event.references[1] for event in events}
     sizes = [*(judging.references for judging in judgings[-1:]), *_sizes(references, searched)]
@@ -115,30 +119,41 @@ def _searches_after(judgings: list[_Counts], matches: Dataset) -> list[Event]:
     return [e for r in matches.runs for e in ledger.events_of(matches.commit, r)[seen.get(r, 0) :]]
 
 
-def check_floor(matches: Dataset, out: str, chosen: Calibration) -> None:
-    """Raise CalibrationError when a calibration would judge pairs that were never stored.
+def check_floor(matches: Dataset, out: str, judge: AnyJudge) -> None:
+    """Raise CalibrationError when a judge would judge pairs that were never stored.
 
     A floor is one of the score that its calibration judges. What a search left out by another score is not
     known.
     """
+    chosen, lowest = judge.calibration, judge.lowest
     ids = {name: getattr(chosen, name) for name in schemas.ROW_IDS}
     events = ledger.events(matches.commit, ids)
-    lowest = chosen.lowest(Verdict.REVIEW)
     for floor, calibration_id in {(e.floor, e.calibration_id) for e in events if e.floor is not None}:
         if floor > lowest:
             raise CalibrationError(
                 f"{matches.uri} keeps pairs with a score of {floor:.4f} or more, but this "
                 f"calibration reviews those of {lowest:.4f} or more: scan into another --out"
             )
-        if calibration_id in (None, chosen.calibration_id):
+        if calibration_id in (None, chosen.calibration_id, judge.calibration_id):
             continue
-        by = calibration.load(place_of(out, str(calibration_id)))
+        by = _calibration_of(out, str(calibration_id), ids)
         if by.normalization != chosen.normalization:
             raise CalibrationError(
                 f"{matches.uri} keeps pairs with a score of {floor:.4f} or more, normalized "
                 f"{_described(by)}, but this calibration normalizes {_described(chosen)}: scan into another "
                 "--out, with --keep all where several are to be tried"
             )
+
+
+def _calibration_of(out: str, calibration_id: str, ids: Mapping[str, str]) -> Calibration:
+    """Return what judged scores of some ids: of a joint calibration, the calibration of their channel."""
+    uri = place_of(out, calibration_id)
+    try:
+        return calibration.load(uri)
+    except CalibrationError:
+        joint = channels.load(uri)
+    own = (c for c in joint.channels if all(getattr(c, name) == value for name, value in ids.items()))
+    return calibration.load(place_of(out, next(own).calibration_id))
 
 
 def _described(chosen: Calibration) -> str:
@@ -148,11 +163,15 @@ def _described(chosen: Calibration) -> str:
     return f"by {how.factor:g} × the {how.k} best in the background {how.background_id}"
 
 
-def keep(chosen: Calibration, out: str) -> None:
-    """Keep a calibration in an `--out`, so that its judging can be made again."""
-    uri = place_of(out, chosen.calibration_id)
-    if not storage.exists(uri):
-        chosen.save(uri)
+def keep(judge: AnyJudge, out: str) -> None:
+    """Keep the calibrations of a judge in an `--out`, so that its judging can be made again."""
+    used: list[Calibration | JointCalibration] = [judge.calibration]
+    if isinstance(judge, ChannelJudge):
+        used.append(judge.channels.joint)
+    for chosen in used:
+        uri = place_of(out, chosen.calibration_id)
+        if not storage.exists(uri):
+            chosen.save(uri)
 
 
 def place_of(out: str, calibration_id: str) -> str:
@@ -182,24 +201,26 @@ def earlier(matches: Dataset, out: str, ids: Mapping[str, str]) -> Calibration:
     raise CalibrationError(f"{out} has been judged by one calibration only: there is nothing to go back to")
 
 
-def judge(matches: Dataset, out: str, by: Judge, references: int, execution: Execution) -> Judged:
-    """Judge every stored pair by a calibration. Memory does not grow with the pairs.
+def judge(matches: Dataset, out: str, judges: Sequence[tuple[AnyJudge, int]], execution: Execution) -> Judged:
+    """Judge every stored pair anew. Memory does not grow with the pairs.
 
     Args:
         matches: the data set.
         out: parent of `verdicts/`.
-        by: the judge.
-        references: rows of the reference corpus.
+        judges: of each channel the judge, and how many references the channel has. All have one
+            `calibration_id`.
         execution: gives the verdicts their run_id and time.
 
     Raises:
         CalibrationError: the calibration is for other scores, or reaches below the floor.
     """
-    check_floor(matches, out, by.calibration)
+    [calibration_id] = {judge.calibration_id for judge, _ in judges}
+    for judge, _ in judges:
+        check_floor(matches, out, judge)
+        keep(judge, out)
     before = active(matches, out)
-    keep(by.calibration, out)
     uri = storage.join(out, VERDICTS)
-    judging = _Judging(matches, by, references, execution)
+    judging = _Judging(matches, judges, calibration_id, execution)
     written = [judging.write(uri, i, file) for i, file in enumerate(matches.files)]
     files = [file for file in written if file]
     searched = {run_id: len(ledger.events_of(matches.commit, run_id)) for run_id in matches.runs}
@@ -207,8 +228,9 @@ def judge(matches: Dataset, out: str, by: Judge, references: int, execution: Exe
     def add(present: Commit | None) -> Commit:
         base = present or Commit(VERDICTS, execution.run_id, {})
         pairs = sum(judging.verdicts.values())
+        references = min(count for _, count in judges)
         counts = _Counts(
-            calibration_id=by.calibration_id, judged=pairs, references=references, searched=searched
+            calibration_id=calibration_id, judged=pairs, references=references, searched=searched
         )
         every = {file.name: file for file in (*base.files, *files)}
         others = {run_id: c for run_id, c in base.runs.items() if run_id != execution.run_id}
@@ -216,7 +238,7 @@ def judge(matches: Dataset, out: str, by: Judge, references: int, execution: Exe
         return replace(base, run_id=execution.run_id, files=tuple(every.values()), runs=runs)
 
     datasets.update_commit(uri, add, Dataset.find_own(uri))
-    return Judged(by.calibration_id, dict(judging.verdicts), judging.skipped, before)
+    return Judged(calibration_id, dict(judging.verdicts), judging.skipped, before)
 
 
 @dataclass
@@ -224,8 +246,8 @@ class _Judging:
     """Writes the verdicts of matches, file by file and row group by row group, and counts them."""
 
     matches: Dataset
-    by: Judge
-    references: int
+    judges: Sequence[tuple[AnyJudge, int]]
+    calibration_id: str
     execution: Execution
     # Later than any judging before: two may begin in one second.
     judged_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -238,7 +260,7 @@ class _Judging:
         first = next(tables, None)
         if first is None:
             return None
-        key = f"{self.execution.run_id}-{self.by.calibration_id[:16]}-{number:04d}"
+        key = f"{self.execution.run_id}-{self.calibration_id[:16]}-{number:04d}"
         every = chain([first], tables)
         return datasets.write_file(uri, key, every, schemas.VERDICTS, schemas.MATCHES_ROW_GROUP)
 
@@ -246,22 +268,23 @@ class _Judging:
         for group in range(file.row_groups):
             held = self.matches.row_group(file, group, list(_READ))
             for start in range(0, held.num_rows, _ROWS_AT_ONCE):
-                table = self._judged(held.slice(start, _ROWS_AT_ONCE))
-                if table.num_rows:
-                    self.verdicts.update(table["verdict"].to_pylist())
-                    yield table
+                for by, references in self.judges:
+                    table = self._judged(held.slice(start, _ROWS_AT_ONCE), by, references)
+                    if table.num_rows:
+                        self.verdicts.update(table["verdict"].to_pylist())
+                        yield table
 
-    def _judged(self, held: pa.Table) -> pa.Table:
-        """Return the verdicts of the pairs with the calibration's ids and, where needed, a background."""
+    def _judged(self, held: pa.Table, by: AnyJudge, references: int) -> pa.Table:
+        """Return the verdicts of the pairs with a calibration's ids and, where needed, a background."""
         for name in ("encoder_id", "transform_id"):
-            held = held.filter(pc.equal(held[name], getattr(self.by.calibration, name)))
-        if self.by.backgrounds:
-            known = self.by.backgrounds.know(held["query_uri"], held["query_generation"])
+            held = held.filter(pc.equal(held[name], getattr(by.calibration, name)))
+        if by.backgrounds:
+            known = by.backgrounds.know(held["query_uri"], held["query_generation"])
             self.skipped += held.num_rows - int(known.sum())
             held = held.filter(pa.array(known))
         if not held.num_rows:
             return schemas.VERDICTS.empty_table()
-        judged = self.by.judge(schemas.completed(held, schemas.MATCHES, None, held.num_rows), self.references)
+        judged = by.judge(schemas.completed(held, schemas.MATCHES, None, held.num_rows), references)
         constants = {"judged_at": self.judged_at, "run_id": self.execution.run_id}
         columns = [
             judged[field.name]
