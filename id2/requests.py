@@ -192,6 +192,31 @@ class ScanRequest(SourceRequest):
         None,
         unset="the one that ships with the calibration",
     )
+    also: str | None = option(
+        "A second encoder, with a channel of its own: as --encoder. Both channels give one verdict at one "
+        "false-positive rate. Needs --also-calibration and the images of both corpora.",
+        None,
+        unset="one channel",
+        example="pdq",
+    )
+    also_calibration: str | None = option(
+        "The calibration of the second channel: a file that id2 calibrate wrote with its encoder, "
+        "--transform none, and --views none. For the union bound, its match rate is at most half of that of "
+        "the first channel, or it has a tail model.",
+        None,
+        example="pdq/calibration.json",
+    )
+    also_background: str | None = option(
+        "The background of the second channel, where its calibration was made with one: "
+        f"{_IMAGES_OR_DATASET}.",
+        None,
+    )
+    joint_calibration: str = option(
+        "How both channels give one verdict: union (the union bound, at the rates of the first channel's "
+        "calibration) or a file that `channels.measured(…).save` wrote.",
+        "union",
+        example="joint.json",
+    )
     truth: str | None = option(
         f"{TRUTH_HELP} The report then has Acc, mAP, µAP and R@P90. A column group adds them for each kind "
         "of upload.",
@@ -213,7 +238,34 @@ class ScanRequest(SourceRequest):
         checks.require_corpus(self.background, "background", self.out)
         checks.require_truth(self.truth)
         checks.require_file(self.calibration, "calibration", CalibrationError)
+        self._check_second_channel()
         checks.require_writable(self.out)
+
+    def _check_second_channel(self) -> None:
+        """Refuse options that do not fit a second channel, or that only a second channel has."""
+        if self.also is None:
+            unused = [name for name in ("also_calibration", "also_background") if getattr(self, name)]
+            if self.joint_calibration != "union":
+                unused.append("joint_calibration")
+            if unused:
+                raise OptionError(f"--{unused[0].replace('_', '-')} is of a second channel: give --also, too")
+            return
+        if self.also_calibration in (None, "none", "auto"):
+            raise OptionError("--also needs --also-calibration, a file that id2 calibrate wrote")
+        if self.truth:
+            raise OptionError(
+                "--truth with --also is not supported yet: measure each channel by a scan of its own. To "
+                "store all pairs, give --keep all"
+            )
+        if embedded := [uri for uri in (self.reference, self.queries) if uri.startswith("dataset:")]:
+            raise OptionError(
+                f"--also embeds the pictures by another encoder, and {embedded[0]} may be without images: "
+                "give the place of the images"
+            )
+        checks.require_file(self.also_calibration, "also-calibration", CalibrationError)
+        checks.require_corpus(self.also_background, "also-background", self.out)
+        if self.joint_calibration != "union":
+            checks.require_file(self.joint_calibration, "joint-calibration", CalibrationError)
 
 
 class NightlyRequest(SourceRequest):

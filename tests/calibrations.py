@@ -1,4 +1,4 @@
-"""Calibrations for scores of the encoder `pdq` without a transform, as tests want them."""
+"""Calibrations for scores of an encoder without a transform, by default `pdq`, as tests want them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def calibrated(
     normalization: Normalization | None = None,
     content: float | None = None,
     transform_id: str = "identity",
+    encoder: str = "pdq",
 ) -> Calibration:
     """A calibration that matches from about `score` on; the review threshold is 0.1 below."""
-    encoder = load_encoder("pdq")
-    ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
+    loaded = load_encoder(encoder)
+    ids = {"encoder_id": loaded.encoder_id, "preprocess_id": loaded.preprocess.preprocess_id}
     scores = np.repeat([score - 0.1, score, score + 0.01], [480, 510, 10])
     given = {
         "references": 8,
@@ -30,9 +31,9 @@ def calibrated(
     return calibration.calibrate(scores, match=0.01, review=1 - 1e-9, **given)
 
 
-def tailed(score: float, rise: float) -> Calibration:
+def tailed(score: float, rise: float, encoder: str = "pdq") -> Calibration:
     """A calibration of 8 references whose thresholds rise by `rise` for every e-fold of the corpus."""
-    plain = calibrated(score)
+    plain = calibrated(score, encoder=encoder)
     return plain.model_copy(
         update={"version": "2", "match": _tailed(plain.match, rise), "review": _tailed(plain.review, rise)}
     )

@@ -15,6 +15,7 @@ from id2.requests import ScanRequest
 
 if TYPE_CHECKING:
     from id2.results import ScanSummary
+    from id2core.verdicts.channel_facts import JointFacts
     from id2core.verdicts.judging import CalibrationFacts
 
 app = typer.Typer()
@@ -44,7 +45,9 @@ def summary_lines(summary: ScanSummary) -> Iterator[str]:
     yield from _count_lines(summary)
     if used := summary.transform:
         yield f"transform: {used.id} ({used.origin})" if used.origin != "none" else "transform: none"
-    if summary.calibration:
+    if summary.joint:
+        yield from _joint_lines(summary, summary.joint)
+    elif summary.calibration:
         yield _verdict_line(summary.verdicts, summary.calibration)
     else:
         yield NO_VERDICTS
@@ -85,6 +88,18 @@ def _reasons(rejects: dict[str, dict[str, int]]) -> str:
     for reasons in rejects.values():
         total.update(reasons)
     return f" ({', '.join(f'{count} {reason}' for reason, count in total.most_common())})" if total else ""
+
+
+def _joint_lines(summary: ScanSummary, joint: JointFacts) -> Iterator[str]:
+    rate = joint.verdicts["match"]
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in summary.verdicts.items()) or "no verdicts"
+    yield (
+        f"{counts}; false-positive rate of a match over {len(joint.channels)} channels "
+        f"{100 * rate.false_positive_rate:.3g}% by the rule {joint.rule} ({joint.confidence:.0%} interval "
+        f"{100 * rate.low:.3g} to {100 * rate.high:.3g}%), calibration {joint.calibration_id}"
+    )
+    for name, verdicts in summary.channels.items():
+        yield f"channel {name}: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
 
 
 def _verdict_line(verdicts: dict[str, int], calibration: CalibrationFacts) -> str:

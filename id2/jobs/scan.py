@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from id2 import indexing, searching
-from id2.corpora import Corpus, CorpusPair, embed_corpora
+from id2 import channels, indexing, searching
+from id2.channels import SecondChannel
+from id2.corpora import CorpusPair, embed_corpora
 from id2.requests import ReportRequest, ScanRequest
 from id2.searching import EmbeddedCorpora, Searcher
 from id2.stages import stage
@@ -59,6 +60,8 @@ class _Scan:
         indexing.preflight(self._settings, pair.reference.dataset, pair.out)
         views, self._calibration = searching.choose(self._settings, self._ids, pair.out)
         self.pair = self._with_background(pair)
+        self._second = SecondChannel.open(request, pair, self._calibration) if request.also else None
+        channels.check_same(pair.out, self._second.name if self._second else None)
         self._truth: Truth | None = pair.truth(request.truth) if request.truth else None
         self._groups = pair.groups(request.truth) if request.truth else {}
         self._searcher = Searcher(
@@ -69,14 +72,17 @@ class _Scan:
             self.pair.beam,
             keep_all=self._truth is not None,
             views=views,
+            joint=self._second.joint if self._second else None,
         )
 
     @property
     def config(self) -> ScanConfig:
         """Return the settings and places of the scan, as `summary.json` states them."""
         pair, truth = self.pair, self._request.truth
+        second = ("also", "also_calibration", "also_background", "joint_calibration")
         return ScanConfig(
             **self._settings.model_dump(),
+            **(self._request.model_dump(include=set(second)) if self._second else {}),
             reference=pair.reference.spelled,
             queries=pair.queries.spelled,
             out=pair.out,
@@ -87,10 +93,17 @@ class _Scan:
     def run(self, recorder: Recorder) -> tuple[ScanSummary, ReportInputs]:
         """Run the stages, and write the report unless the same scan has written it."""
         corpora = self._embed(recorder)
+        second = self._second.embed(self._feeds, recorder) if self._second else None
         judge = self._searcher.judge(corpora, recorder)
         matches = self._searcher.search(corpora, judge, recorder)
-        self._searcher.finish(corpora, matches.dataset, judge, recorder)
-        inputs = self._inputs(corpora, matches, recorder)
+        searched = {"": (corpora, judge)}
+        if self._second and second:
+            searcher = self._second.searcher()
+            other = searcher.judge(second, recorder)
+            matches = searcher.search(second, other, recorder, f"search references by {self._second.name}")
+            searched[self._second.folder] = second, other
+        searching.finish(self.pair.out, matches.dataset, searched, recorder)
+        inputs = self._inputs(corpora, second, matches, recorder)
         return stage("write report", lambda: _write_report(inputs, self.pair.out)), inputs
 
     def _with_background(self, pair: CorpusPair) -> CorpusPair:
@@ -103,12 +116,15 @@ class _Scan:
             judging.check_background_id(self._calibration, background.dataset)
         return pair
 
+    @property
+    def _feeds(self) -> tuple[Feed, Feed]:
+        """Return what is said of the sources of references and uploads."""
+        feed = self._request.feed
+        return {"night": feed["night"], "add_source": feed["add_source"]}, feed
+
     def _embed(self, recorder: Recorder) -> EmbeddedCorpora:
-        pair, feed = self.pair, self._request.feed
-        asked: list[tuple[Corpus, Feed]] = [
-            (pair.reference, {"night": feed["night"], "add_source": feed["add_source"]}),
-            (pair.queries, feed),
-        ]
+        pair = self.pair
+        asked = list(zip((pair.reference, pair.queries), self._feeds, strict=True))
         if pair.background:
             asked.append((pair.background, {}))
         references, queries, *background = embed_corpora(asked, pair.out, self._settings, pair.beam, recorder)
@@ -116,25 +132,38 @@ class _Scan:
         corpora.count(recorder)
         return corpora
 
-    def _inputs(self, corpora: EmbeddedCorpora, matches: SearchResult, recorder: Recorder) -> ReportInputs:
+    def _inputs(
+        self,
+        corpora: EmbeddedCorpora,
+        second: EmbeddedCorpora | None,
+        matches: SearchResult,
+        recorder: Recorder,
+    ) -> ReportInputs:
         self._truth, self._groups = _spelled(
             self._truth,
             self._groups,
             *((corpus.embeddings, corpus.rejects) for corpus in (corpora.queries, corpora.references)),
         )
-        plan_id = self._plan_id(corpora, matches)
+        plan_id = self._plan_id(corpora, second, matches)
         inputs = self._searcher.report_inputs(
             corpora, matches.dataset, matches.run_id, plan_id, self.config, recorder
         )
+        if self._second and second:
+            inputs = self._second.reported(inputs, second, corpora, self._settings.calibration)
         return replace(inputs, truth=self._truth, groups=self._groups)
 
-    def _plan_id(self, corpora: EmbeddedCorpora, matches: SearchResult) -> str:
+    def _plan_id(
+        self, corpora: EmbeddedCorpora, second: EmbeddedCorpora | None, matches: SearchResult
+    ) -> str:
         """Return an id of the scan's content: what was used, not how it was asked for."""
         chosen = self._calibration.calibration_id if self._calibration else None
+        if self._second:
+            chosen = self._second.joint.joint.calibration_id
         used = {"transform": self._ids["transform_id"], "calibration": chosen}
         content = [
             [corpus.embeddings.uri, _content(corpus.embeddings), _content(corpus.rejects)]
-            for corpus in (corpora.references, corpora.queries)
+            for both in filter(None, (corpora, second))
+            for corpus in (both.references, both.queries)
         ]
         asked = [sorted(answers.items()) for answers in (self._truth or {}, self._groups)]
         return datasets.digest_of(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from id2core import defaults
 from id2core.evaluation.metrics import Evaluation
 from id2core.evaluation.streaming import GroupMeasures
+from id2core.verdicts.channel_facts import JointFacts
 from id2core.verdicts.judging import CalibrationFacts
 
 Verdicts = dict[str, int]
@@ -38,12 +39,17 @@ class ScanConfig(Facts):
     Attributes:
         reference, queries, out: URIs; a data set's begins with `dataset:`.
         background, truth: URIs, where they were given or are bundled.
+        also, also_calibration, also_background, joint_calibration: of a second channel, where there is one.
     """
 
     encoder: str
     transform: str
     views: str = "none"
     calibration: str
+    also: str | None = None
+    also_calibration: str | None = None
+    also_background: str | None = None
+    joint_calibration: str | None = None
     index: str
     top_k: int
     device: str
@@ -71,7 +77,8 @@ class ScanFacts(Facts):
         seconds: stage → s.
         versions: package → version.
         transform: the one in use.
-        calibration: what the verdicts hold for; None where there are none.
+        calibration: what the verdicts hold for; None where there are none, or several channels.
+        joint: what the verdicts of several channels hold for; None where there is one.
     """
 
     run_id: str
@@ -81,6 +88,7 @@ class ScanFacts(Facts):
     versions: dict[str, str]
     transform: TransformFacts | None = None
     calibration: CalibrationFacts | None = None
+    joint: JointFacts | None = None
 
 
 class ScanCounts(Facts):
@@ -119,12 +127,22 @@ class GroupFacts(GroupMeasures):
     verdicts: Verdicts
 
 
+class ChannelPlaces(Facts):
+    """Where the corpora of a further channel are."""
+
+    reference_embeddings: str
+    query_embeddings: str
+    reference_rejects: str | None
+    query_rejects: str | None
+
+
 class Places(Facts):
     """Where the data sets of a scan are; `search_run` is the last run that searched.
 
     Attributes:
         only_run: whether only what this run found is reported.
         verdicts: later verdicts of the pairs, where there are any.
+        channels: of further channels, by name.
     """
 
     matches: str
@@ -135,21 +153,24 @@ class Places(Facts):
     query_rejects: str | None
     only_run: bool = False
     verdicts: str | None = None
+    channels: dict[str, ChannelPlaces] = {}
 
 
 class ScanSummary(ScanFacts):
     """The content of `summary.json`: ids, counts, verdicts and scores of a scan.
 
     Scores (normalized ones where there are some, as `scores_are` says) and verdicts are summed up over each
-    query's best reference (rank 1).
+    query's best reference (rank 1). Where there are several channels, a query's verdict is the strongest of
+    its best references in each, and scores are those of the first channel.
 
     Attributes:
         scanned_at: time of the search, ISO 8601, UTC.
         counts: pictures, files and pairs.
-        rejects: side → reason → how many.
+        rejects: side → reason → how many; a side of a further channel has the channel's name before it.
         verdicts: verdict → queries; empty where nothing was judged.
         verdict_reasons: reason of a verdict → queries, where it is not the score.
         views: view under which a query scored best → queries.
+        channels: where there are several, channel → verdict → queries, of their best reference there.
         scores_are: the column that scores are from.
         encoder_id, transform_id, preprocess_id, index_id: of the rows compared.
         top_k: references kept per query.
@@ -192,6 +213,7 @@ class ScanSummary(ScanFacts):
     verdicts_of: dict[str, Verdicts] = {}
     verdict_reasons: dict[str, int] = {}
     views: dict[str, int] = {}
+    channels: dict[str, Verdicts] = {}
     report_sha256: str = ""
     checksum: str = ""
 

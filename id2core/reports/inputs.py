@@ -10,11 +10,48 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from id2core.reports.facts import Places, ScanFacts
+from id2core.reports.facts import ChannelPlaces, Places, ScanFacts
 from id2core.search.current import CurrentMatches
+from id2core.search.match_rows import CHANNEL
 from id2core.store.datasets import Dataset
 
 EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class FurtherChannel:
+    """The corpora of a channel beside the first."""
+
+    name: str
+    reference_embeddings: Dataset
+    query_embeddings: Dataset
+    reference_rejects: Dataset | None
+    query_rejects: Dataset | None
+
+    @staticmethod
+    def open(name: str, places: ChannelPlaces) -> FurtherChannel:
+        """Open the data sets of a finished scan.
+
+        Raises:
+            DatasetError: one of them is not there.
+        """
+        return FurtherChannel(
+            name,
+            Dataset.open(places.reference_embeddings),
+            Dataset.open(places.query_embeddings),
+            Dataset.open(places.reference_rejects) if places.reference_rejects else None,
+            Dataset.open(places.query_rejects) if places.query_rejects else None,
+        )
+
+    @property
+    def places(self) -> ChannelPlaces:
+        """Return the URIs of the data sets."""
+        return ChannelPlaces(
+            reference_embeddings=self.reference_embeddings.uri,
+            query_embeddings=self.query_embeddings.uri,
+            reference_rejects=self.reference_rejects.uri if self.reference_rejects else None,
+            query_rejects=self.query_rejects.uri if self.query_rejects else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -31,6 +68,7 @@ class ReportInputs:
         groups: absolute query URI → the group that it is also counted in.
         only_run: whether only what the last search found is reported.
         verdicts: later verdicts of the pairs, where there are any.
+        channels: those beside the first.
     """
 
     matches: Dataset
@@ -44,6 +82,7 @@ class ReportInputs:
     groups: dict[str, str] | None = None
     only_run: bool = False
     verdicts: Dataset | None = None
+    channels: tuple[FurtherChannel, ...] = ()
 
     @staticmethod
     def open(
@@ -73,6 +112,7 @@ class ReportInputs:
             groups=groups,
             only_run=places.only_run,
             verdicts=Dataset.open(places.verdicts) if places.verdicts else None,
+            channels=tuple(FurtherChannel.open(name, own) for name, own in places.channels.items()),
         )
 
     @property
@@ -87,11 +127,13 @@ class ReportInputs:
             query_rejects=self.query_rejects.uri if self.query_rejects else None,
             only_run=self.only_run,
             verdicts=self.verdicts.uri if self.verdicts else None,
+            channels={channel.name: channel.places for channel in self.channels},
         )
 
     @functools.cached_property
     def current(self) -> CurrentMatches:
         """Return the reported matches."""
+        judged_by = self.run.joint or self.run.calibration
         return CurrentMatches(
             self.matches,
             self.reference_embeddings,
@@ -99,13 +141,33 @@ class ReportInputs:
             self.run.config.top_k,
             self.search_run if self.only_run else None,
             self.verdicts,
-            self.run.calibration.calibration_id if self.run.calibration else None,
+            judged_by.calibration_id if judged_by else None,
+            tuple((c.reference_embeddings, c.query_embeddings) for c in self.channels),
         )
 
     @property
     def rejects(self) -> dict[str, Dataset | None]:
-        """Return the rejects of the `reference` and the `queries` corpus."""
-        return {"reference": self.reference_rejects, "queries": self.query_rejects}
+        """Return the rejects of the `reference` and the `queries` corpus, and of further channels."""
+        every = {"reference": self.reference_rejects, "queries": self.query_rejects}
+        for channel in self.channels:
+            every[f"{channel.name}/reference"] = channel.reference_rejects
+            every[f"{channel.name}/queries"] = channel.query_rejects
+        return every
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Return the names of the channels, the first first."""
+        return [CHANNEL, *(channel.name for channel in self.channels)]
+
+    @property
+    def query_corpora(self) -> list[Dataset]:
+        """Return the embeddings of the queries in each channel, the first first."""
+        return [self.query_embeddings, *(channel.query_embeddings for channel in self.channels)]
+
+    @property
+    def reference_corpora(self) -> list[Dataset]:
+        """Return the embeddings of the references in each channel, the first first."""
+        return [self.reference_embeddings, *(channel.reference_embeddings for channel in self.channels)]
 
     @property
     def origins(self) -> dict[str, str]:

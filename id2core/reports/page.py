@@ -21,6 +21,7 @@ from PIL import Image
 
 from id2core.encoders import decoder_pool
 from id2core.encoders.budget import Limits
+from id2core.reports import strongest
 from id2core.reports.facts import ScanSummary
 from id2core.reports.inputs import ReportInputs, among, match_tables, reject_examples, rows_of
 from id2core.reports.winning_views import WHOLE_UPLOAD, WinningView, boxes_of
@@ -122,6 +123,7 @@ class _Match(NamedTuple):
     digital_source_type: str | None
     view: str | None
     detail: float | None
+    channel: str | None
 
 
 class _Picture(NamedTuple):
@@ -162,8 +164,8 @@ def _pairs(inputs: ReportInputs, count: int) -> list[_Pair]:
         ranked.setdefault(row.query_uri, []).append(row)
     truth = {query: (inputs.truth or {})[query] for query in ranked if query in (inputs.truth or {})}
     shown = {row.reference_uri for rows in ranked.values() for row in rows}
-    queries = _listed(inputs.query_embeddings, set(ranked))
-    references = _listed(inputs.reference_embeddings, shown.union(filter(None, truth.values())))
+    queries = _listed(inputs.query_corpora, set(ranked))
+    references = _listed(inputs.reference_corpora, shown.union(filter(None, truth.values())))
     views = _views(inputs, ranked)
     best = [views[query][0] for query in ranked]
     with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -199,29 +201,36 @@ def _against_truth(origin: str | None, best: _Match, references: dict[str, _Pict
 def _best_matches(inputs: ReportInputs, count: int) -> list[_Match]:
     """Rows up to rank SHOWN_RANKS of the `count` queries with the best scores, in that order.
 
-    The normalized score decides where there is one: verdicts are drawn from it.
+    The normalized score decides where there is one: verdicts are drawn from it. Of several channels, the
+    strongest verdict decides first, and the rows of the channel that has it are the first of a query.
     """
-    columns = list(_Match._fields)
+    columns, channels = [*_Match._fields, "query_generation"], inputs.channel_names
     kept = schemas.MATCHES.empty_table().select(columns)
     for table in match_tables(inputs, columns):
         first = table.filter(pc.less_equal(table["rank"], SHOWN_RANKS))
         kept = pa.concat_tables([kept, first.select(columns)])
-        kept = kept.filter(among(kept["query_uri"], _best_queries(kept, count)))
-    place = {query: i for i, query in enumerate(_best_queries(kept, count))}
-    rows = [_Match(**row) for row in kept.to_pylist()]
-    return sorted(rows, key=lambda row: (place[row.query_uri], row.rank))
+        kept = kept.filter(among(kept["query_uri"], _best_queries(kept, count, channels)))
+    best = _best_queries(kept, count, channels)
+    place = {query: i for i, query in enumerate(best)}
+    rows = [_Match(**row) for row in kept.select(_Match._fields).to_pylist()]
+    return sorted(rows, key=lambda row: (place[row.query_uri], row.channel != best[row.query_uri], row.rank))
 
 
-def _best_queries(rows: pa.Table, count: int) -> list[str]:
-    first = rows.filter(pc.equal(rows["rank"], 1))
+def _best_queries(rows: pa.Table, count: int, channels: list[str]) -> dict[str, str | None]:
+    """Return the queries that are shown, in their order, each with the channel of its best match."""
+    first = strongest.best(rows.filter(pc.equal(rows["rank"], 1)), channels)
     first = first.append_column("order", pc.coalesce(first["normalized_score"], first["score"]))
-    ordered = first.sort_by([("order", "descending"), ("query_uri", "ascending")])
-    return list(ordered["query_uri"].slice(0, count).to_pylist())
+    keys = [("order", "descending"), ("query_uri", "ascending")]
+    if len(channels) > 1:
+        first = first.append_column("strength", strongest.strengths(first, channels))
+        keys.insert(0, ("strength", "ascending"))
+    ordered = first.sort_by(keys).slice(0, count)
+    return dict(zip(ordered["query_uri"].to_pylist(), ordered["channel"].to_pylist(), strict=True))
 
 
-def _listed(embeddings: Dataset, wanted: set[str]) -> dict[str, _Picture]:
-    """Return what shows an object, by URI."""
-    tables = rows_of(embeddings, wanted, list(_Picture._fields))
+def _listed(corpora: list[Dataset], wanted: set[str]) -> dict[str, _Picture]:
+    """Return what shows an object, by URI; an encoder may have rejected what that of another corpus took."""
+    tables = (table for one in reversed(corpora) for table in rows_of(one, wanted, list(_Picture._fields)))
     return {row["uri"]: _Picture(**row) for table in tables for row in table.to_pylist()}
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.evaluation import metrics, streaming
+from id2core.reports import strongest
 from id2core.reports.facts import GroupFacts, Histogram, Quantiles, ScanCounts, ScanSummary
 from id2core.reports.inputs import ReportInputs, among, count_rejects, match_tables, rows_of
 from id2core.search import looks
@@ -40,13 +41,14 @@ def summarize(inputs: ReportInputs) -> ScanSummary:
             queries=query.rows,
             reference_rejects=sum(rejects["reference"].values()),
             query_rejects=sum(rejects["queries"].values()),
-            queries_with_match=len(best.scores),
+            queries_with_match=best.uploads,
             matches=best.rows,
         ),
         rejects=rejects,
         verdicts=best.verdicts_of(*SERIES),
         verdict_reasons=dict(best.reasons),
         views=dict(best.views.most_common()),
+        channels=best.verdicts_by_channel(),
         scores_are=best.column,
         **{key: reference.ids.get(key) for key in schemas.ROW_IDS},
         index_id=best.index_id,
@@ -62,12 +64,14 @@ class _Rank1Stats:
     """Each query's best score, and facts of the run, from one pass over the matches.
 
     Attributes:
-        scores: float32[q], rank-1 scores.
+        uploads: how many have a match in any channel.
+        scores: float32[q], rank-1 scores of the first channel.
         series: int8[q], an index into SERIES for each.
         column: of the matches, that the scores are from.
         reasons: reason of a verdict that is not the score → queries.
         views: view → queries that scored best under it.
         verdicts: (name of a series, or of a group preceded by `group:`; verdict) → queries.
+        channel_verdicts: (channel, verdict of its best reference) → queries.
     """
 
     def __init__(self, inputs: ReportInputs) -> None:
@@ -76,13 +80,16 @@ class _Rank1Stats:
         self.verdicts: Counter[tuple[str, str]] = Counter()
         self.reasons: Counter[str] = Counter()
         self.views: Counter[str] = Counter()
+        self.channel_verdicts: Counter[tuple[str, str]] = Counter()
+        self.uploads = 0
+        self._channels = inputs.channel_names
         self._groups = inputs.groups or {}
         self.rows, self.last_rank = 0, None
         self.index_id, self.scanned_at = None, None
         self._with = list(inputs.origins)
         self._without = list(set(inputs.truth or {}) - set(inputs.origins))
         columns = ["query_uri", "score", "normalized_score", "verdict", "rank", "index_id", "scanned_at"]
-        columns += ["verdict_reason", "view"]
+        columns += ["verdict_reason", "view", "channel", "query_generation"]
         scored = [self._read(t) for t in match_tables(inputs, columns) if t.num_rows]
         if scored:
             self.scores, self.series = (np.concatenate(parts) for parts in zip(*scored, strict=True))
@@ -90,18 +97,28 @@ class _Rank1Stats:
     def _read(self, table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
         self.rows += table.num_rows
         self.last_rank = max(self.last_rank or 0, pc.max(table["rank"]).as_py())
-        self.index_id = table["index_id"][0].as_py()
         self.scanned_at = table["scanned_at"][0].as_py().isoformat(timespec="seconds")
-        first = table.filter(pc.equal(table["rank"], 1))
+        every = table.filter(pc.equal(table["rank"], 1))
+        first = strongest.best(every, self._channels)
+        self.uploads += first.num_rows
         self.views.update(pc.fill_null(first["view"], looks.WHOLE).to_pylist())
-        if first["normalized_score"].null_count < first.num_rows:
-            self.column = "normalized_score"
-        with_origin, without = (among(first["query_uri"], uris) for uris in (self._with, self._without))
-        series = np.select([with_origin.to_numpy(), without.to_numpy()], [0, 1], 2)
         if first["verdict"].null_count < first.num_rows:
             self.reasons.update(first["verdict_reason"].drop_null().to_pylist())
-            self._count(first["query_uri"].to_pylist(), first["verdict"].to_pylist(), series)
-        return first[self.column].to_numpy(), series.astype(np.int8)
+            self._count(first["query_uri"].to_pylist(), first["verdict"].to_pylist(), self._series(first))
+        if len(self._channels) > 1:
+            pairs = zip(strongest.named(every).to_pylist(), every["verdict"].to_pylist(), strict=True)
+            self.channel_verdicts.update(pairs)
+            first = strongest.of_channel(every, self._channels[0])
+        if first.num_rows:
+            self.index_id = first["index_id"][0].as_py()
+        if first["normalized_score"].null_count < first.num_rows:
+            self.column = "normalized_score"
+        return first[self.column].to_numpy(), self._series(first).astype(np.int8)
+
+    def _series(self, first: pa.Table) -> NDArray[np.integer[Any]]:
+        """Return an index into SERIES for each row."""
+        with_origin, without = (among(first["query_uri"], uris) for uris in (self._with, self._without))
+        return np.select([with_origin.to_numpy(), without.to_numpy()], [0, 1], 2)
 
     def _count(self, queries: list[str], verdicts: list[str], series: NDArray[np.integer[Any]]) -> None:
         self.verdicts.update(zip([SERIES[i] for i in series], verdicts, strict=True))
@@ -112,6 +129,12 @@ class _Rank1Stats:
         """Count the queries of some series or groups by verdict; empty where nothing was judged."""
         counts = {v.value: sum(self.verdicts[name, v] for name in names) for v in Verdict}
         return counts if self.verdicts else {}
+
+    def verdicts_by_channel(self) -> dict[str, dict[str, int]]:
+        """Count the queries by channel and verdict; empty where there is one channel."""
+        if len(self._channels) == 1:
+            return {}
+        return {name: {v.value: self.channel_verdicts[name, v] for v in Verdict} for name in self._channels}
 
     def of(self, name: str) -> NDArray[np.float32]:
         """Return the rank-1 scores of one of SERIES, or of `all`."""

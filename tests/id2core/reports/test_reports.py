@@ -277,7 +277,7 @@ def test_best_pairs_come_first_and_the_limit_is_said(scan: Scan) -> None:
 
 def test_pictures_keep_their_ratio_and_lost_ones_are_said(scan: Scan, tmp_path: Path) -> None:
     uri = str(scan.queries / "tall.gif")
-    listed = _listed(scan.inputs.query_embeddings, {uri})[uri]
+    listed = _listed([scan.inputs.query_embeddings], {uri})[uri]
     thumbnail = _thumbnail(listed)
     assert thumbnail.keys() == {"large", "small"}
     large = Image.open(io.BytesIO(_data_of(thumbnail["large"])))

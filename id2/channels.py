@@ -1,0 +1,214 @@
+"""A second channel of a scan: another encoder beside the first, and one verdict of both.
+
+The corpora of the channel are in OUT/channels/NAME. Its pairs are in the same `matches/` as those of the
+first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from id2.corpora import Corpus, CorpusPair, embed_corpora
+from id2.requests import ScanRequest
+from id2.searching import EmbeddedCorpora, Searcher
+from id2core.encoders.embed_job import Feed
+from id2core.errors import CalibrationError, DatasetError, OptionError
+from id2core.reports.inputs import FurtherChannel, ReportInputs
+from id2core.runs import leftovers
+from id2core.runs.records import Recorder
+from id2core.search.indexes import FLAT
+from id2core.search.match_rows import CHANNEL
+from id2core.settings import Settings
+from id2core.store import storage
+from id2core.transforms.linear import NONE
+from id2core.verdicts import channel_facts, channels, judging
+from id2core.verdicts.calibration import Calibration
+from id2core.verdicts.channels import Channels, JointCalibration
+
+# `--joint-calibration` without a file: the union bound of both calibrations.
+BY_UNION: Final = "union"
+
+
+def check_same(out: str, name: str | None) -> None:
+    """Raise DatasetError where an `--out` has another second channel than a scan asks for.
+
+    Args:
+        out: a normalized place.
+        name: of the second channel; None for none.
+    """
+    if others := set(leftovers.channels(out)) - {name}:
+        raise DatasetError(
+            f"{out} has a second channel, {min(others)}: give it with --also, as before, or scan into "
+            "another --out. A scan that leaves a channel out, or exchanges it, is not supported yet"
+        )
+
+
+@dataclass(frozen=True)
+class SecondChannel:
+    """The second channel of a scan.
+
+    Attributes:
+        name: the `channel` of its rows in `matches/`.
+        settings: of the scan, with the encoder of the channel.
+        ids: `schemas.ROW_IDS` of its descriptors.
+        pair: the corpora, with the background of the channel.
+        calibration: of the channel.
+        joint: the rule, with both calibrations.
+        joint_spec: how the rule was asked for.
+    """
+
+    name: str
+    settings: Settings
+    ids: dict[str, str]
+    pair: CorpusPair
+    calibration: Calibration
+    joint: Channels
+    joint_spec: str
+
+    @staticmethod
+    def open(request: ScanRequest, pair: CorpusPair, first: Calibration | None) -> SecondChannel:
+        """Load what the channel needs, and check that it fits.
+
+        Args:
+            request: of the scan, with `also`.
+            pair: the corpora of the scan.
+            first: the calibration of the first channel.
+
+        Raises:
+            CalibrationError: a calibration is missing or damaged, is for other scores, or has no threshold at
+                its share of the rate.
+            DatasetError: there is no background, or `out` has another second channel.
+            EncoderError: the encoder cannot be loaded.
+            OptionError: the channel would have the name of the first.
+        """
+        if first is None:
+            raise CalibrationError("two channels give one verdict only by calibrations: give --calibration")
+        update = {"encoder": request.also, "transform": NONE, "views": NONE, "index": FLAT}
+        settings = request.settings().model_copy(update=update | {"calibration": request.also_calibration})
+        given = request.also_background
+        pair = replace(pair, background=Corpus.open("background", given) if given else None)
+        ids = pair.row_ids(settings)
+        name = _name_of(ids["encoder_id"], first)
+        check_same(pair.out, name)
+        own = judging.load(str(request.also_calibration))
+        if own is None:
+            raise CalibrationError(f"{name} needs a calibration of its own: give --also-calibration")
+        own.check_ids(ids)
+        if own.views != NONE:
+            raise CalibrationError(
+                f"{name} is searched without views, and its calibration is for scores with them: calibrate "
+                "with --views none"
+            )
+        _check_background(name, own, pair.background)
+        spec = request.joint_calibration
+        joint = _joint_of(spec, {CHANNEL: first, name: own})
+        return SecondChannel(name, settings, ids, pair, own, Channels(joint, (first, own)), spec)
+
+    @property
+    def folder(self) -> str:
+        """Where the corpora of the channel are, below the `--out`."""
+        return f"{leftovers.CHANNELS}/{self.name}"
+
+    @property
+    def place(self) -> str:
+        """Parent of the corpora of the channel."""
+        return leftovers.channel_place(self.pair.out, self.name)
+
+    def searcher(self) -> Searcher:
+        """Return what compares the uploads of the channel with its references."""
+        return Searcher(
+            self.pair.out,
+            self.settings,
+            self.ids,
+            self.calibration,
+            self.pair.beam,
+            channel=self.name,
+            joint=self.joint,
+            place=self.place,
+        )
+
+    def embed(self, feeds: Sequence[Feed], recorder: Recorder) -> EmbeddedCorpora:
+        """Embed both corpora, and the background where there is one, from their images.
+
+        Args:
+            feeds: what is said of the sources of references and uploads.
+            recorder: of the run.
+        """
+        asked = list(zip((self.pair.reference, self.pair.queries), feeds, strict=True))
+        if self.pair.background:
+            asked.append((self.pair.background, {}))
+        references, queries, *background = embed_corpora(
+            asked, self.place, self.settings, self.pair.beam, recorder, self.pair.out
+        )
+        return EmbeddedCorpora(references, queries, background[0] if background else None)
+
+    def reported(
+        self, inputs: ReportInputs, corpora: EmbeddedCorpora, first: EmbeddedCorpora, spec: str
+    ) -> ReportInputs:
+        """Add the channel to what a report is made from.
+
+        Args:
+            inputs: of the first channel.
+            corpora, first: of this channel and of the first.
+            spec: how the calibration of the first was asked for.
+        """
+        specs, both = (spec, self.settings.calibration), (first, corpora)
+        own = [
+            judging.facts(
+                chosen,
+                asked,
+                held.references.embeddings.rows,
+                held.background.embeddings.uri if held.background else None,
+            )
+            for chosen, asked, held in zip(self.joint.calibrations, specs, both, strict=True)
+        ]
+        rows = max(held.references.embeddings.rows for held in both)
+        joint = channel_facts.facts(self.joint, self.joint_spec, rows, [one for one in own if one])
+        channel = FurtherChannel(
+            self.name,
+            corpora.references.embeddings,
+            corpora.queries.embeddings,
+            corpora.references.rejects,
+            corpora.queries.rejects,
+        )
+        return replace(inputs, run=inputs.run.model_copy(update={"joint": joint}), channels=(channel,))
+
+
+def _name_of(encoder_id: str, first: Calibration) -> str:
+    """Return the name of a channel: that of its encoder, as a folder may be called."""
+    if encoder_id == first.encoder_id:
+        raise OptionError(f"--also is the encoder of the scan itself ({encoder_id}): give another one")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", encoder_id.rpartition("-")[0]).strip("-.")
+    if name in ("", CHANNEL):
+        raise OptionError(f"--also is called {encoder_id}, which names no channel: rename its file or folder")
+    return name
+
+
+def _check_background(name: str, own: Calibration, background: Corpus | None) -> None:
+    if own.normalization and background is None:
+        raise CalibrationError(
+            f"the calibration of {name} is for scores normalized by a background corpus: give it with "
+            "--also-background"
+        )
+    if background and own.normalization is None:
+        raise CalibrationError(f"the calibration of {name} uses no background: leave --also-background out")
+    if background and background.dataset:
+        judging.check_background_id(own, background.dataset)
+
+
+def _joint_of(spec: str, own: dict[str, Calibration]) -> JointCalibration:
+    """Return the joint calibration: of a file, or the union bound at the rates of the first channel."""
+    if spec == BY_UNION:
+        first = own[CHANNEL]
+        return channels.union(own, match=first.match.target, review=first.review.target)
+    joint = channels.load(storage.normalize(spec))
+    names = [channel.name for channel in joint.channels]
+    if names != list(own):
+        raise CalibrationError(
+            f"{spec} is a joint calibration of the channels {', '.join(names)}, this scan has "
+            f"{', '.join(own)}"
+        )
+    return joint

@@ -1,0 +1,249 @@
+"""A scan by two encoders: one verdict of an upload, at one rate, in one report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+from PIL import ImageOps
+
+import id2
+from flows.commands.scan import summary_lines
+from id2core.errors import CalibrationError, DatasetError, OptionError
+from id2core.runs import ledger
+from id2core.search import shards
+from id2core.search.match_rows import CHANNEL
+from id2core.store.datasets import Dataset
+from id2core.verdicts import calibration, channels
+from id2core.verdicts.normalization import Normalization
+from tests.calibrations import calibrated, tailed
+from tests.drawing import draw_photos, scene
+from tests.id2.test_takedown import holding
+
+TOP_K = 3
+
+
+class _Colors(torch.nn.Module):
+    """Coarse colors. Their float16 overflows where the first corner of a picture is white."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        white = (x[:, :, :4, :4].amin(dim=(1, 2, 3)) > 0.999).float()
+        return torch.nn.functional.avg_pool2d(x, 32) * (1 + 1e9 * white)[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six references; a copy for both encoders, one for PDQ alone, one for colors alone, two strangers."""
+    folder = tmp_path_factory.mktemp("channels")
+    draw_photos(folder / "references", 6)
+    uploads = draw_photos(folder / "uploads", 2, first_seed=500)
+    scene(2).resize((60, 45)).save(uploads / "copy.png")
+    ImageOps.grayscale(scene(5)).convert("RGB").save(uploads / "gray.png")
+    ImageOps.posterize(scene(3), 2).save(uploads / "poster.png")
+    torch.jit.script(_Colors()).save(str(folder / "colors.pt"))
+    tailed(0.8, 0.01, str(folder / "colors.pt")).save(str(folder / "colors.json"))
+    tailed(0.7, 0.01).save(str(folder / "pdq.json"))
+    return folder
+
+
+def scan(folder: Path, out: Path, **more: object) -> id2.ScanSummary:
+    given: dict[str, object] = {
+        "reference": str(folder / "references"),
+        "queries": str(folder / "uploads"),
+        "encoder": str(folder / "colors.pt"),
+        "transform": "none",
+        "calibration": str(folder / "colors.json"),
+        "also": "pdq",
+        "also_calibration": str(folder / "pdq.json"),
+        "top_k": TOP_K,
+        "keep": "all",
+        "out": str(out),
+    }
+    return id2.scan(**given | more)
+
+
+def matched(out: Path) -> set[tuple[str, str, str]]:
+    """Channel, upload, and reference of each match, by the last part of their names."""
+    rows = id2.matches(str(out))
+    found = rows.filter(pc.equal(rows["verdict"], "match")).to_pylist()
+    return {(r["channel"], Path(r["query_uri"]).name, Path(r["reference_uri"]).name) for r in found}
+
+
+FOUND = {
+    (CHANNEL, "copy.png", "p0002.jpg"),
+    (CHANNEL, "poster.png", "p0003.jpg"),
+    ("pdq", "copy.png", "p0002.jpg"),
+    ("pdq", "gray.png", "p0005.jpg"),
+}
+
+
+def test_two_encoders_give_one_verdict_and_a_second_scan_adds_nothing(drawn: Path, tmp_path: Path) -> None:
+    summary = scan(drawn, tmp_path)
+    assert matched(tmp_path) == FOUND
+    assert (summary.counts.queries, summary.counts.matches) == (5, 2 * 5 * TOP_K)
+    assert sum(summary.verdicts.values()) == 5 and summary.verdicts["match"] == 3
+    assert {name: own["match"] for name, own in summary.channels.items()} == {CHANNEL: 2, "pdq": 2}
+    joint, rows = summary.joint, id2.matches(str(tmp_path))
+    assert joint and summary.calibration is None
+    assert set(rows["calibration_id"].to_pylist()) == {joint.calibration_id}
+    rate = joint.verdicts["match"]
+    assert joint.rule == "union bound" and rate.low < rate.false_positive_rate == 0.01
+    for name, file in ((CHANNEL, "colors"), ("pdq", "pdq")):
+        chosen = calibration.load(str(drawn / f"{file}.json"))  # half of its rate: a higher threshold
+        threshold = joint.channels[name].thresholds["match"]
+        assert threshold and threshold > chosen.match.score
+        assert joint.channels[name].calibration.calibration_id == chosen.calibration_id
+    ranks = Counter((r["query_uri"], r["channel"], r["rank"]) for r in rows.to_pylist())
+    assert set(ranks.values()) == {1} and {rank for _, _, rank in ranks} == {1, 2, 3}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("found by pdq") == 1 and page.count(f"found by {CHANNEL}") == 4
+    assert joint.calibration_id in page and "union bound" in page
+    assert any("channel pdq: 2 match" in line for line in summary_lines(summary))
+    stored = Dataset.open(str(tmp_path / "matches"))
+    assert scan(drawn, tmp_path) == summary
+    again = Dataset.open(str(tmp_path / "matches"))
+    assert (again.rows, ledger.events(again.commit)) == (stored.rows, ledger.events(stored.commit))
+    assert id2.report(out=str(tmp_path)).channels == summary.channels
+    assert not id2.doctor(out=str(tmp_path)).findings
+
+
+def test_an_upload_that_one_encoder_rejects_is_judged_by_the_other(drawn: Path, tmp_path: Path) -> None:
+    uploads = draw_photos(tmp_path / "uploads", 1, first_seed=500)
+    spoiled = scene(1)
+    spoiled.paste("white", (0, 0, 5, 5))
+    spoiled.save(uploads / "spoiled.png")
+    given = {"queries": str(uploads), "keep": "floor"}
+    summary = scan(drawn, tmp_path / "out", **given)
+    assert matched(tmp_path / "out") == {("pdq", "spoiled.png", "p0001.jpg")}
+    assert summary.rejects["queries"] == {"not_encodable": 1} and not summary.rejects["pdq/queries"]
+    assert (summary.counts.queries, summary.verdicts["match"]) == (1, 1)
+    assert "spoiled.png" in (tmp_path / "out" / "report.html").read_text()
+    assert not id2.doctor(out=str(tmp_path / "out")).findings
+    turned = {"encoder": "pdq", "calibration": str(drawn / "pdq.json")}
+    turned |= {"also": str(drawn / "colors.pt"), "also_calibration": str(drawn / "colors.json")}
+    summary = scan(drawn, tmp_path / "turned", **given | turned)
+    assert matched(tmp_path / "turned") == {(CHANNEL, "spoiled.png", "p0001.jpg")}
+    assert summary.rejects["colors/queries"] == {"not_encodable": 1} and not summary.rejects["queries"]
+
+
+def test_verdicts_of_both_channels_follow_a_corpus_that_grows(drawn: Path, tmp_path: Path) -> None:
+    references = draw_photos(tmp_path / "references", 6)
+    given = {"reference": str(references)}
+    scan(drawn, tmp_path / "out", **given)
+    draw_photos(references, 18, first_seed=6)
+    summary = scan(drawn, tmp_path / "out", **given)
+    joint = channels.load(str(tmp_path / "out" / "calibrations" / f"{_joint_id(summary)}.json"))
+    own = [calibration.load(str(drawn / f"{name}.json")) for name in ("colors", "pdq")]
+    both = channels.Channels(joint, tuple(own))
+    rows = id2.matches(str(tmp_path / "out"))
+    assert matched(tmp_path / "out") == FOUND and rows.num_rows == 2 * 5 * TOP_K
+    for name in (CHANNEL, "pdq"):
+        threshold = both.threshold(name, calibration.Verdict.MATCH, 24)
+        above = pc.and_(pc.equal(rows["channel"], name), pc.greater_equal(rows["score"], threshold))
+        assert rows.filter(above)["verdict"].unique().to_pylist() == ["match"]
+    assert Dataset.open(str(tmp_path / "out" / "verdicts")).rows == 2 * 5 * 2 * TOP_K
+
+
+def _joint_id(summary: id2.ScanSummary) -> str:
+    assert summary.joint
+    return summary.joint.calibration_id
+
+
+def test_a_picture_that_is_taken_down_goes_from_both_channels(drawn: Path, tmp_path: Path) -> None:
+    scan(drawn, tmp_path)
+    uri = str(drawn / "references" / "p0005.jpg")
+    assert any(place.startswith("channels/pdq/reference/") for place in holding(tmp_path, uri))
+    taken = id2.takedown(out=str(tmp_path), uri=[uri])
+    [image_id] = taken.pictures
+    assert not holding(tmp_path, image_id)
+    assert matched(tmp_path) == {found for found in FOUND if found[1] != "gray.png"}
+    summary = scan(drawn, tmp_path)
+    assert not holding(tmp_path, image_id)
+    assert summary.rejects["pdq/reference"] == summary.rejects["reference"] == {"taken_down": 1}
+    id2.compact(out=str(tmp_path), everything=True)
+    assert scan(drawn, tmp_path).verdicts == summary.verdicts
+
+
+def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp_path: Path) -> None:
+    for more, error, reason in (
+        ({"truth": str(drawn / "truth.csv")}, OptionError, "--truth with --also"),
+        ({"also_calibration": None}, OptionError, "needs --also-calibration"),
+        ({"also": None}, OptionError, "give --also, too"),
+        ({"calibration": "none"}, CalibrationError, "only by calibrations"),
+        ({"also_calibration": str(drawn / "colors.json")}, CalibrationError, "calibrated for encoder_id"),
+        ({"also": str(drawn / "colors.pt")}, OptionError, "is the encoder of the scan itself"),
+        ({"joint_calibration": str(drawn / "pdq.json")}, CalibrationError, "not a joint calibration"),
+        ({"also_background": str(drawn / "references")}, CalibrationError, "uses no background"),
+    ):
+        (drawn / "truth.csv").write_text("query_uri,reference_uri\n")
+        with pytest.raises(error, match=reason):
+            scan(drawn, tmp_path / "refused", **more)
+    calibrated(0.7).save(str(drawn / "step.json"))
+    with pytest.raises(CalibrationError, match="calibration knows no threshold there"):
+        scan(drawn, tmp_path / "refused", also_calibration=str(drawn / "step.json"))
+    assert not (tmp_path / "refused" / "channels").exists()
+    out = tmp_path / "out"
+    scan(drawn, out)
+    with pytest.raises(OptionError, match="may be without images"):
+        scan(drawn, tmp_path / "refused", reference=f"dataset:{out}/reference")
+    sides = {"reference": [str(drawn / "references")], "queries": [str(drawn / "uploads")]}
+    common = {"encoder": str(drawn / "colors.pt"), "transform": "none"}
+    chosen = {"calibration": str(drawn / "colors.json")}
+    with pytest.raises(DatasetError, match="second channel, pdq: id2 nightly"):
+        id2.nightly(**sides, out=str(out), **common, **chosen)
+    with pytest.raises(DatasetError, match="second channel, pdq: id2 judge"):
+        id2.judge(out=str(out), **chosen)
+    with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
+        scan(drawn, out, also=None, also_calibration=None)
+    (out / "matches" / "_SUCCESS").unlink()
+    with pytest.raises(DatasetError, match="second channel, pdq: id2 doctor --rebuild"):
+        id2.doctor(out=str(out), rebuild=True)
+
+
+def test_a_measured_rule_is_taken_from_its_file(drawn: Path, tmp_path: Path) -> None:
+    files = {CHANNEL: "colors.json", "pdq": "pdq.json"}
+    own = {name: calibration.load(str(drawn / file)) for name, file in files.items()}
+    strangers = np.random.default_rng(0).normal(0.6, 0.05, (1000, 2))
+    joint = channels.measured(own, strangers, 6, match=0.01, review=0.05)
+    joint.save(str(tmp_path / "joint.json"))
+    given = {"joint_calibration": str(tmp_path / "joint.json")}
+    summary = scan(drawn, tmp_path / "out", **given)
+    assert summary.joint and summary.joint.calibration_id == joint.calibration_id
+    rate = summary.joint.verdicts["match"]
+    assert (summary.joint.rule, rate.low, rate.high) == ("measured", joint.match.low, joint.match.high)
+    assert "Rates were measured" in (tmp_path / "out" / "report.html").read_text()
+    colors = {"also": str(drawn / "colors.pt"), "also_calibration": str(drawn / "colors.json")}
+    with pytest.raises(CalibrationError, match="of the channels latent, pdq, this scan has latent, colors"):
+        scan(drawn, tmp_path / "x", encoder="pdq", calibration=str(drawn / "pdq.json"), **colors, **given)
+
+
+def test_a_second_channel_has_a_background_of_its_own(drawn: Path, tmp_path: Path) -> None:
+    background = draw_photos(tmp_path / "background", 4, first_seed=900)
+    id2.embed(
+        images=str(background), out=str(tmp_path / "embedded"), encoder="pdq", transform="none", views="none"
+    )
+    index_id = shards.index_id(Dataset.open(str(tmp_path / "embedded" / "embeddings")))
+    how = Normalization(factor=0.5, k=2, background_id=index_id)
+    normalized = calibration.load(str(drawn / "pdq.json")).model_copy(update={"normalization": how})
+    normalized.save(str(tmp_path / "pdq.json"))
+    given = {"also_calibration": str(tmp_path / "pdq.json")}
+    with pytest.raises(CalibrationError, match="give it with --also-background"):
+        scan(drawn, tmp_path / "out", **given)
+    given["also_background"] = str(background)
+    summary = scan(drawn, tmp_path / "out", **given)
+    rows = id2.matches(str(tmp_path / "out"))
+    is_pdq = pc.equal(rows["channel"], "pdq")
+    assert pc.all(pc.equal(is_pdq, pc.is_valid(rows["normalized_score"]))).as_py()
+    pdq = rows.filter(is_pdq)
+    less = pc.subtract(pdq["score"], pc.multiply(pdq["background"], 0.5))
+    assert np.allclose(pdq["normalized_score"].to_numpy(), less.to_numpy(), atol=1e-6)
+    assert matched(tmp_path / "out") >= {
+        (CHANNEL, "poster.png", "p0003.jpg"),
+        ("pdq", "gray.png", "p0005.jpg"),
+    }
+    assert (tmp_path / "out" / "channels" / "pdq" / "queries" / "backgrounds").is_dir()
+    assert scan(drawn, tmp_path / "out", **given) == summary
