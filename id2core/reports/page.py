@@ -81,7 +81,17 @@ def render(inputs: ReportInputs, summary: ScanSummary, max_pairs: int = 200) -> 
             side: reject_examples(rejects, summary.rejects[side]) for side, rejects in inputs.rejects.items()
         },
         made_with=dict(summary.config),
+        thresholds=_thresholds(summary),
     )
+
+
+def _thresholds(summary: ScanSummary) -> dict[str, float | None]:
+    """Return verdict → the score from which on it is given, in the first channel; empty without verdicts."""
+    if summary.joint:
+        return next(iter(summary.joint.channels.values())).thresholds
+    if summary.calibration:
+        return {name: stated.threshold for name, stated in summary.calibration.verdicts.items()}
+    return {}
 
 
 @functools.cache

@@ -247,3 +247,14 @@ def test_a_second_channel_has_a_background_of_its_own(drawn: Path, tmp_path: Pat
     }
     assert (tmp_path / "out" / "channels" / "pdq" / "queries" / "backgrounds").is_dir()
     assert scan(drawn, tmp_path / "out", **given) == summary
+
+
+def test_a_second_encoder_joins_a_place_that_had_one(drawn: Path, tmp_path: Path) -> None:
+    """The pairs of the first channel are judged anew: half of the rate is a higher threshold."""
+    alone = scan(drawn, tmp_path, also=None, also_calibration=None, keep="floor")
+    assert alone.calibration and alone.verdicts["match"] == 2
+    both = scan(drawn, tmp_path, keep="floor")
+    assert both.joint and both.verdicts["match"] == 3 and matched(tmp_path) == FOUND
+    assert set(id2.matches(str(tmp_path))["calibration_id"].to_pylist()) == {both.joint.calibration_id}
+    assert scan(drawn, tmp_path, keep="floor") == both
+    assert not id2.doctor(out=str(tmp_path)).findings
