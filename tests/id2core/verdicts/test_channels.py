@@ -305,6 +305,8 @@ def rows(name: str, scores: np.ndarray, information: list[float | None]) -> pa.T
             "reference_id": ["r"] * len(scores),
             "reference_uri": ["/r"] * len(scores),
             "reference_information": pa.array(information, pa.float32()),
+            "view": pa.nulls(len(scores), pa.string()),
+            "detail": pa.nulls(len(scores), pa.float32()),
         }
     )
     constants = MatchConstants(
