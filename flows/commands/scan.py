@@ -64,8 +64,11 @@ def _count_lines(summary: ScanSummary) -> Iterator[str]:
     counts = summary.counts
     yield (
         f"{counts.queries} uploads compared with {counts.references} originals; "
-        f"{counts.query_rejects + counts.reference_rejects} files rejected{_reasons(summary.rejects)}"
+        f"{counts.query_rejects + counts.reference_rejects} files rejected{_reasons(summary.rejects, '')}"
     )
+    for name in summary.inputs.channels:
+        if reasons := _reasons(summary.rejects, f"{name}/"):
+            yield f"channel {name} rejected{reasons}"
     if not counts.references:
         yield "warning: no reference could be read, so nothing was compared. Check --reference"
     if not counts.queries:
@@ -82,11 +85,16 @@ def _measure_lines(summary: ScanSummary) -> Iterator[str]:
     yield from console.truth_lines(summary.truth_not_scanned, summary.truth_origins_not_held)
 
 
-def _reasons(rejects: dict[str, dict[str, int]]) -> str:
-    """Return how often each reason occurs in both corpora, the most frequent first; empty without rejects."""
+def _reasons(rejects: dict[str, dict[str, int]], channel: str) -> str:
+    """Return how often each reason occurs in both corpora, the most frequent first; empty without rejects.
+
+    Args:
+        rejects: side → reason → how many.
+        channel: what stands before the sides of a channel.
+    """
     total: Counter[str] = Counter()
-    for reasons in rejects.values():
-        total.update(reasons)
+    for side in ("reference", "queries"):
+        total.update(rejects.get(f"{channel}{side}", {}))
     return f" ({', '.join(f'{count} {reason}' for reason, count in total.most_common())})" if total else ""
 
 

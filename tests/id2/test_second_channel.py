@@ -128,6 +128,10 @@ def test_an_upload_that_one_encoder_rejects_is_judged_by_the_other(drawn: Path, 
     summary = scan(drawn, tmp_path / "turned", **given | turned)
     assert matched(tmp_path / "turned") == {(CHANNEL, "spoiled.png", "p0001.jpg")}
     assert summary.rejects["colors/queries"] == {"not_encodable": 1} and not summary.rejects["queries"]
+    lines = list(summary_lines(summary))
+    assert "0 files rejected" in lines[0] and lines[1] == "channel colors rejected (1 not_encodable)"
+    page = (tmp_path / "turned" / "report.html").read_text()
+    assert "colors/queries" in page and "every file that was found could be read" not in page
 
 
 def test_verdicts_of_both_channels_follow_a_corpus_that_grows(drawn: Path, tmp_path: Path) -> None:
