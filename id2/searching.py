@@ -362,7 +362,7 @@ def choose(
     """
     views = looks.plan(settings.views, settings.transform, ids["encoder_id"], ids["transform_id"])
     if views and (reason := _only_whole(settings, ids, out)):
-        _log.info("whole uploads are searched, under no other views: %s", reason)
+        _log.warning("whole uploads are searched, under no other views: %s", reason)
         views = None
     chosen = judging.choose(settings.calibration, {**ids, looks.VIEWS: looks.id_of(views)})
     if views and chosen is None and settings.calibration == AUTO:

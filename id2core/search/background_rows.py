@@ -204,6 +204,7 @@ def make(
         execution=execution,
         product=BackgroundRows(name, missing, background_id),
         views=views,
+        is_background=True,
     )
 
 

@@ -93,7 +93,8 @@ def search(
         for block in _blocks(references, _columns(column, views), SHARD_ROWS):
             for i, transform in enumerate(transforms):
                 shard = _shard(block, transform, column, views[i], references.uri)
-                found = viewed.search(shard, asked[i], depth)
+                looked = asked[i].of_pixels() if is_background else asked[i]
+                found = viewed.search(shard, looked, depth)
                 best[i] = shards.merge([best[i], found], depth)
             compared += block.num_rows * names.num_rows
             progress("lookup", compared, total)

@@ -292,6 +292,14 @@ class Looks:
         chosen = self.take(np.flatnonzero(np.isin(self.owners, uploads)))
         return replace(chosen, uploads=len(uploads), owners=np.searchsorted(uploads, chosen.owners))
 
+    def of_pixels(self) -> Looks:
+        """Return the looks that an upload shows itself: without the parent that its manifest names.
+
+        The background of an upload is made of these, so that a manifest lowers no score.
+        """
+        shown = np.flatnonzero(self.names != LOOKS.index(views.PARENT))
+        return self if len(shown) == len(self) else self.take(shown)
+
     def take(self, looks: NDArray[np.int64]) -> Looks:
         """Return some looks, of the same uploads."""
         return Looks(

@@ -16,7 +16,7 @@ from id2core.errors import DatasetError, SearchError, StoreUnavailableError
 from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
-from id2core.search import indexes, looks, matching, scope, shards
+from id2core.search import indexes, looks, matching, scope, shards, viewed_rows
 from id2core.search.coded import CodedReferences
 from id2core.search.indexes import FLAT
 from id2core.search.looks import ViewPlan
@@ -193,8 +193,10 @@ def make(
     last = Dataset.find_own(out)
     check_layout(last)
     events = ledger.events(last.commit, ids) if last else []
-    check_stored(out, events, top_k, floor)
     check_views(out, events, views_id)
+    check_stored(out, events, top_k, floor)
+    if views and coded is None and views.load().has_rows:
+        viewed_rows.check(references)
     check_corpora(out, events, queries, references)
     span = span or scope.whole(queries)
     searched = scope.whole(references)
@@ -383,15 +385,23 @@ def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstant
 def rescored(candidates: pa.Table, top_k: int) -> pa.Table:
     """Return merged candidates, the first `looks.RESCORED` of each upload scored again by their detail.
 
+    The detail of all others becomes null: their scores are without it.
+
     Args:
         candidates: a `shards.CANDIDATES` table, ordered by query_row and falling score.
         top_k: candidates of each upload that are kept.
     """
     ranks = shards.ranks(candidates["query_row"].to_numpy())
     detail = candidates["detail"].to_numpy(zero_copy_only=False).astype(np.float32)
-    scores = looks.rescored(candidates["score"].to_numpy(), np.where(ranks < looks.RESCORED, detail, np.nan))
-    place = candidates.column_names.index("score")
-    return shards.merge([candidates.set_column(place, "score", pa.array(scores, pa.float32()))], top_k)
+    used = np.where(ranks < looks.RESCORED, detail, np.nan).astype(np.float32)
+    columns = {
+        "score": pa.array(looks.rescored(candidates["score"].to_numpy(), used), pa.float32()),
+        "detail": pa.array(used, pa.float32(), from_pandas=True),
+    }
+    for name, column in columns.items():
+        place = candidates.column_names.index(name)
+        candidates = candidates.set_column(place, shards.CANDIDATES.field(name), column)
+    return shards.merge([candidates], top_k)
 
 
 def _or_null(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:

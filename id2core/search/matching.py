@@ -138,6 +138,7 @@ class SearchPlan:
         coded: the references with their compressed index; None for an index over descriptors.
         views: under which uploads are looked at; None for the whole alone.
         depth: candidates of an upload that are merged, of which the product keeps `top_k` or fewer.
+        is_background: whether the references are a background.
     """
 
     references: Dataset
@@ -155,6 +156,7 @@ class SearchPlan:
     coded: CodedReferences | None = None
     views: ViewPlan | None = None
     depth: int = 0
+    is_background: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -348,7 +350,8 @@ def _read_queries(plan: SearchPlan, block: QueryBlock) -> tuple[Looks, NDArray[n
     queries = plan.queries.row_group(block.file, block.row_group, columns)
     vectors = schemas.column_to_vectors(queries["descriptor"])
     descriptors = shards.checked(vectors, block.file.name, plan.queries)
-    return views.looks(queries, descriptors), _labels(plan, block, queries)
+    asked = views.looks(queries, descriptors)
+    return asked.of_pixels() if plan.is_background else asked, _labels(plan, block, queries)
 
 
 def _latent_size(references: Dataset) -> int:

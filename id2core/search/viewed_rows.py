@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from id2core.errors import DatasetError
 from id2core.search.flat import FlatIndex
 from id2core.store import schemas
+from id2core.store.datasets import Dataset
 from id2core.transforms import crop_rows
 from id2core.transforms.crop_rows import CROPS, Crop
 from id2core.transforms.reference_rows import MOVED_COLUMNS
@@ -91,13 +92,25 @@ def read(tables: Sequence[pa.Table], uri: str) -> ViewedRows:
     """
     crops = _bytes(tables, "crops")
     if crops is None:
-        raise DatasetError(
-            f"{uri} has references without rows for views of uploads, made by an earlier version or with "
-            "--views none: run id2 reproject with the --out that they are in, or search with --views none"
-        )
+        raise DatasetError(_without_rows(uri))
     if crops.shape[1] != len(CROPS) * crop_rows.COLUMNS:
         raise DatasetError(f"{uri} has rows for other views than this version searches: run id2 reproject")
     return ViewedRows(crops.view(np.int8), _bytes(tables, "detail"))
+
+
+def check(references: Dataset) -> None:
+    """Raise DatasetError where the first references have no rows: `read` checks all of them."""
+    first = next((file for file in references.files if file.rows), None)
+    if first is not None and references.row_group(first, 0, ["crops"])["crops"].null_count:
+        raise DatasetError(_without_rows(references.uri))
+
+
+def _without_rows(uri: str) -> str:
+    return (
+        f"{uri} has references without rows for views of uploads, made by an earlier version or with "
+        "--views none. Make them from the stored latents: id2 reproject --out OUT --transform W --switch, "
+        "with the --out and the W that they are of. Or search with --views none"
+    )
 
 
 def _bytes(tables: Sequence[pa.Table], name: str) -> NDArray[np.uint8] | None:

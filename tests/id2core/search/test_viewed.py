@@ -158,6 +158,21 @@ def test_detail_is_that_of_the_view_and_raises_the_first_candidates_only() -> No
     for place, row in enumerate(found.to_pylist()):
         gain = max(0.0, row["detail"] - looks.CHANCE) if place < looks.RESCORED else 0.0
         assert by_id[row["reference_id"]] == pytest.approx(row["score"] + gain, abs=1e-6)
+    assert again["detail"].null_count == 30 - looks.RESCORED  # where it is not in the score
+
+
+def test_the_parent_in_a_manifest_is_a_look_and_no_part_of_the_background() -> None:
+    latents = _latents(3, 6)
+    asked = _looks(latents[:2], [[("parent", latents[2])], [("inset", latents[2])]])
+
+    assert [LOOKS[name] for name in asked.names] == ["whole", "whole", "parent", "inset"]
+    shown = asked.of_pixels()
+    assert [LOOKS[name] for name in shown.names] == ["whole", "whole", "inset"]
+    assert shown.owners.tolist() == [0, 1, 1] and shown.uploads == 2
+    plain = _looks(latents[:2], [[], []])
+    shard = _shard(_latents(20, 60), [f"{i:02d}" for i in range(20)])
+    found, wanted = (viewed.search(shard, each, 3).slice(0, 3) for each in (shown, plain))
+    assert found.equals(wanted)
 
 
 def test_without_an_order_of_columns_only_looks_are_left() -> None:
