@@ -35,12 +35,13 @@ def test_the_demo_finds_its_origins_and_says_where_the_report_is(
     report = Path(child.stdout.strip())
     assert report == tmp_path / "demo/report.html" and report.stat().st_size > 100_000
     commits = [uri for uri in reads if uri.endswith("_SUCCESS")]
-    assert 5 <= len(commits) <= 17, commits
+    assert 5 <= len(commits) <= 18, commits
     again = call("demo", "--out", tmp_path / "demo", "--json")
     summary = json.loads(again.stdout)
     assert summary["counts"]["references"] == 200 and summary["counts"]["queries"] == 260
     assert 0.6 < summary["accuracy"] < 0.95 and summary["accuracy_of"] == 180
-    assert [row["kind"] for row in summary["compared"]] == ["all with an origin", "edits", "mini-a", "mini-b"]
+    kinds = ["all with an origin", "edited copies", "edited translations", "edits", "mini-a", "mini-b"]
+    assert [row["kind"] for row in summary["compared"]] == kinds
     rewritten = call("report", tmp_path / "demo", "--max-pairs", 3, "--json")
     assert json.loads(rewritten.stdout)["counts"] == summary["counts"]
     assert report.stat().st_size < 200_000
