@@ -236,9 +236,9 @@ def read_looks(uploads: Dataset, plan: ViewPlan) -> Looks:
 def prepare(shard: shards.Shard) -> None:
     """Prepare the rows of a shard as its first search does."""
     if shard.viewed:
-        fresh = ViewedRows(shard.viewed.crops, shard.viewed.detail)
-        fresh.heads(shard.descriptors)
-        len(fresh.by_crop)
+        rows = ViewedRows(shard.viewed.crops, shard.viewed.detail)
+        fresh = replace(shard, viewed=rows)
+        len(fresh.heads.rows), len(rows.by_crop)
 
 
 def view_bytes(candidates: pa.Table) -> Rates:

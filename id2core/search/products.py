@@ -7,6 +7,7 @@ a reference: the caller scores what is proposed exactly, and looks again where t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -15,10 +16,6 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from id2core import environment
-from id2core.search import looks
-from id2core.search.looks import Looks
-from id2core.search.viewed_rows import ViewedRows
-from id2core.transforms.crop_rows import COLUMNS, SLOPE
 
 # Looks and references whose scores are made at once: two such tiles stay in the cache of a core.
 _LOOKS: Final = 256
@@ -26,48 +23,33 @@ _REFERENCES: Final = 2048
 
 Scores = NDArray[np.float32]
 # Columns of looks float32[L,c], of references float32[N,c], and what is subtracted from their product.
-_Factor = tuple[Scores, Scores, float]
+Factor = tuple[Scores, Scores, float]
 
 
-def propose(
-    asked: Looks, descriptors: Scores, viewed: ViewedRows, depth: int
-) -> tuple[Scores, NDArray[np.int64]]:
-    """Return the best references of each look by the best view, costs of looks left out.
+def propose(factors: Sequence[Factor], depth: int) -> tuple[Scores, NDArray[np.int64]]:
+    """Return the best references of each look by the best view.
 
     Args:
-        asked: L looks, with what they are mirrored and turned.
-        descriptors: float32[N,m], of the references.
-        viewed: rows of the references.
+        factors: both sides of each view, of the same L looks and N references.
         depth: references of each look, at most N.
 
     Returns:
         Scores float32[L,depth], best first, and rows int64[L,depth].
     """
-    factors = _factors(asked, descriptors, viewed)
-    scores = np.empty((len(asked), depth), np.float32)
-    rows = np.empty((len(asked), depth), np.int64)
+    count = len(factors[0][0])
+    scores = np.empty((count, depth), np.float32)
+    rows = np.empty((count, depth), np.int64)
 
     def fill(start: int) -> None:
         some = slice(start, start + _LOOKS)
         scores[some], rows[some] = _best([(left[some], right, cost) for left, right, cost in factors], depth)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(environment.usable_cores()) as pool:
-        list(pool.map(fill, range(0, len(asked), _LOOKS)))
+        list(pool.map(fill, range(0, count, _LOOKS)))
     return scores, rows
 
 
-def _factors(asked: Looks, descriptors: Scores, viewed: ViewedRows) -> list[_Factor]:
-    """Return both sides of the products of each view, the whole first."""
-    heads = np.ascontiguousarray(asked.descriptors[:, :COLUMNS]) * np.float32(SLOPE)
-    wholes = viewed.heads(descriptors).rows
-    return [
-        (asked.descriptors, descriptors, 0.0),
-        *((heads, rows.rows, crop.handicap) for crop, rows in viewed.by_crop),
-        *((m.heads * np.float32(looks.MOVED_SLOPE), wholes, m.cost) for m in asked.moved),
-    ]
-
-
-def _best(factors: list[_Factor], depth: int) -> tuple[Scores, NDArray[np.int64]]:
+def _best(factors: list[Factor], depth: int) -> tuple[Scores, NDArray[np.int64]]:
     """Return the best references of some looks, tile by tile."""
     looked, count = len(factors[0][0]), len(factors[0][1])
     best = np.full((looked, depth), -np.inf, np.float32)

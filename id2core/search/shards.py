@@ -19,10 +19,11 @@ from id2core.runs.histories import Classes
 from id2core.search import indexes, scoring, viewed_rows
 from id2core.search.flat import load_faiss
 from id2core.search.indexes import FLAT, Index
-from id2core.search.viewed_rows import ViewedRows
+from id2core.search.viewed_rows import RowIndex, ViewedRows
 from id2core.store import moves, parquet, schemas
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
+from id2core.transforms.reference_rows import MOVED_COLUMNS
 
 CANDIDATES = schemas.table_schema(
     "candidates",
@@ -96,6 +97,11 @@ class Shard:
     def _smaller(self) -> dict[str, Any]:
         """The shard of the rows that were asked for last: most blocks ask for the same."""
         return {}
+
+    @functools.cached_property
+    def heads(self) -> RowIndex:
+        """The first columns of the descriptors, which mirrored and turned looks meet."""
+        return RowIndex.of(self.descriptors[:, :MOVED_COLUMNS])
 
     def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the places of some rows in the order of image_id and uri, which decides ties."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from id2core.search import flat, indexes, looks, products, scoring, shards
 from id2core.search.indexes import Index
 from id2core.search.looks import Looks
+from id2core.search.products import Factor
 from id2core.search.topk import MARGIN
-from id2core.search.viewed_rows import ViewedRows
 from id2core.transforms import details
 from id2core.transforms.crop_rows import COLUMNS, SLOPE
 
@@ -31,25 +31,35 @@ class _View:
 
     Attributes:
         left: float32[L,c], of the looks.
+        scaled: the same times `slope`.
         right: float32[N,c], of the references.
         index: over `right`.
-        costs: float32[L], subtracted from scores.
+        look_costs: float32[L], subtracted from all scores of the look.
+        cost: of the view, subtracted besides.
         slope: that products are multiplied by before.
         move: number of the move, 0 for none.
         crop: share of the reference that is met; None for the whole.
     """
 
     left: Scores
+    scaled: Scores
     right: Scores
     index: Index
-    costs: Scores
+    look_costs: Scores
+    cost: float = 0.0
     slope: float = 1.0
     move: int = 0
     crop: float | None = None
 
+    @property
+    def factor(self) -> Factor:
+        """What the best references are proposed by, costs of looks left out."""
+        return self.scaled, self.right, self.cost
+
     def scores(self, products: Scores, looks: NDArray[np.int64] | slice = slice(None)) -> Scores:
         """Return comparable scores of exact products float32[l,K] of some looks."""
-        scores = self.slope * products.astype(np.float64) - self.costs[looks, None]
+        costs = self.look_costs[looks] + np.float32(self.cost)
+        scores = self.slope * products.astype(np.float64) - costs[:, None]
         return np.asarray(scores, np.float32)
 
 
@@ -92,37 +102,33 @@ def search(shard: Shard, asked: Looks, k: int) -> pa.Table:
     if shard.viewed is None or asked.bits is None or flat.on_gpu():
         met = _each(shard, views, np.arange(len(asked)), k)
     else:
-        met = _at_once(shard, shard.viewed, asked, views, k)
+        met = _at_once(shard, asked, views, k)
     return _best(shard, asked, views, met, k)
 
 
 def _views(shard: Shard, asked: Looks) -> list[_View]:
     """Return the views of looks: the whole, then crops of references, then mirrored and turned."""
-    whole = _View(asked.descriptors, shard.descriptors, shard.index, asked.costs)
+    whole = _View(asked.descriptors, asked.descriptors, shard.descriptors, shard.index, asked.costs)
     if asked.bits is None:
         return [whole]
     if shard.viewed is None:
         raise ValueError("a shard without rows for views meets whole looks only")
     heads = np.ascontiguousarray(asked.descriptors[:, :COLUMNS])
+    scaled = heads * np.float32(SLOPE)
     crops = [
-        _View(
-            heads,
-            rows.rows,
-            rows.index,
-            asked.costs + np.float32(crop.handicap),
-            SLOPE,
-            crop=crop.share,
-        )
+        _View(heads, scaled, rows.rows, rows.index, asked.costs, crop.handicap, SLOPE, crop=crop.share)
         for crop, rows in shard.viewed.by_crop
     ]
-    wholes = shard.viewed.heads(shard.descriptors)
+    slope, wholes = looks.MOVED_SLOPE, shard.heads
     moved = [
         _View(
             each.heads,
+            each.heads * np.float32(slope),
             wholes.rows,
             wholes.index,
-            asked.costs + np.float32(each.cost),
-            looks.MOVED_SLOPE,
+            asked.costs,
+            each.cost,
+            slope,
             number,
         )
         for number, each in enumerate(asked.moved, 1)
@@ -142,14 +148,14 @@ def _each(shard: Shard, views: list[_View], of: NDArray[np.int64], k: int) -> _M
     return _Met.together(parts)
 
 
-def _at_once(shard: Shard, viewed: ViewedRows, asked: Looks, views: list[_View], k: int) -> _Met:
+def _at_once(shard: Shard, asked: Looks, views: list[_View], k: int) -> _Met:
     """Return the k best references of looks under the best of all views.
 
     Products in float32 propose a few references more, which are scored exactly. A look for which a reference
     that was left out may belong to the best is searched under each view.
     """
     depth = min(k + MARGIN, len(shard))
-    proposed, rows = products.propose(asked, shard.descriptors, viewed, depth)
+    proposed, rows = products.propose([view.factor for view in views], depth)
     best = np.full(rows.shape, -np.inf, np.float32)
     chosen = np.zeros(rows.shape, np.int64)
     for number, view in enumerate(views):

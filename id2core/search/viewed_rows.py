@@ -63,16 +63,6 @@ class ViewedRows:
         parts = np.split(self.crops, len(CROPS), axis=1)
         return [(crop, RowIndex.of(part)) for crop, part in zip(CROPS, parts, strict=True)]
 
-    @functools.cached_property
-    def _heads(self) -> list[RowIndex]:
-        return []
-
-    def heads(self, descriptors: NDArray[np.float32]) -> RowIndex:
-        """Return the first columns of the descriptors float32[N,m] of these references."""
-        if not self._heads:
-            self._heads.append(RowIndex.of(descriptors[:, :MOVED_COLUMNS]))
-        return self._heads[0]
-
 
 def row_bytes(latent_size: int) -> int:
     """Return the bytes that a reference takes in the memory of a worker for its rows and their indexes."""
