@@ -122,9 +122,12 @@ def shard_of(latents: NDArray[np.float16], transform: Transform) -> Shard:
 @matchers
 def shipped_with_views(methods: Methods, uploads: UploadSet) -> Iterator[Matcher]:
     """Yield the W that ships: with frames removed, then under all views, then with detail, normalized."""
-    for held in shipped_wholes(uploads):
-        every = Views.of(held.transform, uploads.data.ids["encoder_id"])
-        references = shard_of(uploads.references, held.transform)
+    wholes = list(shipped_wholes(uploads))
+    if not wholes:
+        return
+    every = Views.of(wholes[0].transform, uploads.data.ids["encoder_id"])
+    references = shard_of(uploads.references, every.transform)
+    for held in wholes:
         if held.background is None:
             yield Viewed("W that ships, frames", replace(every, moves=()), references)
             if every.has_rows:
