@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from factory.demo_set import NO_EDIT, TRUTH_COLUMNS, draw
-from factory.demo_translations import COLUMNS, read_rows, write_rows
+from factory.demo_translations import COLUMNS, remove_uploads, write_rows
 from id2core.experiments.upload_edits import EDITS
 
 EACH = 4
@@ -76,14 +76,10 @@ def chosen(demo: Path, kinds: list[dict[str, str]], truth: dict[str, dict[str, s
 
 def add(demo: Path) -> int:
     """Edit, and write the pictures and their rows; return how many."""
-    kinds = [row for row in read_rows(demo / "uploads.csv") if MARK not in row["edit"]]
-    kept = {row["query_uri"] for row in kinds}
-    truth = {row["query_uri"]: row for row in read_rows(demo / "truth.csv") if row["query_uri"] in kept}
-    for path in (demo / "uploads").iterdir():
-        if f"uploads/{path.name}" not in kept:
-            path.unlink()
+    kinds, rows = remove_uploads(demo, lambda edit: MARK in edit)
+    truth = {row["query_uri"]: row for row in rows}
     uploads = sorted(chosen(demo, kinds, truth), key=lambda u: draw("edited upload", u.file, u.edit))
-    for number, upload in enumerate(uploads, start=len(kept)):
+    for number, upload in enumerate(uploads, start=len(kinds)):
         uri = f"uploads/u{number:03d}.jpg"
         (demo / uri).write_bytes(upload.jpeg(demo))
         kinds.append(upload.kind | {"query_uri": uri})

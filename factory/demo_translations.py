@@ -11,7 +11,7 @@ import argparse
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ PROMPTS = (
     "a mostly teal painting of a boat",
 )
 COLUMNS = ("query_uri", "edit", "source", "prompt")
+
+Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,32 @@ def write_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]])
     path.write_text(buffer.getvalue(), encoding="utf-8")
 
 
-def add(demo: Path) -> list[Upload]:
-    """Translate, and write the pictures and their rows."""
-    kinds = [r for r in read_rows(demo / "uploads.csv") if r["edit"].split("@")[0] not in STRENGTHS]
+def remove_uploads(demo: Path, is_added: Callable[[str], bool]) -> tuple[list[Row], list[Row]]:
+    """Delete the pictures of uploads that an earlier run added.
+
+    Args:
+        demo: folder of the demo set.
+        is_added: whether an upload of an edit was added.
+
+    Returns:
+        Rows of `uploads.csv` and of `truth.csv` of all others.
+    """
+    kinds = [row for row in read_rows(demo / "uploads.csv") if not is_added(row["edit"])]
     kept = {row["query_uri"] for row in kinds}
-    truth = [row for row in read_rows(demo / "truth.csv") if row["query_uri"] in kept]
     for path in (demo / "uploads").iterdir():
         if f"uploads/{path.name}" not in kept:
             path.unlink()
+    return kinds, [row for row in read_rows(demo / "truth.csv") if row["query_uri"] in kept]
+
+
+def add(demo: Path) -> list[Upload]:
+    """Translate, and write the pictures and their rows."""
+    kinds, truth = remove_uploads(demo, lambda edit: edit.split("@")[0] in STRENGTHS)
     references = sorted(f"references/{p.name}" for p in (demo / "references").iterdir())
     plan = chosen(references, {row["reference_uri"] for row in truth})
     uploads = [u for model, prompts in plan.items() for u in translated(demo, model, prompts)]
     uploads.sort(key=lambda u: draw("upload", u.reference))
-    for number, upload in enumerate(uploads, start=len(kept)):
+    for number, upload in enumerate(uploads, start=len(kinds)):
         uri = f"uploads/u{number:03d}.jpg"
         (demo / uri).write_bytes(upload.jpeg)
         source = re.sub(r"-\d+$", "", Path(upload.reference).stem)
