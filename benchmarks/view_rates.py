@@ -37,7 +37,7 @@ from id2core.estimates import viewing
 from id2core.estimates.rates import DESCRIPTOR_SIZE, LATENT_SIZE
 from id2core.estimates.workload import Workload
 from id2core.runs.execution import Execution
-from id2core.search import coded, looks, match_rows, matching, shards, viewed
+from id2core.search import chance, coded, looks, match_rows, matching, shards, viewed
 from id2core.search.looks import Looks, ViewPlan
 from id2core.search.matching import SearchPlan, Task
 from id2core.search.viewed_rows import COLUMNS, ViewedRows
@@ -229,7 +229,8 @@ def read_looks(uploads: Dataset, plan: ViewPlan) -> Looks:
     for file in uploads.files:
         for group in range(file.row_groups):
             table = uploads.row_group(file, group, ["descriptor", "run_id", *made.columns])
-            parts.append(made.looks(table, schemas.column_to_vectors(table["descriptor"])))
+            descriptors = schemas.column_to_vectors(table["descriptor"])
+            parts.append(chance.looks_of(made, table, descriptors))
     return Looks.together(parts)
 
 

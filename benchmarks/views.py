@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks import common
 from benchmarks.common import Bar, Row
 from benchmarks.search import TOP_K, names
-from id2core.search import shards, viewed
+from id2core.search import chance, shards, viewed
 from id2core.search.looks import Looks, Views
 from id2core.search.shards import Shard
 from id2core.search.viewed_rows import ViewedRows, row_bytes
@@ -54,7 +54,7 @@ def looks_at(uploads: NDArray[np.float16], views: Views) -> Looks:
         "latent": schemas.vectors_to_array(uploads, N),
         "insets": pa.array([[]] * len(uploads), pa.list_(schemas.INSET)),
     }
-    return views.looks(pa.table(columns), views.transform.apply(uploads))
+    return chance.looks_of(views, pa.table(columns), views.transform.apply(uploads))
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -1,10 +1,11 @@
-"""Make what ships for uploads as they come: a background and a calibration under all views.
+"""Make what ships for uploads as they come: a cohort, a background, and a calibration under all views.
 
 Run `python -m factory.views_bundle --data DIR --folder id2core/data/mini` after `factory.bundle`, whose
 background and calibration, of whole uploads alone, are moved aside. The background holds descriptors and rows
-of crops of training photos, and no latents or detail, from which pictures could be drawn. Thresholds come
-from edited calibration uploads, one of each photo: a copy or a translation, with one of the edits, in turn.
-Test uploads of every kind and edit, whose origins are taken out of the references, say what the rates are.
+of crops of training photos, and no latents or detail, from which pictures could be drawn. The same photos are
+the cohort in the file of W, whose weights stay. Thresholds come from edited calibration uploads, one of each
+photo: a copy or a translation, with one of the edits, in turn. Test uploads of every kind and edit, whose
+origins are taken out of the references, say what the rates are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factory.bundle import COUNT, FACTS, MATCH, REVIEW, write_background
+from factory.bundle import FACTS, MATCH, REVIEW, write_background
 from id2core.experiments import upload_matchers, upload_views
 from id2core.experiments.evaluation_sets import EvaluationSet
 from id2core.experiments.photo_bench import TRAIN
@@ -28,25 +29,26 @@ from id2core.experiments.upload_views import Viewed
 from id2core.search import looks, shards
 from id2core.search.looks import Views
 from id2core.store.datasets import Dataset
-from id2core.transforms.files import WEIGHTS, load_transform
+from id2core.transforms import cohorts, reference_rows
+from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
-from id2core.transforms.reference_rows import ReferenceRows
 from id2core.verdicts import calibration, judging, tails
 from id2core.verdicts.calibration import Calibration, Threshold
 from id2core.verdicts.tails import Pairs
 
 
-def background(data: EvaluationSet, w: Transform, role: str, folder: Path) -> str:
-    """Write descriptors and rows of crops of photos of a role; return the index_id."""
+def background(data: EvaluationSet, w: Transform, role: str, folder: Path) -> Transform:
+    """Write descriptors and rows of crops of photos of a role; return W with these photos as its cohort."""
     latents, ids = data.read(role)
-    chosen = np.linspace(0, len(ids) - 1, min(COUNT, len(ids))).astype(int)
-    make = ReferenceRows.of(w, latents.shape[1])
-    if make is None:
-        raise SystemExit("this W has no rows for views")
-    descriptors = w.apply(latents[chosen]).astype(np.float16).astype(np.float32)
+    chosen = cohorts.chosen(len(ids))
+    made = reference_rows.with_cohort(w, latents[chosen])
+    if made.cohort is None or made.cohort.crops is None:
+        raise SystemExit(f"this W has no rows for views, or {role} has too few photos")
+    descriptors = made.cohort.descriptors.astype(np.float32)
     names = data.ids | {"transform_id": w.transform_id}
     image_ids = [ids[i] for i in chosen]
-    return write_background(folder, image_ids, descriptors, latents.shape[1], names, make(latents[chosen])[0])
+    write_background(folder, image_ids, descriptors, latents.shape[1], names, made.cohort.crops)
+    return made
 
 
 def best_pairs(matcher: Viewed, parts: Sequence[Uploads]) -> Pairs:
@@ -121,8 +123,8 @@ def main() -> None:
     if not (folder / judging.WHOLE_FILE).exists():
         (folder / judging.FILE).rename(folder / judging.WHOLE_FILE)
         (folder / judging.BACKGROUND).rename(folder / judging.WHOLE_BACKGROUND)
-    w = load_transform(str(folder / WEIGHTS))
-    background(data, w, options.role, folder)
+    w = background(data, load_transform(str(folder / WEIGHTS)), options.role, folder)
+    save_half(w, folder / WEIGHTS)
     made, measured = calibrate(data, w, calibration.load(str(folder / judging.WHOLE_FILE)), folder)
     made.save(str(folder / judging.FILE))
     facts = json.loads((folder / FACTS).read_text()) | {"views": {"id": made.views, "rates": measured}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from id2core.training import closed_form, gradient, pairs
 from id2core.training.closed_form import Trial
 from id2core.training.config import GradientConfig
 from id2core.training.pairs import Pairs
+from id2core.transforms import cohorts, reference_rows
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 from id2core.translation.rows import TRANSLATIONS
@@ -174,8 +174,10 @@ class _Training:
     def _write_result(self, transforms: dict[str, Transform]) -> TrainReport:
         """Put the result in its place, and write the report."""
         request, place = self._request, Path(self._out)
-        result = transforms[request.method]
-        shutil.copyfile(place / request.method / WEIGHTS, place / f".{WEIGHTS}.partial")
+        origins = self._pairs.offsets[:-1]
+        some = self._pairs[origins[cohorts.chosen(len(origins))]]
+        result = reference_rows.with_cohort(transforms[request.method], some)
+        result.save(place / f".{WEIGHTS}.partial")
         (place / f".{WEIGHTS}.partial").replace(place / WEIGHTS)
         places = {"embeddings": request.embeddings, "translations": request.translations}
         report = TrainReport(

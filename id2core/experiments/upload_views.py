@@ -20,7 +20,7 @@ from id2core.experiments.evaluation_sets import KEPT
 from id2core.experiments.methods import Methods
 from id2core.experiments.upload_matchers import Background, Matcher, matchers, shipped_wholes
 from id2core.experiments.upload_sets import WHOLE, PixelView, Uploads, UploadSet
-from id2core.search import match_rows, shards, viewed
+from id2core.search import chance, match_rows, shards, viewed
 from id2core.search.background_rows import background_means
 from id2core.search.looks import Looks, Views
 from id2core.search.shards import Shard
@@ -83,11 +83,16 @@ class Viewed:
         if self.background is None:
             return scores
         shard, how = self.background
-        beside = viewed.search(shard, asked, how.k)["score"].to_numpy().reshape(-1, how.k)
+        beside = (
+            viewed.search(shard, self.looks(uploads, self.views.of_wholes), how.k)["score"]
+            .to_numpy()
+            .reshape(-1, how.k)
+        )
         return np.asarray(scores - how.factor * background_means(beside, how.k)[:, None], np.float32)
 
-    def looks(self, uploads: Uploads) -> Looks:
-        """Return the looks at uploads."""
+    def looks(self, uploads: Uploads, views: Views | None = None) -> Looks:
+        """Return the looks at uploads; by default under all views."""
+        views = views or self.views
         latents = uploads.latents(WHOLE)[0]
         table = pa.table(
             {
@@ -95,7 +100,7 @@ class Viewed:
                 "insets": pa.array(_insets(uploads), pa.list_(schemas.INSET)),
             }
         )
-        return self.views.looks(table, self.views.transform.apply(latents))
+        return chance.looks_of(views, table, views.transform.apply(latents))
 
 
 def _insets(uploads: Uploads) -> list[list[dict[str, object]]]:

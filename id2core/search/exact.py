@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import DatasetError
 from id2core.runs.progress import OnStage, silent
-from id2core.search import looks, match_rows, shards, viewed, viewed_rows
+from id2core.search import chance, looks, match_rows, shards, viewed, viewed_rows
 from id2core.search.looks import WHOLE_ONLY, Looks, Views
 from id2core.search.match_rows import MatchConstants
 from id2core.search.shards import Shard
@@ -86,6 +86,7 @@ def search(
     total, compared = references.rows * queries.rows, 0
     encoder_id = references.ids["encoder_id"]
     views = [Views.of(w, encoder_id) if with_views else WHOLE_ONLY for w in transforms]
+    views = [each.of_wholes for each in views] if is_background else views
     depth = max(k, looks.RESCORED) if with_views and not is_background else k
     parts: list[list[pa.Table]] = [[] for _ in transforms]
     for names, asked in _query_parts(queries, transforms, views, query_bytes):
@@ -93,8 +94,7 @@ def search(
         for block in _blocks(references, _columns(column, views), SHARD_ROWS):
             for i, transform in enumerate(transforms):
                 shard = _shard(block, transform, column, views[i], references.uri)
-                looked = asked[i].of_pixels() if is_background else asked[i]
-                found = viewed.search(shard, looked, depth)
+                found = viewed.search(shard, asked[i], depth)
                 best[i] = shards.merge([best[i], found], depth)
             compared += block.num_rows * names.num_rows
             progress("lookup", compared, total)
@@ -228,7 +228,7 @@ def _query_parts(
         names.append(block.select(_NAMES))
         made.append(
             [
-                each.looks(block, _descriptors(transform, vectors, column))
+                chance.looks_of(each, block, _descriptors(transform, vectors, column))
                 for transform, each in zip(transforms, views, strict=True)
             ]
         )

@@ -9,7 +9,8 @@ look meets
 
 The score of a pair is the best of all, less what the view costs: each view lifts false references as often as
 the true one. Costs and slopes make scores of different views comparable, so there is one order, one
-background, and one calibration for their maximum. The best candidates are scored again by the fine detail of
+background, and one calibration for their maximum. What a picture inside an upload costs depends on what it
+scores by chance, more than the whole (`chance`). The best candidates are scored again by the fine detail of
 both latents (`transforms.details`).
 
 Only looks cost encoder calls. All else is made of latents that are stored.
@@ -32,8 +33,11 @@ from id2core.encoders import latent_views, views
 from id2core.encoders.latent_views import MIRRORED, MOVES, TURNED_LEFT, TURNED_RIGHT, LatentView
 from id2core.errors import TransformError
 from id2core.runs import ledger
+from id2core.search import shards
+from id2core.search.shards import Shard
+from id2core.search.viewed_rows import ViewedRows
 from id2core.store import datasets, schemas
-from id2core.transforms import details, reference_rows
+from id2core.transforms import cohorts, crop_rows, details, reference_rows
 from id2core.transforms.crop_rows import CHANNELS, CROPS, SLOPE
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
@@ -53,6 +57,8 @@ FRAMED_COST: Final = 0.2
 # First columns of a mirrored or turned look, with those of references at length 1.
 MOVED_SLOPE: Final = 1.1
 MOVED_COSTS: Final = {MIRRORED: 0.09, TURNED_LEFT: 0.11, TURNED_RIGHT: 0.11}
+# A picture inside an upload costs so many times what it scores in the cohort of W, more than the whole does.
+CHANCE_FACTOR: Final = 1.25
 # Candidates that are scored again, and the agreement of details that counts as chance.
 RESCORED: Final = 10
 CHANCE: Final = 0.05
@@ -78,7 +84,7 @@ class ViewPlan:
         """Load the views.
 
         Raises:
-            TransformError: this machine has another W.
+            TransformError: this machine has another W, or other views.
         """
         return _load(self)
 
@@ -91,7 +97,13 @@ def _load(plan: ViewPlan) -> Views:
             f"this worker loaded transform {transform.transform_id}, the run was planned with "
             f"{plan.transform_id}: give every worker the same file"
         )
-    return Views.of(transform, plan.encoder_id)
+    views = Views.of(transform, plan.encoder_id)
+    if views.id != plan.id:
+        raise TransformError(
+            f"this worker has the views {views.id}, the run was planned with {plan.id}: give every worker "
+            "the same version, and the same file of W with its cohort"
+        )
+    return views
 
 
 def plan(spec: str, transform: str | None, encoder_id: str, transform_id: str) -> ViewPlan | None:
@@ -148,21 +160,37 @@ class Views:
         moves: none where latents are no square maps, or the columns of W have no order. Then references
             have no rows of crops, and no detail, either.
         sees_insets: whether pictures inside an upload are looks.
+        cohort: what says what they score by chance; None where W has none.
     """
 
     transform: Transform
     moves: tuple[Move, ...]
     sees_insets: bool = True
+    cohort: Shard | None = None
 
     @classmethod
     def of(cls, transform: Transform, encoder_id: str) -> Views:
-        """Return the views under a W of an encoder."""
+        """Return the views under a W of an encoder.
+
+        Raises:
+            TransformError: the cohort of W is for other views than this version searches.
+        """
         weights = transform.weights
         if weights is None or not reference_rows.has_rows(transform, len(weights)):
-            return cls(transform, ())
+            return cls(transform, (), cohort=_shard_of(transform, with_rows=False))
         known = latent_views.bundled(encoder_id)
         each = [known.get(name, LatentView.plain(name, CHANNELS)) for name in MOVES]
-        return cls(transform, tuple(Move(view, Transform(view.fold(weights))) for view in each))
+        moves = tuple(Move(view, Transform(view.fold(weights))) for view in each)
+        return cls(transform, moves, cohort=_shard_of(transform, with_rows=True))
+
+    @property
+    def of_wholes(self) -> Views:
+        """The same views of whole uploads alone.
+
+        The background is searched under these, so that no picture that is put into an upload, by its pixels
+        or by its manifest, lowers the score of the whole.
+        """
+        return replace(self, sees_insets=False)
 
     @property
     def has_rows(self) -> bool:
@@ -177,6 +205,9 @@ class Views:
             taps = [(move.view.name, move.view.taps.tobytes().hex()) for move in self.moves]
             crops = [(crop.share, crop.across, crop.down, crop.handicap) for crop in CROPS]
             facts += [taps, MOVED_COSTS, MOVED_COLUMNS, MOVED_SLOPE, crops, SLOPE, RESCORED, CHANCE]
+        if held := self.transform.cohort:
+            tensors = {name: value.tobytes().hex() for name, value in sorted(held.tensors().items())}
+            facts += [tensors, cohorts.BEST, CHANCE_FACTOR]
         return f"{'latent' if self.has_rows else 'frames'}-{datasets.digest_of(*facts)}"
 
     @property
@@ -185,7 +216,7 @@ class Views:
         return ["latent"] * self.has_rows + ["insets"] * self.sees_insets
 
     def looks(self, uploads: pa.Table, descriptors: NDArray[np.float32]) -> Looks:
-        """Return the looks of uploads.
+        """Return the looks of uploads, the wholes first, without what they cost by chance.
 
         Args:
             uploads: their `columns`.
@@ -222,6 +253,21 @@ class Views:
 # The paper's method.
 WHOLE_ONLY: Final = Views(Transform(), (), sees_insets=False)
 _NO_INSETS: Final = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float16))
+
+
+def _shard_of(transform: Transform, *, with_rows: bool) -> Shard | None:
+    """Return the cohort of a W, to be searched as references are; None where there is none."""
+    cohort = transform.cohort
+    if cohort is None:
+        return None
+    names = pa.array([f"{number:06d}" for number in range(len(cohort.descriptors))])
+    rows = None
+    if with_rows:
+        if cohort.crops is None or cohort.crops.shape[1] != len(CROPS) * crop_rows.COLUMNS:
+            raise TransformError(f"{transform.source} has a cohort for other views: train it anew")
+        rows = ViewedRows(cohort.crops, None)
+    descriptors = cohort.descriptors.astype(np.float32)
+    return shards.build(descriptors, pa.table({"image_id": names, "uri": names}), viewed=rows)
 
 
 def _insets(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
@@ -291,14 +337,6 @@ class Looks:
             return self
         chosen = self.take(np.flatnonzero(np.isin(self.owners, uploads)))
         return replace(chosen, uploads=len(uploads), owners=np.searchsorted(uploads, chosen.owners))
-
-    def of_pixels(self) -> Looks:
-        """Return the looks that an upload shows itself: without the parent that its manifest names.
-
-        The background of an upload is made of these, so that a manifest lowers no score.
-        """
-        shown = np.flatnonzero(self.names != LOOKS.index(views.PARENT))
-        return self if len(shown) == len(self) else self.take(shown)
 
     def take(self, looks: NDArray[np.int64]) -> Looks:
         """Return some looks, of the same uploads."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import LostRowsError, OptionError
 from id2core.runs.execution import Execution
-from id2core.search import coded, cuts, indexes, scope, shards, viewed, viewed_rows
+from id2core.search import chance, coded, cuts, indexes, scope, shards, viewed, viewed_rows
 from id2core.search.coded import CodedReferences, CodedShard
 from id2core.search.indexes import FLAT
 from id2core.search.looks import WHOLE_ONLY, Looks, ViewPlan
@@ -346,12 +346,12 @@ def _meet(plan: SearchPlan, shard: shards.Shard | CodedShard, asked: Looks) -> p
 def _read_queries(plan: SearchPlan, block: QueryBlock) -> tuple[Looks, NDArray[np.int64]]:
     """Return the looks at the n uploads of a block, and their classes int64[n]."""
     views = plan.views.load() if plan.views else WHOLE_ONLY
+    views = views.of_wholes if plan.is_background else views
     columns = ["descriptor", "run_id", *views.columns]
     queries = plan.queries.row_group(block.file, block.row_group, columns)
     vectors = schemas.column_to_vectors(queries["descriptor"])
     descriptors = shards.checked(vectors, block.file.name, plan.queries)
-    asked = views.looks(queries, descriptors)
-    return asked.of_pixels() if plan.is_background else asked, _labels(plan, block, queries)
+    return chance.looks_of(views, queries, descriptors), _labels(plan, block, queries)
 
 
 def _latent_size(references: Dataset) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,20 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.errors import TransformError
 from id2core.store import storage, strict_json
-from id2core.transforms.linear import AUTO, BUNDLED, GIVEN, HEAD, IDENTITY, METADATA, NONE, TENSOR, Transform
+from id2core.transforms import cohorts
+from id2core.transforms.cohorts import Cohort
+from id2core.transforms.linear import (
+    AUTO,
+    BUNDLED,
+    GIVEN,
+    HEAD,
+    IDENTITY,
+    METADATA,
+    NONE,
+    TENSOR,
+    Transform,
+    save_as,
+)
 
 # The encoder that ships with the package, its W and its calibration.
 BUNDLED_FOLDER = Path(__file__).parents[1] / "data" / defaults.ENCODER
@@ -92,15 +104,12 @@ def save_half(transform: Transform, path: Path) -> Transform:
     Raises:
         TransformError: it has no weights, or they do not fit into float16.
     """
-    from safetensors.numpy import save_file
-
-    if transform.weights is None:
-        raise TransformError("the identity has no weights to save")
+    weights = np.empty(0) if transform.weights is None else transform.weights
     with np.errstate(over="ignore"):
-        halves = np.ascontiguousarray(transform.weights, np.float16)
-    if not np.isfinite(halves).all():
+        fits = np.isfinite(weights.astype(np.float16)).all()
+    if not fits:
         raise TransformError("these weights are too large for float16: save them whole")
-    save_file({TENSOR: halves}, path, metadata={METADATA: json.dumps(transform.metadata, sort_keys=True)})
+    save_as(transform, path, np.float16)
     return load_transform(str(path))
 
 
@@ -119,14 +128,20 @@ def _from_safetensors(data: bytes, spec: str) -> Transform:
         metadata = strict_json.parse_object(header.get(METADATA, "{}"))
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise TransformError(f"{spec} is not a transform: {error}") from error
-    if set(tensors) != {TENSOR}:
+    if set(tensors) - {cohorts.DESCRIPTORS, cohorts.CROPS} != {TENSOR}:
         names = ", ".join(sorted(tensors)[:5]) or "none"
         raise TransformError(
-            f"{spec} is not a transform: it must hold one tensor, {TENSOR}; it holds {names}"
+            f"{spec} is not a transform: it must hold one tensor, {TENSOR}, and may hold a cohort beside it; "
+            f"it holds {names}"
         )
     if not isinstance(metadata.get("encoder_id", ""), str):
         raise TransformError(f"{spec} is not a transform: its metadata are no facts about a W")
-    return Transform(_checked(tensors[TENSOR], spec), metadata)
+    weights = _checked(tensors[TENSOR], spec)
+    try:
+        cohort = Cohort.read(tensors, weights.shape[1])
+    except ValueError as error:
+        raise TransformError(f"{spec} is not a transform: {error}") from error
+    return Transform(weights, metadata, cohort=cohort)
 
 
 def _from_published(data: bytes, spec: str) -> Transform:

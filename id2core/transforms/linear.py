@@ -21,6 +21,7 @@ from pydantic import JsonValue
 
 from id2core import defaults
 from id2core.errors import TransformError
+from id2core.transforms.cohorts import Cohort
 
 IDENTITY = "identity"
 # The transform_id of a data set that holds latents, and one zero in place of each descriptor.
@@ -52,11 +53,13 @@ class Transform:
         weights: float32[n,m], or None for the identity (raw latents are compared).
         metadata: JSON-able facts kept with the weights: `encoder_id` they were trained for, recipe, data.
         source: names it in errors: its file, where it has one.
+        cohort: pictures that say what a look scores by chance; no part of its id.
     """
 
     weights: NDArray[np.float32] | None = None
     metadata: dict[str, JsonValue] = field(default_factory=dict)
     source: str = field(default="this transform", compare=False)
+    cohort: Cohort | None = field(default=None, compare=False)
 
     @functools.cached_property
     def transform_id(self) -> str:
@@ -127,13 +130,23 @@ class Transform:
         return _whole(self.weights.astype(np.float64), _bits(len(self.weights))[1], axis=0)
 
     def save(self, path: Path) -> None:
-        """Write `path` (safetensors): the tensor `W`, and the metadata as JSON in its header."""
-        from safetensors.numpy import save_file
+        """Write `path` (safetensors): the tensor `W`, the cohort, and the metadata as JSON in its header."""
+        save_as(self, path, np.float32)
 
-        if self.weights is None:
-            raise TransformError("the identity has no weights to save")
-        header = {METADATA: json.dumps(self.metadata, sort_keys=True)}
-        save_file({TENSOR: np.ascontiguousarray(self.weights)}, path, metadata=header)
+
+def save_as(transform: Transform, path: Path, dtype: type[np.floating]) -> None:
+    """Write a W in some precision; see `Transform.save`.
+
+    Raises:
+        TransformError: it has no weights.
+    """
+    from safetensors.numpy import save_file
+
+    if transform.weights is None:
+        raise TransformError("the identity has no weights to save")
+    header = {METADATA: json.dumps(transform.metadata, sort_keys=True)}
+    beside = transform.cohort.tensors() if transform.cohort else {}
+    save_file({TENSOR: np.ascontiguousarray(transform.weights, dtype)} | beside, path, metadata=header)
 
 
 def _bits(terms: int) -> tuple[int, int]:

@@ -5,14 +5,15 @@ Both come from its latent: rows of its crops (`crop_rows`), and its fine detail 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from id2core.errors import TransformError
-from id2core.transforms import crop_rows, details
+from id2core.transforms import cohorts, crop_rows, details
+from id2core.transforms.cohorts import Cohort
 from id2core.transforms.crop_rows import CropRows
 from id2core.transforms.linear import Multiply, Transform
 
@@ -51,6 +52,20 @@ class ReferenceRows:
             multiply: as of `Transform.apply`.
         """
         return self.crops(latents, multiply), details.detail_bits(latents)
+
+
+def with_cohort(transform: Transform, latents: NDArray[Any]) -> Transform:
+    """Return a W with its cohort; without one for a network in its place, and for too few pictures.
+
+    Args:
+        transform: W, or a network.
+        latents: float[B,n], of whole pictures. W may have learned from them.
+    """
+    if type(transform) is not Transform or len(latents) < cohorts.LEAST:
+        return transform
+    make = ReferenceRows.of(transform, latents.shape[1])
+    descriptors = transform.apply(latents).astype(np.float16)
+    return replace(transform, cohort=Cohort(descriptors, make.crops(latents) if make else None))
 
 
 def has_rows(transform: Transform, latent_size: int) -> bool:

@@ -70,6 +70,7 @@ def test_both_methods_beat_raw_latents_and_again_does_nothing(place: Path) -> No
     w = load_transform(report["W"])
     assert w.transform_id == report["transform_id"] and report["W"] == str(place / "both/W.safetensors")
     assert w.metadata["encoder_id"] == "e-1" and w.metadata["recipe"]["init"] != "random"
+    assert w.cohort and len(w.cohort.descriptors) == ORIGINS and w.cohort.crops is None
     [row] = records.read(str(place / "both"))
     assert (row.flow, row.status, row.listed) == ("train", "done", 800) and row.versions["torch"]
     assert row.run_id == report["run_id"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from id2core.encoders.latent_views import MOVES
-from id2core.search import looks, match_rows, shards, viewed
+from id2core.errors import TransformError
+from id2core.search import chance, looks, match_rows, shards, viewed
 from id2core.search.looks import LOOKS, Looks, Views
 from id2core.search.shards import Shard
 from id2core.search.viewed_rows import ViewedRows
 from id2core.store import schemas
-from id2core.transforms import crop_rows
+from id2core.transforms import cohorts, crop_rows
 from id2core.transforms.crop_rows import CROPS, cropped
 from id2core.transforms.details import agreement, detail_bits
 from id2core.transforms.linear import Transform
-from id2core.transforms.reference_rows import MOVED_COLUMNS, ReferenceRows
+from id2core.transforms.reference_rows import MOVED_COLUMNS, ReferenceRows, with_cohort
 
 SIDE, M = 8, 170
 N = 4 * SIDE * SIDE
@@ -42,15 +46,22 @@ def _shard(latents: np.ndarray, names: list[str]) -> Shard:
     return shards.build(W.apply(latents), ids, viewed=ViewedRows(*make(latents)))
 
 
+COHORT = _latents(cohorts.LEAST, 90)
+WITH_COHORT = Views.of(with_cohort(W, COHORT), "another-0123")
+
+
 def _looks(latents: np.ndarray, insets: list[list[tuple[str, np.ndarray]]]) -> Looks:
+    return VIEWS.looks(_table(latents, insets), W.apply(latents))
+
+
+def _table(latents: np.ndarray, insets: list[list[tuple[str, np.ndarray]]]) -> pa.Table:
     rows = [[{"view": name, "latent": latent} for name, latent in each] for each in insets]
-    table = pa.table(
+    return pa.table(
         {
             "latent": schemas.vectors_to_array(latents, N),
             "insets": pa.array(rows, pa.list_(schemas.INSET)),
         }
     )
-    return VIEWS.looks(table, W.apply(latents))
 
 
 def _moved(latents: np.ndarray, name: str) -> np.ndarray:
@@ -161,18 +172,53 @@ def test_detail_is_that_of_the_view_and_raises_the_first_candidates_only() -> No
     assert again["detail"].null_count == 30 - looks.RESCORED  # where it is not in the score
 
 
-def test_the_parent_in_a_manifest_is_a_look_and_no_part_of_the_background() -> None:
-    latents = _latents(3, 6)
-    asked = _looks(latents[:2], [[("parent", latents[2])], [("inset", latents[2])]])
+def _looks_under(views: Views, latents: np.ndarray, insets: list[list[tuple[str, np.ndarray]]]) -> Looks:
+    return chance.looks_of(views, _table(latents, insets), W.apply(latents))
 
-    assert [LOOKS[name] for name in asked.names] == ["whole", "whole", "parent", "inset"]
-    shown = asked.of_pixels()
-    assert [LOOKS[name] for name in shown.names] == ["whole", "whole", "inset"]
-    assert shown.owners.tolist() == [0, 1, 1] and shown.uploads == 2
-    plain = _looks(latents[:2], [[], []])
+
+def test_what_an_upload_holds_lowers_no_background() -> None:
+    latents = _latents(3, 6)
+    insets = [[("parent", latents[2])], [("inset", latents[2])]]
     shard = _shard(_latents(20, 60), [f"{i:02d}" for i in range(20)])
-    found, wanted = (viewed.search(shard, each, 3).slice(0, 3) for each in (shown, plain))
-    assert found.equals(wanted)
+
+    asked = _looks_under(WITH_COHORT.of_wholes, latents[:2], insets)
+
+    assert [LOOKS[name] for name in asked.names] == ["whole", "whole"] and not asked.costs.any()
+    plain = _looks(latents[:2], [[], []])
+    assert viewed.search(shard, asked, 3).equals(viewed.search(shard, plain, 3))
+
+
+def test_a_picture_inside_costs_what_it_scores_by_chance_more_than_the_whole() -> None:
+    latents = _latents(3, 6)
+    bland = COHORT.astype(np.float32).mean(axis=0).astype(np.float16)  # near everything
+    insets = [[("half-1", bland), ("half-2", latents[2])], [], [("inset", latents[2])]]
+
+    asked = _looks_under(WITH_COHORT, latents, insets)
+
+    assert [LOOKS[name] for name in asked.names] == ["whole"] * 3 + ["half-1", "half-2", "inset"]
+    chances = [_by_chance(latent) for latent in (*latents, bland, latents[2], latents[2])]
+    wanted = [0, 0, looks.FRAMED_COST]
+    wanted += [looks.CHANCE_FACTOR * (chances[3 + i] - chances[owner]) for i, owner in enumerate((0, 0, 2))]
+    np.testing.assert_allclose(asked.costs, wanted, atol=0.01)
+    assert asked.costs[3] > asked.costs[4] > 0
+    # Costs depend on nothing but the upload.
+    alone = _looks_under(WITH_COHORT, latents[:1], insets[:1])
+    np.testing.assert_array_equal(alone.costs, asked.costs[[0, 3, 4]])
+
+
+def _by_chance(look: np.ndarray) -> float:
+    best = sorted(max(_by_hand(look, reference, 0.0).values()) for reference in COHORT)
+    return float(np.mean(best[-cohorts.BEST : -1]))
+
+
+def test_a_worker_with_the_same_weights_and_another_cohort_is_refused(tmp_path: Path) -> None:
+    W.save(tmp_path / "plain.safetensors")
+    with_cohort(W, COHORT).save(tmp_path / "cohort.safetensors")
+    both = [looks.plan("auto", str(path), "another-0123", W.transform_id) for path in tmp_path.iterdir()]
+    assert None not in both and len({looks.id_of(plan) for plan in both}) == 2
+    stale = replace(both[0], id=looks.id_of(both[1]))
+    with pytest.raises(TransformError, match="the same file of W with its cohort"):
+        stale.load()
 
 
 def test_without_an_order_of_columns_only_looks_are_left() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from id2core.errors import TransformError
 from id2core.transforms import files
+from id2core.transforms.cohorts import Cohort
 from id2core.transforms.files import WEIGHTS, bundled_transform, load_transform, save_half, source_of
 from id2core.transforms.linear import Transform
 
@@ -134,6 +135,22 @@ def test_another_order_of_the_sums_gives_the_same_bits() -> None:
     np.testing.assert_allclose(transform.apply(latents), exact, atol=2e-6)
 
 
+COHORT = np.full((100, 5), 0.4, np.float16)
+
+
+def test_a_cohort_is_kept_beside_w_and_is_no_part_of_its_id(tmp_path: Path) -> None:
+    crops = np.arange(800, dtype=np.int8).reshape(100, 8)
+    Transform(W, cohort=Cohort(COHORT, crops)).save(tmp_path / "w.safetensors")
+    for loaded in (
+        load_transform(str(tmp_path / "w.safetensors")),
+        save_half(load_transform(str(tmp_path / "w.safetensors")), tmp_path / "half.safetensors"),
+    ):
+        assert loaded.cohort is not None and loaded.cohort.crops is not None
+        np.testing.assert_array_equal(loaded.cohort.descriptors, COHORT)
+        np.testing.assert_array_equal(loaded.cohort.crops, crops)
+    assert load_transform(str(tmp_path / "w.safetensors")).transform_id == Transform(W).transform_id
+
+
 def safetensors_bytes(**tensors: np.ndarray) -> bytes:
     return safetensors.numpy.save(tensors)
 
@@ -151,6 +168,15 @@ HOSTILE_W = {
     "no_tensor": safetensors_bytes(),
     "other_tensor": safetensors_bytes(V=W),
     "more_tensors": safetensors_bytes(W=W, V=W),
+    "cohort_of_few": safetensors_bytes(W=W, cohort=COHORT[:99]),
+    "cohort_of_other_columns": safetensors_bytes(W=W, cohort=COHORT[:, :4]),
+    "cohort_of_floats": safetensors_bytes(W=W, cohort=COHORT.astype(np.float32)),
+    "cohort_too_long": safetensors_bytes(W=W, cohort=2 * COHORT),
+    "cohort_with_nan": safetensors_bytes(W=W, cohort=COHORT * np.float16(np.nan)),
+    "crops_without_a_cohort": safetensors_bytes(W=W, cohort_crops=np.zeros((100, 8), np.int8)),
+    "crops_of_none": safetensors_bytes(W=W, cohort=COHORT, cohort_crops=np.zeros((0, 8), np.int8)),
+    "crops_of_fewer": safetensors_bytes(W=W, cohort=COHORT, cohort_crops=np.zeros((99, 8), np.int8)),
+    "crops_as_one_row": safetensors_bytes(W=W, cohort=COHORT, cohort_crops=np.zeros(100, np.int8)),
     "header_beyond_the_file": (2**40).to_bytes(8, "little") + b"{}",
     "deep_header": (80_002).to_bytes(8, "little") + b'{"W":' + b"[" * 79_997,
     "empty": b"",
