@@ -62,6 +62,8 @@ CHANCE_FACTOR: Final = 1.25
 # Candidates that are scored again, and the agreement of details that counts as chance.
 RESCORED: Final = 10
 CHANCE: Final = 0.05
+# Shares of a reference that are small enough for the upload to be shrunk and aligned before details agree.
+ALIGNED: Final = (0.75, 0.5)
 _JOINT: Final = "+"
 
 
@@ -204,7 +206,7 @@ class Views:
         if self.has_rows:
             taps = [(move.view.name, move.view.taps.tobytes().hex()) for move in self.moves]
             crops = [(crop.share, crop.across, crop.down, crop.handicap) for crop in CROPS]
-            facts += [taps, MOVED_COSTS, MOVED_COLUMNS, MOVED_SLOPE, crops, SLOPE, RESCORED, CHANCE]
+            facts += [taps, MOVED_COSTS, MOVED_COLUMNS, MOVED_SLOPE, crops, SLOPE, RESCORED, CHANCE, ALIGNED]
         if held := self.transform.cohort:
             tensors = {name: value.tobytes().hex() for name, value in sorted(held.tensors().items())}
             facts += [tensors, cohorts.BEST, CHANCE_FACTOR]
@@ -227,6 +229,7 @@ class Views:
         inside = self.transform.apply(insets) if len(insets) else descriptors[:0]
         costs = np.zeros(len(every), np.float32)
         costs[owners[names == LOOKS.index(views.INSET)]] = FRAMED_COST
+        latents: NDArray[np.float16] | None = None
         bits: NDArray[np.uint8] | None = None
         moved: tuple[Moved, ...] = ()
         if self.has_rows:
@@ -240,6 +243,7 @@ class Views:
             np.concatenate([np.zeros(len(descriptors), np.int64), names]),
             costs,
             np.concatenate([descriptors, inside]),
+            latents,
             bits,
             moved,
         )
@@ -316,6 +320,7 @@ class Looks:
         names: int64[L], places in `LOOKS`.
         costs: float32[L], subtracted from all scores of the look.
         descriptors: float32[L,m].
+        latents: float16[L,n]; None where references have no detail.
         bits: uint8[L,n/8], of their detail; None where references have none.
         moved: the same looks, mirrored and turned.
     """
@@ -325,6 +330,7 @@ class Looks:
     names: NDArray[np.int64]
     costs: NDArray[np.float32]
     descriptors: NDArray[np.float32]
+    latents: NDArray[np.float16] | None
     bits: NDArray[np.uint8] | None
     moved: tuple[Moved, ...]
 
@@ -346,6 +352,7 @@ class Looks:
             self.names[looks],
             self.costs[looks],
             self.descriptors[looks],
+            None if self.latents is None else self.latents[looks],
             None if self.bits is None else self.bits[looks],
             tuple(moved.take(looks) for moved in self.moved),
         )
@@ -356,6 +363,7 @@ class Looks:
         if len(parts) == 1:
             return parts[0]
         starts = np.cumsum([0, *(part.uploads for part in parts)])
+        latents = [part.latents for part in parts if part.latents is not None]
         bits = [part.bits for part in parts if part.bits is not None]
         return Looks(
             int(starts[-1]),
@@ -363,6 +371,7 @@ class Looks:
             np.concatenate([part.names for part in parts]),
             np.concatenate([part.costs for part in parts]),
             np.concatenate([part.descriptors for part in parts]),
+            np.concatenate(latents) if latents else None,
             np.concatenate(bits) if bits else None,
             tuple(
                 Moved(

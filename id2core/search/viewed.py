@@ -224,15 +224,24 @@ def _agreement(
     view: NDArray[np.int64],
     rows: NDArray[np.int64],
 ) -> NDArray[np.float32] | None:
-    """Return how far the details of pairs agree, under the view that won; None where there is no detail."""
+    """Return how far the details of pairs agree, under the view that won; None where there is no detail.
+
+    An upload that shows a part of the reference is also compared with that part, wherever it is.
+    """
     detail = shard.viewed.detail if shard.viewed else None
-    if asked.bits is None or detail is None:
+    if asked.bits is None or asked.latents is None or detail is None:
         return None
     moves = np.array([v.move for v in views])[view]
     made = np.empty(len(rows), np.float32)
     for number, bits in enumerate([asked.bits, *(moved.bits for moved in asked.moved)]):
         own = moves == number
         made[own] = details.agreement(bits[of[own]], detail[rows[own]])
+    shares = np.array([v.crop or 1.0 for v in views])[view]
+    for share in looks.ALIGNED:
+        (own,) = np.nonzero(shares == share)
+        shown, places = np.unique(of[own], return_inverse=True)
+        parts = details.part_detail(asked.latents[shown], share)
+        made[own] = np.maximum(made[own], details.aligned(parts, places, detail[rows[own]]))
     return made
 
 
