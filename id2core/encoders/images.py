@@ -19,7 +19,7 @@ from id2core.encoders.budget import DEFAULT_LIMITS as DEFAULT_LIMITS
 from id2core.encoders.budget import Limits as Limits
 from id2core.encoders.colors import ColorSpace, color_space, from_signal
 from id2core.encoders.containers import UnsupportedError, check_size, codec, without_extras
-from id2core.encoders.views import WHOLE, Box
+from id2core.encoders.views import MOST_DEPTH, MOST_INSETS, WHOLE, Box
 from id2core.store.rejects import Reason, Reject
 
 # Part of preprocess_id: change it whenever a change here can alter a decoded pixel.
@@ -58,11 +58,11 @@ class Decoded:
     insets: tuple[Inset, ...] = ()
 
 
-# Pixels of the whole picture → which parts are wanted as well.
-Look = Callable[[NDArray[np.uint8]], Sequence[Box]]
+# Pixels of a picture, and how many found parts it lies in → which parts of it are wanted as well.
+Look = Callable[[NDArray[np.uint8], int], Sequence[Box]]
 
 
-def nowhere(pixels: NDArray[np.uint8]) -> Sequence[Box]:
+def nowhere(pixels: NDArray[np.uint8], depth: int) -> Sequence[Box]:
     """Find no part."""
     return ()
 
@@ -92,7 +92,8 @@ def decode(
         size: side of the square in pixels, at least 1.
         limits: larger files are rejected; the pixel limit is checked before a pixel is decoded.
         look: parts that it finds are stretched to squares as well, from the picture as it was loaded, so
-            they have more detail than the same part of `pixels`.
+            they have more detail than the same part of `pixels`. It looks at them, too, and parts of a part
+            replace it, `MOST_DEPTH` deep and `MOST_INSETS` at most.
 
     Returns:
         The picture, or a `Reject` with one of the reasons EMPTY, TOO_LARGE_FILE, NOT_AN_IMAGE,
@@ -190,9 +191,10 @@ def _decode(data: bytes, kind: str, size: int, limits: Limits, look: Look) -> De
 
         else:
             loaded = _load(image, kind, size)
+            stretchable = _stretchable(image, space)
 
             def square(part: Box) -> Image.Image:
-                return _to_square(image, size, part.within(loaded), space)
+                return _to_square(stretchable, size, part.within(loaded), space)
 
         orientation = _orientation(image)
 
@@ -203,10 +205,25 @@ def _decode(data: bytes, kind: str, size: int, limits: Limits, look: Look) -> De
             return np.array(stretched if turn is None else stretched.transpose(turn), dtype=np.uint8)
 
         pixels = upright(WHOLE)
-        insets = tuple(Inset(part, upright(part)) for part in look(pixels))
+        insets = tuple(_insets(Inset(WHOLE, pixels), upright, look, MOST_INSETS))
     if orientation in (5, 6, 7, 8):
         width, height = height, width
     return Decoded(pixels, width, height, kind, insets)
+
+
+def _insets(
+    outer: Inset, upright: Callable[[Box], NDArray[np.uint8]], look: Look, most: int, depth: int = 0
+) -> list[Inset]:
+    """Returns the innermost parts of a part that lies in `depth` others, `most` at most."""
+    boxes = look(outer.pixels, depth) if depth < MOST_DEPTH else ()
+    if len(boxes) > most:
+        return []
+    found = []
+    for box in boxes:
+        part = box.of(outer.box)
+        inset = Inset(part, upright(part))
+        found += _insets(inset, upright, look, most // len(boxes), depth + 1) or [inset]
+    return found
 
 
 def _opened(data: bytes, kind: str, max_pixels: int) -> Image.Image:
@@ -310,18 +327,25 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _stretchable(image: Image.Image, space: ColorSpace) -> Image.Image:
+    """Converts a picture to a mode that can be stretched, once for all of its parts."""
+    if _is_deep_gray(image):
+        return _deep_gray(image)
+    if image.has_transparency_data:
+        return _with_alpha(image)
+    return image if image.mode in ("L", "RGB", space.mode) else image.convert("RGB")
+
+
+def _is_deep_gray(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
 def _to_square(
     image: Image.Image, size: int, box: tuple[float, float, float, float], space: ColorSpace
 ) -> Image.Image:
-    def stretch(picture: Image.Image) -> Image.Image:
-        return picture.resize((size, size), Image.Resampling.BILINEAR, box)
-
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        square = _from_deep_gray(stretch(_deep_gray(image)))
-    elif image.has_transparency_data:
-        square = stretch(_with_alpha(image))
-    else:
-        square = stretch(image if image.mode in ("L", "RGB", space.mode) else image.convert("RGB"))
+    square = image.resize((size, size), Image.Resampling.BILINEAR, box)
+    if _is_deep_gray(square):
+        square = _from_deep_gray(square)
     # After the resize, when it costs a few milliseconds whatever the size of the picture. Before it, pixels
     # would differ by 0.3 to 0.8 of 255 on average (photos in RGB spaces), and by 1.4 in PQ of 8 bit.
     square = space.to_srgb(square)

@@ -8,6 +8,10 @@ The inner picture costs one encoder call more, and only where a frame was seen. 
 
 All three have a straight line across: in most columns, the step there is larger than a few pixels before and
 after. `latent_views` has the views that cost no encoder call.
+
+People frame what is framed already: a screenshot of a picture between bars, a border around a collage. So the
+decoder looks again inside of what it found, and the innermost pictures are encoded in its place. A mistake
+would lose the right one. So a frame in a frame must be clearer than a first one.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ Shares = NDArray[np.float64]
 
 # Boxes that `insets` finds.
 MOST_INSETS: Final = 2
+# Frames in frames that are removed, and seams: looks at an upload, one inside the other.
+MOST_DEPTH: Final = 3
 # Smaller pictures have too few pixels to see a line in.
 LEAST_SIDE: Final = 32
 # A step at a line is larger by so many tones than those two pixels before and after.
@@ -48,6 +54,11 @@ _SEAM_ROWS, _SEAM_COLUMNS, _SEAM_SURE, _SEAM_STRIP = 0.7, 0.65, 0.7, 0.45
 # How even: mean difference from the row's median, in tones, and over that beside it, which has some.
 _BOTH_SIGNS, _EVEN, _EVEN_RATIO, _UNEVEN = 0.1, 9.0, 0.5, 3.0
 _MARGIN: Final = 0.2  # a seam lies so far from both ends
+# Frames in frames: pixels of a plain frame at each side; share of it that is off its tone, by so many tones;
+# share of columns at lines around a blurred frame of four sides, and of two.
+_THICK, _OFF, _OFF_TONES, _FOUR_LINES, _TWO_LINES = 4, 0.25, 4, 0.4, 0.5
+# Seams in frames: share of columns at the cut; correlation of tones along both sides, which a horizon has.
+_SURE_SEAM, _ALIKE = 0.8, 0.5
 # What is cut off inside a line, in pixels: half of the frame's color in the last row would cost more.
 _INSET: Final = 1
 
@@ -68,9 +79,14 @@ class Box:
         return (
             left + self.left * width,
             top + self.top * height,
-            left + self.right * width,
-            top + self.bottom * height,
+            # A sum may be rounded to beyond the rectangle.
+            min(left + self.right * width, right),
+            min(top + self.bottom * height, bottom),
         )
+
+    def of(self, outer: Box) -> Box:
+        """Return where this part of a part of a picture lies in the picture."""
+        return Box(*self.within((outer.left, outer.top, outer.right, outer.bottom)))
 
     def before(self, orientation: int) -> Box:
         """Return where this part of an upright picture lies in the picture as stored.
@@ -129,11 +145,12 @@ class _Lines:
         return shares
 
 
-def insets(pixels: NDArray[np.uint8]) -> tuple[Box, ...]:
+def insets(pixels: NDArray[np.uint8], depth: int = 0) -> tuple[Box, ...]:
     """Find the pictures that a picture shows: one inside a frame, two in a collage.
 
     Args:
         pixels: uint8[H,W,3] RGB, best a square of 256: thresholds are for that resolution.
+        depth: how many frames and seams were found around it. With any, only clear ones are found.
 
     Returns:
         Two boxes at most, and none where there is neither frame nor seam. No content of `pixels` makes it
@@ -143,10 +160,13 @@ def insets(pixels: NDArray[np.uint8]) -> tuple[Box, ...]:
         return ()
     gray = np.asarray(Image.fromarray(pixels).convert("L")).astype(np.int16)
     rows, columns = _Lines(gray), _Lines.across(gray)
-    found = _plain(rows, columns) or _blurred(rows, columns)
-    if found:
-        return (_box(*found, gray),)
-    return tuple(_box(*half, gray) for half in _halves(rows, columns))
+    if frame := _plain(rows, columns):
+        is_clear = depth == 0 or _is_even(*frame, gray)
+    elif frame := _blurred(rows, columns):
+        is_clear = depth == 0 or _has_clear_lines(*frame, gray)
+    else:
+        return tuple(_box(*half, gray) for half in _halves(rows, columns, only_clear=depth > 0))
+    return (_box(*frame, gray),) if is_clear else ()
 
 
 def _box(rows: _Band, columns: _Band, gray: Gray) -> Box:
@@ -254,17 +274,55 @@ def _blurred_rows(lines: _Lines) -> _Band:
     return _Band(start, height - start + int(near[:, best].argmax()) - 1, float(score[best]))
 
 
-def _halves(rows: _Lines, columns: _Lines) -> tuple[tuple[_Band, _Band], ...]:
+def _is_even(rows: _Band, columns: _Band, gray: Gray) -> bool:
+    """Return whether a plain frame is thick at each side that it has, and of one tone along nearly all of it.
+
+    Frames in frames that are found at once have a tone each.
+    """
+    down = _beside(gray[:, columns.start : columns.stop], rows)
+    across = _beside(gray[rows.start : rows.stop].T, columns)
+    if min(len(side) for side in down + across) < _THICK:
+        return False
+    # A line beside a picture, or beside an outer frame, has some of it.
+    frame = [side[1:-1] for side in down + across]
+    off = [np.abs(side - np.median(side, axis=1, keepdims=True)) > _OFF_TONES for side in frame]
+    return bool(sum(side.sum() for side in off) <= _OFF * sum(side.size for side in off))
+
+
+def _beside(gray: Gray, rows: _Band) -> list[Gray]:
+    """Return what lies above and below some rows, where there is any."""
+    return [side for side in (gray[: rows.start], gray[rows.stop :]) if len(side)]
+
+
+def _has_clear_lines(rows: _Band, columns: _Band, gray: Gray) -> bool:
+    """Return whether all lines around a picture are clear."""
+    down = _line_shares(gray[:, columns.start : columns.stop], rows)
+    across = _line_shares(gray[rows.start : rows.stop].T, columns)
+    return min(down + across) >= (_FOUR_LINES if down and across else _TWO_LINES)
+
+
+def _line_shares(gray: Gray, rows: _Band) -> list[float]:
+    """Return the shares of columns at the lines above and below some rows, where these are not the ends."""
+    shares = _Lines(gray).shares
+    places = [place for place in (rows.start, rows.stop) if 0 < place < len(gray)]
+    return [float(shares[place - 1 : place + 2].max()) for place in places]
+
+
+def _halves(rows: _Lines, columns: _Lines, *, only_clear: bool) -> tuple[tuple[_Band, _Band], ...]:
     """Return rows and columns of both sides of a seam."""
     height, width = rows.gray.shape
     down, across = _seam(rows, _SEAM_ROWS, np.inf), _seam(columns, _SEAM_COLUMNS, _SEAM_SURE)
-    if down and (across is None or down.score >= across.score):
+    is_down = down and (across is None or down.score >= across.score)
+    gap, gray = (down, rows.gray) if is_down else (across, columns.gray)
+    if gap is None or (only_clear and not _is_clear_seam(gap, gray)):
+        return ()
+    if only_clear:
+        gap = _widened(gap, gray)
+    if is_down:
         all_columns = _Band(0, width)
-        return (_Band(0, down.start), all_columns), (_Band(down.stop, height), all_columns)
-    if across:
-        all_rows = _Band(0, height)
-        return (all_rows, _Band(0, across.start)), (all_rows, _Band(across.stop, width))
-    return ()
+        return (_Band(0, gap.start), all_columns), (_Band(gap.stop, height), all_columns)
+    all_rows = _Band(0, height)
+    return (all_rows, _Band(0, gap.start)), (all_rows, _Band(gap.stop, width))
 
 
 def _seam(lines: _Lines, least: float, sure: float) -> _Band | None:
@@ -291,3 +349,33 @@ def _seam(lines: _Lines, least: float, sure: float) -> _Band | None:
     step = gray[place + 2] - gray[place - 3]
     both = min((step > 8).mean(), (step < -8).mean()) >= _BOTH_SIGNS * (np.abs(step) > 8).mean()
     return _Band(place, place, share) if share >= (least if both else sure) else None
+
+
+def _is_clear_seam(gap: _Band, gray: Gray) -> bool:
+    """Return whether a seam between rows is clear, and what lies above differs from what lies below."""
+    above = gray[max(gap.start - 8, 0) : max(gap.start - 2, 1)].mean(axis=0)
+    below = gray[gap.stop + 2 : gap.stop + 8].mean(axis=0)
+    above, below = above - above.mean(), below - below.mean()
+    size = np.linalg.norm(above) * np.linalg.norm(below)
+    return bool(gap.score >= _SURE_SEAM and above @ below <= _ALIKE * size)
+
+
+def _widened(gap: _Band, gray: Gray) -> _Band:
+    """Return a gap with all even rows beside it: each half had a frame of its own."""
+    least = int(_LEAST_PICTURE * len(gray))
+    start = gap.start - _even_rows(gray[least : max(gap.start - _GAP, least)][::-1])
+    stop = gap.stop + _even_rows(gray[gap.stop + _GAP : len(gray) - least])
+    return _Band(start, stop, gap.score)
+
+
+def _even_rows(gray: Gray) -> int:
+    """Return how many rows from the first on have nearly one tone, and then maybe a second one."""
+    count = 0
+    for _ in range(2):
+        rows = gray[count:]
+        if not len(rows):
+            break
+        off = (np.abs(rows - np.median(rows[0])) > _TOLERANCE).mean(axis=1) > _STAINS
+        even = int(off.argmax()) if off.any() else len(rows)
+        count += even and even + _GAP
+    return count
