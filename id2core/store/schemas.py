@@ -68,7 +68,8 @@ _DICTIONARY_COLUMNS = (
 _TIME = pa.timestamp("us", tz="UTC")
 # What the manifest of a picture says; in `matches/` of the upload. Null where nobody looked.
 CREDENTIALS = tuple((name, pa.string()) for name in ("c2pa_state", "generator", "digital_source_type"))
-# A picture that is seen inside another one: its name, where it is in shares of the sides, and its latent.
+# A picture that is seen inside another one, without its frames: its name, where it is in shares of the
+# sides, and its latent.
 _SIDES = tuple((name, pa.float32()) for name in ("left", "top", "right", "bottom"))
 INSET = pa.struct([("view", pa.string()), *_SIDES, ("latent", pa.list_(pa.float16()))])
 # By what an upload and a reference meet under more views than the whole. Null where nobody looked.
