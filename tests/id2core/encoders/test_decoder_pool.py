@@ -67,8 +67,9 @@ def test_answers_are_those_of_the_plain_function(pool: DecoderPool) -> None:
 
 
 def test_pictures_that_are_seen_inside_a_picture_come_back_with_their_places(pool: DecoderPool) -> None:
-    inside = [collage(1, 2), framed(scene(3, (400, 300))), scene(4, (400, 300))]
-    for shown, count in zip(inside, (2, 1, 0), strict=True):
+    frame = framed(scene(3, (400, 300)))
+    inside = [collage(1, 2), frame, framed(frame, "black"), scene(4, (400, 300))]
+    for shown, count in zip(inside, (2, 1, 1, 0), strict=True):
         data = encode(shown, "JPEG")
         expected, answer = images.decode(data, 96, look=views.insets), pool.decode(data, 96, look=True)
         assert isinstance(expected, Decoded) and isinstance(answer, Decoded)
