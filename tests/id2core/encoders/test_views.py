@@ -86,10 +86,18 @@ def test_pictures_without_a_frame_are_left_alone(seed: int) -> None:
         assert decoded(saved(one)).insets == ()
 
 
-@given(arrays(np.uint8, st.tuples(st.integers(1, 90), st.integers(1, 90), st.just(3))), st.integers(0, 40))
-def test_wild_pictures_give_boxes_inside_them(pixels: np.ndarray, frame: int) -> None:
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 90), st.integers(1, 90), st.just(3))),
+    st.integers(0, 40),
+    st.integers(0, 2),
+    st.booleans(),
+)
+def test_wild_pictures_give_boxes_inside_them(
+    pixels: np.ndarray, frame: int, depth: int, doubled: bool
+) -> None:
     wild = np.pad(pixels, ((frame, frame), (frame, frame), (0, 0)))
-    for box in views.insets(wild):
+    wild = np.concatenate([wild, 255 - wild]) if doubled else wild
+    for box in views.insets(wild, depth):
         assert 0 <= box.left < box.right <= 1 and 0 <= box.top < box.bottom <= 1
 
 
