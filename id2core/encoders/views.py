@@ -30,6 +30,8 @@ INSET, HALVES, PARENT = "inset", ("half-1", "half-2"), "parent"
 Gray = NDArray[np.int16]
 Shares = NDArray[np.float64]
 
+# Name of the rules: change it whenever a change here can alter a box.
+FINDER: Final = "frames-v2"
 # Boxes that `insets` finds.
 MOST_INSETS: Final = 2
 # Frames in frames that are removed, and seams: looks at an upload, one inside the other.

@@ -201,8 +201,8 @@ class Views:
 
     @functools.cached_property
     def id(self) -> str:
-        """Name of the views and their costs. W is not part of it."""
-        facts: list[Any] = [FRAMED_COST]
+        """Name of the views and their costs. W is no part of it, its cohort is."""
+        facts: list[Any] = [views.FINDER, FRAMED_COST]
         if self.has_rows:
             taps = [(move.view.name, move.view.taps.tobytes().hex()) for move in self.moves]
             crops = [(crop.share, crop.across, crop.down, crop.handicap) for crop in CROPS]
