@@ -31,7 +31,7 @@ Gray = NDArray[np.int16]
 Shares = NDArray[np.float64]
 
 # Name of the rules: change it whenever a change here can alter a box.
-FINDER: Final = "frames-v2"
+FINDER: Final = "frames-v3"
 # Boxes that `insets` finds.
 MOST_INSETS: Final = 2
 # Frames in frames that are removed, and seams: looks at an upload, one inside the other.
@@ -50,17 +50,22 @@ _LINES: Final = 12  # candidates at most
 # roughness of what is outside, in tones and over that inside.
 _ONE_PAIR, _TWO_PAIRS, _ROUGH, _ROUGH_RATIO = 0.28, 0.12, 1.3, 0.62
 _MOST_BLURRED: Final = 1 / 3  # of a side
-# Seams: share of columns at a cut from left to right, and of rows at one from top to bottom, where steps go
-# up and down; of rows where all may go one way, as across a horizon; where an even strip lies between.
-_SEAM_ROWS, _SEAM_COLUMNS, _SEAM_SURE, _SEAM_STRIP = 0.7, 0.65, 0.7, 0.45
-# How even: mean difference from the row's median, in tones, and over that beside it, which has some.
-_BOTH_SIGNS, _EVEN, _EVEN_RATIO, _UNEVEN = 0.1, 9.0, 0.5, 3.0
+# Seams: share of columns at a cut from left to right, and of rows at one from top to bottom; of either, where
+# an even gap lies between.
+_SEAM_ROWS, _SEAM_COLUMNS, _SEAM_GAP = 0.8, 0.65, 0.45
+# How even: mean difference from the row's median, in tones, and over that beside it, which has some. Rows to
+# either side of a cut that may belong to its gap, and those that may lie between the two.
+_EVEN, _EVEN_RATIO, _UNEVEN = 9.0, 0.5, 3.0
+_GAP_REACH, _GAP_OFF = 28, 4
+# Standard deviation of tones in a half: a sky above a horizon has less.
+_BLAND: Final = 8.0
 _MARGIN: Final = 0.2  # a seam lies so far from both ends
 # Frames in frames: pixels of a plain frame at each side; share of it that is off its tone, by so many tones;
 # share of columns at lines around a blurred frame of four sides, and of two.
 _THICK, _OFF, _OFF_TONES, _FOUR_LINES, _TWO_LINES = 4, 0.25, 4, 0.4, 0.5
-# Seams in frames: share of columns at the cut; correlation of tones along both sides, which a horizon has.
-_SURE_SEAM, _ALIKE = 0.8, 0.5
+# Seams in frames: share of columns at the cut; correlation of tones along both sides, which a horizon has;
+# standard deviation of tones along each side of a cut without a gap, which a sky has not.
+_SURE_SEAM, _ALIKE, _ALONG = 0.8, 0.5, 4.0
 # What is cut off inside a line, in pixels: half of the frame's color in the last row would cost more.
 _INSET: Final = 1
 
@@ -313,13 +318,15 @@ def _line_shares(gray: Gray, rows: _Band) -> list[float]:
 def _halves(rows: _Lines, columns: _Lines, *, only_clear: bool) -> tuple[tuple[_Band, _Band], ...]:
     """Return rows and columns of both sides of a seam."""
     height, width = rows.gray.shape
-    down, across = _seam(rows, _SEAM_ROWS, np.inf), _seam(columns, _SEAM_COLUMNS, _SEAM_SURE)
+    down, across = _seam(rows, _SEAM_ROWS), _seam(columns, _SEAM_COLUMNS)
     is_down = down and (across is None or down.score >= across.score)
     gap, gray = (down, rows.gray) if is_down else (across, columns.gray)
     if gap is None or (only_clear and not _is_clear_seam(gap, gray)):
         return ()
     if only_clear:
         gap = _widened(gap, gray)
+    if min(_spread(gray[: gap.start]), _spread(gray[gap.stop :])) < _BLAND:
+        return ()
     if is_down:
         all_columns = _Band(0, width)
         return (_Band(0, gap.start), all_columns), (_Band(gap.stop, height), all_columns)
@@ -327,39 +334,53 @@ def _halves(rows: _Lines, columns: _Lines, *, only_clear: bool) -> tuple[tuple[_
     return (all_rows, _Band(0, gap.start)), (all_rows, _Band(gap.stop, width))
 
 
-def _seam(lines: _Lines, least: float, sure: float) -> _Band | None:
+def _spread(gray: Gray) -> float:
+    """Return the standard deviation of tones; 0 for none."""
+    return float(gray.std()) if gray.size else 0.0
+
+
+def _seam(lines: _Lines, least: float) -> _Band | None:
     """Return the gap at the clearest seam between rows, which may be empty; None where there is no seam.
 
     Args:
         lines: between rows.
-        least: share of columns at the cut, where steps go up and down.
-        sure: share of columns at the cut, where they need not.
+        least: share of columns at a cut without a gap.
     """
-    gray, height = lines.gray, len(lines.gray)
+    height = len(lines.gray)
     low, high = int(_MARGIN * height), int((1 - _MARGIN) * height)
     place = low + int(lines.shares[low:high].argmax())
     share = float(lines.shares[place])
-    if share < _SEAM_STRIP:
-        return None
-    near = gray[place - 4 : place + 4]
+    if share >= _SEAM_GAP and (gap := _gap(lines.gray, place)):
+        return _Band(*gap, share)
+    return _Band(place, place, share) if share >= least else None
+
+
+def _gap(gray: Gray, place: int) -> tuple[int, int] | None:
+    """Return begin and end of the even rows at a cut; None where there are none."""
+    first = max(place - _GAP_REACH, 0)
+    near, cut = gray[first : place + _GAP_REACH], place - first
     uneven = np.abs(near - np.median(near, axis=1, keepdims=True).astype(np.int16)).mean(axis=1)
     beside = float(np.sort(uneven[[0, 1, -2, -1]])[1])
-    even = uneven < min(_EVEN, _EVEN_RATIO * beside)
-    if beside >= _UNEVEN and even.any():
-        strip = place - 4 + np.flatnonzero(even)
-        return _Band(int(strip[0]), int(strip[-1]) + 1, share)
-    step = gray[place + 2] - gray[place - 3]
-    both = min((step > 8).mean(), (step < -8).mean()) >= _BOTH_SIGNS * (np.abs(step) > 8).mean()
-    return _Band(place, place, share) if share >= (least if both else sure) else None
+    even = np.flatnonzero(uneven < min(_EVEN, _EVEN_RATIO * beside))
+    if beside < _UNEVEN or not len(even):
+        return None
+    runs = np.split(even, np.flatnonzero(np.diff(even) > 1) + 1)
+    run = min(runs, key=lambda rows: np.abs(rows + 0.5 - cut).min())
+    start, stop = int(run[0]), int(run[-1]) + 1
+    if min(abs(start - cut), abs(stop - cut)) > _GAP_OFF:
+        return None
+    return first + start, first + stop
 
 
 def _is_clear_seam(gap: _Band, gray: Gray) -> bool:
-    """Return whether a seam between rows is clear, and what lies above differs from what lies below."""
+    """Return whether a seam between rows is clear, and tones along it vary otherwise above than below."""
     above = gray[max(gap.start - 8, 0) : max(gap.start - 2, 1)].mean(axis=0)
     below = gray[gap.stop + 2 : gap.stop + 8].mean(axis=0)
-    above, below = above - above.mean(), below - below.mean()
-    size = np.linalg.norm(above) * np.linalg.norm(below)
-    return bool(gap.score >= _SURE_SEAM and above @ below <= _ALIKE * size)
+    both = np.stack([above - above.mean(), below - below.mean()])
+    spreads = both.std(axis=1)
+    alike = (both[0] * both[1]).mean() / max(float(spreads.prod()), 1e-9)
+    is_cut = gap.stop > gap.start or spreads.min() >= _ALONG
+    return bool(gap.score >= _SURE_SEAM and is_cut and alike <= _ALIKE)
 
 
 def _widened(gap: _Band, gray: Gray) -> _Band:

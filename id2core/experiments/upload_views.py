@@ -40,7 +40,7 @@ def _inset(number: int) -> PixelView:
             raise ExperimentError(f"an upload that an edit made cannot be decoded: {decoded}")
         return decoded.insets[number].pixels if number < len(decoded.insets) else None
 
-    return PixelView(f"inset-{number + 1}", 2, look)
+    return PixelView(f"inset-{number + 1}", 3, look)
 
 
 INSETS = (_inset(0), _inset(1))
