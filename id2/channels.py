@@ -1,7 +1,7 @@
-"""A second channel of a scan: another encoder beside the first, and one verdict of both.
+"""A second channel: another encoder beside the first, and one verdict of both.
 
-The corpora of the channel are in OUT/channels/NAME. Its pairs are in the same `matches/` as those of the
-first.
+The corpora of the channel are in OUT/channels/NAME. In a scan, its pairs are in the same `matches/` as those
+of the first.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from id2.corpora import Corpus, CorpusPair, embed_corpora
-from id2.requests import ScanRequest
+from id2.requests import ChannelRequest, SearchRequest
 from id2.searching import EmbeddedCorpora, Searcher
-from id2core.encoders.embed_job import Feed
+from id2core.defaults import UNION
+from id2core.encoders.embed_job import EmbedJob, Feed
 from id2core.errors import CalibrationError, DatasetError, OptionError
 from id2core.reports.inputs import FurtherChannel, ReportInputs
 from id2core.runs import leftovers
@@ -24,12 +24,9 @@ from id2core.search.match_rows import CHANNEL
 from id2core.settings import Settings
 from id2core.store import storage
 from id2core.transforms.linear import NONE
-from id2core.verdicts import channel_facts, channels, judging
+from id2core.verdicts import calibration, channel_facts, channels, judging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.channels import Channels, JointCalibration
-
-# `--joint-calibration` without a file: the union bound of both calibrations.
-BY_UNION: Final = "union"
 
 
 def check_same(out: str, name: str | None) -> None:
@@ -47,34 +44,104 @@ def check_same(out: str, name: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class SecondChannel:
-    """The second channel of a scan.
+class ChannelCorpora:
+    """The corpora of a second channel, and the calibration of its scores.
 
     Attributes:
         name: the `channel` of its rows in `matches/`.
-        settings: of the scan, with the encoder of the channel.
+        settings: of the command, with the encoder of the channel.
         ids: `schemas.ROW_IDS` of its descriptors.
-        pair: the corpora, with the background of the channel.
+        out: the `--out` of the command.
+        beam: Beam's arguments.
+        background: of the channel, where its calibration has one.
         calibration: of the channel.
-        joint: the rule, with both calibrations.
-        joint_spec: how the rule was asked for.
     """
 
     name: str
     settings: Settings
     ids: dict[str, str]
-    pair: CorpusPair
+    out: str
+    beam: list[str]
+    background: Corpus | None
     calibration: Calibration
+
+    @staticmethod
+    def open_corpora(request: ChannelRequest, out: str, first_encoder_id: str) -> ChannelCorpora:
+        """Load what the channel needs, and check that it fits.
+
+        Args:
+            request: of the command, with `also`.
+            out: a normalized place.
+            first_encoder_id: encoder of the first channel.
+
+        Raises:
+            CalibrationError: the calibration is missing or damaged, or is for other scores.
+            DatasetError: there is no background.
+            EncoderError: the encoder cannot be loaded.
+            OptionError: the channel would have the name of the first.
+        """
+        update = {"encoder": request.also, "transform": NONE, "views": NONE, "index": FLAT}
+        settings = request.settings().model_copy(update=update | {"calibration": request.also_calibration})
+        given = request.also_background
+        background = Corpus.open("background", given) if given else None
+        ids = EmbedJob(".", ".", settings.encoder, NONE).identify()
+        name = _name_of(ids["encoder_id"], first_encoder_id)
+        own = calibration.load(str(request.also_calibration))
+        own.check_ids(ids)
+        if own.views != NONE:
+            raise CalibrationError(
+                f"{name} is searched without views, and its calibration is for scores with them: calibrate "
+                "with --views none"
+            )
+        _check_background(name, own, background)
+        return ChannelCorpora(name, settings, ids, out, request.beam, background, own)
+
+    @property
+    def folder(self) -> str:
+        """Where the corpora of the channel are, below the `--out`."""
+        return f"{leftovers.CHANNELS}/{self.name}"
+
+    @property
+    def place(self) -> str:
+        """Parent of the corpora of the channel."""
+        return leftovers.channel_place(self.out, self.name)
+
+    def embed(self, pair: CorpusPair, feeds: Sequence[Feed], recorder: Recorder) -> EmbeddedCorpora:
+        """Embed both corpora, and the background where there is one, from their images.
+
+        Args:
+            pair: the corpora of the command.
+            feeds: what is said of the sources of references and uploads.
+            recorder: of the run.
+        """
+        asked = list(zip((pair.reference, pair.queries), feeds, strict=True))
+        if self.background:
+            asked.append((self.background, {}))
+        references, queries, *background = embed_corpora(
+            asked, self.place, self.settings, self.beam, recorder, self.out
+        )
+        return EmbeddedCorpora(references, queries, background[0] if background else None)
+
+
+@dataclass(frozen=True)
+class SecondChannel(ChannelCorpora):
+    """The second channel of a scan.
+
+    Attributes:
+        joint: the rule, with both calibrations.
+        joint_spec: how the rule was asked for.
+    """
+
     joint: Channels
     joint_spec: str
 
     @staticmethod
-    def open(request: ScanRequest, pair: CorpusPair, first: Calibration | None) -> SecondChannel:
+    def open(request: SearchRequest, out: str, first: Calibration | None) -> SecondChannel:
         """Load what the channel needs, and check that it fits.
 
         Args:
             request: of the scan, with `also`.
-            pair: the corpora of the scan.
+            out: a normalized place.
             first: the calibration of the first channel.
 
         Raises:
@@ -86,64 +153,27 @@ class SecondChannel:
         """
         if first is None:
             raise CalibrationError("two channels give one verdict only by calibrations: give --calibration")
-        update = {"encoder": request.also, "transform": NONE, "views": NONE, "index": FLAT}
-        settings = request.settings().model_copy(update=update | {"calibration": request.also_calibration})
-        given = request.also_background
-        pair = replace(pair, background=Corpus.open("background", given) if given else None)
-        ids = pair.row_ids(settings)
-        name = _name_of(ids["encoder_id"], first)
-        check_same(pair.out, name)
-        own = judging.load(str(request.also_calibration))
-        if own is None:
-            raise CalibrationError(f"{name} needs a calibration of its own: give --also-calibration")
-        own.check_ids(ids)
-        if own.views != NONE:
-            raise CalibrationError(
-                f"{name} is searched without views, and its calibration is for scores with them: calibrate "
-                "with --views none"
-            )
-        _check_background(name, own, pair.background)
+        own = ChannelCorpora.open_corpora(request, out, first.encoder_id)
+        check_same(out, own.name)
         spec = request.joint_calibration
-        joint = _joint_of(spec, {CHANNEL: first, name: own})
-        return SecondChannel(name, settings, ids, pair, own, Channels(joint, (first, own)), spec)
-
-    @property
-    def folder(self) -> str:
-        """Where the corpora of the channel are, below the `--out`."""
-        return f"{leftovers.CHANNELS}/{self.name}"
-
-    @property
-    def place(self) -> str:
-        """Parent of the corpora of the channel."""
-        return leftovers.channel_place(self.pair.out, self.name)
+        joint = Channels(
+            _joint_of(spec, {CHANNEL: first, own.name: own.calibration}), (first, own.calibration)
+        )
+        held = (own.name, own.settings, own.ids, own.out, own.beam, own.background, own.calibration)
+        return SecondChannel(*held, joint, spec)
 
     def searcher(self) -> Searcher:
         """Return what compares the uploads of the channel with its references."""
         return Searcher(
-            self.pair.out,
+            self.out,
             self.settings,
             self.ids,
             self.calibration,
-            self.pair.beam,
+            self.beam,
             channel=self.name,
             joint=self.joint,
             place=self.place,
         )
-
-    def embed(self, feeds: Sequence[Feed], recorder: Recorder) -> EmbeddedCorpora:
-        """Embed both corpora, and the background where there is one, from their images.
-
-        Args:
-            feeds: what is said of the sources of references and uploads.
-            recorder: of the run.
-        """
-        asked = list(zip((self.pair.reference, self.pair.queries), feeds, strict=True))
-        if self.pair.background:
-            asked.append((self.pair.background, {}))
-        references, queries, *background = embed_corpora(
-            asked, self.place, self.settings, self.pair.beam, recorder, self.pair.out
-        )
-        return EmbeddedCorpora(references, queries, background[0] if background else None)
 
     def reported(
         self, inputs: ReportInputs, corpora: EmbeddedCorpora, first: EmbeddedCorpora, spec: str
@@ -177,10 +207,12 @@ class SecondChannel:
         return replace(inputs, run=inputs.run.model_copy(update={"joint": joint}), channels=(channel,))
 
 
-def _name_of(encoder_id: str, first: Calibration) -> str:
+def _name_of(encoder_id: str, first_encoder_id: str) -> str:
     """Return the name of a channel: that of its encoder, as a folder may be called."""
-    if encoder_id == first.encoder_id:
-        raise OptionError(f"--also is the encoder of the scan itself ({encoder_id}): give another one")
+    if encoder_id == first_encoder_id:
+        raise OptionError(
+            f"--also is the encoder of the first channel itself ({encoder_id}): give another one"
+        )
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", encoder_id.rpartition("-")[0]).strip("-.")
     if name in ("", CHANNEL):
         raise OptionError(f"--also is called {encoder_id}, which names no channel: rename its file or folder")
@@ -201,7 +233,7 @@ def _check_background(name: str, own: Calibration, background: Corpus | None) ->
 
 def _joint_of(spec: str, own: dict[str, Calibration]) -> JointCalibration:
     """Return the joint calibration: of a file, or the union bound at the rates of the first channel."""
-    if spec == BY_UNION:
+    if spec == UNION:
         first = own[CHANNEL]
         return channels.union(own, match=first.match.target, review=first.review.target)
     joint = channels.load(storage.normalize(spec))

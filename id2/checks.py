@@ -188,12 +188,24 @@ def require_local(out: str, error: type[ID2Error]) -> None:
         raise error(f"{out}: checkpoints are written to a local folder: give one, or a mounted one")
 
 
-def require_file(spec: str | None, name: str, error: type[ID2Error]) -> None:
-    """Refuse a local file that is not there; `auto` and `none` are no files."""
+def require_file(
+    spec: str | None,
+    name: str,
+    error: type[ID2Error],
+    others: str = " (or auto for the bundled one, none for none)",
+) -> None:
+    """Refuse a local file that is not there; `auto` and `none` are no files.
+
+    Args:
+        spec: a file or URI; None for an option that is not given.
+        name: the option's name.
+        error: what is raised.
+        others: what may be given in place of a file, as the message ends.
+    """
     if spec in (None, defaults.AUTO, defaults.NONE) or storage.is_remote(str(spec)):
         return
     if not Path(str(spec)).is_file():
-        raise error(f"--{name} {spec}: no such file (or auto for the bundled one, none for none)")
+        raise error(f"--{name} {spec}: no such file{others}")
 
 
 def require_truth(uri: str | None) -> None:

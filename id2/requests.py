@@ -88,6 +88,71 @@ class SourceRequest(BeamRequest):
         _ = self._night
 
 
+class ChannelRequest(BeamRequest):
+    """A request that may compare by a second encoder, in a channel of its own."""
+
+    also: str | None = option(
+        "A second encoder, with a channel of its own: as --encoder. Both channels give one verdict at one "
+        "false-positive rate. Needs --also-calibration and the images of both corpora.",
+        None,
+        unset="one channel",
+        example="pdq",
+    )
+    also_calibration: str | None = option(
+        "The calibration of the second channel: a file that id2 calibrate wrote with its encoder, "
+        "--transform none, and --views none. It needs a tail model, or thresholds at the channel's share of "
+        "the rate: by the union bound, half of that of the first channel.",
+        None,
+        example="pdq/calibration.json",
+    )
+    also_background: str | None = option(
+        "The background of the second channel, where its calibration was made with one: "
+        f"{_IMAGES_OR_DATASET}.",
+        None,
+    )
+
+    def _check_channel(self, out: str, corpora: list[str], **others: object) -> None:
+        """Refuse options that do not fit a second channel, or that only a second channel has.
+
+        Args:
+            out: where images are embedded to.
+            corpora: sources of references and uploads.
+            others: further options that only a second channel has, with their values where they are given.
+        """
+        if self.also is None:
+            given = {"also_calibration": self.also_calibration, "also_background": self.also_background}
+            unused = [name for name, value in (given | others).items() if value]
+            if unused:
+                raise OptionError(f"--{unused[0].replace('_', '-')} is of a second channel: give --also, too")
+            return
+        if self.also_calibration in (None, defaults.NONE, defaults.AUTO):
+            raise OptionError("--also needs --also-calibration, a file that id2 calibrate wrote")
+        if embedded := [uri for uri in corpora if uri.startswith("dataset:")]:
+            raise OptionError(
+                f"--also embeds the pictures by another encoder, and {embedded[0]} may be without images: "
+                "give the place of the images"
+            )
+        checks.require_file(self.also_calibration, "also-calibration", CalibrationError, "")
+        checks.require_corpus(self.also_background, "also-background", out)
+
+
+class SearchRequest(SourceRequest, ChannelRequest):
+    """A request that searches uploads in references and judges the pairs."""
+
+    joint_calibration: str = option(
+        "How both channels give one verdict: union (the union bound, at the rates of the first channel's "
+        "calibration) or a file that id2 calibrate --also wrote.",
+        defaults.UNION,
+        example="joint.json",
+    )
+
+    def _check_channels(self, out: str, corpora: list[str]) -> None:
+        """Refuse what `_check_channel` refuses, and a joint calibration that is not there."""
+        joint = self.joint_calibration if self.joint_calibration != defaults.UNION else None
+        self._check_channel(out, corpora, joint_calibration=joint)
+        checks.require_file(joint, "joint-calibration", CalibrationError, " (or union, which needs none)")
+
+
 class EmbedRequest(SourceRequest, OneJobRequest):
     """Embed images into OUT/embeddings and OUT/rejects. Images that have a row are not read again."""
 
@@ -172,7 +237,7 @@ class TranslateRequest(OneJobRequest, TranslationConfig):
         checks.require_writable(self.out)
 
 
-class ScanRequest(SourceRequest):
+class ScanRequest(SearchRequest):
     """Compare uploads with protected originals; write OUT/report.html, OUT/summary.json and OUT/matches.
 
     With a calibration every pair gets a verdict: match, review or none. The false-positive rate beside it is
@@ -191,31 +256,6 @@ class ScanRequest(SourceRequest):
         SCAN_BACKGROUND_HELP,
         None,
         unset="the one that ships with the calibration",
-    )
-    also: str | None = option(
-        "A second encoder, with a channel of its own: as --encoder. Both channels give one verdict at one "
-        "false-positive rate. Needs --also-calibration and the images of both corpora.",
-        None,
-        unset="one channel",
-        example="pdq",
-    )
-    also_calibration: str | None = option(
-        "The calibration of the second channel: a file that id2 calibrate wrote with its encoder, "
-        "--transform none, and --views none. For the union bound, its match rate is at most half of that of "
-        "the first channel, or it has a tail model.",
-        None,
-        example="pdq/calibration.json",
-    )
-    also_background: str | None = option(
-        "The background of the second channel, where its calibration was made with one: "
-        f"{_IMAGES_OR_DATASET}.",
-        None,
-    )
-    joint_calibration: str = option(
-        "How both channels give one verdict: union (the union bound, at the rates of the first channel's "
-        "calibration) or a file that `channels.measured(…).save` wrote.",
-        "union",
-        example="joint.json",
     )
     truth: str | None = option(
         f"{TRUTH_HELP} The report then has Acc, mAP, µAP and R@P90. A column group adds them for each kind "
@@ -238,34 +278,13 @@ class ScanRequest(SourceRequest):
         checks.require_corpus(self.background, "background", self.out)
         checks.require_truth(self.truth)
         checks.require_file(self.calibration, "calibration", CalibrationError)
-        self._check_second_channel()
-        checks.require_writable(self.out)
-
-    def _check_second_channel(self) -> None:
-        """Refuse options that do not fit a second channel, or that only a second channel has."""
-        if self.also is None:
-            unused = [name for name in ("also_calibration", "also_background") if getattr(self, name)]
-            if self.joint_calibration != "union":
-                unused.append("joint_calibration")
-            if unused:
-                raise OptionError(f"--{unused[0].replace('_', '-')} is of a second channel: give --also, too")
-            return
-        if self.also_calibration in (None, "none", "auto"):
-            raise OptionError("--also needs --also-calibration, a file that id2 calibrate wrote")
-        if self.truth:
+        self._check_channels(self.out, [self.reference, self.queries])
+        if self.also and self.truth:
             raise OptionError(
                 "--truth with --also is not supported yet: measure each channel by a scan of its own. To "
                 "store all pairs, give --keep all"
             )
-        if embedded := [uri for uri in (self.reference, self.queries) if uri.startswith("dataset:")]:
-            raise OptionError(
-                f"--also embeds the pictures by another encoder, and {embedded[0]} may be without images: "
-                "give the place of the images"
-            )
-        checks.require_file(self.also_calibration, "also-calibration", CalibrationError)
-        checks.require_corpus(self.also_background, "also-background", self.out)
-        if self.joint_calibration != "union":
-            checks.require_file(self.joint_calibration, "joint-calibration", CalibrationError)
+        checks.require_writable(self.out)
 
 
 class NightlyRequest(SourceRequest):
@@ -703,8 +722,11 @@ class FinetuneRequest(Request, FinetuneConfig):
         checks.require_writable(self.out)
 
 
-class CalibrateRequest(BeamRequest):
-    """Find score thresholds for stated false-positive rates. id2 scan judges by them."""
+class CalibrateRequest(ChannelRequest):
+    """Find score thresholds for stated false-positive rates. id2 scan judges by them.
+
+    With a second encoder, it also writes a joint calibration: one verdict of both, at a measured rate.
+    """
 
     reference: str = option(REFERENCE_HELP, example="dataset:originals-id2")
     queries: str = option(QUERIES_HELP, example="old-uploads")
@@ -720,9 +742,25 @@ class CalibrateRequest(BeamRequest):
         lt=1,
         example=0.01,
     )
-    out: str = option(
+    out: str | None = option(
         "JSON file of the calibration. Images are embedded into NAME-data beside it.",
+        None,
+        unset="needed, unless --calibration is given",
         example="w/calibration.json",
+    )
+    joint_out: str | None = option(
+        "With --also, JSON file of the joint calibration, for id2 scan --joint-calibration. --match and "
+        "--review are then the rates of an upload over both channels.",
+        None,
+        example="joint.json",
+    )
+    calibration: str | None = option(
+        "A calibration of the first channel to take as it is, so that only the joint one is made: a file, or "
+        "auto for the one that ships with W. Needs --also. Images are embedded into NAME-data beside "
+        "--joint-out.",
+        None,
+        unset="a new one, written to --out",
+        example="auto",
     )
     for_references: float | None = option(
         "Choose thresholds for a corpus of this many references, such as 1e6. A smaller corpus then has the "
@@ -759,8 +797,10 @@ class CalibrateRequest(BeamRequest):
             raise OptionError(f"the rates must be 0 < match ≤ review < 1, not {self.match} and {self.review}")
         if self.background is None and (self.factor is not None or self.k is not None):
             raise OptionError("factor and k are for normalizing scores by a background: give --background")
+        self._check_files()
         checks.require_faiss()
-        data = f"{self.out.removesuffix('.json')}-data"
+        data = self.data
+        self._check_channel(data, [self.reference, self.queries])
         for uri, name in (
             (self.reference, "reference"),
             (self.queries, "queries"),
@@ -768,7 +808,43 @@ class CalibrateRequest(BeamRequest):
         ):
             checks.require_corpus(uri, name, data)
         checks.require_truth(self.truth)
-        checks.require_writable(self.out, is_file=True)
+        for file in filter(None, (self.out, self.joint_out)):
+            checks.require_writable(file, is_file=True)
+
+    @property
+    def data(self) -> str:
+        """Return the folder that images are embedded into."""
+        return f"{str(self.out or self.joint_out).removesuffix('.json')}-data"
+
+    def _check_files(self) -> None:
+        """Refuse files that are not written or read, and a calibration that is given and would be made."""
+        for name in ("joint_out", "calibration"):
+            if getattr(self, name) and not self.also:
+                raise OptionError(f"--{name.replace('_', '-')} is of a second channel: give --also, too")
+        if self.also and not self.joint_out:
+            raise OptionError("--also makes a joint calibration: give --joint-out, the file that it goes to")
+        if (self.out is None) is (self.calibration is None):
+            raise OptionError(
+                "give --out, the file that a new calibration goes to, or --calibration with --also for one "
+                "that is there"
+            )
+        files = [f for f in (self.out, self.joint_out, self.calibration, self.also_calibration) if f]
+        if twice := [file for file in files if files.count(file) > 1]:
+            raise OptionError(f"{twice[0]} is given for two calibrations: give each a file of its own")
+        if self.calibration:
+            self._check_given()
+
+    def _check_given(self) -> None:
+        """Refuse a calibration that is not there, and options of a new one beside it."""
+        if self.calibration == defaults.NONE:
+            raise OptionError("--calibration none is no calibration: give a file, or auto")
+        for name in ("factor", "k", "for_references"):
+            if getattr(self, name) is not None:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} is for a new calibration, and --calibration gives one: "
+                    "leave one of them out"
+                )
+        checks.require_file(self.calibration, "calibration", CalibrationError)
 
 
 class EvaluateRequest(BeamRequest):

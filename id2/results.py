@@ -14,6 +14,7 @@ from id2core.reports.facts import ScanSummary as ScanSummary
 from id2core.runs.checkup import Finding
 from id2core.training.pairs import UnpairedRows
 from id2core.verdicts.calibration import Threshold
+from id2core.verdicts.channels import Level
 from id2core.verdicts.normalization import Normalization
 
 
@@ -176,6 +177,47 @@ class CorpusSize(Result):
     review: RateAtSize
 
 
+class ChannelShare(Result):
+    """What one channel contributes to a joint calibration.
+
+    Attributes:
+        calibration_id, encoder_id: of its calibration.
+        weight: its share of the rate by the union bound.
+        scored: uploads without an origin that it scored; its encoder rejected the others.
+        thresholds: `match` and `review` → the score from which on a pair of the channel gets the verdict;
+            None where no score is enough.
+        reached: `match` and `review` → uploads without an origin that reach it in this channel.
+    """
+
+    calibration_id: str
+    encoder_id: str
+    weight: float
+    scored: int
+    thresholds: dict[str, float | None]
+    reached: dict[str, int]
+
+
+class JointReport(Result):
+    """A joint calibration as it was written; `verdicts.channels.JointCalibration` says what its fields mean.
+
+    Attributes:
+        match, review: the rate of an upload over all channels, and the interval of the true rate.
+        channels: name → what it contributes.
+        in_several: `match` and `review` → uploads without an origin that reach it in more than one channel.
+        out: the file.
+    """
+
+    calibration_id: str
+    match: Level
+    review: Level
+    references: int
+    queries: int
+    confidence: float
+    channels: dict[str, ChannelShare]
+    in_several: dict[str, int]
+    out: str
+
+
 class CalibrateReport(Result):
     """A calibration as it was written; `verdicts.calibration.Calibration` says what its fields mean.
 
@@ -184,7 +226,8 @@ class CalibrateReport(Result):
         tuned: how its normalization was tuned, where it was.
         larger: thresholds for larger corpora; empty without a tail model.
         truth_not_found: uploads that the truth file names and that are not there.
-        out: the file.
+        joint: the joint calibration with a second channel, where it was asked for.
+        out: the file; None where the calibration was given.
     """
 
     run_id: str
@@ -204,7 +247,8 @@ class CalibrateReport(Result):
     tuned: TunedNormalization | None
     larger: list[CorpusSize] = []
     truth_not_found: int = 0
-    out: str
+    joint: JointReport | None = None
+    out: str | None
 
 
 class CalibrationCheck(Result):

@@ -9,6 +9,8 @@ ENCODER: Final = "mini"
 # On a command line in place of a name: what belongs to the encoder, and nothing.
 AUTO: Final = "auto"
 NONE: Final = "none"
+# In place of a joint calibration: the union bound of the calibrations of both channels.
+UNION: Final = "union"
 INDEX: Final = "flat"
 # Share of the 10 best of an exact search that a compressed index finds, at least.
 INDEX_RECALL: Final = 0.95

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from id2 import joint
+from id2.channels import ChannelCorpora
 from id2.corpora import CorpusPair
 from id2.requests import CalibrateRequest
-from id2.results import CalibrateReport, CorpusSize, RateAtSize, TunedNormalization
+from id2.results import CalibrateReport, CorpusSize, JointReport, RateAtSize, TunedNormalization
+from id2.searching import EmbeddedCorpora
 from id2.stages import stage
 from id2core.errors import CalibrationError
 from id2core.evaluation import comparison, metrics
@@ -18,11 +21,12 @@ from id2core.runs.progress import into_tally
 from id2core.runs.records import Recorder, recorded
 from id2core.search import exact, looks, shards
 from id2core.search.looks import Views
+from id2core.search.match_rows import CHANNEL
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.training.pairs import held_out
 from id2core.transforms.files import load_transform
-from id2core.transforms.linear import NONE, Transform
+from id2core.transforms.linear import AUTO, NONE, Transform
 from id2core.verdicts import calibration, content, judging, normalization, tails
 from id2core.verdicts.calibration import Calibration, Verdict
 from id2core.verdicts.normalization import Normalization, Tuning, normalize_matches
@@ -51,22 +55,59 @@ class _Corpora:
     not_found: int = 0
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """The uploads and their scores, as they are calibrated.
+
+    Attributes:
+        matches: of `schemas.MATCHES`, normalized where `normalization` says so.
+        truth: of the uploads that were not tuned on.
+        ids: `schemas.ROW_IDS` of the scores, and `views`.
+        normalization: of the scores; None where they are raw.
+        tuning: how it was tuned, where it was.
+    """
+
+    matches: pa.Table
+    truth: Truth
+    ids: dict[str, str]
+    normalization: Normalization | None
+    tuning: Tuning | None
+
+
 def run(request: CalibrateRequest) -> CalibrateReport:
     """Embed what is not embedded, search, take the thresholds, and write them.
 
     Raises:
         CalibrationError: there are too few uploads without origin for a rate, or options do not fit.
     """
-    folder = storage.normalize(f"{request.out.removesuffix('.json')}-data")
+    folder = storage.normalize(request.data)
     pair = CorpusPair.open(request.reference, request.queries, request.background, folder, request.beam)
+    settings = request.settings()
+    given = _given(request, pair) if request.calibration else None
+    second = None
+    if request.also:
+        encoder_id = pair.latent_ids(settings)["encoder_id"]
+        second = ChannelCorpora.open_corpora(request, pair.out, encoder_id)
+    if given:
+        pair = _with_background(given, pair)
     truth = pair.truth(request.truth) if request.truth else None
-    _check_origins(request, truth)
+    if given is None:
+        _check_origins(request, truth)
     with recorded(folder, "calibrate", request.model_dump()) as recorder:
         corpora = _embed(request, pair, truth, recorder)
+        others = second.embed(pair, ({}, {}), recorder) if second else None
         with recorder.stage("calibrate"):
-            chosen, tuning = stage("calibrate", lambda: _calibrate(request, corpora))
-        chosen.save(request.out)
+            chosen, scored = stage("calibrate", lambda: _calibrate(request, corpora, given))
+        both: JointReport | None = None
+        if second and others:
+            with recorder.stage("calibrate jointly"):
+                both = stage(
+                    "calibrate jointly", lambda: _joint(request, corpora, chosen, scored, second, others)
+                )
+        if request.out:
+            chosen.save(request.out)
         recorder.count(references=corpora.references.rows, queries=corpora.queries.rows)
+    tuning = scored.tuning
     return CalibrateReport(
         run_id=recorder.execution.run_id,
         calibration_id=chosen.calibration_id,
@@ -75,9 +116,53 @@ def run(request: CalibrateRequest) -> CalibrateReport:
         else None,
         larger=_larger(chosen),
         truth_not_found=corpora.not_found,
-        out=storage.normalize(request.out),
+        joint=both,
+        out=storage.normalize(request.out) if request.out else None,
         **{name: getattr(chosen, name) for name in Calibration.model_fields},
     )
+
+
+def _given(request: CalibrateRequest, pair: CorpusPair) -> Calibration:
+    """Load the calibration that is taken as it is, and check that it is for these scores."""
+    settings, spec = request.settings(), str(request.calibration)
+    ids = pair.latent_ids(settings)
+    w = load_transform(settings.transform, ids["encoder_id"])
+    ids["transform_id"] = w.transform_id
+    views = Views.of(w, ids["encoder_id"]).id if settings.views != NONE else looks.NONE
+    chosen = judging.choose(AUTO, ids | {looks.VIEWS: views}) if spec == AUTO else calibration.load(spec)
+    if chosen is None:
+        raise CalibrationError(
+            f"no calibration ships with the encoder {ids['encoder_id']} and the transform {w.transform_id}: "
+            "leave --calibration out, and give --out for a new one"
+        )
+    chosen.check_ids(ids | {looks.VIEWS: views if chosen.views != looks.NONE else looks.NONE})
+    return chosen
+
+
+def _with_background(given: Calibration, pair: CorpusPair) -> CorpusPair:
+    """Return the pair with the background of a calibration; raise where the two do not fit."""
+    pair = pair.with_background(judging.bundled_background(given))
+    background = pair.background
+    judging.check_background(given, background.uri if background else None)
+    if background and background.dataset:
+        judging.check_background_id(given, background.dataset)
+    return pair
+
+
+def _joint(
+    request: CalibrateRequest,
+    corpora: _Corpora,
+    chosen: Calibration,
+    scored: _Scored,
+    second: ChannelCorpora,
+    others: EmbeddedCorpora,
+) -> JointReport:
+    """Score the same uploads in the second channel, and write the joint calibration."""
+    matches = {CHANNEL: scored.matches, second.name: joint.scored(second, others)}
+    truth = scored.truth if corpora.truth else None
+    sizes = corpora.references.rows, others.references.embeddings.rows
+    rates = request.match, request.review
+    return joint.calibrate(chosen, second, matches, truth, sizes, rates, str(request.joint_out))
 
 
 def _larger(chosen: Calibration) -> list[CorpusSize]:
@@ -121,11 +206,34 @@ def _check_origins(request: CalibrateRequest, truth: Truth | None) -> None:
         )
 
 
-def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibration, Tuning | None]:
-    """Search, normalize, and take the thresholds from the uploads that have no origin."""
+def _calibrate(
+    request: CalibrateRequest, corpora: _Corpora, given: Calibration | None
+) -> tuple[Calibration, _Scored]:
+    """Score the uploads, and take the thresholds from those that have no origin, unless they are given."""
+    scored = _score(request, corpora, given)
+    if given:
+        return given, scored
+    column = "normalized_score" if scored.normalization else "score"
+    made = calibration.calibrate(
+        calibration.best_scores(scored.matches, scored.truth, column),
+        match=request.match,
+        review=request.review,
+        references=corpora.references.rows,
+        ids=scored.ids,
+        normalization=scored.normalization,
+        tuned_on=TUNING_SHARE if scored.tuning else 0.0,
+        content=_content(corpora),
+        pairs=calibration.best_pairs(scored.matches, scored.truth, column, corpora.references.rows),
+        for_references=round(request.for_references) if request.for_references else None,
+    )
+    return made, scored
+
+
+def _score(request: CalibrateRequest, corpora: _Corpora, given: Calibration | None) -> _Scored:
+    """Search, and normalize: as a calibration that is given says, else as the request does."""
     ids = corpora.references.ids
     w = load_transform(request.settings().transform, ids["encoder_id"])
-    with_views = request.settings().views != NONE
+    with_views = request.settings().views != NONE and (given is None or given.views != looks.NONE)
     [matches] = exact.search(
         corpora.references,
         corpora.queries,
@@ -138,27 +246,20 @@ def _calibrate(request: CalibrateRequest, corpora: _Corpora) -> tuple[Calibratio
     truth = corpora.truth
     if truth is None:
         truth = dict.fromkeys(matches["query_uri"].unique().to_pylist())
-    chosen, tuning = None, None
+    how, tuning = given.normalization if given else None, None
     if corpora.background:
-        background_matches = _search_background(request, corpora, corpora.background, w)
-        chosen, tuning, truth = _normalization(request, corpora, matches, background_matches, truth)
-        if chosen:
-            matches = normalize_matches(matches, background_matches, chosen)
-    column = "normalized_score" if chosen else "score"
-    made = calibration.calibrate(
-        calibration.best_scores(matches, truth, column),
-        match=request.match,
-        review=request.review,
-        references=corpora.references.rows,
-        ids={name: ids[name] for name in schemas.ROW_IDS}
-        | {"transform_id": w.transform_id, looks.VIEWS: views},
-        normalization=chosen,
-        tuned_on=TUNING_SHARE if tuning else 0.0,
-        content=_content(corpora),
-        pairs=calibration.best_pairs(matches, truth, column, corpora.references.rows),
-        for_references=round(request.for_references) if request.for_references else None,
+        depth = how.k if how else request.k or max(normalization.KS)
+        behind = _search_background(request, corpora, corpora.background, w, depth, with_views)
+        if given:
+            judging.check_background_id(given, corpora.background)
+        else:
+            how, tuning, truth = _normalization(request, corpora, matches, behind, truth)
+        if how:
+            matches = normalize_matches(matches, behind, how)
+    made_with = {name: ids[name] for name in schemas.ROW_IDS}
+    return _Scored(
+        matches, truth, made_with | {"transform_id": w.transform_id, looks.VIEWS: views}, how, tuning
     )
-    return made, tuning
 
 
 def _content(corpora: _Corpora) -> float | None:
@@ -204,9 +305,14 @@ def _normalization(
 
 
 def _search_background(
-    request: CalibrateRequest, corpora: _Corpora, background: Dataset, w: Transform
+    request: CalibrateRequest,
+    corpora: _Corpora,
+    background: Dataset,
+    w: Transform,
+    depth: int,
+    with_views: bool,
 ) -> pa.Table:
-    """What the queries score in the background, deep enough for every k that may be chosen."""
+    """What the queries score in the background, `depth` deep."""
     made_with = background.ids["transform_id"]
     if made_with != w.transform_id:
         raise CalibrationError(
@@ -215,8 +321,6 @@ def _search_background(
             f"with --transform {request.settings().transform}"
         )
     judging.check_disjoint(background, corpora.references)
-    depth = request.k or max(normalization.KS)
-    with_views = request.settings().views != NONE
     [matches] = exact.search(
         background,
         corpora.queries,

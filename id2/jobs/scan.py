@@ -60,7 +60,7 @@ class _Scan:
         indexing.preflight(self._settings, pair.reference.dataset, pair.out)
         views, self._calibration = searching.choose(self._settings, self._ids, pair.out)
         self.pair = self._with_background(pair)
-        self._second = SecondChannel.open(request, pair, self._calibration) if request.also else None
+        self._second = SecondChannel.open(request, pair.out, self._calibration) if request.also else None
         channels.check_same(pair.out, self._second.name if self._second else None)
         self._truth: Truth | None = pair.truth(request.truth) if request.truth else None
         self._groups = pair.groups(request.truth) if request.truth else {}
@@ -93,7 +93,7 @@ class _Scan:
     def run(self, recorder: Recorder) -> tuple[ScanSummary, ReportInputs]:
         """Run the stages, and write the report unless the same scan has written it."""
         corpora = self._embed(recorder)
-        second = self._second.embed(self._feeds, recorder) if self._second else None
+        second = self._second.embed(self.pair, self._feeds, recorder) if self._second else None
         judge = self._searcher.judge(corpora, recorder)
         matches = self._searcher.search(corpora, judge, recorder)
         searched = {"": (corpora, judge)}

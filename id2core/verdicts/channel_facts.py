@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from id2core.verdicts import judging
@@ -62,6 +64,22 @@ class JointFacts(BaseModel):
     channels: dict[str, ChannelFacts]
 
 
+def reached(
+    chosen: Channels, scores: NDArray[np.floating], verdict: Verdict, sizes: Sequence[int]
+) -> NDArray[np.bool_]:
+    """Return in which channels an upload reaches a level, bool[Q,C].
+
+    Args:
+        chosen: the joint calibration.
+        scores: float[Q,C], as of `Channels.statistic`.
+        verdict: `match` or `review`.
+        sizes: of the corpus that was searched in each channel.
+    """
+    each = zip(chosen.joint.channels, sizes, strict=True)
+    thresholds = [chosen.threshold(channel.name, verdict, size) for channel, size in each]
+    return np.asarray(scores, np.float64) >= np.array(thresholds)
+
+
 def facts(chosen: Channels, spec: str, references: int, own: Sequence[CalibrationFacts]) -> JointFacts:
     """Return what the verdicts of a scan hold for.
 
@@ -81,7 +99,7 @@ def facts(chosen: Channels, spec: str, references: int, own: Sequence[Calibratio
             channel.name: ChannelFacts(
                 weight=channel.weight,
                 thresholds={
-                    level.value: _finite(chosen.threshold(channel.name, level, references))
+                    level.value: finite(chosen.threshold(channel.name, level, references))
                     for level in judging.LEVELS
                 },
                 calibration=one,
@@ -96,5 +114,6 @@ def _rate(chosen: Channels, level: Verdict, references: int) -> JointRate:
     return JointRate(false_positive_rate=chosen.joint.level(level).target, low=low, high=high)
 
 
-def _finite(score: float) -> float | None:
+def finite(score: float) -> float | None:
+    """Return a threshold as files have it: None where no score is enough."""
     return score if math.isfinite(score) else None

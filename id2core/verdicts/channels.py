@@ -227,7 +227,7 @@ class Channels:
                 where a channel has none.
             references: size of the corpus that was searched.
         """
-        return _statistic(self.calibrations, self.weights, scores, references)
+        return _statistic(self.calibrations, self.weights, scores, [references] * len(self.calibrations))
 
     def threshold(self, name: str, verdict: Verdict, references: int) -> float:
         """Return the score from which on a pair of a channel gets a verdict; ∞ where no score is enough.
@@ -337,6 +337,7 @@ def measured(
     match: float,
     review: float,
     weights: Sequence[float] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> JointCalibration:
     """Make a joint calibration by strangers that all channels have scored.
 
@@ -347,6 +348,8 @@ def measured(
         references: size of the corpus that they were searched in.
         match, review: target rates of the two verdicts, 0 < match ≤ review < 1.
         weights: of the channels, in their order; equal by default.
+        sizes: of the corpus in each channel, where an encoder rejects some references; `references` by
+            default.
 
     Raises:
         CalibrationError: there are too few strangers for a rate (its `missing` says how many), a score is
@@ -357,7 +360,8 @@ def measured(
         raise CalibrationError("some scores are infinite; leave them out, or set NaN where there is none")
     targets = _targets(match, review)
     shares = _weights(calibrations, weights)
-    statistics = _statistic(tuple(calibrations.values()), np.array(shares), scores, references)
+    held = sizes or [references] * len(calibrations)
+    statistics = _statistic(tuple(calibrations.values()), np.array(shares), scores, held)
     known = np.sort(statistics[~np.isnan(statistics)])
     calibration.require_queries(len(known), match)
     levels = {name: _level(known, target) for name, target in targets.items()}
@@ -449,7 +453,8 @@ def _check_reach(channel: Channel, own: Calibration, level: Level) -> None:
         raise CalibrationError(
             f"no score of the channel {channel.name} is enough for a match: its share is a rate of "
             f"{share:.2g}, and its calibration knows no threshold there. Calibrate it on more references, so "
-            f"that it has a tail model, or with --match {share:.2g}"
+            f"that it has a tail model, or by itself with --match {channel.weight * level.target:.2g}, and "
+            "give that file"
         )
 
 
@@ -457,9 +462,10 @@ def _statistic(
     calibrations: Sequence[Calibration],
     weights: NDArray[np.float64],
     scores: NDArray[np.floating],
-    references: int,
+    sizes: Sequence[int],
 ) -> NDArray[np.float64]:
-    rates = np.column_stack([rates_of(own, scores[:, i], references) for i, own in enumerate(calibrations)])
+    each = zip(calibrations, scores.T, sizes, strict=True)
+    rates = np.column_stack([rates_of(own, column, size) for own, column, size in each])
     return np.asarray(np.fmin.reduce(rates / weights, axis=1))
 
 

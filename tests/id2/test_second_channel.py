@@ -27,7 +27,7 @@ from tests.id2.test_takedown import holding
 TOP_K = 3
 
 
-class _Colors(torch.nn.Module):
+class Colors(torch.nn.Module):
     """Coarse colors. Their float16 overflows where the first corner of a picture is white."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scene(2).resize((60, 45)).save(uploads / "copy.png")
     ImageOps.grayscale(scene(5)).convert("RGB").save(uploads / "gray.png")
     ImageOps.posterize(scene(3), 2).save(uploads / "poster.png")
-    torch.jit.script(_Colors()).save(str(folder / "colors.pt"))
+    torch.jit.script(Colors()).save(str(folder / "colors.pt"))
     tailed(0.8, 0.01, str(folder / "colors.pt")).save(str(folder / "colors.json"))
     tailed(0.7, 0.01).save(str(folder / "pdq.json"))
     return folder
@@ -179,7 +179,7 @@ def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp
         ({"also": None}, OptionError, "give --also, too"),
         ({"calibration": "none"}, CalibrationError, "only by calibrations"),
         ({"also_calibration": str(drawn / "colors.json")}, CalibrationError, "calibrated for encoder_id"),
-        ({"also": str(drawn / "colors.pt")}, OptionError, "is the encoder of the scan itself"),
+        ({"also": str(drawn / "colors.pt")}, OptionError, "is the encoder of the first channel"),
         ({"joint_calibration": str(drawn / "pdq.json")}, CalibrationError, "not a joint calibration"),
         ({"also_background": str(drawn / "references")}, CalibrationError, "uses no background"),
     ):
