@@ -33,6 +33,8 @@ from id2core.verdicts.calibration import Verdict
 log = logging.getLogger("id2.outcomes")
 # Verdicts that somebody looks at.
 NEWS = (Verdict.MATCH, Verdict.REVIEW)
+# What names an occurrence of an upload and a reference, in whatever channel.
+_PAIR = ["query_uri", "query_generation", "reference_id"]
 _EVER = datetime.min.replace(tzinfo=UTC)
 _SCAN_DATE = re.compile(r"scan_date=(\d{4}-\d\d-\d\d)/")
 _BROWSE_OBJECT = "https://storage.cloud.google.com/"
@@ -105,7 +107,8 @@ def read(out: str, run: Run) -> Outcome:
 def new_pairs(out: str, runs: Sequence[Run]) -> dict[str, int]:
     """Return verdict → pairs that runs have stored, for the verdicts that somebody looks at.
 
-    Only files of days since the first of these runs are read.
+    A pair of an upload and a reference that several channels have found counts once, with its strongest
+    verdict. Only files of days since the first of these runs are read.
 
     Raises:
         DatasetError: `matches/` is damaged.
@@ -115,14 +118,20 @@ def new_pairs(out: str, runs: Sequence[Run]) -> dict[str, int]:
         return {}
     since = min((run.started.astimezone(UTC).date().isoformat() for run in runs if run.started), default="")
     ids = pa.array([run.run_id for run in runs], pa.string())
-    counts: Counter[str] = Counter()
+    levels = pa.array([verdict.value for verdict in NEWS])
+    found = []
     for file in matches.files:
         day = _SCAN_DATE.match(file.name)
         if day is None or day[1] >= since:
-            table = matches.read_file(file, ["run_id", "verdict"])
+            table = matches.read_file(file, ["run_id", "verdict", *_PAIR])
             own = table.filter(pc.is_in(table["run_id"].cast(pa.string()), ids))
-            counts.update(own["verdict"].to_pylist())
-    return {verdict.value: counts[verdict.value] for verdict in NEWS if counts[verdict.value]}
+            level = pc.index_in(own["verdict"].cast(pa.string()), value_set=levels)
+            found.append(own.select(_PAIR).append_column("level", level).filter(level.is_valid()))
+    if not found:
+        return {}
+    strongest = pa.concat_tables(found).group_by(_PAIR).aggregate([("level", "min")])["level_min"]
+    counts = Counter(strongest.to_pylist())
+    return {verdict.value: counts[place] for place, verdict in enumerate(NEWS) if counts[place]}
 
 
 def link(uri: str) -> str:

@@ -146,6 +146,12 @@ class SearchRequest(SourceRequest, ChannelRequest):
         example="joint.json",
     )
 
+    @property
+    def second_channel(self) -> dict[str, str | None]:
+        """Return the options of the second channel, by name; empty where there is none."""
+        names = {"also", "also_calibration", "also_background", "joint_calibration"}
+        return self.model_dump(include=names) if self.also else {}
+
     def _check_channels(self, out: str, corpora: list[str]) -> None:
         """Refuse what `_check_channel` refuses, and a joint calibration that is not there."""
         joint = self.joint_calibration if self.joint_calibration != defaults.UNION else None
@@ -287,7 +293,7 @@ class ScanRequest(SearchRequest):
         checks.require_writable(self.out)
 
 
-class NightlyRequest(SourceRequest):
+class NightlyRequest(SearchRequest):
     """Scan what a night brings: new uploads, and earlier uploads against new references.
 
     Each pair of an upload and a reference is scored once, over any number of nights. Re-run to resume.
@@ -326,7 +332,8 @@ class NightlyRequest(SourceRequest):
         example=365.0,
     )
     canary: bool = option(
-        "Check that known pairs are found with the settings of the night. If they are not, the night fails.",
+        "Check that known pairs are found with the settings of the night, in each channel. If they are not, "
+        "the night fails.",
         True,
     )
     deadline_hours: float | None = option(
@@ -352,6 +359,7 @@ class NightlyRequest(SourceRequest):
                 checks.require_source(source, name, self.out, storage.join(self.out, name), mode)
         checks.require_corpus(self.background, "background", self.out)
         checks.require_file(self.calibration, "calibration", CalibrationError)
+        self._check_channels(self.out, [*self.reference, *self.queries])
         checks.require_writable(self.out)
 
 

@@ -76,10 +76,12 @@ class NightlySummary(Result):
         new_references, new_uploads: rows that it added.
         listed: objects that it listed.
         rejected: objects that it rejected, and that no earlier run had rejected.
-        pairs: pairs that it scored.
+        pairs: pairs that it scored, in all channels.
         pairs_stored: pairs of these that it stored.
-        verdicts: verdict → uploads of this night's pairs.
-        back_scan_open: reference segments that some earlier uploads have not met yet.
+        verdicts: verdict → uploads of this night's pairs, the strongest verdict of all channels.
+        channels: where there are several, channel → verdict → uploads of this night's pairs there.
+        back_scan_open: reference segments that some earlier uploads have not met yet, in the channel that has
+            most of them.
         report: the report of this night's pairs.
     """
 
@@ -93,6 +95,7 @@ class NightlySummary(Result):
     pairs: int
     pairs_stored: int
     verdicts: dict[str, int]
+    channels: dict[str, dict[str, int]] = {}
     back_scan_open: int
     report: str
 

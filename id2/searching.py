@@ -185,13 +185,11 @@ class Searcher:
         recorder: Recorder,
         title: str = "search references",
         span: Span | None = None,
-        *,
-        are_new: bool = False,
     ) -> SearchResult:
         """Score the pairs of some query segments, by default all, that no search has scored.
 
         Where uploads have no background yet, it is searched in the same job. What is stored is counted in the
-        row of the run; with `are_new`, what became of the uploads, too.
+        row of the run.
         """
         references = corpora.references.embeddings
         coded = self._coded(references, recorder)
@@ -218,20 +216,10 @@ class Searcher:
         with recorder.stage("search"):
             made = stage(title, lambda: match_rows.result(plan, planned.search(plan, self.beam)))
         recorder.count(matches=made.matches)
-        if are_new:
-            recorder.count(first_searched=made.searched)
         if planned.judge:
             tally = judging.tally(made.dataset, made.files)
             recorder.count(match_pairs=tally.match_pairs, review_pairs=tally.review_pairs)
-            if are_new:
-                recorder.count(first_matched=tally.matched)
         return made
-
-    def finish(
-        self, corpora: EmbeddedCorpora, matches: Dataset, planned: PlannedJudge, recorder: Recorder
-    ) -> None:
-        """Judge what was judged by another calibration or for a smaller corpus; write what was searched."""
-        finish(self.out, matches, {"": (corpora, planned)}, recorder)
 
     def report_inputs(
         self,

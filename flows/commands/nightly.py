@@ -36,6 +36,8 @@ def show(summary: NightlySummary, request: NightlyRequest) -> None:
     if summary.verdicts:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items())
         lines.append(f"uploads of this night's pairs: {counts}")
+        for name, verdicts in summary.channels.items():
+            lines.append(f"channel {name}: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
     elif summary.pairs_stored:
         lines.append(NO_VERDICTS)
     if summary.back_scan_open:

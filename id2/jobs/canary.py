@@ -3,7 +3,8 @@
 A wrong W, a broken encoder, or a search that drops rows gives a night without matches, and so does a quiet
 night. The canary tells them apart. Its references are pictures of the demo, and its uploads are some of them,
 made smaller and saved with more loss. They are embedded, searched and judged with the encoder, W, background
-and calibration of the night, on the machine that runs it, in a temporary folder. The search is exact, because
+and calibration of the night, on the machine that runs it, in a temporary folder. A second channel has a
+canary of its own, by its own calibration. The search is exact, because
 no compressed index can be trained on so few references. Only the result is kept, in `OUT/_canary/`: no table
 has a row of the canary.
 """
@@ -58,9 +59,14 @@ class CanaryResult(BaseModel):
 
 
 def run(
-    settings: Settings, out: str, run_id: str, background: str | None = None, pictures: Path | None = None
+    settings: Settings,
+    out: str,
+    run_id: str,
+    background: str | None = None,
+    pictures: Path | None = None,
+    name: str = "last",
 ) -> CanaryResult:
-    """Check that known pairs are found; write `OUT/_canary/last.json`.
+    """Check that known pairs are found; write `OUT/_canary/NAME.json`.
 
     Args:
         settings: of the night.
@@ -68,6 +74,7 @@ def run(
         run_id: of the night.
         background: of the night, as `--background` takes it; None for the bundled one.
         pictures: references to take in place of the demo's: a folder of 2 pictures or more.
+        name: of the result.
 
     Raises:
         NightError: a known pair was not found; says which, and what to do.
@@ -78,7 +85,7 @@ def run(
     tally.add("canary", PAIRS - len(lost))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     result = CanaryResult(run_id=run_id, checked_at=now, pairs=PAIRS, lost=lost)
-    place = storage.join(storage.normalize(out), FOLDER, "last.json")
+    place = storage.join(storage.normalize(out), FOLDER, f"{name}.json")
     storage.write_bytes(place, result.model_dump_json(indent=2).encode())
     if lost:
         found = ", ".join(f"{upload}: {instead}" for upload, instead in sorted(lost.items()))

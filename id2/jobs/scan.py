@@ -79,10 +79,9 @@ class _Scan:
     def config(self) -> ScanConfig:
         """Return the settings and places of the scan, as `summary.json` states them."""
         pair, truth = self.pair, self._request.truth
-        second = ("also", "also_calibration", "also_background", "joint_calibration")
         return ScanConfig(
             **self._settings.model_dump(),
-            **(self._request.model_dump(include=set(second)) if self._second else {}),
+            **self._request.second_channel,
             reference=pair.reference.spelled,
             queries=pair.queries.spelled,
             out=pair.out,

@@ -90,7 +90,7 @@ class Run(BaseModel):
         new_references, new_queries: pictures that the run added to each corpus.
         match_pairs, review_pairs: pairs that it stored with that verdict; None without a calibration.
         first_searched, first_matched: uploads that a night compared for the first time, and those of them
-            with a match.
+            with a match in any channel.
         seconds: per stage.
         config: what was asked for.
         versions: of Python and packages.

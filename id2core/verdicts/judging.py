@@ -60,33 +60,37 @@ def _belonging_to(ids: Mapping[str, str], folder: Path) -> Calibration | None:
 
 
 class Tally(NamedTuple):
-    """What a search found.
-
-    Attributes:
-        match_pairs, review_pairs: pairs with that verdict.
-        matched: uploads with a match.
-    """
+    """How many pairs a search gave a verdict."""
 
     match_pairs: int
     review_pairs: int
-    matched: int
 
 
 def tally(matches: Dataset, files: Iterable[FileRecord]) -> Tally:
-    """Count the verdicts in the files of one search, which has all pairs of an upload in one file.
+    """Count the verdicts in the files of a search.
 
     Raises:
         DatasetError: a file is gone or damaged.
     """
     pairs: Counter[str] = Counter()
-    matched = 0
     for file in files:
-        table = matches.read_file(file, ["query_uri", "query_generation", "verdict"])
-        verdicts = table["verdict"].cast(pa.string())
-        pairs.update(verdicts.to_pylist())
-        matches_only = table.filter(pc.equal(verdicts, Verdict.MATCH.value))
-        matched += matches_only.group_by(["query_uri", "query_generation"]).aggregate([]).num_rows
-    return Tally(pairs[Verdict.MATCH], pairs[Verdict.REVIEW], matched)
+        pairs.update(matches.read_file(file, ["verdict"])["verdict"].cast(pa.string()).to_pylist())
+    return Tally(pairs[Verdict.MATCH], pairs[Verdict.REVIEW])
+
+
+def matched(matches: Dataset, files: Iterable[FileRecord]) -> int:
+    """Return how many uploads have a match in the files of some searches, also of several channels.
+
+    Raises:
+        DatasetError: a file is gone or damaged.
+    """
+    upload = ["query_uri", "query_generation"]
+    found = []
+    for file in files:
+        table = matches.read_file(file, [*upload, "verdict"])
+        own = table.filter(pc.equal(table["verdict"].cast(pa.string()), Verdict.MATCH.value))
+        found.append(own.group_by(upload).aggregate([]))
+    return pa.concat_tables(found).group_by(upload).aggregate([]).num_rows if found else 0
 
 
 def load(spec: str | None, folder: Path | None = None, views: str = AUTO) -> Calibration | None:

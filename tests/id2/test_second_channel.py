@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from PIL import ImageOps
 
 import id2
+from flows import outcomes
 from flows.commands.scan import summary_lines
+from id2.results import NightlySummary
 from id2core.errors import CalibrationError, DatasetError, OptionError
-from id2core.runs import ledger
+from id2core.runs import ledger, records
 from id2core.search import shards
 from id2core.search.match_rows import CHANNEL
 from id2core.store.datasets import Dataset
@@ -64,6 +67,23 @@ def scan(folder: Path, out: Path, **more: object) -> id2.ScanSummary:
         "out": str(out),
     }
     return id2.scan(**given | more)
+
+
+def night(folder: Path, out: Path, *queries: Path, **more: object) -> NightlySummary:
+    given: dict[str, object] = {
+        "reference": [str(folder / "references")],
+        "queries": [str(path) for path in queries],
+        "encoder": str(folder / "colors.pt"),
+        "transform": "none",
+        "calibration": str(folder / "colors.json"),
+        "also": "pdq",
+        "also_calibration": str(folder / "pdq.json"),
+        "top_k": TOP_K,
+        "keep": "all",
+        "canary": False,
+        "out": str(out),
+    }
+    return id2.nightly(**given | more)
 
 
 def matched(out: Path) -> set[tuple[str, str, str]]:
@@ -194,11 +214,9 @@ def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp
     scan(drawn, out)
     with pytest.raises(OptionError, match="may be without images"):
         scan(drawn, tmp_path / "refused", reference=f"dataset:{out}/reference")
-    sides = {"reference": [str(drawn / "references")], "queries": [str(drawn / "uploads")]}
-    common = {"encoder": str(drawn / "colors.pt"), "transform": "none"}
     chosen = {"calibration": str(drawn / "colors.json")}
-    with pytest.raises(DatasetError, match="second channel, pdq: id2 nightly"):
-        id2.nightly(**sides, out=str(out), **common, **chosen)
+    with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
+        night(drawn, out, drawn / "uploads", also=None, also_calibration=None)
     with pytest.raises(DatasetError, match="second channel, pdq: id2 judge"):
         id2.judge(out=str(out), **chosen)
     with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
@@ -261,4 +279,63 @@ def test_a_second_encoder_joins_a_place_that_had_one(drawn: Path, tmp_path: Path
     assert both.joint and both.verdicts["match"] == 3 and matched(tmp_path) == FOUND
     assert set(id2.matches(str(tmp_path))["calibration_id"].to_pylist()) == {both.joint.calibration_id}
     assert scan(drawn, tmp_path, keep="floor") == both
+    assert not id2.doctor(out=str(tmp_path)).findings
+
+
+def test_nights_search_by_two_encoders_and_each_pair_once(drawn: Path, tmp_path: Path) -> None:
+    """Two nights, the second with a new reference, find what one scan finds, and a re-run adds nothing."""
+    out, references = tmp_path / "out", draw_photos(tmp_path / "corpus" / "references", 5)
+    for name in ("colors.pt", "colors.json", "pdq.json"):
+        shutil.copy(drawn / name, tmp_path / "corpus")
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder, names in ((first, ("gray.png", "p0500.jpg")), (second, ("copy.png", "poster.png"))):
+        folder.mkdir()
+        for name in names:
+            shutil.copy(drawn / "uploads" / name, folder)
+    made = night(tmp_path / "corpus", out, first)
+    assert (made.new_uploads, made.pairs, made.pairs_stored) == (2, 2 * 2 * 5, 2 * 2 * TOP_K)
+    assert sum(made.verdicts.values()) == 2 and made.verdicts.get("match", 0) == 0
+    draw_photos(references, 1, first_seed=5)
+    made = night(tmp_path / "corpus", out, first, second)
+    assert (made.new_uploads, made.new_references, made.back_scan_open) == (2, 1, 0)
+    assert made.pairs == 2 * (2 * 6 + 2 * 1)
+    assert matched(out) == FOUND
+    # Of the new uploads both are found, and of the earlier ones that one of which PDQ alone knows the origin.
+    assert made.verdicts["match"] == 3
+    assert {name: own["match"] for name, own in made.channels.items()} == {CHANNEL: 2, "pdq": 2}
+    [run] = [run for run in records.read(str(out)) if run.run_id == made.run_id]
+    assert (run.first_searched, run.first_matched, run.match_pairs) == (2, 2, 4)
+    assert outcomes.read(str(out), run).new["match"] == 3
+    page = (out / "report.html").read_text()
+    assert "found by pdq" in page and "union bound" in page
+    stored = Dataset.open(str(out / "matches"))
+    again = night(tmp_path / "corpus", out, first, second)
+    assert (again.new_uploads, again.pairs, again.pairs_stored, again.verdicts) == (0, 0, 0, {})
+    after = Dataset.open(str(out / "matches"))
+    assert (after.rows, ledger.events(after.commit)) == (stored.rows, ledger.events(stored.commit))
+    assert not id2.doctor(out=str(out)).findings
+    with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
+        night(drawn, out, first, also=None, also_calibration=None)
+
+
+def test_a_night_that_ends_early_leaves_the_back_scan_of_both_channels(drawn: Path, tmp_path: Path) -> None:
+    out, references = tmp_path / "out", draw_photos(tmp_path / "corpus" / "references", 5)
+    for name in ("colors.pt", "colors.json", "pdq.json"):
+        shutil.copy(drawn / name, tmp_path / "corpus")
+    night(tmp_path / "corpus", out, drawn / "uploads")
+    draw_photos(references, 1, first_seed=5)
+    late = night(tmp_path / "corpus", out, drawn / "uploads", deadline_hours=1e-9)
+    assert (late.pairs, late.back_scan_open) == (0, 1)
+    made = night(tmp_path / "corpus", out, drawn / "uploads")
+    assert (made.pairs, made.back_scan_open) == (2 * 5 * 1, 0)
+    assert matched(out) == FOUND
+
+
+def test_a_second_encoder_joins_nights_that_had_one(drawn: Path, tmp_path: Path) -> None:
+    alone = night(drawn, tmp_path, drawn / "uploads", also=None, also_calibration=None)
+    assert alone.verdicts["match"] == 2 and not alone.channels
+    both = night(drawn, tmp_path, drawn / "uploads", canary=True)
+    assert (both.new_uploads, both.pairs) == (0, 5 * 6)
+    assert matched(tmp_path) == FOUND and both.channels["pdq"]["match"] == 2
+    assert (tmp_path / "_canary" / "last-pdq.json").is_file()
     assert not id2.doctor(out=str(tmp_path)).findings
