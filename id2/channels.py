@@ -157,7 +157,7 @@ class SecondChannel(ChannelCorpora):
         check_same(out, own.name)
         spec = request.joint_calibration
         joint = Channels(
-            _joint_of(spec, {CHANNEL: first, own.name: own.calibration}), (first, own.calibration)
+            joint_of(spec, {CHANNEL: first, own.name: own.calibration}), (first, own.calibration)
         )
         held = (own.name, own.settings, own.ids, own.out, own.beam, own.background, own.calibration)
         return SecondChannel(*held, joint, spec)
@@ -231,8 +231,17 @@ def _check_background(name: str, own: Calibration, background: Corpus | None) ->
         judging.check_background_id(own, background.dataset)
 
 
-def _joint_of(spec: str, own: dict[str, Calibration]) -> JointCalibration:
-    """Return the joint calibration: of a file, or the union bound at the rates of the first channel."""
+def joint_of(spec: str, own: dict[str, Calibration]) -> JointCalibration:
+    """Return the joint calibration: of a file, or the union bound at the rates of the first channel.
+
+    Args:
+        spec: as of `--joint-calibration`.
+        own: name of a channel → its calibration, the first first.
+
+    Raises:
+        CalibrationError: the file is missing, damaged, or of other channels; or a calibration has no
+            threshold at its share of the rate.
+    """
     if spec == UNION:
         first = own[CHANNEL]
         return channels.union(own, match=first.match.target, review=first.review.target)
@@ -240,7 +249,7 @@ def _joint_of(spec: str, own: dict[str, Calibration]) -> JointCalibration:
     names = [channel.name for channel in joint.channels]
     if names != list(own):
         raise CalibrationError(
-            f"{spec} is a joint calibration of the channels {', '.join(names)}, this scan has "
+            f"{spec} is a joint calibration of the channels {', '.join(names)}, and these are "
             f"{', '.join(own)}"
         )
     return joint

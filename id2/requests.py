@@ -407,14 +407,40 @@ class JudgeRequest(BeamRequest):
         example="dataset:background-id2",
     )
 
+    also_calibration: str | None = option(
+        "Where --out has a second channel, the calibration of that channel: a file that id2 calibrate wrote.",
+        None,
+        example="pdq.json",
+    )
+    also_background: str | None = option(
+        "Background of the second channel: as --background.",
+        None,
+        unset="that of the last scan",
+        example="dataset:background-pdq",
+    )
+    joint_calibration: str = option(
+        "How both channels give one verdict: union (the union bound, at the rates of --calibration) or a "
+        "file that id2 calibrate --also wrote.",
+        defaults.UNION,
+        example="joint.json",
+    )
+
     def check(self) -> None:
         """Refuse a place without matches, and a missing file; one of calibration and back is needed."""
         super().check()
         if (self.calibration is None) is not self.back:
             raise OptionError("give either --calibration with a file or --back")
+        joint = self.joint_calibration if self.joint_calibration != defaults.UNION else None
+        if self.back and (self.also_calibration or joint):
+            raise OptionError("--back takes the calibrations of before: leave those of the channels out")
+        if joint and not self.also_calibration:
+            raise OptionError("--joint-calibration is of two channels: give --also-calibration, too")
         checks.require_dataset(self.out, "out", "matches")
         checks.require_file(self.calibration, "calibration", CalibrationError)
+        checks.require_file(self.also_calibration, "also-calibration", CalibrationError, "")
+        checks.require_file(joint, "joint-calibration", CalibrationError, " (or union, which needs none)")
         checks.require_corpus(self.background, "background", self.out)
+        checks.require_corpus(self.also_background, "also-background", self.out)
         checks.require_writable(self.out)
 
 

@@ -22,7 +22,8 @@ app = typer.Typer()
     id2.judge,
     "flows.judge:judge",
     epilog="Examples: id2 judge --out results --calibration w/calibration.json. The step back: id2 judge "
-    "--out results --back",
+    "--out results --back. Two channels by a measured rate: id2 judge --out results --calibration "
+    "w/calibration.json --also-calibration pdq.json --joint-calibration joint.json",
 )
 def show(report: JudgeReport, request: JudgeRequest) -> None:
     """Print how many pairs got which verdict, and by which calibration."""

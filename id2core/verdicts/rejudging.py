@@ -22,7 +22,7 @@ from id2core.store.datasets import Commit, Dataset, FileRecord
 from id2core.verdicts import calibration, channels
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.channel_judging import AnyJudge, ChannelJudge
-from id2core.verdicts.channels import JointCalibration
+from id2core.verdicts.channels import Channels, JointCalibration
 
 VERDICTS = "verdicts"
 # Where an `--out` keeps the calibrations that it was judged by.
@@ -190,15 +190,43 @@ def earlier(matches: Dataset, out: str, ids: Mapping[str, str]) -> Calibration:
     Raises:
         CalibrationError: there is none.
     """
+    for calibration_id in _before(matches, out):
+        chosen = calibration.load(place_of(out, calibration_id))
+        if chosen.is_for(ids):
+            return chosen
+    raise CalibrationError(f"{out} has been judged by one calibration only: there is nothing to go back to")
+
+
+def earlier_channels(matches: Dataset, out: str, ids: Mapping[str, Mapping[str, str]]) -> Channels:
+    """Return the joint calibration that judged before the present one.
+
+    Args:
+        matches, out: as of `earlier`.
+        ids: name of a channel → its ids, as of `earlier`; what judged other channels is passed over.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    for calibration_id in _before(matches, out):
+        try:
+            joint = channels.load(place_of(out, calibration_id))
+        except CalibrationError:
+            continue  # of one channel
+        own = [calibration.load(place_of(out, channel.calibration_id)) for channel in joint.channels]
+        names = [channel.name for channel in joint.channels]
+        if names == list(ids) and all(map(Calibration.is_for, own, ids.values())):
+            return Channels(joint, tuple(own))
+    raise CalibrationError(
+        f"{out} has been judged by one joint calibration only: there is nothing to go back to"
+    )
+
+
+def _before(matches: Dataset, out: str) -> Iterator[str]:
+    """Yield the calibrations that judged before the present one, the newest first."""
     now = active(matches, out)
     events = ledger.events(matches.commit)
     known = [event.calibration_id for event in events] + [j.calibration_id for j in _judgings(out)]
-    for calibration_id in reversed(known):
-        if calibration_id and calibration_id != now:
-            chosen = calibration.load(place_of(out, calibration_id))
-            if chosen.is_for(ids):
-                return chosen
-    raise CalibrationError(f"{out} has been judged by one calibration only: there is nothing to go back to")
+    yield from (known_id for known_id in reversed(known) if known_id and known_id != now)
 
 
 def judge(matches: Dataset, out: str, judges: Sequence[tuple[AnyJudge, int]], execution: Execution) -> Judged:

@@ -217,7 +217,7 @@ def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp
     chosen = {"calibration": str(drawn / "colors.json")}
     with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
         night(drawn, out, drawn / "uploads", also=None, also_calibration=None)
-    with pytest.raises(DatasetError, match="second channel, pdq: id2 judge"):
+    with pytest.raises(OptionError, match="second channel, pdq: give its calibration with --also-cal"):
         id2.judge(out=str(out), **chosen)
     with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
         scan(drawn, out, also=None, also_calibration=None)
@@ -239,7 +239,7 @@ def test_a_measured_rule_is_taken_from_its_file(drawn: Path, tmp_path: Path) -> 
     assert (summary.joint.rule, rate.low, rate.high) == ("measured", joint.match.low, joint.match.high)
     assert "Rates were measured" in (tmp_path / "out" / "report.html").read_text()
     colors = {"also": str(drawn / "colors.pt"), "also_calibration": str(drawn / "colors.json")}
-    with pytest.raises(CalibrationError, match="of the channels latent, pdq, this scan has latent, colors"):
+    with pytest.raises(CalibrationError, match="of the channels latent, pdq, and these are latent, colors"):
         scan(drawn, tmp_path / "x", encoder="pdq", calibration=str(drawn / "pdq.json"), **colors, **given)
 
 
@@ -339,3 +339,70 @@ def test_a_second_encoder_joins_nights_that_had_one(drawn: Path, tmp_path: Path)
     assert matched(tmp_path) == FOUND and both.channels["pdq"]["match"] == 2
     assert (tmp_path / "_canary" / "last-pdq.json").is_file()
     assert not id2.doctor(out=str(tmp_path)).findings
+
+
+def test_pairs_of_both_channels_are_judged_anew_and_the_step_back_is_one_command(
+    drawn: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    before = scan(drawn, out)
+    assert before.joint
+    with pytest.raises(CalibrationError, match="by one joint calibration only"):
+        id2.judge(out=str(out), back=True)
+    tailed(1.2, 0.01, str(drawn / "colors.pt")).save(str(tmp_path / "strict.json"))
+    strict = {"calibration": str(tmp_path / "strict.json"), "also_calibration": str(drawn / "pdq.json")}
+    made = id2.judge(out=str(out), **strict)
+    assert (made.before, made.pairs, made.skipped) == (before.joint.calibration_id, 2 * 5 * TOP_K, 0)
+    assert matched(out) == {found for found in FOUND if found[0] == "pdq"}
+    assert made.calibration_id in (out / "report.html").read_text()
+    summary = id2.report(out=str(out))
+    assert summary.joint and summary.joint.calibration_id == made.calibration_id
+    assert summary.verdicts["match"] == 2
+    assert id2.judge(out=str(out), back=True).calibration_id == made.before
+    back = id2.report(out=str(out)).joint
+    assert matched(out) == FOUND and back and back.verdicts == before.joint.verdicts
+    assert id2.judge(out=str(out), back=True).calibration_id == made.calibration_id
+
+    files = {CHANNEL: "colors.json", "pdq": "pdq.json"}
+    own = {name: calibration.load(str(drawn / file)) for name, file in files.items()}
+    strangers = np.random.default_rng(0).normal(0.6, 0.05, (1000, 2))
+    joint = channels.measured(own, strangers, 6, match=0.01, review=0.05)
+    joint.save(str(tmp_path / "joint.json"))
+    given = {"calibration": str(drawn / "colors.json"), "also_calibration": str(drawn / "pdq.json")}
+    given["joint_calibration"] = str(tmp_path / "joint.json")
+    assert id2.judge(out=str(out), **given).calibration_id == joint.calibration_id
+    with pytest.raises(CalibrationError, match="was calibrated jointly with"):
+        id2.judge(out=str(out), **given | strict)
+    rows = Dataset.open(str(out / "matches")).rows
+    assert scan(drawn, out).joint == before.joint and matched(out) == FOUND
+    assert Dataset.open(str(out / "matches")).rows == rows
+    assert not id2.doctor(out=str(out)).findings
+
+
+def test_a_new_background_of_a_second_channel_is_searched_once(drawn: Path, tmp_path: Path) -> None:
+    scan(drawn, tmp_path / "out")
+    plain = {"encoder": "pdq", "transform": "none", "views": "none"}
+    background = draw_photos(tmp_path / "background", 4, first_seed=900)
+    id2.embed(images=str(background), out=str(tmp_path / "embedded"), **plain)
+    index_id = shards.index_id(Dataset.open(str(tmp_path / "embedded" / "embeddings")))
+    how = Normalization(factor=0.5, k=2, background_id=index_id)
+    calibration.load(str(drawn / "pdq.json")).model_copy(update={"normalization": how}).save(
+        str(tmp_path / "pdq.json")
+    )
+    given = {"calibration": str(drawn / "colors.json"), "also_calibration": str(tmp_path / "pdq.json")}
+    with pytest.raises(CalibrationError, match="give its data set with --also-background"):
+        id2.judge(out=str(tmp_path / "out"), **given)
+    behind = {"also_background": f"dataset:{tmp_path / 'embedded'}"}
+    made = id2.judge(out=str(tmp_path / "out"), **given, **behind)
+    assert (made.pairs, made.skipped) == (2 * 5 * TOP_K, 0)
+    assert id2.judge(out=str(tmp_path / "out"), **given).verdicts == made.verdicts
+    scan(drawn, tmp_path / "anew", **given, **behind)
+    judged, anew = (_verdicts(tmp_path / name) for name in ("out", "anew"))
+    assert judged == anew and set(judged.values()) == {"match", "none"}
+
+
+def _verdicts(out: Path) -> dict[tuple[str, ...], str]:
+    """Channel, upload, and reference of each pair → its verdict."""
+    columns = ("channel", "query_uri", "reference_id")
+    rows = id2.matches(str(out)).to_pylist()
+    return {tuple(str(row[name]) for name in columns): str(row["verdict"]) for row in rows}
