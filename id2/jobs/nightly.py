@@ -202,7 +202,9 @@ class _Night:
         spans = [self._spans(search) for search in searches]
         for search, (new, _) in zip(searches, spans, strict=True):
             matches = search.run(recorder, "search new uploads", new)
-        self._count_first(searches, matches, recorder)
+        # Uploads are not new because a second channel joins: it has touched no segment yet.
+        known = [search for search, (new, _) in zip(searches, spans, strict=True) if new[0] > 1]
+        self._count_first(known or searches, matches, recorder)
         for search, (_, earlier) in zip(searches, spans, strict=True):
             for span in earlier:
                 if self._is_late:

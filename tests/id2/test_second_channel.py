@@ -337,6 +337,8 @@ def test_a_second_encoder_joins_nights_that_had_one(drawn: Path, tmp_path: Path)
     both = night(drawn, tmp_path, drawn / "uploads", canary=True)
     assert (both.new_uploads, both.pairs) == (0, 5 * 6)
     assert matched(tmp_path) == FOUND and both.channels["pdq"]["match"] == 2
+    [run] = [run for run in records.read(str(tmp_path)) if run.run_id == both.run_id]
+    assert (run.first_searched, run.first_matched, run.match_pairs) == (0, 0, 2)
     assert (tmp_path / "_canary" / "last-pdq.json").is_file()
     assert not id2.doctor(out=str(tmp_path)).findings
 
