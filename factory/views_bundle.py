@@ -5,7 +5,7 @@ background and calibration, of whole uploads alone, are moved aside. The backgro
 of crops of training photos, and no latents or detail, from which pictures could be drawn. The same photos are
 the cohort in the file of W, whose weights stay. Thresholds come from edited calibration uploads, one of each
 photo: a copy or a translation, with one of the edits, in turn. Test uploads of every kind and edit, whose
-origins are taken out of the references, say what the rates are.
+origins are taken out of the references, say what the rates are, and copies of fresh photos.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from factory.bundle import FACTS, MATCH, REVIEW, write_background
 from id2core.experiments import upload_matchers, upload_views
 from id2core.experiments.evaluation_sets import EvaluationSet
-from id2core.experiments.photo_bench import TRAIN
+from id2core.experiments.photo_bench import FRESH, TRAIN
 from id2core.experiments.upload_matchers import Background
-from id2core.experiments.upload_sets import TESTED, Uploads, UploadSet
+from id2core.experiments.upload_sets import TESTED, Sources, Uploads, UploadSet
 from id2core.experiments.upload_views import Viewed
 from id2core.search import looks, shards
 from id2core.search.looks import Views
@@ -35,6 +35,9 @@ from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, judging, tails
 from id2core.verdicts.calibration import Calibration, Threshold
 from id2core.verdicts.tails import Pairs
+
+# Edits in turn of which a fresh photo has one.
+_TURNS = 3
 
 
 def background(data: EvaluationSet, w: Transform, role: str, folder: Path) -> Transform:
@@ -70,6 +73,17 @@ def false_scores(matcher: Viewed, uploads: UploadSet, split: str) -> NDArray[np.
             both = upload_matchers.with_and_without(matcher.scores(asked), asked.queries)
             best.append(both.scores[count:, 0].astype(np.float64))
     return np.concatenate(best)
+
+
+def fresh_copies(uploads: UploadSet) -> list[Uploads]:
+    """Return copies of photos that nothing else was made of, each with every third edit."""
+    _, ids = uploads.data.read(FRESH)
+    uris = uploads.data.uris(FRESH)
+    every = Sources(FRESH, uris, ids, np.full(len(ids), -1), np.arange(len(ids)))
+    return [
+        Uploads(edit, every.take(range(number % _TURNS, len(ids), _TURNS)), uploads)
+        for number, edit in enumerate(uploads.edits)
+    ]
 
 
 def rates(thresholds: Sequence[Threshold], strangers: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -108,8 +122,13 @@ def calibrate(data: EvaluationSet, w: Transform, whole: Calibration, folder: Pat
         pairs=pairs,
     )
     made = made.model_copy(update={"content": whole.content})
-    both = rates((made.match, made.review), false_scores(matcher, uploads, TESTED))
-    return made, dict(zip(("match", "review"), both, strict=True))
+    thresholds = (made.match, made.review)
+    both = rates(thresholds, false_scores(matcher, uploads, TESTED))
+    copies = np.concatenate([matcher.scores(part).max(axis=1) for part in fresh_copies(uploads)])
+    fresh = [{"fresh_copies": each} for each in rates(thresholds, copies)]
+    return made, dict(
+        zip(("match", "review"), (a | b for a, b in zip(both, fresh, strict=True)), strict=True)
+    )
 
 
 def main() -> None:

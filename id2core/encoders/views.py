@@ -64,8 +64,8 @@ _MARGIN: Final = 0.2  # a seam lies so far from both ends
 # share of columns at lines around a blurred frame of four sides, and of two.
 _THICK, _OFF, _OFF_TONES, _FOUR_LINES, _TWO_LINES = 4, 0.25, 4, 0.4, 0.5
 # Seams in frames: share of columns at the cut; correlation of tones along both sides, which a horizon has;
-# standard deviation of tones along each side of a cut without a gap, which a sky has not.
-_SURE_SEAM, _ALIKE, _ALONG = 0.8, 0.5, 4.0
+# how many of the steps at a cut without a gap go the other way, and their tones.
+_SURE_SEAM, _ALIKE, _BOTH_WAYS, _STEP_TONES = 0.8, 0.5, 0.1, 8
 # What is cut off inside a line, in pixels: half of the frame's color in the last row would cost more.
 _INSET: Final = 1
 
@@ -373,14 +373,20 @@ def _gap(gray: Gray, place: int) -> tuple[int, int] | None:
 
 
 def _is_clear_seam(gap: _Band, gray: Gray) -> bool:
-    """Return whether a seam between rows is clear, and tones along it vary otherwise above than below."""
+    """Return whether a seam between rows is clear, and what lies above differs from what lies below."""
     above = gray[max(gap.start - 8, 0) : max(gap.start - 2, 1)].mean(axis=0)
     below = gray[gap.stop + 2 : gap.stop + 8].mean(axis=0)
-    both = np.stack([above - above.mean(), below - below.mean()])
-    spreads = both.std(axis=1)
-    alike = (both[0] * both[1]).mean() / max(float(spreads.prod()), 1e-9)
-    is_cut = gap.stop > gap.start or spreads.min() >= _ALONG
-    return bool(gap.score >= _SURE_SEAM and is_cut and alike <= _ALIKE)
+    above, below = above - above.mean(), below - below.mean()
+    size = np.linalg.norm(above) * np.linalg.norm(below)
+    is_cut = gap.stop > gap.start or _steps_both_ways(gray, gap.start)
+    return bool(gap.score >= _SURE_SEAM and is_cut and above @ below <= _ALIKE * size)
+
+
+def _steps_both_ways(gray: Gray, place: int) -> bool:
+    """Return whether tones step up as well as down along a cut between rows, as they do not along a sky."""
+    step = gray[place + 2] - gray[place - 3]
+    both = min((step > _STEP_TONES).mean(), (step < -_STEP_TONES).mean())
+    return bool(both >= _BOTH_WAYS * (np.abs(step) > _STEP_TONES).mean())
 
 
 def _widened(gap: _Band, gray: Gray) -> _Band:
