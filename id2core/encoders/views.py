@@ -350,9 +350,12 @@ def _seam(lines: _Lines, least: float) -> _Band | None:
     low, high = int(_MARGIN * height), int((1 - _MARGIN) * height)
     place = low + int(lines.shares[low:high].argmax())
     share = float(lines.shares[place])
-    if share >= _SEAM_GAP and (gap := _gap(lines.gray, place)):
+    # A band of color under lettering ends before the sides of the picture.
+    sides = [_Lines(lines.gray[:, side]).shares[place] > 0 for side in (slice(1), slice(-1, None))]
+    if share >= _SEAM_GAP and any(sides) and (gap := _gap(lines.gray, place)):
         return _Band(*gap, share)
-    return _Band(place, place, share) if share >= least else None
+    is_cut = all(sides) or _steps_both_ways(lines.gray, place)
+    return _Band(place, place, share) if share >= least and is_cut else None
 
 
 def _gap(gray: Gray, place: int) -> tuple[int, int] | None:

@@ -74,6 +74,28 @@ def test_a_collage_has_two_insets() -> None:
         assert far(inset.pixels, plain) < 0.5 * far(upload.pixels, plain)
 
 
+@pytest.mark.parametrize("gap", [0, 6])
+def test_a_dark_picture_beside_a_light_one_is_a_collage(gap: int) -> None:
+    dark, light = (scene(seed, (240, 320)) for seed in (1, 2))
+    dark, light = dark.point(lambda tone: tone // 3), light.point(lambda tone: 170 + tone // 3)
+    upload = Image.new("RGB", (480 + gap, 320))
+    upload.paste(dark, (0, 0))
+    upload.paste(light, (240 + gap, 0))
+
+    assert len(decoded(saved(upload, 95)).insets) == 2
+
+
+def test_a_band_under_lettering_is_seldom_a_seam() -> None:
+    seen = 0
+    for seed in range(16):
+        picture = scene(seed, (400, 300))
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((8, 150, 392, 190), "black")
+        draw.text((200, 170), "SOMEWHERE NICE", "white", anchor="mm", font_size=28)
+        seen += len(decoded(saved(picture)).insets) > 0
+    assert seen <= 8  # all of them, if a line need not reach a side of the picture
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_pictures_without_a_frame_are_left_alone(seed: int) -> None:
     picture = scene(seed, (400, 300))
