@@ -355,7 +355,13 @@ def choose(
     chosen = judging.choose(settings.calibration, {**ids, looks.VIEWS: looks.id_of(views)})
     if views and chosen is None and settings.calibration == AUTO:
         whole = judging.choose(AUTO, {**ids, looks.VIEWS: looks.NONE})
-        return (None, whole) if whole else (views, None)
+        if whole is None:
+            return views, None
+        _log.warning(
+            "whole uploads are searched, under no other views: this file of W has another cohort than that "
+            "which ships, or none. Give --transform auto, or a --calibration that was made with this file"
+        )
+        return None, whole
     return views, chosen
 
 

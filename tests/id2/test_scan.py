@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from PIL import Image
 import id2
 from beam_jobs import embed
 from flows.commands.scan import summary_lines
+from id2 import searching
 from id2.requests import ScanRequest
 from id2core.encoders.registry import load_encoder
 from id2core.errors import CalibrationError, DatasetError, OptionError, StorageError, TruthError
 from id2core.runs import records
 from id2core.runs.execution import Execution
-from id2core.search import exact, shards
+from id2core.search import exact, looks, shards
+from id2core.settings import Settings
 from id2core.store import schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms import files
@@ -224,6 +227,22 @@ def test_an_upload_does_not_make_a_data_set_of_the_uploads(
     assert summary["rejects"]["queries"] == {"truncated": 1, "not_an_image": 1}
     [warning] = caplog.messages
     assert f"{tmp_path}/in/uploads has a file {marker}" in warning and "dataset:" in warning
+
+
+def test_a_file_of_w_with_another_cohort_is_no_silent_search_of_whole_uploads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundled = load_transform(str(files.bundled_folder() / WEIGHTS))
+    replace(bundled, cohort=None).save(tmp_path / WEIGHTS)
+    shipped = judging.load("auto")
+    assert shipped
+    ids = {name: getattr(shipped, name) for name in schemas.ROW_IDS}
+    views, chosen = searching.choose(Settings(), ids, str(tmp_path))
+    assert views and chosen == shipped and not caplog.messages
+    views, chosen = searching.choose(Settings(transform=str(tmp_path / WEIGHTS)), ids, str(tmp_path))
+    assert views is None and chosen and chosen.views == looks.NONE
+    [warning] = caplog.messages
+    assert "whole uploads" in warning and "cohort" in warning
 
 
 def test_from_bucket_to_bucket(pictures: Path, tiny_vae: str, tmp_path: Path, gcs: str) -> None:
