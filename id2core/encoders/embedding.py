@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from id2core import defaults
 from id2core.encoders import images
 from id2core.encoders.images import Limits
+from id2core.encoders.information import BLANK
 from id2core.encoders.pictures import Picture, read_picture, reading_threads
 from id2core.runs import parts, takedowns
 from id2core.runs.parts import Lineage, OnBatch, Product
@@ -254,7 +255,7 @@ def embed_objects(
             return picture
         if picture.image_id in refused:
             return takedowns.REFUSED
-        return replace(picture, information=encoder.information(picture.decoded.pixels))
+        return _measured(picture, encoder)
 
     fetched = parts.read_ahead(objects, fetch, 4 * step, reading_threads(objects))
     for pictures, bad in parts.batches(fetched, step, lambda picture: picture.looks):
@@ -271,6 +272,17 @@ def embed_objects(
             rejected, since = [], time.monotonic()
     if len(group) or rejected:
         yield (group.take() if len(group) else None), rejected
+
+
+def _measured(picture: Picture, encoder: Encoder) -> Picture:
+    """Return a picture with how much it shows, and without blank insets, which would match each other."""
+    shown = {
+        name: inset
+        for name, inset in (picture.insets or {}).items()
+        if encoder.information(inset.pixels) >= BLANK
+    }
+    insets = None if picture.insets is None else shown
+    return replace(picture, information=encoder.information(picture.decoded.pixels), insets=insets)
 
 
 def embed_part(

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+# A picture that shows less is blank, by the measure of any corpus.
+BLANK: Final = 0.08
 # The measure is of pictures of this side; larger ones are shrunk to it first.
 SIDE: Final = 256
 # Tones, of 256, that count as one.

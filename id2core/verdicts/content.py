@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from id2core.encoders.hub import PDQ
+from id2core.encoders.information import BLANK
 
 # The reason beside such a verdict: the column `verdict_reason` of matches/.
 NO_CONTENT: Final = "no_content"
 # Share of the background's pictures that may be called without content.
 SHARE: Final = 0.001
 # The threshold lies in between, whatever the background holds: a corpus of blank pages is no measure of them.
-LEAST: Final = 0.08
+LEAST: Final = BLANK
 MOST: Final = 0.15
 # Meta's limit of quality, of 100, below which a hash of PDQ is not to be matched.
 PDQ_LEAST: Final = 0.5

@@ -127,10 +127,19 @@ def test_a_row_group_with_many_insets_has_fewer_rows(tmp_path: Path, monkeypatch
     assert len({*map(tuple, whole), *map(tuple, halves)}) >= 7 + 8  # neighbors share a scene
 
 
+def test_a_blank_picture_inside_a_frame_is_no_inset(tmp_path: Path) -> None:
+    blank = framed(Image.new("RGB", (400, 300), "cyan"))
+    folder = save_all(tmp_path / "in", [blank, framed(scene(3, (400, 300)))])
+    decoded = images.decode((folder / "00.jpg").read_bytes(), look=views.insets)
+    assert isinstance(decoded, Decoded) and len(decoded.insets) == 1
+    [group] = batches(folder, lambda x: x.mean(dim=(2, 3)))
+    assert [[one["view"] for one in own] for own in group["insets"].to_pylist()] == [[], ["inset"]]
+
+
 def test_an_inset_whose_latent_overflows_is_left_out(tmp_path: Path) -> None:
-    bright = Image.fromarray((235 + np.asarray(scene(3, (400, 300)), np.uint16) // 13).astype(np.uint8))
+    bright = Image.fromarray((190 + np.asarray(scene(3, (400, 300)), np.uint16) // 4).astype(np.uint8))
     folder = save_all(tmp_path / "in", [framed(bright, "black"), framed(scene(3, (400, 300)), "black")])
-    [group] = batches(folder, lambda x: torch.exp(14 * x.mean(dim=(2, 3))), dtype=torch.float32)
+    [group] = batches(folder, lambda x: torch.exp(18 * x.mean(dim=(2, 3))), dtype=torch.float32)
     assert [[one["view"] for one in own] for own in group["insets"].to_pylist()] == [[], ["inset"]]
 
 
