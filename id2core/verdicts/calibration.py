@@ -276,7 +276,11 @@ class Calibration(BaseModel):
     def _other_views(self, asked: str) -> str:
         own = "whole uploads alone" if self.views == looks.NONE else f"the views {self.views}"
         other = "whole uploads alone" if asked == looks.NONE else f"the views {asked}"
-        mend = f"--views {looks.NONE}" if self.views == looks.NONE else "--views auto"
+        mend = "--views auto"
+        if self.views == looks.NONE:
+            mend = f"--views {looks.NONE}"
+        elif asked != looks.NONE:
+            mend = "the file of W that it was made with"
         return f"calibrated for {own}, these scores are of {other}: give {mend}, or calibrate anew"
 
     def save(self, uri: str) -> None:
