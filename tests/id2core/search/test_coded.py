@@ -378,6 +378,7 @@ def test_a_search_by_codes_takes_the_best_look_at_an_upload(tmp_path: Path) -> N
         names=np.array([0, 0, looks.LOOKS.index("inset")]),
         costs=np.array([0, 0.2, 0], np.float32),
         descriptors=np.concatenate([inside, vectors[[7]]]),
+        latents=None,
         bits=None,
         moved=(),
     )
