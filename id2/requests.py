@@ -393,7 +393,7 @@ class JudgeRequest(BeamRequest):
 
     out: str = option("The --out of a finished scan.", example="results")
     calibration: str | None = option(
-        "Calibration to judge by: a file that id2 calibrate wrote.",
+        "Calibration to judge by: a file that id2 calibrate wrote, or auto for the bundled one.",
         None,
         unset="needed, unless --back is given",
         example="w/calibration.json",

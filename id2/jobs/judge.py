@@ -27,7 +27,7 @@ from id2core.search.match_rows import CHANNEL, MATCHES
 from id2core.store import datasets, schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms.linear import AUTO
-from id2core.verdicts import calibration, channel_facts, judging, rejudging
+from id2core.verdicts import channel_facts, judging, rejudging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.channel_judging import AnyJudge, ChannelJudge
 from id2core.verdicts.channels import Channels
@@ -172,6 +172,20 @@ def run(request: JudgeRequest) -> JudgeReport:
     )
 
 
+def _chosen(spec: str, ids: dict[str, str]) -> Calibration:
+    """Load a calibration for the scores of a channel.
+
+    Raises:
+        CalibrationError: it is missing, damaged, or for other scores, or none ships for these.
+    """
+    chosen = judging.choose(spec, ids)
+    if chosen is None:
+        raise CalibrationError(
+            f"no calibration ships for the scores of this --out: {spec} finds none, give a file"
+        )
+    return chosen
+
+
 def _rule(request: JudgeRequest, place: _Place) -> _Rule:
     """Return what is asked to judge, or what judged before."""
     first, *others = place.channels
@@ -182,7 +196,7 @@ def _rule(request: JudgeRequest, place: _Place) -> _Rule:
             (
                 rejudging.earlier(place.matches, place.out, first.ids)
                 if request.back
-                else calibration.load(str(request.calibration)),
+                else _chosen(str(request.calibration), first.ids),
             )
         )
     if len(others) > 1:
@@ -197,9 +211,7 @@ def _rule(request: JudgeRequest, place: _Place) -> _Rule:
             f"{place.out} has a second channel, {second.name}: give its calibration with --also-calibration"
         )
     files = str(request.calibration), request.also_calibration
-    own = {channel.name: calibration.load(file) for channel, file in zip(place.channels, files, strict=True)}
-    for channel in place.channels:
-        own[channel.name].check_ids(channel.ids)
+    own = {c.name: _chosen(file, c.ids) for c, file in zip(place.channels, files, strict=True)}
     both = tuple(own.values())
     return _Rule(both, Channels(joint_of(request.joint_calibration, own), both))
 

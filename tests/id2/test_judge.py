@@ -95,6 +95,18 @@ def test_what_cannot_be_judged_is_refused_by_name(out: Path, tmp_path: Path) -> 
         id2.judge(out=str(out), calibration=str(tmp_path / "other.json"))
 
 
+def test_the_calibration_that_ships_is_asked_for_by_auto(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "references", 3)
+    draw_photos(tmp_path / "uploads", 2)
+    places = {"reference": str(tmp_path / "references"), "queries": str(tmp_path / "uploads")}
+    shipped = id2.scan(**places, out=str(tmp_path / "mini"), keep="all")
+    report = id2.judge(out=str(tmp_path / "mini"), calibration="auto")
+    assert shipped.calibration and report.calibration_id == shipped.calibration.calibration_id
+    id2.scan(**places, out=str(tmp_path / "pdq"), keep="all", calibration="none", **GIVEN)
+    with pytest.raises(CalibrationError, match="no calibration ships"):
+        id2.judge(out=str(tmp_path / "pdq"), calibration="auto")
+
+
 def test_a_background_is_searched_once_and_kept(tmp_path: Path) -> None:
     draw_photos(tmp_path / "references", 6)
     draw_photos(tmp_path / "uploads", 4)
