@@ -23,6 +23,7 @@ from id2core.experiments.evaluation_sets import CALIBRATION, FRESH, TRAIN, Evalu
 from id2core.search import exact, shards
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, SourceRecord
+from id2core.transforms import cohorts
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, normalization, tails
@@ -33,13 +34,12 @@ from id2core.verdicts.tails import Pairs
 
 MATCH, REVIEW = 0.02, 0.1
 FACTS = "W.json"
-COUNT = 1000
 
 
 def background(data: EvaluationSet, w: Transform, out: Path) -> tuple[str, NDArray[np.float32]]:
     """Write descriptors of training photos as an embeddings data set; its index_id, and float32[B,m]."""
     latents, ids = data.read(TRAIN)
-    rows = np.linspace(0, len(ids) - 1, COUNT).astype(int)
+    rows = cohorts.chosen(len(ids))
     descriptors = w.apply(latents[rows]).astype(np.float16).astype(np.float32)
     names = data.ids | {"transform_id": w.transform_id}
     return write_background(out, [ids[i] for i in rows], descriptors, latents.shape[1], names), descriptors

@@ -123,12 +123,11 @@ def calibrate(data: EvaluationSet, w: Transform, whole: Calibration, folder: Pat
     )
     made = made.model_copy(update={"content": whole.content})
     thresholds = (made.match, made.review)
-    both = rates(thresholds, false_scores(matcher, uploads, TESTED))
+    tested = rates(thresholds, false_scores(matcher, uploads, TESTED))
     copies = np.concatenate([matcher.scores(part).max(axis=1) for part in fresh_copies(uploads)])
-    fresh = [{"fresh_copies": each} for each in rates(thresholds, copies)]
-    return made, dict(
-        zip(("match", "review"), (a | b for a, b in zip(both, fresh, strict=True)), strict=True)
-    )
+    names = ("match", "review")
+    each = zip(names, tested, rates(thresholds, copies), strict=True)
+    return made, {name: rate | {"fresh_copies": fresh} for name, rate, fresh in each}
 
 
 def main() -> None:

@@ -83,11 +83,8 @@ class Viewed:
         if self.background is None:
             return scores
         shard, how = self.background
-        beside = (
-            viewed.search(shard, self.looks(uploads, self.views.of_wholes), how.k)["score"]
-            .to_numpy()
-            .reshape(-1, how.k)
-        )
+        wholes = self.looks(uploads, self.views.of_wholes)
+        beside = viewed.search(shard, wholes, how.k)["score"].to_numpy().reshape(-1, how.k)
         return np.asarray(scores - how.factor * background_means(beside, how.k)[:, None], np.float32)
 
     def looks(self, uploads: Uploads, views: Views | None = None) -> Looks:

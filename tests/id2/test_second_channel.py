@@ -53,10 +53,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scan(folder: Path, out: Path, **more: object) -> id2.ScanSummary:
-    given: dict[str, object] = {
-        "reference": str(folder / "references"),
-        "queries": str(folder / "uploads"),
+def given(folder: Path, out: Path) -> dict[str, object]:
+    """Options of a scan and of a night by two encoders."""
+    return {
         "encoder": str(folder / "colors.pt"),
         "transform": "none",
         "calibration": str(folder / "colors.json"),
@@ -66,24 +65,16 @@ def scan(folder: Path, out: Path, **more: object) -> id2.ScanSummary:
         "keep": "all",
         "out": str(out),
     }
-    return id2.scan(**given | more)
+
+
+def scan(folder: Path, out: Path, **more: object) -> id2.ScanSummary:
+    corpora = {"reference": str(folder / "references"), "queries": str(folder / "uploads")}
+    return id2.scan(**given(folder, out) | corpora | more)
 
 
 def night(folder: Path, out: Path, *queries: Path, **more: object) -> NightlySummary:
-    given: dict[str, object] = {
-        "reference": [str(folder / "references")],
-        "queries": [str(path) for path in queries],
-        "encoder": str(folder / "colors.pt"),
-        "transform": "none",
-        "calibration": str(folder / "colors.json"),
-        "also": "pdq",
-        "also_calibration": str(folder / "pdq.json"),
-        "top_k": TOP_K,
-        "keep": "all",
-        "canary": False,
-        "out": str(out),
-    }
-    return id2.nightly(**given | more)
+    corpora = {"reference": [str(folder / "references")], "queries": [str(path) for path in queries]}
+    return id2.nightly(**given(folder, out) | corpora | {"canary": False} | more)
 
 
 def matched(out: Path) -> set[tuple[str, str, str]]:
