@@ -23,6 +23,7 @@ VIEWS = (
     "judged",
     "best_matches",
     "current",
+    "current_uploads",
     "daily_counts",
     "by_reference",
     "backscan",
@@ -43,6 +44,8 @@ CREATE OR REPLACE MACRO unix_seconds(moment) AS CAST(epoch(moment) AS BIGINT);
 _BIGQUERY = f"""\
 -- {_NOTE}
 -- For a data set `id2` in the default project. Replace PLACE with the --out, for example gs://my-bucket/id2/nightly.
+-- Two tables are of a second channel (--also). With one, replace their views without rows by the tables in
+-- the comments beside them, and CHANNEL with its name.
 -- infra/terraform makes the same tables and views.
 """
 
@@ -58,7 +61,7 @@ class Source:
 
     Attributes:
         name: of the table.
-        folder: of the data set, below the place.
+        folder: of the data set, below the place; `CHANNEL` in it stands for the name of a second channel.
         schema: of its rows.
         partition: the column that its folders name, a date; empty where there is none.
     """
@@ -75,6 +78,8 @@ class Source:
 
 
 _EMBEDDINGS = schemas.embeddings_schema(1, 1)
+# Stands for the name of a second channel. DuckDB finds it. BigQuery, with one * in a URI, has to be told.
+_CHANNEL = "channels/CHANNEL"
 SOURCES = (
     Source("matches", "matches", schemas.MATCHES, "scan_date"),
     Source("verdicts", "verdicts", schemas.VERDICTS),
@@ -85,6 +90,8 @@ SOURCES = (
     Source("reference_embeddings", "reference/embeddings", _EMBEDDINGS),
     Source("reference_rejects", "reference/rejects", schemas.REJECTS),
     Source("reference_removals", "reference/removals", schemas.REMOVALS),
+    Source("channel_query_embeddings", f"{_CHANNEL}/queries/embeddings", _EMBEDDINGS),
+    Source("channel_reference_embeddings", f"{_CHANNEL}/reference/embeddings", _EMBEDDINGS),
     Source("ledger", "ledger", schemas.LEDGER),
     Source("segments", "segments", schemas.SEGMENTS),
     Source("takedowns", "takedowns", schemas.TAKEDOWNS),
@@ -125,7 +132,7 @@ FROM (
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(
-    getvariable('place') || '/{source.folder}/**/*.parquet',
+    getvariable('place') || '/{source.folder.replace(_CHANNEL, "channels/*")}/**/*.parquet',
     hive_partitioning = {str(bool(source.partition)).lower()}, union_by_name = true, allow_empty = true
   )
 ) AS files;
@@ -149,6 +156,21 @@ def _bigquery() -> str:
 
 
 def _bigquery_table(source: Source) -> str:
+    table = _bigquery_external(source)
+    if _CHANNEL not in source.folder:
+        return table
+    nulls = [f"CAST(NULL AS {_bigquery_type(kind)}) AS {name}" for name, kind in source.columns.items()]
+    comment = "".join(f"-- {line}\n" for line in table.strip().split("\n"))
+    return f"""
+CREATE OR REPLACE VIEW id2.{source.name} AS
+SELECT
+  {_wrap(nulls)}
+FROM UNNEST([1]) AS nothing
+WHERE FALSE;
+{comment}"""
+
+
+def _bigquery_external(source: Source) -> str:
     columns = [f"{_quoted(name, '`')} {_bigquery_type(kind)}" for name, kind in source.columns.items()]
     partition, option = "", ""
     if source.partition:

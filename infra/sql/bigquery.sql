@@ -1,5 +1,7 @@
 -- Written by `make docs` from id2core/store/schemas.py and infra/sql/views/. Do not edit it by hand.
 -- For a data set `id2` in the default project. Replace PLACE with the --out, for example gs://my-bucket/id2/nightly.
+-- Two tables are of a second channel (--also). With one, replace their views without rows by the tables in
+-- the comments beside them, and CHANNEL with its name.
 -- infra/terraform makes the same tables and views.
 
 CREATE OR REPLACE EXTERNAL TABLE id2.matches (
@@ -173,6 +175,92 @@ OPTIONS (
   uris = ['PLACE/reference/removals/*.parquet']
 );
 
+CREATE OR REPLACE VIEW id2.channel_query_embeddings AS
+SELECT
+  CAST(NULL AS STRING) AS image_id,
+  CAST(NULL AS STRING) AS uri,
+  CAST(NULL AS STRING) AS generation,
+  CAST(NULL AS INT64) AS bytes,
+  CAST(NULL AS INT64) AS width,
+  CAST(NULL AS INT64) AS height,
+  CAST(NULL AS STRING) AS format,
+  CAST(NULL AS STRING) AS encoder_id,
+  CAST(NULL AS STRING) AS transform_id,
+  CAST(NULL AS STRING) AS preprocess_id,
+  CAST(NULL AS STRING) AS run_id,
+  CAST(NULL AS TIMESTAMP) AS embedded_at,
+  CAST(NULL AS FLOAT64) AS information,
+  CAST(NULL AS STRING) AS c2pa_state,
+  CAST(NULL AS STRING) AS generator,
+  CAST(NULL AS STRING) AS digital_source_type
+FROM UNNEST([1]) AS nothing
+WHERE FALSE;
+-- CREATE OR REPLACE EXTERNAL TABLE id2.channel_query_embeddings (
+--   image_id STRING,
+--   uri STRING,
+--   generation STRING,
+--   bytes INT64,
+--   width INT64,
+--   height INT64,
+--   format STRING,
+--   encoder_id STRING,
+--   transform_id STRING,
+--   preprocess_id STRING,
+--   run_id STRING,
+--   embedded_at TIMESTAMP,
+--   information FLOAT64,
+--   c2pa_state STRING,
+--   generator STRING,
+--   digital_source_type STRING
+-- )
+-- OPTIONS (
+--   format = 'PARQUET',
+--   uris = ['PLACE/channels/CHANNEL/queries/embeddings/*.parquet']
+-- );
+
+CREATE OR REPLACE VIEW id2.channel_reference_embeddings AS
+SELECT
+  CAST(NULL AS STRING) AS image_id,
+  CAST(NULL AS STRING) AS uri,
+  CAST(NULL AS STRING) AS generation,
+  CAST(NULL AS INT64) AS bytes,
+  CAST(NULL AS INT64) AS width,
+  CAST(NULL AS INT64) AS height,
+  CAST(NULL AS STRING) AS format,
+  CAST(NULL AS STRING) AS encoder_id,
+  CAST(NULL AS STRING) AS transform_id,
+  CAST(NULL AS STRING) AS preprocess_id,
+  CAST(NULL AS STRING) AS run_id,
+  CAST(NULL AS TIMESTAMP) AS embedded_at,
+  CAST(NULL AS FLOAT64) AS information,
+  CAST(NULL AS STRING) AS c2pa_state,
+  CAST(NULL AS STRING) AS generator,
+  CAST(NULL AS STRING) AS digital_source_type
+FROM UNNEST([1]) AS nothing
+WHERE FALSE;
+-- CREATE OR REPLACE EXTERNAL TABLE id2.channel_reference_embeddings (
+--   image_id STRING,
+--   uri STRING,
+--   generation STRING,
+--   bytes INT64,
+--   width INT64,
+--   height INT64,
+--   format STRING,
+--   encoder_id STRING,
+--   transform_id STRING,
+--   preprocess_id STRING,
+--   run_id STRING,
+--   embedded_at TIMESTAMP,
+--   information FLOAT64,
+--   c2pa_state STRING,
+--   generator STRING,
+--   digital_source_type STRING
+-- )
+-- OPTIONS (
+--   format = 'PARQUET',
+--   uris = ['PLACE/channels/CHANNEL/reference/embeddings/*.parquet']
+-- );
+
 CREATE OR REPLACE EXTERNAL TABLE id2.ledger (
   run_id STRING,
   searched_at TIMESTAMP,
@@ -339,16 +427,24 @@ SELECT
 FROM id2.judged AS j;
 
 CREATE OR REPLACE VIEW id2.current AS
--- The pairs of which both pictures stand in the corpora today.
+-- The pairs of which both pictures stand in the corpora today, of every channel in its own corpora.
 -- A rank would have to sort all pairs for every query, so there is none: order by judged_score.
 -- reference_uri is the first of the picture's present places.
 WITH uploads AS (
   SELECT DISTINCT uri, generation, image_id, encoder_id, transform_id
-  FROM id2.query_embeddings
+  FROM (
+    SELECT uri, generation, image_id, encoder_id, transform_id FROM id2.query_embeddings
+    UNION ALL
+    SELECT uri, generation, image_id, encoder_id, transform_id FROM id2.channel_query_embeddings
+  ) AS q
 ),
 originals AS (
   SELECT image_id, encoder_id, transform_id, MIN(uri) AS uri
-  FROM id2.reference_embeddings
+  FROM (
+    SELECT uri, image_id, encoder_id, transform_id FROM id2.reference_embeddings
+    UNION ALL
+    SELECT uri, image_id, encoder_id, transform_id FROM id2.channel_reference_embeddings
+  ) AS r
   GROUP BY image_id, encoder_id, transform_id
 )
 SELECT
@@ -390,6 +486,52 @@ JOIN originals AS o
   ON o.image_id = j.reference_id
   AND o.encoder_id = j.encoder_id
   AND o.transform_id = j.transform_id;
+
+CREATE OR REPLACE VIEW id2.current_uploads AS
+-- A row per upload of `current`: its verdict, the strongest of its best references in each channel.
+-- Scores of channels are not comparable, and verdicts are. Of equal verdicts, that of the first channel holds.
+WITH ranked AS (
+  SELECT
+    *,
+    COALESCE(channel, 'latent') AS named,
+    CASE verdict WHEN 'match' THEN 1 WHEN 'review' THEN 2 WHEN 'none' THEN 3 ELSE 4 END AS strength,
+    ROW_NUMBER() OVER (
+      PARTITION BY query_uri, query_generation, COALESCE(channel, 'latent')
+      ORDER BY judged_score DESC, score DESC, reference_id
+    ) AS place
+  FROM id2.current
+),
+best AS (
+  SELECT
+    *,
+    ROW_NUMBER() OVER (
+      PARTITION BY query_uri, query_generation
+      ORDER BY strength, CASE WHEN named = 'latent' THEN 0 ELSE 1 END, named
+    ) AS choice,
+    COUNT(*) OVER (PARTITION BY query_uri, query_generation) AS channels,
+    SUM(CASE WHEN verdict = 'match' THEN 1 ELSE 0 END) OVER (
+      PARTITION BY query_uri, query_generation
+    ) AS channels_matched
+  FROM ranked
+  WHERE place = 1
+)
+SELECT
+  query_uri,
+  query_generation,
+  query_id,
+  verdict,
+  verdict_reason,
+  false_positive_rate,
+  calibration_id,
+  named AS channel,
+  reference_id,
+  reference_uri,
+  judged_score,
+  view,
+  CAST(channels AS BIGINT) AS channels,
+  CAST(channels_matched AS BIGINT) AS channels_matched
+FROM best
+WHERE choice = 1;
 
 CREATE OR REPLACE VIEW id2.daily_counts AS
 -- A row per UTC date: uploads taken in, and the pairs that were stored.

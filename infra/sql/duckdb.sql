@@ -328,6 +328,94 @@ FROM (
   )
 ) AS files;
 
+CREATE OR REPLACE VIEW id2.channel_query_embeddings AS
+SELECT
+  image_id,
+  uri,
+  generation,
+  bytes,
+  width,
+  height,
+  format,
+  encoder_id,
+  transform_id,
+  preprocess_id,
+  run_id,
+  embedded_at,
+  information,
+  c2pa_state,
+  generator,
+  digital_source_type
+FROM (
+  SELECT
+  CAST(NULL AS VARCHAR) AS image_id,
+  CAST(NULL AS VARCHAR) AS uri,
+  CAST(NULL AS VARCHAR) AS generation,
+  CAST(NULL AS BIGINT) AS bytes,
+  CAST(NULL AS INTEGER) AS width,
+  CAST(NULL AS INTEGER) AS height,
+  CAST(NULL AS VARCHAR) AS format,
+  CAST(NULL AS VARCHAR) AS encoder_id,
+  CAST(NULL AS VARCHAR) AS transform_id,
+  CAST(NULL AS VARCHAR) AS preprocess_id,
+  CAST(NULL AS VARCHAR) AS run_id,
+  CAST(NULL AS TIMESTAMPTZ) AS embedded_at,
+  CAST(NULL AS FLOAT) AS information,
+  CAST(NULL AS VARCHAR) AS c2pa_state,
+  CAST(NULL AS VARCHAR) AS generator,
+  CAST(NULL AS VARCHAR) AS digital_source_type
+  WHERE FALSE
+  UNION ALL BY NAME
+  SELECT * FROM read_parquet(
+    getvariable('place') || '/channels/*/queries/embeddings/**/*.parquet',
+    hive_partitioning = false, union_by_name = true, allow_empty = true
+  )
+) AS files;
+
+CREATE OR REPLACE VIEW id2.channel_reference_embeddings AS
+SELECT
+  image_id,
+  uri,
+  generation,
+  bytes,
+  width,
+  height,
+  format,
+  encoder_id,
+  transform_id,
+  preprocess_id,
+  run_id,
+  embedded_at,
+  information,
+  c2pa_state,
+  generator,
+  digital_source_type
+FROM (
+  SELECT
+  CAST(NULL AS VARCHAR) AS image_id,
+  CAST(NULL AS VARCHAR) AS uri,
+  CAST(NULL AS VARCHAR) AS generation,
+  CAST(NULL AS BIGINT) AS bytes,
+  CAST(NULL AS INTEGER) AS width,
+  CAST(NULL AS INTEGER) AS height,
+  CAST(NULL AS VARCHAR) AS format,
+  CAST(NULL AS VARCHAR) AS encoder_id,
+  CAST(NULL AS VARCHAR) AS transform_id,
+  CAST(NULL AS VARCHAR) AS preprocess_id,
+  CAST(NULL AS VARCHAR) AS run_id,
+  CAST(NULL AS TIMESTAMPTZ) AS embedded_at,
+  CAST(NULL AS FLOAT) AS information,
+  CAST(NULL AS VARCHAR) AS c2pa_state,
+  CAST(NULL AS VARCHAR) AS generator,
+  CAST(NULL AS VARCHAR) AS digital_source_type
+  WHERE FALSE
+  UNION ALL BY NAME
+  SELECT * FROM read_parquet(
+    getvariable('place') || '/channels/*/reference/embeddings/**/*.parquet',
+    hive_partitioning = false, union_by_name = true, allow_empty = true
+  )
+) AS files;
+
 CREATE OR REPLACE VIEW id2.ledger AS
 SELECT
   run_id,
@@ -563,16 +651,24 @@ SELECT
 FROM id2.judged AS j;
 
 CREATE OR REPLACE VIEW id2.current AS
--- The pairs of which both pictures stand in the corpora today.
+-- The pairs of which both pictures stand in the corpora today, of every channel in its own corpora.
 -- A rank would have to sort all pairs for every query, so there is none: order by judged_score.
 -- reference_uri is the first of the picture's present places.
 WITH uploads AS (
   SELECT DISTINCT uri, generation, image_id, encoder_id, transform_id
-  FROM id2.query_embeddings
+  FROM (
+    SELECT uri, generation, image_id, encoder_id, transform_id FROM id2.query_embeddings
+    UNION ALL
+    SELECT uri, generation, image_id, encoder_id, transform_id FROM id2.channel_query_embeddings
+  ) AS q
 ),
 originals AS (
   SELECT image_id, encoder_id, transform_id, MIN(uri) AS uri
-  FROM id2.reference_embeddings
+  FROM (
+    SELECT uri, image_id, encoder_id, transform_id FROM id2.reference_embeddings
+    UNION ALL
+    SELECT uri, image_id, encoder_id, transform_id FROM id2.channel_reference_embeddings
+  ) AS r
   GROUP BY image_id, encoder_id, transform_id
 )
 SELECT
@@ -614,6 +710,52 @@ JOIN originals AS o
   ON o.image_id = j.reference_id
   AND o.encoder_id = j.encoder_id
   AND o.transform_id = j.transform_id;
+
+CREATE OR REPLACE VIEW id2.current_uploads AS
+-- A row per upload of `current`: its verdict, the strongest of its best references in each channel.
+-- Scores of channels are not comparable, and verdicts are. Of equal verdicts, that of the first channel holds.
+WITH ranked AS (
+  SELECT
+    *,
+    COALESCE(channel, 'latent') AS named,
+    CASE verdict WHEN 'match' THEN 1 WHEN 'review' THEN 2 WHEN 'none' THEN 3 ELSE 4 END AS strength,
+    ROW_NUMBER() OVER (
+      PARTITION BY query_uri, query_generation, COALESCE(channel, 'latent')
+      ORDER BY judged_score DESC, score DESC, reference_id
+    ) AS place
+  FROM id2.current
+),
+best AS (
+  SELECT
+    *,
+    ROW_NUMBER() OVER (
+      PARTITION BY query_uri, query_generation
+      ORDER BY strength, CASE WHEN named = 'latent' THEN 0 ELSE 1 END, named
+    ) AS choice,
+    COUNT(*) OVER (PARTITION BY query_uri, query_generation) AS channels,
+    SUM(CASE WHEN verdict = 'match' THEN 1 ELSE 0 END) OVER (
+      PARTITION BY query_uri, query_generation
+    ) AS channels_matched
+  FROM ranked
+  WHERE place = 1
+)
+SELECT
+  query_uri,
+  query_generation,
+  query_id,
+  verdict,
+  verdict_reason,
+  false_positive_rate,
+  calibration_id,
+  named AS channel,
+  reference_id,
+  reference_uri,
+  judged_score,
+  view,
+  CAST(channels AS BIGINT) AS channels,
+  CAST(channels_matched AS BIGINT) AS channels_matched
+FROM best
+WHERE choice = 1;
 
 CREATE OR REPLACE VIEW id2.daily_counts AS
 -- A row per UTC date: uploads taken in, and the pairs that were stored.

@@ -34,7 +34,7 @@ resource "google_bigquery_table" "external" {
   external_data_configuration {
     autodetect    = false
     source_format = "PARQUET"
-    source_uris   = ["${local.place}/${each.value.folder}/*.parquet"]
+    source_uris   = ["${local.place}/${replace(each.value.folder, "CHANNEL", var.channel)}/*.parquet"]
     schema        = jsonencode(each.value.columns)
 
     dynamic "hive_partitioning_options" {

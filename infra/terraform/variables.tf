@@ -60,7 +60,13 @@ variable "nightly_folder" {
 variable "empty_tables" {
   description = "Tables that have no Parquet file yet. BigQuery refuses an external table without files, so these are views without rows. Take a name out when its first file is there."
   type        = set(string)
-  default     = ["verdicts", "query_rejects", "query_removals", "query_backgrounds", "reference_rejects", "reference_removals"]
+  default     = ["verdicts", "query_rejects", "query_removals", "query_backgrounds", "reference_rejects", "reference_removals", "channel_query_embeddings", "channel_reference_embeddings"]
+}
+
+variable "channel" {
+  description = "Name of the second channel of the nightly scan (--also), a folder in channels/ below its --out. Take the two tables of channels out of empty_tables, too."
+  type        = string
+  default     = "none"
 }
 
 variable "dashboard_readers" {

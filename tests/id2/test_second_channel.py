@@ -26,6 +26,7 @@ from id2core.verdicts.normalization import Normalization
 from tests.calibrations import calibrated, tailed
 from tests.drawing import draw_photos, scene
 from tests.id2.test_takedown import holding
+from tests.infra.places import ask
 
 TOP_K = 3
 
@@ -114,6 +115,15 @@ def test_two_encoders_give_one_verdict_and_a_second_scan_adds_nothing(drawn: Pat
     assert page.count("found by pdq") == 1 and page.count(f"found by {CHANNEL}") == 4
     assert joint.calibration_id in page and "union bound" in page
     assert any("channel pdq: 2 match" in line for line in summary_lines(summary))
+    query = "SELECT query_uri, verdict, channel, reference_uri, calibration_id FROM id2.current_uploads"
+    uploads = ask(tmp_path, query)
+    assert Counter(verdict for _, verdict, *_ in uploads) == Counter(summary.verdicts)
+    best = {(row["query_uri"], row["channel"]): row for row in rows.to_pylist() if row["rank"] == 1}
+    for uri, verdict, channel, reference, calibration_id in uploads:
+        row = best[uri, channel]
+        found = row["verdict"], row["reference_uri"], row["calibration_id"]
+        assert found == (verdict, reference, calibration_id)
+    assert ask(tmp_path, "SELECT count(*) FROM id2.current") == [(rows.num_rows,)]
     stored = Dataset.open(str(tmp_path / "matches"))
     assert scan(drawn, tmp_path) == summary
     again = Dataset.open(str(tmp_path / "matches"))

@@ -92,6 +92,31 @@ def test_current_has_pairs_of_pictures_that_stand_with_a_present_uri(place: Path
     ]
 
 
+def test_pairs_of_a_second_channel_stand_by_its_own_corpora(place: Path) -> None:
+    """One encoder may reject what another embeds."""
+    ids = {"encoder_id": "pdq-1", "transform_id": "identity"}
+    embed(place / "channels/pdq/reference/embeddings", 2, {"p/r2": "R2", "p/r4": "R4"}, **ids)
+    embed(place / "channels/pdq/queries/embeddings", 2, {"b": "B", "d": "D"}, **ids)
+    own = ids | {"channel": "pdq"}
+    store(
+        place, 2, match("b", "R2", 0.9, 2, verdict="match", **own), match("d", "R4", 0.8, 2, **own),
+        match("a", "R2", 0.99, 2, verdict="match", **own), match("b", "R1", 0.99, 2, **own),
+    )  # fmt: skip
+    query = "SELECT query_uri, reference_id, reference_uri FROM id2.current WHERE channel = 'pdq' ORDER BY 1"
+    assert ask(place, query) == [("b", "R2", "p/r2"), ("d", "R4", "p/r4")]
+    assert ask(place, "SELECT count(*) FROM id2.current WHERE channel = 'latent'") == [(5,)]
+    columns = "query_uri, verdict, channel, reference_id, channels, channels_matched"
+    assert ask(place, f"SELECT {columns} FROM id2.current_uploads ORDER BY 1") == [
+        ("a", "match", "latent", "R3", 1, 1),
+        ("b", "match", "pdq", "R2", 2, 1),
+        ("c", "none", "latent", "R1", 1, 0),
+        ("d", "none", "pdq", "R4", 1, 0),
+    ]
+    judge(place, match("b", "R2", 0.9, 2, **own), "review", night(3), calibration_id="joint-2")
+    query = "SELECT verdict, channel, calibration_id FROM id2.current_uploads WHERE query_uri = 'b'"
+    assert ask(place, query) == [("review", "latent", None)]
+
+
 def test_rows_of_an_earlier_version_stand_by_their_picture(place: Path) -> None:
     old = match("b", "R1", 0.3, 1, query_generation=None, view=None, channel=None)
     changed = match("c", "R2", 0.3, 1, query_generation=None, channel=None, query_id="earlier")

@@ -1,13 +1,21 @@
--- The pairs of which both pictures stand in the corpora today.
+-- The pairs of which both pictures stand in the corpora today, of every channel in its own corpora.
 -- A rank would have to sort all pairs for every query, so there is none: order by judged_score.
 -- reference_uri is the first of the picture's present places.
 WITH uploads AS (
   SELECT DISTINCT uri, generation, image_id, encoder_id, transform_id
-  FROM id2.query_embeddings
+  FROM (
+    SELECT uri, generation, image_id, encoder_id, transform_id FROM id2.query_embeddings
+    UNION ALL
+    SELECT uri, generation, image_id, encoder_id, transform_id FROM id2.channel_query_embeddings
+  ) AS q
 ),
 originals AS (
   SELECT image_id, encoder_id, transform_id, MIN(uri) AS uri
-  FROM id2.reference_embeddings
+  FROM (
+    SELECT uri, image_id, encoder_id, transform_id FROM id2.reference_embeddings
+    UNION ALL
+    SELECT uri, image_id, encoder_id, transform_id FROM id2.channel_reference_embeddings
+  ) AS r
   GROUP BY image_id, encoder_id, transform_id
 )
 SELECT
