@@ -25,6 +25,19 @@ from id2core.verdicts.channels import Channels
 from id2core.verdicts.normalization import normalize_matches
 
 
+def check_shares(first: Calibration | None, second: ChannelCorpora, match: float) -> None:
+    """Raise CalibrationError where a calibration cannot take its share of a rate.
+
+    Args:
+        first: the calibration of the first channel; None where it is not made yet.
+        second: the second channel.
+        match: target rate of a match over both channels.
+    """
+    for name, own in ((CHANNEL, first), (second.name, second.calibration)):
+        if own:
+            channels.check_share(name, own, match)
+
+
 def scored(channel: ChannelCorpora, corpora: EmbeddedCorpora) -> pa.Table:
     """Return the best reference of each upload in a second channel, `schemas.MATCHES`.
 

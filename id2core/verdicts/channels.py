@@ -442,19 +442,34 @@ def _made(
         for (name, own), weight in zip(calibrations.items(), _weights(calibrations, weights), strict=True)
     )
     for channel, own in zip(channels, calibrations.values(), strict=True):
-        _check_reach(channel, own, levels["match"])
+        _check_reach(channel.name, own, channel.weight, levels["match"])
     return JointCalibration(rule=rule, channels=channels, **levels, **sample)
 
 
-def _check_reach(channel: Channel, own: Calibration, level: Level) -> None:
+def check_share(name: str, own: Calibration, match: float, channels: int = 2) -> None:
+    """Raise CalibrationError where a channel has no threshold at its equal share of a rate.
+
+    A measured rule may leave a channel a larger share than the union bound does. How large is known at the
+    end, so a calibration must not depend on it.
+
+    Args:
+        name: of the channel.
+        own: its calibration.
+        match: target rate of a match over all channels.
+        channels: how many there are.
+    """
+    _check_reach(name, own, 1 / channels, Level(target=match, statistic=match))
+
+
+def _check_reach(name: str, own: Calibration, weight: float, level: Level) -> None:
     """Raise CalibrationError where no score of a channel is enough for a match."""
-    share = channel.weight * level.statistic
+    share = weight * level.statistic
     if score_of(own, share, own.references) == math.inf:
         raise CalibrationError(
-            f"no score of the channel {channel.name} is enough for a match: its share is a rate of "
+            f"no score of the channel {name} is enough for a match: its share is a rate of "
             f"{share:.2g}, and its calibration knows no threshold there. Calibrate it on more references, so "
-            f"that it has a tail model, or by itself with --match {channel.weight * level.target:.2g}, and "
-            "give that file"
+            f"that it has a tail model, or by itself with --match {weight * level.target:.2g}, and give that "
+            "file"
         )
 
 

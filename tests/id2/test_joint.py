@@ -14,6 +14,7 @@ from id2core.runs import records
 from id2core.search.match_rows import CHANNEL
 from id2core.store.datasets import Dataset
 from id2core.verdicts import calibration, channels
+from tests.calibrations import tailed
 from tests.commands import call
 from tests.drawing import draw_photos, scene
 from tests.id2.test_second_channel import Colors
@@ -152,7 +153,7 @@ def test_what_makes_no_joint_calibration_is_refused(drawn: Path, tmp_path: Path)
     files = {"out": str(tmp_path / "colors.json"), "joint_out": str(tmp_path / "joint.json")}
     embedded = tmp_path / "embedded"
     id2.embed(images=str(drawn / "references"), out=str(embedded), encoder=str(drawn / "colors.pt"), **PLAIN)
-    (tmp_path / "few").mkdir()
+    tailed(0.7, 0.01).save(str(tmp_path / "tailed.json"))
     for more, error, reason in (
         ({"joint_out": None}, OptionError, "give --joint-out"),
         ({"also": None}, OptionError, "--joint-out is of a second channel: give --also"),
@@ -167,14 +168,20 @@ def test_what_makes_no_joint_calibration_is_refused(drawn: Path, tmp_path: Path)
         ({"also_background": str(drawn / "background")}, CalibrationError, "uses no background"),
         ({"out": None, "calibration": "auto"}, CalibrationError, "no calibration ships with the encoder"),
         ({"out": None, "calibration": str(drawn / "joint-x.json")}, CalibrationError, "no such file"),
-        ({"match": 0.05}, CalibrationError, "needs 200 queries without origin, there are 100: add 100"),
+        (
+            {"match": 0.05} | also(tmp_path, "tailed.json"),
+            CalibrationError,
+            "needs 200 queries without origin, there are 100: add 100",
+        ),
     ):
         with pytest.raises(error, match=reason):
             calibrate(drawn, **files | more)
     assert not (tmp_path / "colors.json").exists() and not (tmp_path / "joint.json").exists()
     plain = {"encoder": "pdq", "match": MATCH, "review": REVIEW} | PLAIN
     id2.calibrate(**sides(drawn), **plain, out=str(tmp_path / "step.json"))
+    early = {"joint_out": str(tmp_path / "early.json"), "out": str(tmp_path / "early-own.json")}
     with pytest.raises(
         CalibrationError, match=r"channel pdq is enough for a match: .* or by itself with --match 0.1, and"
     ):
-        calibrate(drawn, **files, **also(tmp_path, "step.json"))
+        calibrate(drawn, **early, **also(tmp_path, "step.json"))
+    assert not (tmp_path / "early-own-data").exists()
