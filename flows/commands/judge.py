@@ -9,6 +9,7 @@ import typer
 import id2
 from flows.commands import console
 from flows.commands.options import command
+from flows.commands.scan import NO_PAIRS
 from id2.requests import JudgeRequest
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def show(report: JudgeReport, request: JudgeRequest) -> None:
     counts = ", ".join(f"{n:,} {verdict}" for verdict, n in sorted(report.verdicts.items()))
     counted = f"{report.pairs:,} pairs judged" + (f": {counts}" if counts else "")
     lines = [f"{counted}; calibration {report.calibration_id}, before it {report.before or 'none'}"]
+    if not report.pairs and not report.skipped:
+        lines.append(NO_PAIRS)
     if report.skipped:
         lines.append(f"{report.skipped:,} pairs of uploads that are gone keep the verdict they had")
     console.echo_lines(lines)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 NO_VERDICTS = "calibration: none, so there are scores and no verdicts"
+NO_PAIRS = (
+    "no pair is stored: no upload scores near the review threshold. To see the scores, scan into another "
+    "--out with --keep all"
+)
 
 
 @command(
@@ -100,9 +104,9 @@ def _reasons(rejects: dict[str, dict[str, int]], channel: str) -> str:
 
 def _joint_lines(summary: ScanSummary, joint: JointFacts) -> Iterator[str]:
     rate = joint.verdicts["match"]
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in summary.verdicts.items()) or "no verdicts"
     yield (
-        f"{counts}; false-positive rate of a match over {len(joint.channels)} channels "
+        f"{_verdict_counts(summary.verdicts)}; false-positive rate of a match over "
+        f"{len(joint.channels)} channels "
         f"{100 * rate.false_positive_rate:.3g}% by the rule {joint.rule} ({joint.confidence:.0%} interval "
         f"{100 * rate.low:.3g} to {100 * rate.high:.3g}%), calibration {joint.calibration_id}"
     )
@@ -110,9 +114,14 @@ def _joint_lines(summary: ScanSummary, joint: JointFacts) -> Iterator[str]:
         yield f"channel {name}: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
 
 
+def _verdict_counts(verdicts: dict[str, int]) -> str:
+    """Return how many have which verdict; without any, what that means."""
+    return ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()) or NO_PAIRS
+
+
 def _verdict_line(verdicts: dict[str, int], calibration: CalibrationFacts) -> str:
     rate = calibration.verdicts["match"]
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()) or "no verdicts"
+    counts = _verdict_counts(verdicts)
     if rate.false_positive_rate is None or rate.low is None or rate.high is None:
         return counts
     return (
