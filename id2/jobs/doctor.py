@@ -28,8 +28,7 @@ def run(request: DoctorRequest) -> DoctorReport:
     )
     made = None
     if request.rebuild and rebuilding.is_needed(out):
-        leftovers.check_one_channel(out, "id2 doctor --rebuild")
-        done = rebuilding.rebuild(out, Dataset.open(references), Dataset.open(queries))
+        done = rebuilding.rebuild(out, _corpora(out, references, queries))
         made = RebuiltLedger(searches=done.searches, files=done.files, set_aside=list(done.set_aside))
     checked = checkup.check(out, references, queries)
     index_checkup.check(out, checked)
@@ -44,3 +43,16 @@ def run(request: DoctorRequest) -> DoctorReport:
         others_at_work=at_work(out),
         out=out,
     )
+
+
+def _corpora(out: str, references: str, queries: str) -> list[tuple[Dataset, Dataset]]:
+    """Open references and queries of each channel, the first first."""
+    further = (leftovers.channel_place(out, name) for name in leftovers.channels(out))
+    places = [(references, queries)] + [
+        (
+            storage.join(place, "reference", schemas.EMBEDDINGS),
+            storage.join(place, "queries", schemas.EMBEDDINGS),
+        )
+        for place in further
+    ]
+    return [(Dataset.open(held), Dataset.open(asked)) for held, asked in places]

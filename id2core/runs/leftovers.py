@@ -36,7 +36,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from id2core.errors import DatasetError
 from id2core.runs import listing, planning, units
 from id2core.runs.codes import INDEX
 from id2core.runs.execution import Execution
@@ -121,20 +120,6 @@ def channels(out: str) -> list[str]:
 def channel_place(out: str, name: str) -> str:
     """Return the parent of the corpora of a further channel."""
     return storage.join(out, CHANNELS, name)
-
-
-def check_one_channel(out: str, task: str) -> None:
-    """Raise DatasetError where an `--out` has a further channel, which a task would leave out.
-
-    Args:
-        out: a normalized place.
-        task: what is refused, as the subject of a sentence.
-    """
-    if names := channels(out):
-        raise DatasetError(
-            f"{out} has a second channel, {names[0]}: {task} is not supported there yet. Run id2 scan with "
-            f"--also on it, or use an --out with one channel"
-        )
 
 
 def corpora(out: str) -> list[str]:

@@ -1,13 +1,13 @@
 """Build the commit of `matches/` again, with its ledger, from the files and the public table `ledger/`.
 
-Sound where every pair in the files belongs to a search that the table has. Files with other pairs are set
-aside: their searches are repeated. What cannot be told apart is refused.
+Sound where every pair in the files belongs to a search that the table has. Files of other pairs alone are set
+aside: their searches are repeated. A file with both is refused.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -51,24 +51,23 @@ def is_needed(out: str) -> bool:
     return any(name.endswith(".parquet") for name in moves.names_in(uri))
 
 
-def rebuild(out: str, references: Dataset, queries: Dataset) -> Rebuilt:
+def rebuild(out: str, corpora: Sequence[tuple[Dataset, Dataset]]) -> Rebuilt:
     """Build the commit again. A damaged one is kept beside it as `_SUCCESS.damaged`.
 
     Args:
         out: the place.
-        references, queries: the corpora that were searched.
+        corpora: references and queries that were searched, of each channel.
 
     Raises:
         DatasetError: it cannot be done soundly; the message says what to do.
     """
     uri = storage.join(out, _MATCHES)
     files, unreadable, judges = _files(uri)
-    names = datasets.segment_names(queries), datasets.segment_names(references)
-    events = _events(out, judges, *names)
+    events = _events(out, judges, corpora)
     place = Dataset(uri, Commit(_MATCHES, "", {}, files))
-    lost = {file.name for file in files if set(file.segments) - events.keys()}
-    lost |= set(checkup.uncovered(place, files, events, queries, references).files)
-    mixed = [file.name for file in files if file.name in lost and not events.keys().isdisjoint(file.segments)]
+    uncovered = _uncovered(place, events, corpora)
+    lost = {file.name for file in files if uncovered[file.name]}
+    mixed = [file.name for file in files if file.name in lost and uncovered[file.name] < file.rows]
     if unreadable or mixed:
         raise DatasetError(
             f"{uri}/{(unreadable + mixed)[0]} is damaged, or has pairs of searches that {out}/{LEDGER} lacks "
@@ -85,11 +84,38 @@ def rebuild(out: str, references: Dataset, queries: Dataset) -> Rebuilt:
     return Rebuilt(sum(map(len, events.values())), len(kept), tuple(sorted(lost)))
 
 
+def _uncovered(
+    matches: Dataset,
+    events: dict[str, tuple[Event, ...]],
+    corpora: Sequence[tuple[Dataset, Dataset]],
+) -> Counter[str]:
+    """Count the pairs of each file that no search accounts for; those of an encoder without corpora, too."""
+    if len(corpora) == 1:
+        [(references, queries)] = corpora
+        return Counter(checkup.uncovered(matches, matches.files, events, queries, references).files)
+    counts = Counter({file.name: file.rows for file in matches.files})
+    for references, queries in corpora:
+        encoder_id = references.ids["encoder_id"]
+        own = {
+            run: tuple(event for event in searches if event.ids["encoder_id"] == encoder_id)
+            for run, searches in events.items()
+        }
+        open_pairs = checkup.uncovered(matches, matches.files, own, queries, references, encoder_id).files
+        for file in matches.files:
+            counts[file.name] += open_pairs.get(file.name, 0) - _rows_of(matches, file, encoder_id)
+    return counts
+
+
+def _rows_of(matches: Dataset, file: FileRecord, encoder_id: str) -> int:
+    """Count the pairs of an encoder in a file."""
+    table = matches.read_file(file, ["encoder_id"])
+    return int(pc.sum(pc.equal(table["encoder_id"], encoder_id)).as_py() or 0)
+
+
 def _events(
     out: str,
     judges: Mapping[str, set[str | None]],
-    queries: Mapping[int, str],
-    references: Mapping[int, str],
+    corpora: Sequence[tuple[Dataset, Dataset]],
 ) -> dict[str, tuple[Event, ...]]:
     """Return the searches of the public table by run_id, in their order."""
     table = Dataset.find(storage.join(out, LEDGER))
@@ -100,7 +126,10 @@ def _events(
             "again: the embeddings beside it are used as they are"
         )
     events: dict[str, tuple[Event, ...]] = {}
+    named = [tuple(map(datasets.segment_names, pair)) for pair in corpora]
+    by_encoder = {pair[0].ids["encoder_id"]: names for pair, names in zip(corpora, named, strict=True)}
     for row in sorted(rows, key=lambda row: (row["searched_at"], row["run_id"])):
+        references, queries = by_encoder.get(row["encoder_id"], named[0])
         event = Event(
             queries=(row["query_from"], row["query_to"]),
             references=(row["reference_from"], row["reference_to"]),
