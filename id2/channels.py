@@ -162,14 +162,19 @@ class SecondChannel(ChannelCorpora):
         held = (own.name, own.settings, own.ids, own.out, own.beam, own.background, own.calibration)
         return SecondChannel(*held, joint, spec)
 
-    def searcher(self) -> Searcher:
-        """Return what compares the uploads of the channel with its references."""
+    def searcher(self, keep_all: bool = False) -> Searcher:
+        """Return what compares the uploads of the channel with its references.
+
+        Args:
+            keep_all: whether every pair is stored, also below the floor.
+        """
         return Searcher(
             self.out,
             self.settings,
             self.ids,
             self.calibration,
             self.beam,
+            keep_all,
             channel=self.name,
             joint=self.joint,
             place=self.place,

@@ -265,7 +265,7 @@ class ScanRequest(SearchRequest):
     )
     truth: str | None = option(
         f"{TRUTH_HELP} The report then has Acc, mAP, µAP and R@P90. A column group adds them for each kind "
-        "of upload.",
+        "of upload. With --also, it has them for each channel, and how many origins the one verdict finds.",
         None,
         example="truth.csv",
     )
@@ -285,11 +285,6 @@ class ScanRequest(SearchRequest):
         checks.require_truth(self.truth)
         checks.require_file(self.calibration, "calibration", CalibrationError)
         self._check_channels(self.out, [self.reference, self.queries])
-        if self.also and self.truth:
-            raise OptionError(
-                "--truth with --also is not supported yet: measure each channel by a scan of its own. To "
-                "store all pairs, give --keep all"
-            )
         checks.require_writable(self.out)
 
 

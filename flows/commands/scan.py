@@ -15,6 +15,7 @@ from id2.requests import ScanRequest
 
 if TYPE_CHECKING:
     from id2.results import ScanSummary
+    from id2core.evaluation.metrics import Evaluation
     from id2core.verdicts.channel_facts import JointFacts
     from id2core.verdicts.judging import CalibrationFacts
 
@@ -81,12 +82,21 @@ def _count_lines(summary: ScanSummary) -> Iterator[str]:
 
 def _measure_lines(summary: ScanSummary) -> Iterator[str]:
     if summary.accuracy is not None and summary.measures:
-        measures = (("mAP", summary.measures.mean_ap.value), ("µAP", summary.measures.micro_ap.value))
-        shown = [f"Acc {summary.accuracy:.1%} of {summary.accuracy_of} uploads with an origin"]
-        yield ", ".join(shown + [f"{name} {value:.3f}" for name, value in measures if value is not None])
+        channels = summary.channel_measures or {"": summary.measures}
+        for name, own in channels.items():
+            yield (f"channel {name}: " if name else "") + _measured(own, summary.accuracy_of)
+        if summary.joint and (found := summary.origins_found):
+            counts = ", ".join(f"{n} {verdict}" for verdict, n in found.items())
+            yield f"origins found in first place, by verdict: {counts}"
     elif summary.truth_not_scanned is not None:
         yield "no Acc: the truth file names no upload of this scan that has an origin"
     yield from console.truth_lines(summary.truth_not_scanned, summary.truth_origins_not_held)
+
+
+def _measured(own: Evaluation, uploads: int | None) -> str:
+    measures = (("mAP", own.mean_ap.value), ("µAP", own.micro_ap.value))
+    shown = [f"Acc {own.accuracy.value:.1%} of {uploads} uploads with an origin"]
+    return ", ".join(shown + [f"{name} {value:.3f}" for name, value in measures if value is not None])
 
 
 def _reasons(rejects: dict[str, dict[str, int]], channel: str) -> str:

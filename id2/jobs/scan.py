@@ -97,7 +97,7 @@ class _Scan:
         matches = self._searcher.search(corpora, judge, recorder)
         searched = {"": (corpora, judge)}
         if self._second and second:
-            searcher = self._second.searcher()
+            searcher = self._second.searcher(keep_all=self._truth is not None)
             other = searcher.judge(second, recorder)
             matches = searcher.search(second, other, recorder, f"search references by {self._second.name}")
             searched[self._second.folder] = second, other

@@ -185,6 +185,10 @@ class ScanSummary(ScanFacts):
             cannot be found.
         origin_scores, no_origin_scores: with a truth, best scores of queries with and without an origin.
         verdicts_of: with a truth, the verdicts of queries with and without an origin.
+        channel_measures: with a truth, where there are several channels, the measures of each. `accuracy`,
+            `measures`, and those of `groups` are of the first.
+        origins_found: likewise, verdict → queries whose origin is the best reference in a channel, by the
+            strongest verdict that it gets there.
         report_sha256: of `report.html`.
         checksum: SHA-256 of all the rest, by which damage is noticed.
     """
@@ -214,6 +218,8 @@ class ScanSummary(ScanFacts):
     verdict_reasons: dict[str, int] = {}
     views: dict[str, int] = {}
     channels: dict[str, Verdicts] = {}
+    channel_measures: dict[str, Evaluation] = {}
+    origins_found: Verdicts = {}
     report_sha256: str = ""
     checksum: str = ""
 

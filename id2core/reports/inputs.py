@@ -165,6 +165,11 @@ class ReportInputs:
         return [self.query_embeddings, *(channel.query_embeddings for channel in self.channels)]
 
     @property
+    def query_rejects_of_channels(self) -> list[Dataset | None]:
+        """Return the rejects of the queries in each channel, the first first."""
+        return [self.query_rejects, *(channel.query_rejects for channel in self.channels)]
+
+    @property
     def reference_corpora(self) -> list[Dataset]:
         """Return the embeddings of the references in each channel, the first first."""
         return [self.reference_embeddings, *(channel.reference_embeddings for channel in self.channels)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from id2core.evaluation import metrics, streaming
+from id2core.evaluation.truth_files import Truth
 from id2core.reports import strongest
 from id2core.reports.facts import GroupFacts, Histogram, Quantiles, ScanCounts, ScanSummary
 from id2core.reports.inputs import ReportInputs, among, count_rejects, match_tables, rows_of
@@ -143,35 +145,60 @@ class _Rank1Stats:
 
 def _measures(inputs: ReportInputs, best: _Rank1Stats) -> dict[str, Any]:
     """Return the fields of the summary that a truth adds."""
-    seen: set[str] = set()
-    for dataset in filter(None, (inputs.query_embeddings, inputs.query_rejects)):
-        for rows in rows_of(dataset, set(inputs.truth or {}), ["uri"]):
-            seen.update(rows["uri"].to_pylist())
+    truth = inputs.truth or {}
     # A rejected query is not left out: an origin that an unreadable upload hides was not found, and a
     # system that rejects what it finds hard must not score better for it.
-    asked = {query: origin for query, origin in (inputs.truth or {}).items() if query in seen}
+    seen: set[str] = set()
+    for dataset in filter(None, (*inputs.query_corpora, *inputs.query_rejects_of_channels)):
+        for rows in rows_of(dataset, set(truth), ["uri"]):
+            seen.update(rows["uri"].to_pylist())
+    asked = {query: origin for query, origin in truth.items() if query in seen}
     # By content and not by URI, because the same picture may be at several URIs, and any of them is right.
     ids: dict[str, str] = {}
-    origins = set(filter(None, asked.values()))
-    for rows in rows_of(inputs.reference_embeddings, origins, ["image_id", "uri"]):
-        ids.update(zip(rows["uri"].to_pylist(), rows["image_id"].to_pylist(), strict=True))
-    answers = streaming.read(match_tables(inputs, streaming.COLUMNS), asked, ids)
-    measures = metrics.measure(answers)
-    groups = streaming.by_group(answers, inputs.groups or {})
+    for corpus in inputs.reference_corpora:
+        for rows in rows_of(corpus, set(filter(None, asked.values())), ["image_id", "uri"]):
+            ids.update(zip(rows["uri"].to_pylist(), rows["image_id"].to_pylist(), strict=True))
+    names = inputs.channel_names
+    answers = {name: streaming.read(_of_channel(inputs, name), asked, ids) for name in names}
+    measures = {name: metrics.measure(own) for name, own in answers.items()}
+    first = measures[names[0]]
+    groups = streaming.by_group(answers[names[0]], inputs.groups or {})
     return {
-        "accuracy": measures.accuracy.value,
-        "accuracy_of": measures.counts.with_origin,
-        "measures": measures,
+        "accuracy": first.accuracy.value,
+        "accuracy_of": first.counts.with_origin,
+        "measures": first,
+        "channel_measures": measures if len(names) > 1 else {},
+        "origins_found": _origins_found(inputs, asked, ids) if len(names) > 1 else {},
         "groups": {
             name: GroupFacts(**dict(group), verdicts=best.verdicts_of(f"group:{name}"))
             for name, group in groups.items()
         },
-        "truth_not_scanned": len(inputs.truth or {}) - len(seen),
+        "truth_not_scanned": len(truth) - len(seen),
         "truth_origins_not_held": sum(1 for origin in asked.values() if origin and origin not in ids),
         "origin_scores": _quantiles(best.of("origin")),
         "no_origin_scores": _quantiles(best.of("no_origin")),
         "verdicts_of": {name: best.verdicts_of(name) for name in SERIES[:2]},
     }
+
+
+def _of_channel(inputs: ReportInputs, name: str) -> Iterator[pa.Table]:
+    """Read the matches of a channel that measures are made from."""
+    for table in match_tables(inputs, [*streaming.COLUMNS, "channel"]):
+        yield strongest.of_channel(table, name) if inputs.channels else table
+
+
+def _origins_found(inputs: ReportInputs, truth: Truth, ids: dict[str, str]) -> dict[str, int]:
+    """Count the queries whose origin is best in a channel, by the strongest verdict that it gets there."""
+    origins = {query: ids[origin] for query, origin in truth.items() if origin and origin in ids}
+    queries, pictures = (pa.array(list(names), pa.string()) for names in (origins, origins.values()))
+    counts: Counter[str] = Counter()
+    for table in match_tables(inputs, [*strongest.COLUMNS, "rank", "reference_id"]):
+        first = table.filter(pc.equal(table["rank"], 1))
+        origin = pictures.take(pc.index_in(first["query_uri"], value_set=queries).combine_chunks())
+        right = first.filter(pc.fill_null(pc.equal(first["reference_id"], origin), False))
+        if right.num_rows:
+            counts.update(strongest.best(right, inputs.channel_names)["verdict"].to_pylist())
+    return {verdict.value: counts[verdict] for verdict in Verdict}
 
 
 def _quantiles(scores: NDArray[np.float32]) -> Quantiles:

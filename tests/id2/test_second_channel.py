@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from id2core.errors import CalibrationError, DatasetError, OptionError
 from id2core.runs import ledger, records
 from id2core.search import shards
 from id2core.search.match_rows import CHANNEL
+from id2core.store import datasets, schemas
 from id2core.store.datasets import Dataset
 from id2core.verdicts import calibration, channels
 from id2core.verdicts.normalization import Normalization
@@ -193,9 +195,33 @@ def test_a_picture_that_is_taken_down_goes_from_both_channels(drawn: Path, tmp_p
     assert scan(drawn, tmp_path).verdicts == summary.verdicts
 
 
+def test_a_truth_measures_each_channel_and_what_the_one_verdict_finds(drawn: Path, tmp_path: Path) -> None:
+    truth = tmp_path / "truth.csv"
+    origins = {"copy.png": "p0002.jpg", "gray.png": "p0005.jpg", "poster.png": "p0003.jpg", "p0500.jpg": ""}
+    rows = [f"{query},{origin},{query[:1]}" for query, origin in origins.items()]
+    truth.write_text("\n".join(["query_uri,reference_uri,group", *rows]))
+    summary = scan(drawn, tmp_path / "out", truth=str(truth), keep="floor")
+    own = summary.channel_measures
+    assert list(own) == [CHANNEL, "pdq"] and summary.measures == own[CHANNEL]
+    stored = id2.matches(str(tmp_path / "out")).to_pylist()
+    assert len(stored) == 2 * 5 * TOP_K  # all pairs, whatever the floor
+    best = {(r["channel"], Path(r["query_uri"]).name): r for r in stored if r["rank"] == 1}
+    for name, measures in own.items():
+        hits = [Path(best[name, q]["reference_uri"]).name == o for q, o in origins.items() if o]
+        assert measures.accuracy.value == sum(hits) / 3 and measures.counts.with_origin == 3
+    # Each encoder alone gives two of the three a match.
+    assert summary.origins_found["match"] == summary.verdicts_of["origin"]["match"] == 3
+    assert summary.verdicts_of["no_origin"]["match"] == 0
+    assert summary.groups["c"].verdicts["match"] == 1
+    lines = list(summary_lines(summary))
+    assert any(line.startswith("channel pdq: Acc ") for line in lines)
+    assert "Acc of pdq" in (tmp_path / "out" / "report.html").read_text()
+    assert scan(drawn, tmp_path / "out", truth=str(truth), keep="floor") == summary
+    assert id2.report(out=str(tmp_path / "out")).origins_found == summary.origins_found
+
+
 def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp_path: Path) -> None:
     for more, error, reason in (
-        ({"truth": str(drawn / "truth.csv")}, OptionError, "--truth with --also"),
         ({"also_calibration": None}, OptionError, "needs --also-calibration"),
         ({"also": None}, OptionError, "give --also, too"),
         ({"calibration": "none"}, CalibrationError, "only by calibrations"),
@@ -204,7 +230,6 @@ def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp
         ({"joint_calibration": str(drawn / "pdq.json")}, CalibrationError, "not a joint calibration"),
         ({"also_background": str(drawn / "references")}, CalibrationError, "uses no background"),
     ):
-        (drawn / "truth.csv").write_text("query_uri,reference_uri\n")
         with pytest.raises(error, match=reason):
             scan(drawn, tmp_path / "refused", **more)
     calibrated(0.7).save(str(drawn / "step.json"))
@@ -222,9 +247,31 @@ def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp
         id2.judge(out=str(out), **chosen)
     with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
         scan(drawn, out, also=None, also_calibration=None)
-    (out / "matches" / "_SUCCESS").unlink()
-    with pytest.raises(DatasetError, match="second channel, pdq: id2 doctor --rebuild"):
-        id2.doctor(out=str(out), rebuild=True)
+
+
+def test_a_lost_commit_of_both_channels_is_built_again(drawn: Path, tmp_path: Path) -> None:
+    """The ledger may lack a search of one channel: its file goes aside, and its pairs are scored again."""
+    scan(drawn, tmp_path)
+    before = Dataset.open(str(tmp_path / "matches"))
+    (tmp_path / "matches" / "_SUCCESS").unlink()
+    made = id2.doctor(out=str(tmp_path), rebuild=True)
+    assert made.rebuilt and not made.findings
+    assert (made.rebuilt.searches, made.rebuilt.files, made.rebuilt.set_aside) == (2, 2, [])
+    after = Dataset.open(str(tmp_path / "matches"))
+    assert ledger.events(after.commit) == ledger.events(before.commit)
+    assert night(drawn, tmp_path, drawn / "uploads").pairs == 0
+    (tmp_path / "matches" / "_SUCCESS").unlink()
+    table = Dataset.open(str(tmp_path / "ledger"))
+    rows = table.read(schemas.LEDGER)
+    first = rows.filter(pc.starts_with(rows["encoder_id"], "colors"))
+    file = datasets.write_file(table.uri, "a" * 16, [first], first.schema)
+    datasets.write_commit(table.uri, replace(table.commit, files=(file,)))
+    for held in table.files:
+        (tmp_path / "ledger" / held.name).unlink()
+    made = id2.doctor(out=str(tmp_path), rebuild=True)
+    assert made.rebuilt and (made.rebuilt.files, len(made.rebuilt.set_aside)) == (1, 1)
+    assert night(drawn, tmp_path, drawn / "uploads").pairs == 5 * 6
+    assert matched(tmp_path) == FOUND and not id2.doctor(out=str(tmp_path)).findings
 
 
 def test_a_measured_rule_is_taken_from_its_file(drawn: Path, tmp_path: Path) -> None:
