@@ -6,12 +6,13 @@ of the first.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
-from id2.corpora import Corpus, CorpusPair, embed_corpora
-from id2.requests import ChannelRequest, SearchRequest
+from id2.corpora import Corpus, CorpusPair, check_made_with, embed_corpora
+from id2.requests import ChannelCorporaRequest, ChannelRequest, SearchRequest
 from id2.searching import EmbeddedCorpora, Searcher
 from id2core.defaults import UNION
 from id2core.encoders.embed_job import EmbedJob, Feed
@@ -28,6 +29,9 @@ from id2core.verdicts import calibration, channel_facts, channels, judging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.channels import Channels, JointCalibration
 
+# Where the corpora of a channel are that are not below its own folder.
+_PLACES = "places.json"
+
 
 def check_same(out: str, name: str | None) -> None:
     """Raise DatasetError where an `--out` has another second channel than a scan asks for.
@@ -38,8 +42,10 @@ def check_same(out: str, name: str | None) -> None:
     """
     if others := set(leftovers.channels(out)) - {name}:
         raise DatasetError(
-            f"{out} has a second channel, {min(others)}: give it with --also, as before, or scan into "
-            "another --out. A scan that leaves a channel out, or exchanges it, is not supported yet"
+            f"{out} has a second channel, {min(others)}: give it with --also, as before. Its pairs have the "
+            "verdict of both channels, so it cannot be left out or exchanged there. Use another --out for "
+            "that. A scan takes what is embedded: "
+            f"--reference dataset:{out}/reference --queries dataset:{out}/queries"
         )
 
 
@@ -55,6 +61,7 @@ class ChannelCorpora:
         beam: Beam's arguments.
         background: of the channel, where its calibration has one.
         calibration: of the channel.
+        corpora: its references and uploads, where they are not the images of the first channel.
     """
 
     name: str
@@ -64,6 +71,7 @@ class ChannelCorpora:
     beam: list[str]
     background: Corpus | None
     calibration: Calibration
+    corpora: Mapping[str, Corpus]
 
     @staticmethod
     def open_corpora(request: ChannelRequest, out: str, first_encoder_id: str) -> ChannelCorpora:
@@ -76,7 +84,7 @@ class ChannelCorpora:
 
         Raises:
             CalibrationError: the calibration is missing or damaged, or is for other scores.
-            DatasetError: there is no background.
+            DatasetError: there is no background, or a data set is of another encoder.
             EncoderError: the encoder cannot be loaded.
             OptionError: the channel would have the name of the first.
         """
@@ -94,7 +102,8 @@ class ChannelCorpora:
                 "with --views none"
             )
         _check_background(name, own, background)
-        return ChannelCorpora(name, settings, ids, out, request.beam, background, own)
+        corpora = _corpora_of(request, ids)
+        return ChannelCorpora(name, settings, ids, out, request.beam, background, own, corpora)
 
     @property
     def folder(self) -> str:
@@ -106,15 +115,37 @@ class ChannelCorpora:
         """Parent of the corpora of the channel."""
         return leftovers.channel_place(self.out, self.name)
 
+    def _corpora(self, pair: CorpusPair) -> list[Corpus]:
+        return [self.corpora.get(corpus.name, corpus) for corpus in (pair.reference, pair.queries)]
+
+    def check_sources(self, pair: CorpusPair) -> None:
+        """Raise DatasetError where the channel would not see the pictures of the first.
+
+        Args:
+            pair: the corpora of the first channel.
+        """
+        for first, own in zip((pair.reference, pair.queries), self._corpora(pair), strict=True):
+            if first.sources and own.sources and set(first.sources) != set(own.sources):
+                raise DatasetError(
+                    f"--also-{own.name} {own.spelled} has pictures of {', '.join(own.sources)}, and "
+                    f"--{first.name} {first.spelled} those of {', '.join(first.sources)}: both channels have "
+                    "to see the same"
+                )
+
     def embed(self, pair: CorpusPair, feeds: Sequence[Feed], recorder: Recorder) -> EmbeddedCorpora:
-        """Embed both corpora, and the background where there is one, from their images.
+        """Embed both corpora, and the background where there is one; a data set is taken as it is.
 
         Args:
             pair: the corpora of the command.
             feeds: what is said of the sources of references and uploads.
             recorder: of the run.
         """
-        asked = list(zip((pair.reference, pair.queries), feeds, strict=True))
+        own = self._corpora(pair)
+        if any(corpus.dataset for corpus in own):
+            # An `--out` has the channels that have a folder there, also where it holds no corpus.
+            places = {corpus.name: corpus.spelled for corpus in own}
+            storage.write_bytes(storage.join(self.place, _PLACES), json.dumps(places).encode())
+        asked = list(zip(own, feeds, strict=True))
         if self.background:
             asked.append((self.background, {}))
         references, queries, *background = embed_corpora(
@@ -159,8 +190,8 @@ class SecondChannel(ChannelCorpora):
         joint = Channels(
             joint_of(spec, {CHANNEL: first, own.name: own.calibration}), (first, own.calibration)
         )
-        held = (own.name, own.settings, own.ids, own.out, own.beam, own.background, own.calibration)
-        return SecondChannel(*held, joint, spec)
+        held = {field.name: getattr(own, field.name) for field in fields(own)}
+        return SecondChannel(**held, joint=joint, joint_spec=spec)
 
     def searcher(self, keep_all: bool = False) -> Searcher:
         """Return what compares the uploads of the channel with its references.
@@ -210,6 +241,22 @@ class SecondChannel(ChannelCorpora):
             corpora.queries.rejects,
         )
         return replace(inputs, run=inputs.run.model_copy(update={"joint": joint}), channels=(channel,))
+
+
+def _corpora_of(request: ChannelRequest, ids: dict[str, str]) -> dict[str, Corpus]:
+    """Open the corpora that are given for the second channel alone.
+
+    Raises:
+        DatasetError: a data set is of another encoder.
+    """
+    if not isinstance(request, ChannelCorporaRequest):
+        return {}
+    given = {"reference": request.also_reference, "queries": request.also_queries}
+    corpora = {name: Corpus.open(name, uri) for name, uri in given.items() if uri}
+    for corpus in corpora.values():
+        if corpus.dataset:
+            check_made_with(corpus.dataset, ids, NONE)
+    return corpora
 
 
 def _name_of(encoder_id: str, first_encoder_id: str) -> str:

@@ -155,6 +155,11 @@ class Corpus:
         return f"{DATASET}{self.uri}" if self.dataset else self.uri
 
     @property
+    def sources(self) -> list[str]:
+        """The sources of its images; none where a data set does not know them."""
+        return [source for source in self.dataset.commit.sources if source] if self.dataset else [self.uri]
+
+    @property
     def images(self) -> str:
         """The folder of the images; of several sources the one that all are in."""
         sources = list(self.dataset.commit.sources) if self.dataset else [self.uri]
@@ -274,7 +279,7 @@ class CorpusPair:
         else:
             ids = _ids_to_make(settings)
         for dataset in self.datasets:
-            _check_made_with(dataset, ids, settings.transform)
+            check_made_with(dataset, ids, settings.transform)
         return ids
 
     def embed_latents(self, settings: Settings, recorder: Recorder) -> tuple[EmbeddedCorpus, EmbeddedCorpus]:
@@ -306,7 +311,14 @@ def _ids_of(dataset: Dataset, spec: str) -> dict[str, str]:
     return ids if nothing_asked and searchable else ids | {"transform_id": transform.transform_id}
 
 
-def _check_made_with(dataset: Dataset, ids: dict[str, str], spec: str) -> None:
+def check_made_with(dataset: Dataset, ids: dict[str, str], spec: str) -> None:
+    """Raise DatasetError where a data set was made with something else than is asked for.
+
+    Args:
+        dataset: of embeddings.
+        ids: `schemas.ROW_IDS` that are asked for.
+        spec: as of `--transform`.
+    """
     made, asked = dataset.ids["transform_id"], ids["transform_id"]
     if made != asked:
         if made == LATENTS_ONLY:

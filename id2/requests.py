@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from id2 import checks
@@ -93,7 +94,7 @@ class ChannelRequest(BeamRequest):
 
     also: str | None = option(
         "A second encoder, with a channel of its own: as --encoder. Both channels give one verdict at one "
-        "false-positive rate. Needs --also-calibration and the images of both corpora.",
+        "false-positive rate. Needs --also-calibration.",
         None,
         unset="one channel",
         example="pdq",
@@ -111,12 +112,12 @@ class ChannelRequest(BeamRequest):
         None,
     )
 
-    def _check_channel(self, out: str, corpora: list[str], **others: object) -> None:
+    def _check_channel(self, out: str, corpora: Mapping[str, str], **others: object) -> None:
         """Refuse options that do not fit a second channel, or that only a second channel has.
 
         Args:
             out: where images are embedded to.
-            corpora: sources of references and uploads.
+            corpora: `reference` and `queries` → those of the first channel that the second shares.
             others: further options that only a second channel has, with their values where they are given.
         """
         if self.also is None:
@@ -127,13 +128,48 @@ class ChannelRequest(BeamRequest):
             return
         if self.also_calibration in (None, defaults.NONE, defaults.AUTO):
             raise OptionError("--also needs --also-calibration, a file that id2 calibrate wrote")
-        if embedded := [uri for uri in corpora if uri.startswith("dataset:")]:
-            raise OptionError(
-                f"--also embeds the pictures by another encoder, and {embedded[0]} may be without images: "
-                "give the place of the images"
-            )
+        for name, uri in corpora.items():
+            if uri.startswith("dataset:"):
+                raise OptionError(
+                    f"--also embeds the pictures by another encoder, and {uri} has none. Give --also-{name}: "
+                    f"the place of the images, or dataset: and the --out of id2 embed --encoder {self.also} "
+                    "--transform none --views none"
+                )
         checks.require_file(self.also_calibration, "also-calibration", CalibrationError, "")
         checks.require_corpus(self.also_background, "also-background", out)
+
+
+class ChannelCorporaRequest(ChannelRequest):
+    """A request that names the corpora of a second channel, where they are not those of the first."""
+
+    also_reference: str | None = option(
+        "References of the second channel, where --reference is a data set of the first: their images, or "
+        "dataset: and the --out of id2 embed by the second encoder.",
+        None,
+        unset="--reference",
+        example="dataset:originals-pdq",
+    )
+    also_queries: str | None = option(
+        "Uploads of the second channel: as --also-reference.",
+        None,
+        unset="--queries",
+        example="dataset:uploads-pdq",
+    )
+
+    def _channel_corpora(self, reference: str, queries: str, out: str) -> dict[str, str]:
+        """Return the corpora that the second channel shares, and refuse places that are not there.
+
+        Args:
+            reference, queries: of the first channel.
+            out: where images are embedded to.
+        """
+        given = {"reference": self.also_reference, "queries": self.also_queries}
+        for name, uri in given.items():
+            if uri and not self.also:
+                raise OptionError(f"--also-{name} is of a second channel: give --also, too")
+            checks.require_corpus(uri, f"also-{name}", out)
+        shared = {"reference": reference, "queries": queries}
+        return {name: uri for name, uri in shared.items() if not given[name]}
 
 
 class SearchRequest(SourceRequest, ChannelRequest):
@@ -150,9 +186,10 @@ class SearchRequest(SourceRequest, ChannelRequest):
     def second_channel(self) -> dict[str, str | None]:
         """Return the options of the second channel, by name; empty where there is none."""
         names = {"also", "also_calibration", "also_background", "joint_calibration"}
+        names |= {"also_reference", "also_queries"}  # id2 nightly has no such options
         return self.model_dump(include=names) if self.also else {}
 
-    def _check_channels(self, out: str, corpora: list[str]) -> None:
+    def _check_channels(self, out: str, corpora: Mapping[str, str]) -> None:
         """Refuse what `_check_channel` refuses, and a joint calibration that is not there."""
         joint = self.joint_calibration if self.joint_calibration != defaults.UNION else None
         self._check_channel(out, corpora, joint_calibration=joint)
@@ -243,7 +280,7 @@ class TranslateRequest(OneJobRequest, TranslationConfig):
         checks.require_writable(self.out)
 
 
-class ScanRequest(SearchRequest):
+class ScanRequest(SearchRequest, ChannelCorporaRequest):
     """Compare uploads with protected originals; write OUT/report.html, OUT/summary.json and OUT/matches.
 
     With a calibration every pair gets a verdict: match, review or none. The false-positive rate beside it is
@@ -284,7 +321,7 @@ class ScanRequest(SearchRequest):
         checks.require_corpus(self.background, "background", self.out)
         checks.require_truth(self.truth)
         checks.require_file(self.calibration, "calibration", CalibrationError)
-        self._check_channels(self.out, [self.reference, self.queries])
+        self._check_channels(self.out, self._channel_corpora(self.reference, self.queries, self.out))
         checks.require_writable(self.out)
 
 
@@ -354,7 +391,7 @@ class NightlyRequest(SearchRequest):
                 checks.require_source(source, name, self.out, storage.join(self.out, name), mode)
         checks.require_corpus(self.background, "background", self.out)
         checks.require_file(self.calibration, "calibration", CalibrationError)
-        self._check_channels(self.out, [*self.reference, *self.queries])
+        self._check_channels(self.out, {})  # they are sources of images
         checks.require_writable(self.out)
 
 
@@ -751,7 +788,7 @@ class FinetuneRequest(Request, FinetuneConfig):
         checks.require_writable(self.out)
 
 
-class CalibrateRequest(ChannelRequest):
+class CalibrateRequest(ChannelCorporaRequest):
     """Find score thresholds for stated false-positive rates. id2 scan judges by them.
 
     With a second encoder, it also writes a joint calibration: one verdict of both, at a measured rate.
@@ -829,7 +866,7 @@ class CalibrateRequest(ChannelRequest):
         self._check_files()
         checks.require_faiss()
         data = self.data
-        self._check_channel(data, [self.reference, self.queries])
+        self._check_channel(data, self._channel_corpora(self.reference, self.queries, data))
         for uri, name in (
             (self.reference, "reference"),
             (self.queries, "queries"),

@@ -88,6 +88,7 @@ def run(request: CalibrateRequest) -> CalibrateReport:
     if request.also:
         encoder_id = pair.latent_ids(settings)["encoder_id"]
         second = ChannelCorpora.open_corpora(request, pair.out, encoder_id)
+        second.check_sources(pair)
         joint.check_shares(given, second, request.match)
     if given:
         pair = _with_background(given, pair)

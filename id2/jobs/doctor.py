@@ -6,6 +6,7 @@ from id2.requests import DoctorRequest
 from id2.results import DoctorReport, RebuiltLedger
 from id2core.errors import DatasetError
 from id2core.reports import page
+from id2core.reports.facts import ScanSummary
 from id2core.runs import checkup, leftovers, rebuilding
 from id2core.runs.records import at_work
 from id2core.search import index_checkup
@@ -28,7 +29,7 @@ def run(request: DoctorRequest) -> DoctorReport:
     )
     made = None
     if request.rebuild and rebuilding.is_needed(out):
-        done = rebuilding.rebuild(out, _corpora(out, references, queries))
+        done = rebuilding.rebuild(out, _corpora(out, references, queries, summary))
         made = RebuiltLedger(searches=done.searches, files=done.files, set_aside=list(done.set_aside))
     checked = checkup.check(out, references, queries)
     index_checkup.check(out, checked)
@@ -45,14 +46,21 @@ def run(request: DoctorRequest) -> DoctorReport:
     )
 
 
-def _corpora(out: str, references: str, queries: str) -> list[tuple[Dataset, Dataset]]:
-    """Open references and queries of each channel, the first first."""
-    further = (leftovers.channel_place(out, name) for name in leftovers.channels(out))
-    places = [(references, queries)] + [
-        (
-            storage.join(place, "reference", schemas.EMBEDDINGS),
-            storage.join(place, "queries", schemas.EMBEDDINGS),
+def _corpora(
+    out: str, references: str, queries: str, summary: ScanSummary | None
+) -> list[tuple[Dataset, Dataset]]:
+    """Open references and queries of each channel, the first first, where the last scan had them."""
+    known = summary.inputs.channels if summary else {}
+    places = [(references, queries)]
+    for name in leftovers.channels(out):
+        own = known.get(name)
+        parent = leftovers.channel_place(out, name)
+        places.append(
+            (own.reference_embeddings, own.query_embeddings)
+            if own
+            else (
+                storage.join(parent, "reference", schemas.EMBEDDINGS),
+                storage.join(parent, "queries", schemas.EMBEDDINGS),
+            )
         )
-        for place in further
-    ]
     return [(Dataset.open(held), Dataset.open(asked)) for held, asked in places]

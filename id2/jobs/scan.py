@@ -61,6 +61,8 @@ class _Scan:
         views, self._calibration = searching.choose(self._settings, self._ids, pair.out)
         self.pair = self._with_background(pair)
         self._second = SecondChannel.open(request, pair.out, self._calibration) if request.also else None
+        if self._second:
+            self._second.check_sources(pair)
         channels.check_same(pair.out, self._second.name if self._second else None)
         self._truth: Truth | None = pair.truth(request.truth) if request.truth else None
         self._groups = pair.groups(request.truth) if request.truth else {}

@@ -39,7 +39,8 @@ class ScanConfig(Facts):
     Attributes:
         reference, queries, out: URIs; a data set's begins with `dataset:`.
         background, truth: URIs, where they were given or are bundled.
-        also, also_calibration, also_background, joint_calibration: of a second channel, where there is one.
+        also, also_calibration, also_background, joint_calibration, also_reference, also_queries: of a second
+            channel, where there is one.
     """
 
     encoder: str
@@ -50,6 +51,8 @@ class ScanConfig(Facts):
     also_calibration: str | None = None
     also_background: str | None = None
     joint_calibration: str | None = None
+    also_reference: str | None = None
+    also_queries: str | None = None
     index: str
     top_k: int
     device: str

@@ -163,7 +163,7 @@ def test_what_makes_no_joint_calibration_is_refused(drawn: Path, tmp_path: Path)
         ({"joint_out": files["out"]}, OptionError, "is given for two calibrations"),
         ({"out": None, "calibration": "none"}, OptionError, "--calibration none is no calibration"),
         ({"out": None, "calibration": "auto", "k": 2, "background": "x"}, OptionError, "--k is for a new"),
-        ({"reference": f"dataset:{embedded}"}, OptionError, "may be without images"),
+        ({"reference": f"dataset:{embedded}"}, OptionError, "Give --also-reference: the place of"),
         ({"also": str(drawn / "colors.pt")}, OptionError, "is the encoder of the first channel"),
         ({"also_background": str(drawn / "background")}, CalibrationError, "uses no background"),
         ({"out": None, "calibration": "auto"}, CalibrationError, "no calibration ships with the encoder"),

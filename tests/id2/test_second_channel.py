@@ -238,8 +238,8 @@ def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp
     assert not (tmp_path / "refused" / "channels").exists()
     out = tmp_path / "out"
     scan(drawn, out)
-    with pytest.raises(OptionError, match="may be without images"):
-        scan(drawn, tmp_path / "refused", reference=f"dataset:{out}/reference")
+    with pytest.raises(OptionError, match="give --also, too"):
+        scan(drawn, tmp_path / "refused", also=None, also_calibration=None, also_queries=str(drawn))
     chosen = {"calibration": str(drawn / "colors.json")}
     with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
         night(drawn, out, drawn / "uploads", also=None, also_calibration=None)
@@ -247,6 +247,42 @@ def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp
         id2.judge(out=str(out), **chosen)
     with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
         scan(drawn, out, also=None, also_calibration=None)
+
+
+def test_corpora_that_are_embedded_are_taken_by_both_channels(drawn: Path, tmp_path: Path) -> None:
+    """Data sets of the same pictures, by both encoders, give the verdicts of a scan of the pictures."""
+    plain = {"transform": "none", "views": "none"}
+    for name, encoder in (("colors", str(drawn / "colors.pt")), ("pdq", "pdq")):
+        for side in ("references", "uploads"):
+            place = str(tmp_path / f"{name}-{side}")
+            id2.embed(images=str(drawn / side), out=place, encoder=encoder, **plain)
+    first = {
+        "reference": f"dataset:{tmp_path}/colors-references",
+        "queries": f"dataset:{tmp_path}/colors-uploads",
+    }
+    with pytest.raises(OptionError, match="Give --also-reference: the place of the images, or dataset:"):
+        scan(drawn, tmp_path / "out", **first)
+    other = {"also_reference": f"dataset:{tmp_path}/pdq-references"}
+    swapped = {"also_queries": f"dataset:{tmp_path}/pdq-references"}
+    with pytest.raises(DatasetError, match="both channels have to see the same"):
+        scan(drawn, tmp_path / "out", **first | other | swapped)
+    with pytest.raises(DatasetError, match="encoder_id"):
+        scan(drawn, tmp_path / "out", **first | other | {"also_queries": first["queries"]})
+    assert not (tmp_path / "out").exists()
+    images = scan(drawn, tmp_path / "images")
+    for out, queries in (("out", f"dataset:{tmp_path}/pdq-uploads"), ("mixed", str(drawn / "uploads"))):
+        given = first | other | {"also_queries": queries}
+        summary = scan(drawn, tmp_path / out, **given)
+        assert matched(tmp_path / out) == FOUND
+        assert (summary.verdicts, summary.channels) == (images.verdicts, images.channels)
+        assert scan(drawn, tmp_path / out, **given) == summary
+        with pytest.raises(DatasetError, match="second channel, pdq: give it with --also"):
+            scan(drawn, tmp_path / out, **first, also=None, also_calibration=None)
+        (tmp_path / out / "matches" / "_SUCCESS").unlink()
+        made = id2.doctor(out=str(tmp_path / out), rebuild=True)
+        assert made.rebuilt and not made.rebuilt.set_aside and not made.findings
+    judged = {"calibration": str(drawn / "colors.json"), "also_calibration": str(drawn / "pdq.json")}
+    assert id2.judge(out=str(tmp_path / "out"), **judged).pairs == 2 * 5 * TOP_K
 
 
 def test_a_lost_commit_of_both_channels_is_built_again(drawn: Path, tmp_path: Path) -> None:
