@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from itertools import takewhile
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +23,7 @@ from id2core.errors import ID2Error
 from id2core.reports import page
 from id2core.runs import health, records
 from id2core.runs.health import Finding
-from id2core.runs.records import COUNTS, Run, Status
+from id2core.runs.records import COUNTS, Run
 from id2core.search.match_rows import MATCHES
 from id2core.store import storage
 from id2core.store.datasets import Dataset
@@ -35,7 +34,6 @@ log = logging.getLogger("id2.outcomes")
 NEWS = (Verdict.MATCH, Verdict.REVIEW)
 # What names an occurrence of an upload and a reference, in whatever channel.
 _PAIR = ["query_uri", "query_generation", "reference_id"]
-_EVER = datetime.min.replace(tzinfo=UTC)
 _SCAN_DATE = re.compile(r"scan_date=(\d{4}-\d\d-\d\d)/")
 _BROWSE_OBJECT = "https://storage.cloud.google.com/"
 _BROWSE_PREFIX = "https://console.cloud.google.com/storage/browser/"
@@ -101,7 +99,9 @@ def read(out: str, run: Run) -> Outcome:
     runs = records.read(out)
     place = storage.normalize(out)
     links = {name: link(storage.join(place, name)) for name in (page.HTML, MATCHES) if _is_there(place, name)}
-    return Outcome(run, new_pairs(place, _unreported(runs, run)), health.check(runs, run.run_id), links)
+    return Outcome(
+        run, new_pairs(place, [run, *records.unfinished(runs, run)]), health.check(runs, run.run_id), links
+    )
 
 
 def new_pairs(out: str, runs: Sequence[Run]) -> dict[str, int]:
@@ -140,13 +140,6 @@ def link(uri: str) -> str:
         return Path(uri).absolute().as_uri()
     browse = _BROWSE_OBJECT if uri.endswith(".html") else _BROWSE_PREFIX
     return browse + quote(uri.removeprefix("gs://"))
-
-
-def _unreported(runs: Sequence[Run], run: Run) -> list[Run]:
-    """Return the run and the runs of its flow right before it that did not end well."""
-    earlier = [other for other in runs if other.flow == run.flow and other.run_id != run.run_id]
-    before = [other for other in earlier if (other.started or _EVER) <= (run.started or _EVER)]
-    return [run, *takewhile(lambda other: other.status is not Status.DONE, reversed(before))]
 
 
 def _runs(out: object) -> list[Run]:

@@ -20,10 +20,10 @@ from id2core.encoders.embed_job import EmbedJob, Feed
 from id2core.reports import page
 from id2core.reports.facts import ScanConfig, ScanSummary
 from id2core.reports.summary import summarize
-from id2core.runs import ledger
+from id2core.runs import ledger, records
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Span
-from id2core.runs.records import Recorder, recorded
+from id2core.runs.records import Recorder, Status, recorded
 from id2core.search.match_rows import MATCHES
 from id2core.search.results import SearchResult
 from id2core.sources import registry
@@ -203,8 +203,10 @@ class _Night:
         for search, (new, _) in zip(searches, spans, strict=True):
             matches = search.run(recorder, "search new uploads", new)
         # Uploads are not new because a second channel joins: it has touched no segment yet.
-        known = [search for search, (new, _) in zip(searches, spans, strict=True) if new[0] > 1]
-        self._count_first(known or searches, matches, recorder)
+        joined = [i for i, ((first, _), _) in enumerate(spans) if first > 1] or range(len(spans))
+        # What a killed night has searched by one channel is not new: those matches are not of this run.
+        is_new = {first <= last for (first, last), _ in (spans[i] for i in joined)}
+        self._count_first([searches[i] for i in joined] if len(is_new) == 1 else [], matches, recorder)
         for search, (_, earlier) in zip(searches, spans, strict=True):
             for span in earlier:
                 if self._is_late:
@@ -217,11 +219,16 @@ class _Night:
         """Count the uploads that were searched for the first time, and those with a match in any channel.
 
         An encoder may reject uploads, so the channel counts that searched most of them.
+
+        Args:
+            searches: of the channels in which uploads are new; without any, none is.
+            matches: of all runs.
+            recorder: of the run.
         """
         results = [search.results[0] for search in searches]
-        searched = max(result.searched for result in results)
+        searched = max((result.searched for result in results), default=0)
         recorder.count(first_searched=searched)
-        if searches[0].judge.judge:
+        if all(search.judge.judge for search in searches):
             files = [file for result in results for file in result.files]
             recorder.count(first_matched=min(searched, judging.matched(matches, files)))
 
@@ -252,7 +259,7 @@ class _Night:
         return hours is not None and time.monotonic() - self._began > hours * 3600
 
     def _report(self, embedded: list[EmbeddedCorpora], matches: Dataset, recorder: Recorder) -> ScanSummary:
-        """Write the report of what this night found."""
+        """Write the report of what this night found, also in runs of it that were killed."""
         run_id, first = recorder.execution.run_id, self._channels[0]
         config = ScanConfig(
             **self._settings.model_dump(),
@@ -266,7 +273,9 @@ class _Night:
         inputs = first.searcher.report_inputs(embedded[0], matches, run_id, run_id, config, recorder)
         if self._second:
             inputs = self._second.reported(inputs, embedded[1], embedded[0], self._settings.calibration)
-        inputs = replace(inputs, only_run=True)
+        before = records.unfinished(records.read(self.out), recorder.run)
+        ended = tuple(run.run_id for run in before if run.status is not Status.RUNNING)
+        inputs = replace(inputs, only_run=True, unfinished=ended)
         return page.save_report(inputs, summarize(inputs), self.out)
 
     def _summary(

@@ -144,6 +144,7 @@ class Places(Facts):
 
     Attributes:
         only_run: whether only what this run found is reported.
+        unfinished: run_ids of killed runs whose finds are reported with it.
         verdicts: later verdicts of the pairs, where there are any.
         channels: of further channels, by name.
     """
@@ -155,6 +156,7 @@ class Places(Facts):
     reference_rejects: str | None
     query_rejects: str | None
     only_run: bool = False
+    unfinished: tuple[str, ...] = ()
     verdicts: str | None = None
     channels: dict[str, ChannelPlaces] = {}
 

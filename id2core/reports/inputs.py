@@ -67,6 +67,7 @@ class ReportInputs:
         truth: absolute query URI → URI of its origin, or None where it has none.
         groups: absolute query URI → the group that it is also counted in.
         only_run: whether only what the last search found is reported.
+        unfinished: run_ids whose finds are reported with it: killed runs of the same work.
         verdicts: later verdicts of the pairs, where there are any.
         channels: those beside the first.
     """
@@ -81,6 +82,7 @@ class ReportInputs:
     truth: dict[str, str | None] | None = None
     groups: dict[str, str] | None = None
     only_run: bool = False
+    unfinished: tuple[str, ...] = ()
     verdicts: Dataset | None = None
     channels: tuple[FurtherChannel, ...] = ()
 
@@ -111,6 +113,7 @@ class ReportInputs:
             truth=truth,
             groups=groups,
             only_run=places.only_run,
+            unfinished=places.unfinished,
             verdicts=Dataset.open(places.verdicts) if places.verdicts else None,
             channels=tuple(FurtherChannel.open(name, own) for name, own in places.channels.items()),
         )
@@ -126,6 +129,7 @@ class ReportInputs:
             reference_rejects=self.reference_rejects.uri if self.reference_rejects else None,
             query_rejects=self.query_rejects.uri if self.query_rejects else None,
             only_run=self.only_run,
+            unfinished=self.unfinished,
             verdicts=self.verdicts.uri if self.verdicts else None,
             channels={channel.name: channel.places for channel in self.channels},
         )
@@ -139,7 +143,7 @@ class ReportInputs:
             self.reference_embeddings,
             self.query_embeddings,
             self.run.config.top_k,
-            self.search_run if self.only_run else None,
+            frozenset((self.search_run, *self.unfinished)) if self.only_run else None,
             self.verdicts,
             judged_by.calibration_id if judged_by else None,
             tuple((c.reference_embeddings, c.query_embeddings) for c in self.channels),

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import takewhile
 from typing import Any
 
 import pyarrow as pa
@@ -233,6 +234,14 @@ def recorded(
 def write(out: str, run: Run) -> Dataset:
     """Write the row of a run to `runs/` below `out`, in place of its earlier row; return the table."""
     return _commit(out, [run], Dataset.find_own(storage.join(out, RUNS)))
+
+
+def unfinished(runs: Sequence[Run], run: Run) -> list[Run]:
+    """Return the runs of its flow right before a run that did not end well, the last first."""
+    ever = datetime.min.replace(tzinfo=UTC)
+    earlier = [other for other in runs if other.flow == run.flow and other.run_id != run.run_id]
+    before = [other for other in earlier if (other.started or ever) <= (run.started or ever)]
+    return list(takewhile(lambda other: other.status is not Status.DONE, reversed(before)))
 
 
 def read(out: str) -> list[Run]:

@@ -44,7 +44,7 @@ class CurrentMatches:
         matches: of all runs.
         references, queries: embeddings data sets, as they are now.
         top_k: matches of an upload, the best.
-        run_id: only pairs that this run found; None for all.
+        run_ids: only pairs that these runs found; None for all.
         verdicts: later verdicts of pairs, of which the newest counts; None where there are none.
         calibration_id: other verdicts are left out, and so are normalized scores without a calibration.
         further: references and queries of further channels. Ranks are those in one channel.
@@ -54,7 +54,7 @@ class CurrentMatches:
     references: Dataset
     queries: Dataset
     top_k: int
-    run_id: str | None = None
+    run_ids: frozenset[str] | None = None
     verdicts: Dataset | None = None
     calibration_id: str | None = None
     further: tuple[tuple[Dataset, Dataset], ...] = ()
@@ -71,7 +71,7 @@ class CurrentMatches:
         wanted = list(columns) if columns is not None else schemas.MATCHES.names
         verdicts = [] if set(VERDICT_COLUMNS).isdisjoint(wanted) else VERDICT_COLUMNS
         read = list(dict.fromkeys([*wanted, *_KEYS, *verdicts]))
-        files = [f for f in self.matches.files if self.run_id is None or f.may_have(self.run_id)]
+        files = [f for f in self.matches.files if self._may_have(f)]
         number = max(1, -(-sum(file.rows for file in files) // ROWS_AT_ONCE))
         with tempfile.TemporaryDirectory() as folder:
             seen = [_Seen() for _ in self._corpora]
@@ -83,6 +83,9 @@ class CurrentMatches:
                 current = pa.concat_tables(own)
                 if current.num_rows:
                     yield current.select(wanted)
+
+    def _may_have(self, file: FileRecord) -> bool:
+        return self.run_ids is None or any(file.may_have(run_id) for run_id in self.run_ids)
 
     @property
     def _corpora(self) -> list[tuple[Dataset, Dataset]]:
@@ -132,8 +135,9 @@ class CurrentMatches:
         """Yield the rows of the run and the ids, file by file, and remember what they are of."""
         yield schemas.MATCHES.empty_table().select(columns)
         for table in datasets.read_each(self.matches.uri, files, columns):
-            if self.run_id is not None:
-                table = table.filter(pc.equal(table["run_id"], self.run_id))
+            if self.run_ids is not None:
+                own = pa.array(sorted(self.run_ids), pa.string())
+                table = table.filter(pc.is_in(table["run_id"].cast(pa.string()), value_set=own))
             for (references, _), one in zip(self._corpora, seen, strict=True):
                 own = _of_ids(table, references)
                 one.add(own)

@@ -138,10 +138,10 @@ def test_what_a_night_found_is_read_from_its_own_files(tmp_path: Path) -> None:
         stored = search_here(plan)
         runs.append((plan.execution.run_id, {file.name for file in stored.files}))
     (first, old), (second, _) = runs
-    assert CurrentMatches(stored, held, asked, 2, first).read().num_rows == 6
+    assert CurrentMatches(stored, held, asked, 2, frozenset({first})).read().num_rows == 6
     for name in old:
         (tmp_path / "matches" / name).unlink()
-    found = CurrentMatches(stored, held, asked, 2, second)
+    found = CurrentMatches(stored, held, asked, 2, frozenset({second}))
     for _ in range(2):  # a report reads them more than once
         assert set(found.read()["query_uri"].to_pylist()) == {"/up/3", "/up/4", "/up/5"}
 

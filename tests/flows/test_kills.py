@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,9 +17,15 @@ from typing import Any, ClassVar
 import pyarrow.parquet as pq
 import pytest
 
+from id2core.encoders.preprocess import Preprocess
+from id2core.reports import page
+from id2core.runs import records
+from id2core.runs.records import Status
 from id2core.store import storage
 from id2core.store.ahead import in_order
 from id2core.store.datasets import Dataset, FileRecord
+from id2core.verdicts import calibration
+from tests.calibrations import tailed
 from tests.drawing import scene
 from tests.fork_server import ForkServer
 
@@ -28,6 +34,7 @@ OF_A_RUN = {"run_id", "embedded_at", "scanned_at", "searched_at", "added_at", "r
 KILLED = -9
 # Columns that name a row, of every data set.
 GLOBBED = ["uri", "generation", "query_uri", "reference_uri", "rank", "run_id", "status", "corpus", "segment"]
+GLOBBED += ["channel", "encoder_id", "query_from", "query_to"]  # of matches and ledger
 GLOBBED += ["code", "model"]  # of an index
 PICTURES = ["image_id", "query_id", "reference_id"]
 
@@ -101,11 +108,17 @@ def committed(out: Path, *datasets: str) -> set[str]:
     return files | removals | {f"{name}/_SUCCESS" for name in held}
 
 
+def first_searches(out: Path) -> tuple[int | None, int | None]:
+    """What the last run counts of uploads that were searched for the first time: all, and with a match."""
+    last = max(records.read(str(out)), key=lambda run: run.run_id)
+    return last.first_searched, last.first_matched
+
+
 class Case:
     """A command that is killed again and again, and what must be there after one more run."""
 
     datasets: tuple[str, ...] = ("embeddings", "rejects")
-    extra: frozenset[str] = frozenset()
+    extra: Set[str] = frozenset()
     # Tables whose rows depend on how many runs did the work → the column whose sum does not.
     totals: ClassVar[Mapping[str, str]] = {}
 
@@ -251,16 +264,66 @@ class Takedown(Scan):
                 assert self._gone not in str(pq.ParquetFile(path).read(columns=PICTURES).to_pylist()), path
 
 
+class TwoChannels(Scan):
+    """A night by two encoders after another: an upload and a reference are new, and an upload is gone."""
+
+    datasets = (
+        *Scan.datasets,
+        *(
+            f"channels/pdq/{side}/{name}"
+            for side in ("reference", "queries")
+            for name in ("embeddings", "rejects")
+        ),
+    )
+
+    def __init__(self, server: ForkServer, folder: Path) -> None:
+        super().__init__(server, folder)
+        tailed(0.8, 0.01, "pdq").save(str(folder / "pdq.json"))
+        ids = {"encoder_id": "toy-000000000000", "preprocess_id": Preprocess(8).preprocess_id}
+        first = calibration.load(str(folder / "pdq.json")).model_copy(update=ids)
+        first.save(str(folder / "toy.json"))
+        self._before = folder / "before"
+        assert self.call(self._before) == 0, (folder / "before.log").read_text()
+        self.extra = Scan.extra | {name for name in names(self._before) if name.startswith("calibrations/")}
+        draw(folder / "uploads", 8, 20)
+        draw(folder / "references", 9, 30)
+        (folder / "uploads" / "p01.png").unlink()
+
+    def prepare(self, out: Path) -> None:
+        shutil.copytree(self._before, out)
+
+    def arguments(self, out: Path) -> list[object]:
+        _, *arguments = super().arguments(out)
+        own = ["--calibration", self.folder / "toy.json", "--no-canary", "--keep", "all"]
+        return ["nightly", *arguments, *own, "--also", "pdq", "--also-calibration", self.folder / "pdq.json"]
+
+    def check(self, out: Path, clean: Path) -> None:
+        super().check(out, clean)
+        # The match rate of a night is that of both channels, or there is none.
+        assert first_searches(out) in (first_searches(clean), (0, 0))
+        # What a killed night has found is in the report of the one that resumes it.
+        _, night, *_ = records.read(str(out))
+        if night.status is not Status.DONE or len(records.read(str(out))) == 2:
+            resumed, whole = (page.read_summary(str(place)) for place in (out, clean))
+            assert resumed and whole
+            assert (resumed.counts, resumed.verdicts, resumed.channels) == (
+                whole.counts,
+                whole.verdicts,
+                whole.channels,
+            )
+
+
 SLOW = pytest.mark.slow
 
 
-CASES = (FirstEmbed, ChangedEmbed, Scan, Search, IndexedSearch, Takedown)
+CASES = (FirstEmbed, ChangedEmbed, Scan, Search, IndexedSearch, TwoChannels, Takedown)
 
 
 @pytest.mark.parametrize(
     ("make", "step"),
     [
         (ChangedEmbed, 16),
+        (TwoChannels, 40),
         (Search, 24),
         (IndexedSearch, 45),
         *(pytest.param(case, 1, marks=SLOW) for case in CASES),
