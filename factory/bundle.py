@@ -3,7 +3,8 @@
 Run `python -m factory.bundle --data DIR --transform W.safetensors --out id2core/data/mini`.
 The background holds descriptors of training photos and no latents, from which pictures could be decoded.
 Thresholds come from calibration uploads, one of each photo: the photo as it is or a translation by one of the
-models in turn. Fresh uploads, which nothing was chosen on, say what the rates are.
+models in turn. Test uploads, whose origins are taken out of the references, say what the rates are. Factor
+and k of the background stay as they ship, or come from `id2 experiment open`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from id2core.experiments import open_sets
-from id2core.experiments.evaluation_sets import CALIBRATION, FRESH, TRAIN, EvaluationSet, Queries
+from id2core.experiments import upload_matchers
+from id2core.experiments.evaluation_sets import TRAIN, EvaluationSet
+from id2core.experiments.scale import BEST, FACTOR
+from id2core.experiments.upload_edits import Edit
+from id2core.experiments.upload_matchers import Background, Matcher, Whole
+from id2core.experiments.upload_sets import Uploads, UploadSet
 from id2core.search import exact, shards
+from id2core.search.background_rows import background_means
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, SourceRecord
 from id2core.transforms import cohorts
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
-from id2core.verdicts import calibration, normalization, tails
-from id2core.verdicts.calibration import Calibration
+from id2core.verdicts import calibration, tails
+from id2core.verdicts.calibration import Calibration, Threshold
 from id2core.verdicts.judging import BACKGROUND, FILE
 from id2core.verdicts.normalization import Normalization, normalize
 from id2core.verdicts.tails import Pairs
@@ -36,9 +43,9 @@ MATCH, REVIEW = 0.02, 0.1
 FACTS = "W.json"
 
 
-def background(data: EvaluationSet, w: Transform, out: Path) -> tuple[str, NDArray[np.float32]]:
-    """Write descriptors of training photos as an embeddings data set; its index_id, and float32[B,m]."""
-    latents, ids = data.read(TRAIN)
+def background(data: EvaluationSet, w: Transform, role: str, out: Path) -> tuple[str, NDArray[np.float32]]:
+    """Write descriptors of photos of a role as an embeddings data set; its index_id, and float32[B,m]."""
+    latents, ids = data.read(role)
     rows = cohorts.chosen(len(ids))
     descriptors = w.apply(latents[rows]).astype(np.float16).astype(np.float32)
     names = data.ids | {"transform_id": w.transform_id}
@@ -78,62 +85,74 @@ def write_background(
     return shards.index_id(Dataset.open(place))
 
 
-def uploads(data: EvaluationSet, role: str) -> list[Queries]:
-    """The photos of a role as they are, and their translations by every model."""
-    latents, ids = data.read(role)
-    numbers = np.argsort(np.argsort(np.array(ids)))
-    return [
-        Queries(latents, np.full(len(ids), -1), numbers),
-        *(data.queries(model, role) for model in data.models),
-    ]
-
-
 def best_pairs(
     references: NDArray[np.float32],
     queries: NDArray[np.float32],
     background_descriptors: NDArray[np.float32],
     chosen: Normalization,
 ) -> Pairs:
-    """The best pairs, with their normalized scores, of some uploads float32[Q,m] among float32[R,m]."""
+    """Return the best pairs, with normalized scores, of uploads float32[Q,m] among float32[R,m]."""
     _, background = exact.nearest(queries, background_descriptors, chosen.k)
     rows, scores = exact.nearest(queries, references, tails.DEPTH)
-    means = normalization.background_means(background, chosen.k)
+    means = background_means(background, chosen.k)
     shifted = normalize(scores, np.broadcast_to(means[:, None], scores.shape), chosen.factor)
     numbers = np.arange(len(queries))
     return Pairs(shifted.ravel(), np.repeat(numbers, scores.shape[1]), rows.ravel(), numbers, len(references))
 
 
+def matched_pairs(matcher: Matcher, parts: Sequence[Uploads]) -> Pairs:
+    """Return the best pairs of uploads without origin, with a matcher's scores."""
+    scores = np.concatenate([matcher.scores(part) for part in parts])
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, : tails.DEPTH]
+    kept = np.take_along_axis(scores, rows, 1).astype(np.float64)
+    numbers = np.arange(len(scores))
+    return Pairs(kept.ravel(), np.repeat(numbers, rows.shape[1]), rows.ravel(), numbers, scores.shape[1])
+
+
+def false_scores(matcher: Matcher, uploads: UploadSet, edits: Sequence[Edit]) -> NDArray[np.float64]:
+    """Return the best score of each test upload with some edits among references without its origin."""
+    best = []
+    for edit in edits:
+        for kind in uploads.kinds:
+            asked = uploads.of(edit, kind)
+            count = len(asked.sources.uris)
+            both = upload_matchers.with_and_without(matcher.scores(asked), asked.queries)
+            best.append(both.scores[count:, 0].astype(np.float64))
+    return np.concatenate(best)
+
+
+def rates(thresholds: Sequence[Threshold], strangers: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return what is stated and measured of each threshold."""
+    return [
+        {
+            "target": threshold.target,
+            "interval": [threshold.low, threshold.high],
+            "measured": float(np.mean(strangers >= threshold.score)),
+            "uploads": len(strangers),
+        }
+        for threshold in thresholds
+    ]
+
+
 def calibrate(
-    data: EvaluationSet, w: Transform, name: str, background_descriptors: NDArray[np.float32]
+    data: EvaluationSet, w: Transform, chosen: Normalization, background_descriptors: NDArray[np.float32]
 ) -> tuple[Calibration, dict[str, Any]]:
-    """The calibration, and the rates of its verdicts on fresh uploads."""
-    tuned = open_sets.tune_background(data, data.pairs(data.seen), w)
-    chosen = Normalization(factor=tuned.factor, k=tuned.k, background_id=name)
-    kinds = uploads(data, CALIBRATION)
-    latents = [q.latents[open_sets.one_each(q, kind, len(kinds))] for kind, q in enumerate(kinds)]
-    references = w.apply(data.references)
-    pairs = best_pairs(references, w.apply(np.concatenate(latents)), background_descriptors, chosen)
-    thresholds = calibration.calibrate(
+    """Return the calibration of whole uploads, and the rates of its verdicts on test uploads."""
+    uploads = UploadSet(data)
+    subtracted = Background(background_descriptors, chosen.factor, chosen.k)
+    matcher = Whole("calibrated", w, w.apply(uploads.references), subtracted)
+    pairs = matched_pairs(matcher, uploads.calibration(edited=False))
+    made = calibration.calibrate(
         pairs.best(),
         match=MATCH,
         review=REVIEW,
-        references=len(data.references),
+        references=len(uploads.references),
         ids=data.ids | {"transform_id": w.transform_id},
         normalization=chosen,
         pairs=pairs,
     )
-    unseen = np.concatenate([q.latents for q in uploads(data, FRESH)])
-    unseen_scores = best_pairs(references, w.apply(unseen), background_descriptors, chosen).best()
-    rates = {
-        kind: {
-            "target": threshold.target,
-            "interval": [threshold.low, threshold.high],
-            "fresh_rate": float(np.mean(unseen_scores >= threshold.score)),
-            "fresh_uploads": len(unseen_scores),
-        }
-        for kind, threshold in (("match", thresholds.match), ("review", thresholds.review))
-    }
-    return thresholds, rates
+    tested = rates((made.match, made.review), false_scores(matcher, uploads, uploads.edits[:1]))
+    return made, dict(zip(("match", "review"), tested, strict=True))
 
 
 def main() -> None:
@@ -142,13 +161,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder, see docs/experiments.md")
     parser.add_argument("--transform", type=Path, required=True, help="W, as `id2 train` wrote it")
     parser.add_argument("--out", type=Path, required=True, help="the encoder's folder")
+    parser.add_argument("--role", default=TRAIN, help="photos of the background")
+    parser.add_argument(
+        "--factor", type=float, default=FACTOR, help="of the background (default %(default)s)"
+    )
+    parser.add_argument("--k", type=int, default=BEST, help="best of the background (%(default)s)")
     options = parser.parse_args()
-    data = EvaluationSet.load(options.data)
-    w = save_half(load_transform(str(options.transform)), options.out / WEIGHTS)
-    thresholds, rates = calibrate(data, w, *background(data, w, options.out))
-    thresholds.save(str(options.out / FILE))
-    facts = {"transform_id": w.transform_id, "trained": w.metadata, "rates": rates}
-    (options.out / FACTS).write_text(json.dumps(facts, indent=1))
+    data, out = EvaluationSet.load(options.data), options.out
+    w = save_half(load_transform(str(options.transform)), out / WEIGHTS)
+    background_id, descriptors = background(data, w, options.role, out)
+    chosen = Normalization(factor=options.factor, k=options.k, background_id=background_id)
+    thresholds, measured = calibrate(data, w, chosen, descriptors)
+    thresholds.save(str(out / FILE))
+    facts = {"transform_id": w.transform_id, "trained": w.metadata, "rates": measured}
+    (out / FACTS).write_text(json.dumps(facts, indent=1))
     print(json.dumps(facts, indent=1))
 
 

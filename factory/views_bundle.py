@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from factory.bundle import FACTS, MATCH, REVIEW, write_background
-from id2core.experiments import upload_matchers, upload_views
+from factory.bundle import FACTS, MATCH, REVIEW, false_scores, matched_pairs, rates, write_background
+from id2core.experiments import upload_views
 from id2core.experiments.evaluation_sets import EvaluationSet
 from id2core.experiments.photo_bench import FRESH, TRAIN
 from id2core.experiments.upload_matchers import Background
-from id2core.experiments.upload_sets import TESTED, Sources, Uploads, UploadSet
+from id2core.experiments.upload_sets import Sources, Uploads, UploadSet
 from id2core.experiments.upload_views import Viewed
 from id2core.search import looks, shards
 from id2core.search.looks import Views
@@ -33,8 +31,7 @@ from id2core.transforms import cohorts, reference_rows
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, judging, tails
-from id2core.verdicts.calibration import Calibration, Threshold
-from id2core.verdicts.tails import Pairs
+from id2core.verdicts.calibration import Calibration
 
 # Edits in turn of which a fresh photo has one.
 _TURNS = 3
@@ -54,27 +51,6 @@ def background(data: EvaluationSet, w: Transform, role: str, folder: Path) -> Tr
     return made
 
 
-def best_pairs(matcher: Viewed, parts: Sequence[Uploads]) -> Pairs:
-    """Return the best pairs of uploads without origin, with their scores."""
-    scores = np.concatenate([matcher.scores(part) for part in parts])
-    rows = np.argsort(-scores, axis=1, kind="stable")[:, : tails.DEPTH]
-    kept = np.take_along_axis(scores, rows, 1).astype(np.float64)
-    numbers = np.arange(len(scores))
-    return Pairs(kept.ravel(), np.repeat(numbers, rows.shape[1]), rows.ravel(), numbers, scores.shape[1])
-
-
-def false_scores(matcher: Viewed, uploads: UploadSet, split: str) -> NDArray[np.float64]:
-    """Return the best score of each upload of a split among references without its origin."""
-    best = []
-    for edit in uploads.edits:
-        for kind in uploads.kinds:
-            asked = uploads.of(edit, kind, split)
-            count = len(asked.sources.uris)
-            both = upload_matchers.with_and_without(matcher.scores(asked), asked.queries)
-            best.append(both.scores[count:, 0].astype(np.float64))
-    return np.concatenate(best)
-
-
 def fresh_copies(uploads: UploadSet) -> list[Uploads]:
     """Return copies of photos that nothing else was made of, each with every third edit."""
     _, ids = uploads.data.read(FRESH)
@@ -83,19 +59,6 @@ def fresh_copies(uploads: UploadSet) -> list[Uploads]:
     return [
         Uploads(edit, every.take(range(number % _TURNS, len(ids), _TURNS)), uploads)
         for number, edit in enumerate(uploads.edits)
-    ]
-
-
-def rates(thresholds: Sequence[Threshold], strangers: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Return what is stated and measured of each threshold."""
-    return [
-        {
-            "target": threshold.target,
-            "interval": [threshold.low, threshold.high],
-            "measured": float(np.mean(strangers >= threshold.score)),
-            "uploads": len(strangers),
-        }
-        for threshold in thresholds
     ]
 
 
@@ -111,7 +74,7 @@ def calibrate(data: EvaluationSet, w: Transform, whole: Calibration, folder: Pat
     beside = (shard, Background(shard.descriptors, how.factor, how.k))
     references = upload_views.shard_of(uploads.references, w)
     matcher = Viewed("calibrated", views, references, beside, depth=tails.DEPTH)
-    pairs = best_pairs(matcher, uploads.calibration(edited=True))
+    pairs = matched_pairs(matcher, uploads.calibration(edited=True))
     made = calibration.calibrate(
         pairs.best(),
         match=MATCH,
@@ -123,7 +86,7 @@ def calibrate(data: EvaluationSet, w: Transform, whole: Calibration, folder: Pat
     )
     made = made.model_copy(update={"content": whole.content})
     thresholds = (made.match, made.review)
-    tested = rates(thresholds, false_scores(matcher, uploads, TESTED))
+    tested = rates(thresholds, false_scores(matcher, uploads, uploads.edits))
     copies = np.concatenate([matcher.scores(part).max(axis=1) for part in fresh_copies(uploads)])
     names = ("match", "review")
     each = zip(names, tested, rates(thresholds, copies), strict=True)
