@@ -102,11 +102,7 @@ def best_pairs(
 
 def matched_pairs(matcher: Matcher, parts: Sequence[Uploads]) -> Pairs:
     """Return the best pairs of uploads without origin, with a matcher's scores."""
-    scores = np.concatenate([matcher.scores(part) for part in parts])
-    rows = np.argsort(-scores, axis=1, kind="stable")[:, : tails.DEPTH]
-    kept = np.take_along_axis(scores, rows, 1).astype(np.float64)
-    numbers = np.arange(len(scores))
-    return Pairs(kept.ravel(), np.repeat(numbers, rows.shape[1]), rows.ravel(), numbers, scores.shape[1])
+    return upload_matchers.best_pairs(np.concatenate([matcher.scores(part) for part in parts]))
 
 
 def false_scores(matcher: Matcher, uploads: UploadSet, edits: Sequence[Edit]) -> NDArray[np.float64]:

@@ -1095,6 +1095,12 @@ class ExperimentRequest(Request):
         gt=0,
         example=3.0,
     )
+    also: str | None = option(
+        "A second encoder for the experiment uploads-two: as --encoder of a scan.",
+        None,
+        unset="uploads-two is skipped",
+        example="sscd.onnx",
+    )
 
     def check(self) -> None:
         """Refuse an unknown experiment, a missing package, and a folder that was not filled."""

@@ -47,7 +47,7 @@ def run(request: ExperimentRequest) -> ExperimentReport:
     data = EvaluationSet.load(folder)
     with recorded(storage.normalize(request.out), "experiment", request.model_dump()) as recorder:
         passes = request.passes or PAPER_PASSES
-        methods = Methods(data, folder, passes, into_tally())
+        methods = Methods(data, folder, passes, into_tally(), request.also)
         tables = {}
         for name in names:
             with recorder.stage(name):

@@ -44,12 +44,14 @@ class Methods:
         out: parent of `runs/`.
         passes: of a recipe over its data.
         progress: of training.
+        also: a second encoder, for the experiment on two channels, as `load_encoder` takes it; None for none.
     """
 
     data: EvaluationSet
     out: Path
     passes: float = PAPER_PASSES
     progress: OnStage = silent
+    also: str | None = None
     _pairs: dict[str, Pairs] = field(default_factory=dict)
 
     def pairs(self, model: str) -> Pairs:

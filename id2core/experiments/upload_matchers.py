@@ -8,7 +8,7 @@ measure what comes out, and thresholds are set on what comes out. A new matcher 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,8 @@ from id2core.search.shards import Shard
 from id2core.search.topk import TopK
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import AUTO, Transform
-from id2core.verdicts import judging, normalization
+from id2core.verdicts import judging, normalization, tails
+from id2core.verdicts.tails import Pairs
 
 _BACKGROUND = 2000
 
@@ -166,16 +167,24 @@ def _plain_and_tuned(name: str, transform: Transform, uploads: UploadSet) -> Ite
     if len(rows) < max(normalization.KS):
         return
     background = transform.apply(latents[rows])
-    factor, k = _choose(plain, background, uploads)
+    untouched = [uploads.of(uploads.edits[0], kind, VALIDATION) for kind in uploads.kinds]
+    factor, k = choose_background(plain, background, untouched)
     if factor:
         yield Whole(f"{name}, normalized", transform, plain.references, Background(background, factor, k))
 
 
-def _choose(plain: Whole, background: NDArray[np.float32], uploads: UploadSet) -> tuple[float, int]:
-    """Choose factor and k on untouched uploads of the validation; those that ship where it has none."""
+def choose_background(
+    plain: Whole, background: NDArray[np.float32], parts: Sequence[Uploads]
+) -> tuple[float, int]:
+    """Choose factor and k on validation uploads; those that ship where a part has none.
+
+    Args:
+        plain: without a background.
+        background: float32[B,m], descriptors.
+        parts: uploads, all of which have an origin.
+    """
     predictions, best = [], []
-    for kind in uploads.kinds:
-        asked = uploads.of(uploads.edits[0], kind, VALIDATION)
+    for asked in parts:
         if not asked.sources.uris:
             return FACTOR, BEST
         both = with_and_without(plain.scores(asked), asked.queries)
@@ -183,8 +192,18 @@ def _choose(plain: Whole, background: NDArray[np.float32], uploads: UploadSet) -
         against = TopK(len(asked.sources.uris), max(normalization.KS))
         against.add(plain.transform.apply(asked.latents()[0]) @ background.T)
         best.append(np.tile(against.result()[1], (2, 1)))
+    if not predictions:
+        return FACTOR, BEST
     pooled, _ = evaluation_sets.pooled(predictions)
     return normalization.choose_parameters(pooled, np.concatenate(best))[0]
+
+
+def best_pairs(scores: NDArray[np.float32]) -> Pairs:
+    """Return the best pairs of uploads without origin, by their scores float32[Q,R]."""
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, : tails.DEPTH]
+    kept = np.take_along_axis(scores, rows, 1).astype(np.float64)
+    numbers = np.arange(len(scores))
+    return Pairs(kept.ravel(), np.repeat(numbers, rows.shape[1]), rows.ravel(), numbers, scores.shape[1])
 
 
 def ranked(scores: NDArray[np.float32], queries: Queries) -> RankedReferences:

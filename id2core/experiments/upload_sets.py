@@ -161,9 +161,19 @@ class UploadSet:
         return [edit for edit in EDITS.values() if self.partners or edit.name != "collage"]
 
     @functools.cached_property
+    def ids(self) -> dict[str, str]:
+        """Return encoder_id and preprocess_id of the latents."""
+        return self.data.ids
+
+    @functools.cached_property
     def references(self) -> NDArray[np.float16]:
         """Return the latents of the references, float16[R,n]."""
         return self.data.references
+
+    @property
+    def latent_size(self) -> int:
+        """Return n."""
+        return int(self.references.shape[1])
 
     @functools.cached_property
     def partners(self) -> list[str]:
@@ -178,7 +188,7 @@ class UploadSet:
     def missing(self) -> str | None:
         """Return why uploads cannot be made; None where they can."""
         if self.network is None:
-            return f"the encoder of the latents, {self.data.ids['encoder_id']}, is missing"
+            return f"the encoder of the latents, {self.ids['encoder_id']}, is missing"
         for kind in self.kinds:
             sources = self.sources(kind, TESTED)
             if not sources.uris:
@@ -292,7 +302,7 @@ class UploadSet:
         if rows:
             kept.update(self._encode(edit, sources.take(rows), view))
             self._write(key, kept)
-        nothing = np.zeros(self.references.shape[1], np.float16)
+        nothing = np.zeros(self.latent_size, np.float16)
         found = [kept[image_id] for image_id in sources.image_ids]
         return (
             np.stack([nothing if latent is None else latent for latent in found]),
@@ -301,14 +311,14 @@ class UploadSet:
 
     def _path(self, key: Iterable[str]) -> Path:
         view, edit, name = key
-        return self.data.root / FOLDER / self.data.ids["encoder_id"] / view / edit / f"{name}.parquet"
+        return self.data.root / FOLDER / self.ids["encoder_id"] / view / edit / f"{name}.parquet"
 
     def _read(self, key: tuple[str, ...]) -> dict[str, NDArray[np.float16] | None]:
         path = self._path(key)
         if not path.exists():
             return {}
         table = pq.read_table(path)
-        if (table.schema.metadata or {}).get(_PREPROCESS) != self.data.ids["preprocess_id"].encode():
+        if (table.schema.metadata or {}).get(_PREPROCESS) != self.ids["preprocess_id"].encode():
             return {}
         latents = schemas.column_to_vectors(table["latent"])
         seen = table["seen"].to_pylist()
@@ -316,7 +326,7 @@ class UploadSet:
         return {i: row if shown else None for i, row, shown in zip(ids, latents, seen, strict=True)}
 
     def _write(self, key: tuple[str, ...], kept: dict[str, NDArray[np.float16] | None]) -> None:
-        size = self.references.shape[1]
+        size = self.latent_size
         latents = np.stack([np.zeros(size, np.float16) if x is None else x for x in kept.values()])
         table = pa.table(
             {
@@ -324,7 +334,7 @@ class UploadSet:
                 "seen": [x is not None for x in kept.values()],
                 "latent": schemas.vectors_to_array(latents, size),
             }
-        ).replace_schema_metadata({_PREPROCESS: self.data.ids["preprocess_id"].encode()})
+        ).replace_schema_metadata({_PREPROCESS: self.ids["preprocess_id"].encode()})
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with storage.replacing(str(path)) as part, schemas.parquet_writer(part, table.schema) as writer:
