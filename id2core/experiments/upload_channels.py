@@ -49,12 +49,9 @@ ASKED = (
     "mirrored",
     "crop-0.75-off-center",
     "crop-0.5-centered",
-    "border-plain-thick",
-    "border-blurred-thin",
     "letterbox",
     "screenshot",
     "text",
-    "rotated",
     "quarter-turn",
     "collage",
 )

@@ -33,7 +33,7 @@ def test_names_and_titles_stand_in_the_order_of_the_page_and_cost_no_import() ->
     )
     assert run.returncode == 0, run.stderr
     names = "t3 open rates size t2 t1 t4 existence t5 t6 t7 f7 uploads uploads-open"
-    names += " hard-negatives f8 t8 t11 manual"
+    names += " uploads-two hard-negatives f8 t8 t11 manual"
     assert run.stdout.split() == names.split() == list(registry.titles())
 
 
