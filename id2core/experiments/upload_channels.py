@@ -11,7 +11,6 @@ encodes nothing, also after another W has come.
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,14 +31,14 @@ from id2core.experiments.methods import Methods
 from id2core.experiments.results import Column, Result, Row, Skipped
 from id2core.experiments.upload_edits import Edit, untouched
 from id2core.experiments.upload_matchers import Background, Matcher, Whole
-from id2core.experiments.upload_sets import COPY, TESTED, VALIDATION, Sources, Uploads, UploadSet
+from id2core.experiments.upload_sets import COPY, TESTED, Sources, UploadSet
 from id2core.experiments.upload_tables import MATCH, REVIEW
 from id2core.experiments.upload_views import Viewed
 from id2core.search.match_rows import CHANNEL
 from id2core.store import storage
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import NONE
-from id2core.verdicts import calibration, normalization, tails
+from id2core.verdicts import calibration, tails
 from id2core.verdicts.calibration import Calibration, Verdict, clopper_pearson
 from id2core.verdicts.channels import Channels, measured
 
@@ -58,7 +57,8 @@ ASKED = (
 ALL = "all"
 # A file as it is, beside the edits.
 ORIGINAL = Edit("original", 1, untouched)
-_BACKGROUND = 600
+# Of the second channel: photos, and how their scores are subtracted. Chosen for SSCD on validation photos.
+_BACKGROUND, _FACTOR, _BEST = 600, 0.75, 10
 # Originals that are encoded before they are kept.
 _AT_ONCE = 512
 # A ratio of fewer finds says nothing.
@@ -108,15 +108,6 @@ class SecondSet(UploadSet):
 
     def _file(self, edit: Edit, uri: str, image_id: str) -> bytes:
         return storage.read_bytes(uri) if edit is ORIGINAL else super()._file(edit, uri, image_id)
-
-
-def in_turn(uploads: UploadSet, split: str) -> Iterator[Uploads]:
-    """Yield one upload of each photo of a split: all kinds and edits take turns."""
-    turns = list(itertools.product(uploads.kinds, uploads.edits))
-    for place, (kind, edit) in enumerate(turns):
-        sources = uploads.sources(kind, split)
-        if rows := range(place, len(sources.uris), len(turns)):
-            yield Uploads(edit, sources.take(rows), uploads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,14 +182,13 @@ def second_channel(spec: str, uploads: UploadSet) -> Channel:
 
 
 def _less_background(plain: Whole, uploads: SecondSet) -> Whole:
-    """Return the matcher with the background that is best on validation uploads, if one is."""
+    """Return the matcher less a background, where there are training photos for one."""
     if not uploads.data.has(TRAIN):
         return plain
     background = plain.transform.apply(uploads.originals(TRAIN, _BACKGROUND))
-    if len(background) < max(normalization.KS):
+    if len(background) < _BEST:
         return plain
-    factor, k = upload_matchers.choose_background(plain, background, list(in_turn(uploads, VALIDATION)))
-    return replace(plain, background=Background(background, factor, k)) if factor else plain
+    return replace(plain, background=Background(background, _FACTOR, _BEST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -415,5 +405,5 @@ def _normalized(matcher: Matcher) -> str:
         return "not normalized"
     return (
         f"less {held.factor:g} × the mean of the {held.k} best scores among {len(held.descriptors)} training "
-        "photos, chosen on validation uploads"
+        "photos"
     )

@@ -8,7 +8,7 @@ measure what comes out, and thresholds are set on what comes out. A new matcher 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -167,24 +167,16 @@ def _plain_and_tuned(name: str, transform: Transform, uploads: UploadSet) -> Ite
     if len(rows) < max(normalization.KS):
         return
     background = transform.apply(latents[rows])
-    untouched = [uploads.of(uploads.edits[0], kind, VALIDATION) for kind in uploads.kinds]
-    factor, k = choose_background(plain, background, untouched)
+    factor, k = _choose(plain, background, uploads)
     if factor:
         yield Whole(f"{name}, normalized", transform, plain.references, Background(background, factor, k))
 
 
-def choose_background(
-    plain: Whole, background: NDArray[np.float32], parts: Sequence[Uploads]
-) -> tuple[float, int]:
-    """Choose factor and k on validation uploads; those that ship where a part has none.
-
-    Args:
-        plain: without a background.
-        background: float32[B,m], descriptors.
-        parts: uploads, all of which have an origin.
-    """
+def _choose(plain: Whole, background: NDArray[np.float32], uploads: UploadSet) -> tuple[float, int]:
+    """Choose factor and k on untouched uploads of the validation; those that ship where it has none."""
     predictions, best = [], []
-    for asked in parts:
+    for kind in uploads.kinds:
+        asked = uploads.of(uploads.edits[0], kind, VALIDATION)
         if not asked.sources.uris:
             return FACTOR, BEST
         both = with_and_without(plain.scores(asked), asked.queries)
@@ -192,8 +184,6 @@ def choose_background(
         against = TopK(len(asked.sources.uris), max(normalization.KS))
         against.add(plain.transform.apply(asked.latents()[0]) @ background.T)
         best.append(np.tile(against.result()[1], (2, 1)))
-    if not predictions:
-        return FACTOR, BEST
     pooled, _ = evaluation_sets.pooled(predictions)
     return normalization.choose_parameters(pooled, np.concatenate(best))[0]
 

@@ -15,7 +15,7 @@ from id2core.experiments.results import Skipped
 from id2core.experiments.upload_channels import Channel, Judge, SecondSet, Verdicts
 from id2core.experiments.upload_edits import EDITS
 from id2core.experiments.upload_matchers import Whole
-from id2core.experiments.upload_sets import COPY, TESTED, VALIDATION, UploadSet
+from id2core.experiments.upload_sets import COPY, UploadSet
 from id2core.transforms.linear import Transform
 from tests.id2core.experiments.test_uploads import data, lost, made
 
@@ -61,16 +61,6 @@ def test_what_the_second_encoder_saw_is_kept(data: EvaluationSet, lost: Path) ->
 
     np.testing.assert_array_equal(again.references, references)
     np.testing.assert_array_equal(again.of(edit, "b").latents()[0], latents)
-
-
-def test_each_validation_photo_takes_one_turn(data: EvaluationSet) -> None:
-    uploads = UploadSet(data)
-    parts = list(upload_channels.in_turn(uploads, VALIDATION))
-
-    photos = np.concatenate([part.sources.photos for part in parts])
-    assert sorted(photos) == list(range(len(uploads.sources(COPY, VALIDATION).uris)))
-    assert len({part.edit.name for part in parts}) == len(parts) > 2
-    assert not set(uploads.sources(COPY, TESTED).uris) & {uri for part in parts for uri in part.sources.uris}
 
 
 def test_a_row_compares_one_verdict_with_each_channel_alone() -> None:
