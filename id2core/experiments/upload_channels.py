@@ -63,7 +63,10 @@ _BACKGROUND, _FACTOR, _BEST = 600, 0.75, 10
 _AT_ONCE = 512
 # A ratio of fewer finds says nothing.
 _FEW = 10
-_CHANNELS = ("first", "second", "joint")
+_CHANNELS = ("first", "second", "joint", "equal")
+# Of the channels. On validation photos, any weight of W from 0.7 to 0.9 keeps all that one verdict of W and
+# SSCD can keep there.
+_WEIGHTS = (0.8, 0.2)
 
 
 @dataclass(eq=False)
@@ -196,7 +199,7 @@ class Verdicts:
     """Which uploads are a match, by each channel alone and by both.
 
     Attributes:
-        found: first, second or joint → bool[Q], whether the origin is first and reaches the threshold.
+        found: first, second, joint or equal → bool[Q], whether the origin is first and reaches the threshold.
         false: the same → bool[Q], whether any reference does without the origin.
         photos: int64[Q].
     """
@@ -225,7 +228,8 @@ class Verdicts:
             **found,
             "of_better": self._of_better(),
             "either": int(either.sum()),
-            "kept": self._kept(either),
+            "kept": self._kept("joint", either),
+            "kept_equal": self._kept("equal", either),
             **{f"false_{name}": rate for name, rate in false.items()},
         }
 
@@ -244,9 +248,9 @@ class Verdicts:
         low, high = bootstrap.intervals(statistic, len(sums[0]), RESAMPLES, 0)[:, 0]
         return Measure(float(self.found["joint"].sum() / better.sum()), float(low), float(high))
 
-    def _kept(self, either: NDArray[np.bool_]) -> Measure:
+    def _kept(self, rule: str, either: NDArray[np.bool_]) -> Measure:
         """Return the share that one verdict keeps of what either channel finds alone."""
-        kept, photos = self.found["joint"][either], self.photos[either]
+        kept, photos = self.found[rule][either], self.photos[either]
         if not len(kept):
             return Measure(None)
         if len(np.unique(photos)) == len(photos):
@@ -261,30 +265,41 @@ class Judge:
     Attributes:
         channels: first, second.
         both: the measured rule.
+        equal: the same with equal weights.
     """
 
     channels: tuple[Channel, Channel]
     both: Channels
+    equal: Channels
 
     @classmethod
     def of(cls, first: Channel, second: Channel) -> Judge:
-        """Calibrate both channels and the joint rule on the same uploads without origin.
+        """Calibrate both channels and the joint rules on the same uploads without origin.
 
         Raises:
             CalibrationError: there are too few of them, or a channel has no threshold at its share.
         """
         own = {channel.name: channel.calibration for channel in (first, second)}
         best = np.column_stack([channel.strangers.max(axis=1) for channel in (first, second)])
-        joint = measured(own, best, first.strangers.shape[1], match=MATCH, review=REVIEW)
-        return cls((first, second), Channels(joint, tuple(own.values())))
+        size = first.strangers.shape[1]
+        both, equal = (
+            Channels(
+                measured(own, best, size, match=MATCH, review=REVIEW, weights=weights), tuple(own.values())
+            )
+            for weights in (_WEIGHTS, None)
+        )
+        return cls((first, second), both, equal)
 
     @functools.cached_property
     def thresholds(self) -> dict[str, NDArray[np.float64]]:
-        """Return first, second or joint → the score of each channel from which on it matches, float64[2]."""
+        """Return first, second, joint or equal → the score of each channel that is a match, float64[2]."""
         alone = [channel.calibration.match.score for channel in self.channels]
         size = self.channels[0].strangers.shape[1]
-        joint = [self.both.threshold(channel.name, Verdict.MATCH, size) for channel in self.channels]
-        limits = ([alone[0], np.inf], [np.inf, alone[1]], joint)
+        joint, equal = (
+            [rule.threshold(channel.name, Verdict.MATCH, size) for channel in self.channels]
+            for rule in (self.both, self.equal)
+        )
+        limits = ([alone[0], np.inf], [np.inf, alone[1]], joint, equal)
         return {name: np.array(limit) for name, limit in zip(_CHANNELS, limits, strict=True)}
 
     def judge(self, edit: Edit, kind: str) -> Verdicts:
@@ -331,6 +346,7 @@ def two(methods: Methods) -> Result | Skipped:
             Column("of_better", "of the better %", percent=True),
             Column("either", "of either"),
             Column("kept", "kept %", percent=True),
+            Column("kept_equal", "kept with equal weights %", percent=True),
             Column("false_first", "false: W %", percent=True),
             Column("false_second", f"false: {second} %", percent=True),
             Column("false_joint", "false: one verdict %", percent=True),
@@ -340,6 +356,7 @@ def two(methods: Methods) -> Result | Skipped:
         {
             "calibrations": {c.name: c.calibration.model_dump(mode="json") for c in judge.channels},
             "joint": judge.both.joint.model_dump(mode="json"),
+            "equal": judge.equal.joint.model_dump(mode="json"),
             "thresholds": {
                 name: [float(x) if np.isfinite(x) else None for x in limit]
                 for name, limit in judge.thresholds.items()
@@ -363,7 +380,7 @@ def measure(judge: Judge, edits: Sequence[Edit]) -> list[Row]:
 
 def _plot(rows: Sequence[Row], second: str) -> plots.Bars:
     copies = [row for row in rows if row["kind"] == COPY]
-    names = dict(zip(_CHANNELS, ("W alone", f"{second} alone", "one verdict"), strict=True))
+    names = {"first": "W alone", "second": f"{second} alone", "joint": "one verdict"}
     values, low, high = in_percent({name: [row[key] for row in copies] for key, name in names.items()})
     label = f"origins of copies found at a stated rate of {MATCH:.0%}, %"
     return plots.Bars([row["edit"] for row in copies], values, label, low, high)
@@ -381,8 +398,15 @@ def _notes(judge: Judge, uploads: UploadSet) -> Iterator[str]:
         "Found means that the origin is first in a channel and reaches its threshold at a rate of "
         f"{MATCH:.0%}. All thresholds come from {joint.queries} uploads of other photos without origin, one "
         f"of each photo, with one of {len(uploads.edits)} edits in turn. The one verdict follows the "
-        f"measured rule with equal weights: τ = {100 * joint.match.statistic:.2f}%, and it states "
-        f"{MATCH:.0%} with a 95% interval of {low:.2f} to {high:.2f}%."
+        f"measured rule: τ = {100 * joint.match.statistic:.2f}%, and it states {MATCH:.0%} with a 95% "
+        f"interval of {low:.2f} to {high:.2f}%. The weight of W is {_WEIGHTS[0]:g}, that of {second.name} "
+        f"{_WEIGHTS[1]:g}, as was chosen for SSCD on validation photos."
+    )
+    held = judge.thresholds
+    alone, both, equal = np.minimum(held["first"], held["second"]), held["joint"], held["equal"]
+    yield (
+        f"Thresholds of W and of {second.name}: {alone[0]:.3f} and {alone[1]:.3f} alone, {both[0]:.3f} and "
+        f"{both[1]:.3f} together, {equal[0]:.3f} and {equal[1]:.3f} together with equal weights."
     )
     hits = np.column_stack(
         [channel.strangers.max(axis=1) >= channel.calibration.match.score for channel in judge.channels]

@@ -34,6 +34,9 @@ def test_the_same_encoder_again_changes_no_verdict(
     monkeypatch.setattr(evaluation_sets, "RESAMPLES", 50)
     monkeypatch.setattr(upload_channels, "MATCH", 0.5)
     monkeypatch.setattr(upload_channels, "REVIEW", 0.5)
+    monkeypatch.setattr(
+        upload_channels, "_WEIGHTS", (0.5, 0.5)
+    )  # few scores: there is no tail below the rate
     again = SecondSet(data, second=load_encoder("pdq"))
 
     judge = Judge.of(_channel("latent", UploadSet(data)), _channel("pdq", again))
@@ -66,6 +69,7 @@ def test_what_the_second_encoder_saw_is_kept(data: EvaluationSet, lost: Path) ->
 def test_a_row_compares_one_verdict_with_each_channel_alone() -> None:
     hits = {"first": [1] * 12 + [0] * 8, "second": [0] * 10 + [1] * 6 + [0] * 4}
     hits["joint"] = [0] * 2 + [1] * 12 + [0] * 6
+    hits["equal"] = [0] * 4 + [1] * 12 + [0] * 4
     found = {name: np.array(flags, np.bool_) for name, flags in hits.items()}
     none = dict.fromkeys(found, np.zeros(20, np.bool_))
 
@@ -75,7 +79,7 @@ def test_a_row_compares_one_verdict_with_each_channel_alone() -> None:
     assert (one["first"].value, one["joint"].value, one["of_better"].value) == (0.6, 0.6, 1)
     assert one["either"] == 16 and one["kept"].value == 12 / 16
     assert one["kept"].low == pytest.approx(0.4762, abs=1e-4)  # Clopper–Pearson of 12 of 16
-    assert one["false_joint"].value == 0
+    assert one["kept_equal"].value == 12 / 16 and one["false_joint"].value == 0
     assert (twice["uploads"], twice["either"], twice["kept"].value) == (40, 32, 12 / 16)
     assert twice["kept"].high - twice["kept"].low > 0.2  # the same photos again narrow nothing
 
