@@ -65,6 +65,7 @@ def calibrate(
     truth: Truth | None,
     sizes: Sequence[int],
     rates: tuple[float, float],
+    weights: tuple[float, float],
     out: str,
 ) -> JointReport:
     """Make the joint calibration, write it, and say what it holds for.
@@ -76,6 +77,7 @@ def calibrate(
         truth: which uploads have an origin; None where none has.
         sizes: references of each channel.
         rates: of `match` and of `review`, over both channels.
+        weights: of the channels.
         out: the file.
 
     Raises:
@@ -88,7 +90,9 @@ def calibrate(
     scores = channels.stranger_scores(matches, own, truth)
     _check_scored(scores, list(own))
     match, review = rates
-    made = channels.measured(own, scores, max(sizes), match=match, review=review, sizes=sizes)
+    made = channels.measured(
+        own, scores, max(sizes), match=match, review=review, weights=weights, sizes=sizes
+    )
     made.save(out)
     return _report(Channels(made, tuple(own.values())), scores, sizes, out)
 

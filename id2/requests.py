@@ -820,6 +820,14 @@ class CalibrateRequest(ChannelCorporaRequest):
         None,
         example="joint.json",
     )
+    also_weight: float = option(
+        "Weight of the second channel in the joint calibration. The first has the rest of 1. A larger weight "
+        "is a lower threshold.",
+        0.5,
+        gt=0,
+        lt=1,
+        example=0.2,
+    )
     calibration: str | None = option(
         "A calibration of the first channel to take as it is, so that only the joint one is made: a file, or "
         "auto for the one that ships with W. Needs --also. Images are embedded into NAME-data beside "
@@ -887,6 +895,8 @@ class CalibrateRequest(ChannelCorporaRequest):
         for name in ("joint_out", "calibration"):
             if getattr(self, name) and not self.also:
                 raise OptionError(f"--{name.replace('_', '-')} is of a second channel: give --also, too")
+        if self.also_weight != 0.5 and not self.also:
+            raise OptionError("--also-weight is of a second channel: give --also, too")
         if self.also and not self.joint_out:
             raise OptionError("--also makes a joint calibration: give --joint-out, the file that it goes to")
         if (self.out is None) is (self.calibration is None):

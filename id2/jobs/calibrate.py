@@ -164,7 +164,8 @@ def _joint(
     truth = scored.truth if corpora.truth else None
     sizes = corpora.references.rows, others.references.embeddings.rows
     rates = request.match, request.review
-    return joint.calibrate(chosen, second, matches, truth, sizes, rates, str(request.joint_out))
+    weights = 1 - request.also_weight, request.also_weight
+    return joint.calibrate(chosen, second, matches, truth, sizes, rates, weights, str(request.joint_out))
 
 
 def _larger(chosen: Calibration) -> list[CorpusSize]:

@@ -106,6 +106,10 @@ def test_a_joint_calibration_says_what_each_channel_contributes(drawn: Path, tmp
     assert again.out is None and again.calibration_id == made.calibration_id
     assert again.joint == joint.model_copy(update={"out": str(tmp_path / "again.json")})
     assert calibrate(drawn, **given).joint == again.joint
+    less = calibrate(drawn, **given | {"joint_out": str(tmp_path / "less.json")}, also_weight=0.75).joint
+    assert less and [own.weight for own in less.channels.values()] == [0.25, 0.75]
+    higher = less.channels[CHANNEL].thresholds["match"]
+    assert higher and higher > threshold
     runs = records.read(str(tmp_path / "again-data"))
     assert [(run.embedded, run.references) for run in runs] == [(None, REFERENCES)] * 2
 
@@ -157,6 +161,7 @@ def test_what_makes_no_joint_calibration_is_refused(drawn: Path, tmp_path: Path)
     for more, error, reason in (
         ({"joint_out": None}, OptionError, "give --joint-out"),
         ({"also": None}, OptionError, "--joint-out is of a second channel: give --also"),
+        ({"also": None, "joint_out": None, "also_weight": 0.2}, OptionError, "--also-weight is of a second"),
         ({"also_calibration": None}, OptionError, "--also needs --also-calibration"),
         ({"out": None}, OptionError, "give --out, .* or --calibration with --also"),
         ({"calibration": str(drawn / "pdq.json")}, OptionError, "give --out, .* or --calibration"),
