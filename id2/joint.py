@@ -25,17 +25,21 @@ from id2core.verdicts.channels import Channels
 from id2core.verdicts.normalization import normalize_matches
 
 
-def check_shares(first: Calibration | None, second: ChannelCorpora, match: float) -> None:
+def check_shares(
+    first: Calibration | None, second: ChannelCorpora, match: float, weights: tuple[float, float]
+) -> None:
     """Raise CalibrationError where a calibration cannot take its share of a rate.
 
     Args:
         first: the calibration of the first channel; None where it is not made yet.
         second: the second channel.
         match: target rate of a match over both channels.
+        weights: of the channels.
     """
-    for name, own in ((CHANNEL, first), (second.name, second.calibration)):
+    both = ((CHANNEL, first), (second.name, second.calibration))
+    for (name, own), weight in zip(both, weights, strict=True):
         if own:
-            channels.check_share(name, own, match)
+            channels.check_share(name, own, match, weight)
 
 
 def scored(channel: ChannelCorpora, corpora: EmbeddedCorpora) -> pa.Table:

@@ -890,6 +890,11 @@ class CalibrateRequest(ChannelCorporaRequest):
         """Return the folder that images are embedded into."""
         return f"{str(self.out or self.joint_out).removesuffix('.json')}-data"
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Return the weights of both channels."""
+        return 1 - self.also_weight, self.also_weight
+
     def _check_files(self) -> None:
         """Refuse files that are not written or read, and a calibration that is given and would be made."""
         for name in ("joint_out", "calibration"):

@@ -89,7 +89,7 @@ def run(request: CalibrateRequest) -> CalibrateReport:
         encoder_id = pair.latent_ids(settings)["encoder_id"]
         second = ChannelCorpora.open_corpora(request, pair.out, encoder_id)
         second.check_sources(pair)
-        joint.check_shares(given, second, request.match)
+        joint.check_shares(given, second, request.match, request.weights)
     if given:
         pair = _with_background(given, pair)
     truth = pair.truth(request.truth) if request.truth else None
@@ -164,8 +164,8 @@ def _joint(
     truth = scored.truth if corpora.truth else None
     sizes = corpora.references.rows, others.references.embeddings.rows
     rates = request.match, request.review
-    weights = 1 - request.also_weight, request.also_weight
-    return joint.calibrate(chosen, second, matches, truth, sizes, rates, weights, str(request.joint_out))
+    made = str(request.joint_out)
+    return joint.calibrate(chosen, second, matches, truth, sizes, rates, request.weights, made)
 
 
 def _larger(chosen: Calibration) -> list[CorpusSize]:

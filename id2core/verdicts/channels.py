@@ -446,8 +446,8 @@ def _made(
     return JointCalibration(rule=rule, channels=channels, **levels, **sample)
 
 
-def check_share(name: str, own: Calibration, match: float, channels: int = 2) -> None:
-    """Raise CalibrationError where a channel has no threshold at its equal share of a rate.
+def check_share(name: str, own: Calibration, match: float, weight: float) -> None:
+    """Raise CalibrationError where a channel has no threshold at its share of a rate.
 
     A measured rule may leave a channel a larger share than the union bound does. How large is known at the
     end, so a calibration must not depend on it.
@@ -456,9 +456,9 @@ def check_share(name: str, own: Calibration, match: float, channels: int = 2) ->
         name: of the channel.
         own: its calibration.
         match: target rate of a match over all channels.
-        channels: how many there are.
+        weight: of the channel.
     """
-    _check_reach(name, own, 1 / channels, Level(target=match, statistic=match))
+    _check_reach(name, own, weight, Level(target=match, statistic=match))
 
 
 def _check_reach(name: str, own: Calibration, weight: float, level: Level) -> None:
