@@ -4,6 +4,7 @@ An upload is processed like a real one: the picture at its full size is edited, 
 every upload is (`images.decode`) and encoded. Its latent is kept in the folder of the evaluation set:
 
     uploads/ENCODER_ID/VIEW-vN/EDIT-vN/NAME.parquet     image_id of the picture before the edit, latent
+    uploads/ENCODER_ID/BOXES-vN/EDIT-vN/NAME.parquet    image_id, boxes of the pictures seen inside
 
 so a second run encodes nothing. Test photos are split: what is chosen is chosen on `VALIDATION`, what is
 reported is measured on `TESTED`. Each photo has one upload of each kind and edit. An upload without origin is
@@ -17,7 +18,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from PIL import Image
 from id2core.encoders import images
 from id2core.encoders.base import Encoder
 from id2core.encoders.images import Decoded
+from id2core.encoders.views import Box
 from id2core.errors import ExperimentError
 from id2core.experiments.evaluation_sets import (
     CALIBRATION,
@@ -75,6 +77,20 @@ def _whole(data: bytes, size: int) -> NDArray[np.uint8]:
 
 
 WHOLE = PixelView("whole", 1, _whole)
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Where pictures are seen inside of an upload.
+
+    Attributes:
+        name, version: as of a `PixelView`.
+        look: file of an upload, side in pixels → boxes.
+    """
+
+    name: str
+    version: int
+    look: Callable[[bytes, int], Sequence[Box]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +142,14 @@ class Uploads:
         The latent of an upload where it does not is zero.
         """
         return self.set.latents(self.edit, self.sources, view)
+
+    def take(self, rows: Sequence[int]) -> Uploads:
+        """Return some of them."""
+        return replace(self, sources=self.sources.take(rows))
+
+    def boxes(self, finder: Finder) -> list[list[Box]]:
+        """Return where each of the Q uploads shows other pictures."""
+        return self.set.boxes(self.edit, self.sources, finder)
 
     def files(self) -> Iterator[bytes]:
         """Make the files again that were uploaded, one by one."""
@@ -309,6 +333,25 @@ class UploadSet:
             np.array([latent is not None for latent in found]),
         )
 
+    def boxes(self, edit: Edit, sources: Sources, finder: Finder) -> list[list[Box]]:
+        """Return where each of Q uploads shows other pictures. What is not kept is looked for, and kept."""
+        path = self._path((f"{finder.name}-v{finder.version}", f"{edit.name}-v{edit.version}", sources.name))
+        kept: dict[str, list[list[float]]] = {}
+        if path.exists():
+            table = pq.read_table(path)
+            kept = dict(zip(table["image_id"].to_pylist(), table["boxes"].to_pylist(), strict=True))
+        rows = [i for i, image_id in enumerate(sources.image_ids) if image_id not in kept]
+        if rows:
+            new = sources.take(rows)
+            side = self._encoder().preprocess.size
+            for image_id, data in zip(new.image_ids, self.files(edit, new), strict=True):
+                kept[image_id] = [list(astuple(box)) for box in finder.look(data, side)]
+            boxes = pa.array(list(kept.values()), pa.list_(pa.list_(pa.float32())))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with storage.replacing(str(path)) as part:
+                pq.write_table(pa.table({"image_id": list(kept), "boxes": boxes}), part)
+        return [[Box(*sides) for sides in kept[image_id]] for image_id in sources.image_ids]
+
     def _path(self, key: Iterable[str]) -> Path:
         view, edit, name = key
         return self.data.root / FOLDER / self.ids["encoder_id"] / view / edit / f"{name}.parquet"
@@ -340,12 +383,15 @@ class UploadSet:
         with storage.replacing(str(path)) as part, schemas.parquet_writer(part, table.schema) as writer:
             writer.write_table(table)
 
+    def _encoder(self) -> Encoder:
+        if self.network is None:
+            raise ExperimentError(f"{self.missing()}: uploads cannot be encoded")
+        return self.network
+
     def _encode(
         self, edit: Edit, sources: Sources, view: PixelView
     ) -> Iterator[tuple[str, NDArray[np.float16] | None]]:
-        network = self.network
-        if network is None:
-            raise ExperimentError(f"{self.missing()}: uploads cannot be encoded")
+        network = self._encoder()
         side = network.preprocess.size
 
         def look(i: int) -> NDArray[np.uint8] | None:

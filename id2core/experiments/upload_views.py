@@ -7,19 +7,19 @@ agreement of fine detail. The background goes through the same views, so one thr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core.encoders import images, views
-from id2core.encoders.images import Decoded
+from id2core.encoders.images import Decoded, Inset
 from id2core.errors import ExperimentError
 from id2core.experiments.evaluation_sets import KEPT
 from id2core.experiments.methods import Methods
 from id2core.experiments.upload_matchers import Background, Matcher, matchers, shipped_wholes
-from id2core.experiments.upload_sets import WHOLE, PixelView, Uploads, UploadSet
+from id2core.experiments.upload_sets import WHOLE, Finder, PixelView, Uploads, UploadSet
 from id2core.search import chance, match_rows, shards, viewed
 from id2core.search.background_rows import background_means
 from id2core.search.looks import Looks, Views
@@ -33,17 +33,27 @@ from id2core.transforms.reference_rows import ReferenceRows
 DEPTH = 2 * KEPT
 
 
+# Raise it when the rules that find frames change.
+_VERSION = 3
+
+
+def _seen(data: bytes, size: int) -> tuple[Inset, ...]:
+    decoded = images.decode(data, size, look=views.insets)
+    if not isinstance(decoded, Decoded):
+        raise ExperimentError(f"an upload that an edit made cannot be decoded: {decoded}")
+    return decoded.insets
+
+
 def _inset(number: int) -> PixelView:
     def look(data: bytes, size: int) -> NDArray[np.uint8] | None:
-        decoded = images.decode(data, size, look=views.insets)
-        if not isinstance(decoded, Decoded):
-            raise ExperimentError(f"an upload that an edit made cannot be decoded: {decoded}")
-        return decoded.insets[number].pixels if number < len(decoded.insets) else None
+        seen = _seen(data, size)
+        return seen[number].pixels if number < len(seen) else None
 
-    return PixelView(f"inset-{number + 1}", 3, look)
+    return PixelView(f"inset-{number + 1}", _VERSION, look)
 
 
 INSETS = (_inset(0), _inset(1))
+BOXES = Finder("boxes", _VERSION, lambda data, size: [inset.box for inset in _seen(data, size)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +113,18 @@ class Viewed:
 def _insets(uploads: Uploads) -> list[list[dict[str, object]]]:
     """Return the column `insets` of uploads."""
     found = [uploads.latents(view) for view in INSETS]
+    shown = np.flatnonzero(found[0][1]).tolist()
+    boxes = dict(zip(shown, uploads.take(shown).boxes(BOXES), strict=True))
     rows = []
     for row in range(len(uploads.sources.uris)):
         latents = [latents[row] for latents, seen in found if seen[row]]
         names = views.HALVES if len(latents) == len(views.HALVES) else (views.INSET,)
-        rows.append([{"view": name, "latent": latent} for name, latent in zip(names, latents, strict=False)])
+        rows.append(
+            [
+                {"view": name, "latent": latent, **asdict(box)}
+                for name, latent, box in zip(names, latents, boxes.get(row, ()), strict=False)
+            ]
+        )
     return rows
 
 

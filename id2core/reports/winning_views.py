@@ -16,7 +16,7 @@ from PIL import Image
 from id2core.encoders.latent_views import MIRRORED, TURNED_LEFT, TURNED_RIGHT
 from id2core.encoders.views import HALVES, INSET, PARENT, Box
 from id2core.reports.inputs import rows_of
-from id2core.search.looks import LOOKS, WHOLE
+from id2core.search.looks import COVERED, LOOKS, WHOLE
 from id2core.store.datasets import Dataset
 
 _CROP: Final = "crop-"
@@ -83,7 +83,7 @@ class WinningView:
     @property
     def changes_upload(self) -> bool:
         """Whether the upload is shown otherwise than as it is. A parent cannot be cut from it."""
-        return self.is_part or (self.look in (WHOLE, *_PARTS) and bool(self.move))
+        return self.is_part or (self.look in (WHOLE, COVERED, *_PARTS) and bool(self.move))
 
     def shown(self, picture: Image.Image) -> Image.Image:
         """Return an upload in its own proportions as it was looked at."""
@@ -98,7 +98,7 @@ class WinningView:
     def _look_words(self) -> str:
         if self.look in HALVES:
             return f"as {self._half()} of a collage"
-        return {INSET: "inside a frame", PARENT: _PARENT}.get(self.look, "")
+        return {INSET: "inside a frame", COVERED: "behind a frame", PARENT: _PARENT}.get(self.look, "")
 
     def _half(self) -> str:
         if self.box is None:

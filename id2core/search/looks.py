@@ -1,7 +1,8 @@
 """Views under which an upload meets references, and what each costs.
 
-A *look* is what is encoded of an upload: the whole, or a picture seen inside of it (`encoders.views`). Each
-look meets
+A *look* is what is encoded of an upload: the whole, or a picture seen inside of it (`encoders.views`). Where
+a frame was seen, the whole without it is one more look, made of the latent: the frame may be painted over the
+picture (`covers`). Each look meets
 
 - whole references by its descriptor, which is the paper's method;
 - rows of cropped references by its first columns (`transforms.crop_rows`);
@@ -33,7 +34,7 @@ from id2core.encoders import latent_views, views
 from id2core.encoders.latent_views import MIRRORED, MOVES, TURNED_LEFT, TURNED_RIGHT, LatentView
 from id2core.errors import TransformError
 from id2core.runs import ledger
-from id2core.search import shards
+from id2core.search import covers, shards
 from id2core.search.shards import Shard
 from id2core.search.viewed_rows import ViewedRows
 from id2core.store import datasets, schemas
@@ -49,11 +50,14 @@ _log = logging.getLogger("id2")
 VIEWS: Final = "views"
 NONE: Final = ledger.WHOLE_ONLY
 WHOLE: Final = "whole"
+COVERED: Final = "covered"
 # Looks by name, the whole first.
-LOOKS: Final = (WHOLE, views.INSET, *views.HALVES, views.PARENT)
+LOOKS: Final = (WHOLE, views.INSET, *views.HALVES, views.PARENT, COVERED)
 # The whole of an upload in which one picture was seen inside a frame. A frame is like other frames, so the
 # whole lifts framed references. It stays a look: with a reference of the same frame, a copy scores near 1.
 FRAMED_COST: Final = 0.2
+# The whole without its frame, besides what it costs by chance. Most frames are not painted over a picture.
+COVERED_COST: Final = 0.12
 # First columns of a mirrored or turned look, with those of references at length 1.
 MOVED_SLOPE: Final = 1.1
 MOVED_COSTS: Final = {MIRRORED: 0.09, TURNED_LEFT: 0.11, TURNED_RIGHT: 0.11}
@@ -207,6 +211,7 @@ class Views:
             taps = [(move.view.name, move.view.taps.tobytes().hex()) for move in self.moves]
             crops = [(crop.share, crop.across, crop.down, crop.handicap) for crop in CROPS]
             facts += [taps, MOVED_COSTS, MOVED_COLUMNS, MOVED_SLOPE, crops, SLOPE, RESCORED, CHANCE, ALIGNED]
+            facts += [covers.LEAST_SHARE, covers.MOST_SHARE, COVERED_COST]
         if held := self.transform.cohort:
             tensors = {name: value.tobytes().hex() for name, value in sorted(held.tensors().items())}
             facts += [tensors, cohorts.BEST, CHANCE_FACTOR]
@@ -224,24 +229,27 @@ class Views:
             uploads: their `columns`.
             descriptors: float32[Q,m], of the whole uploads.
         """
-        owners, names, insets = _insets(uploads["insets"]) if self.sees_insets else _NO_INSETS
-        every = np.concatenate([np.arange(len(descriptors)), owners])
-        inside = self.transform.apply(insets) if len(insets) else descriptors[:0]
-        costs = np.zeros(len(every), np.float32)
-        costs[owners[names == LOOKS.index(views.INSET)]] = FRAMED_COST
+        insets = _insets(uploads["insets"]) if self.sees_insets else _NO_INSETS
         latents: NDArray[np.float16] | None = None
         bits: NDArray[np.uint8] | None = None
         moved: tuple[Moved, ...] = ()
         if self.has_rows:
             latents = schemas.column_to_vectors(uploads["latent"])
-            latents = np.concatenate([latents, insets]) if len(insets) else latents
+            insets = insets.with_covered(latents)
+            latents = np.concatenate([latents, insets.latents]) if len(insets.owners) else latents
             bits = details.detail_bits(latents)
             moved = tuple(self._moved(move, latents) for move in self.moves)
+        inside = self.transform.apply(insets.latents) if len(insets.owners) else descriptors[:0]
+        wholes = np.zeros(len(descriptors), np.int64)
+        names = np.concatenate([wholes, insets.names])
+        costs = np.where(names == LOOKS.index(COVERED), np.float32(COVERED_COST), np.float32(0))
+        costs[insets.owners[insets.names == LOOKS.index(views.INSET)]] = FRAMED_COST
         return Looks(
             len(descriptors),
-            every,
-            np.concatenate([np.zeros(len(descriptors), np.int64), names]),
+            np.concatenate([np.arange(len(descriptors)), insets.owners]),
+            names,
             costs,
+            np.concatenate([np.ones(len(descriptors)), insets.slopes]),
             np.concatenate([descriptors, inside]),
             latents,
             bits,
@@ -256,7 +264,6 @@ class Views:
 
 # The paper's method.
 WHOLE_ONLY: Final = Views(Transform(), (), sees_insets=False)
-_NO_INSETS: Final = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float16))
 
 
 def _shard_of(transform: Transform, *, with_rows: bool) -> Shard | None:
@@ -274,8 +281,51 @@ def _shard_of(transform: Transform, *, with_rows: bool) -> Shard | None:
     return shards.build(descriptors, pa.table({"image_id": names, "uri": names}), viewed=rows)
 
 
-def _insets(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
-    """Return the rows of uploads, the places in `LOOKS`, and the latents float16[I,n] of pictures inside."""
+@dataclass(frozen=True, eq=False)
+class _Insets:
+    """I looks at uploads, besides the wholes.
+
+    Attributes:
+        owners: int64[I], the upload of each.
+        names: int64[I], places in `LOOKS`.
+        latents: float16[I,n].
+        boxes: float64[I,4], where it is: left, top, right, bottom, from 0 to 1; NaN where nobody knows.
+        slopes: float64[I], that its scores are multiplied by.
+    """
+
+    owners: NDArray[np.int64]
+    names: NDArray[np.int64]
+    latents: NDArray[np.float16]
+    boxes: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+
+    def with_covered(self, wholes: NDArray[np.float16]) -> _Insets:
+        """Return them and the wholes float16[Q,n] in which they were seen, without what lies outside."""
+        seen = self.names != LOOKS.index(views.PARENT)
+        if not seen.any():
+            return self
+        covered = covers.covers_of(wholes, self.owners[seen], self.boxes[seen])
+        return _Insets(
+            np.concatenate([self.owners, covered.rows]),
+            np.concatenate([self.names, np.full(len(covered.rows), LOOKS.index(COVERED))]),
+            np.concatenate([self.latents, covered.latents]),
+            np.concatenate([self.boxes, np.full((len(covered.rows), len(_SIDES)), np.nan)]),
+            np.concatenate([self.slopes, covered.slopes]),
+        )
+
+
+_SIDES: Final = ("left", "top", "right", "bottom")
+_NO_INSETS: Final = _Insets(
+    np.empty(0, np.int64),
+    np.empty(0, np.int64),
+    np.empty((0, 0), np.float16),
+    np.empty((0, len(_SIDES))),
+    np.empty(0),
+)
+
+
+def _insets(column: pa.ChunkedArray) -> _Insets:
+    """Return the pictures inside of uploads."""
     lists = (
         pa.chunked_array([pa.concat_arrays(column.chunks)], column.type) if column.num_chunks > 1 else column
     )
@@ -286,7 +336,9 @@ def _insets(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int6
     held = held.chunk(0) if isinstance(held, pa.ChunkedArray) else held
     names = np.array([LOOKS.index(name) for name in held.field("view").to_pylist()])
     latents = held.field("latent").flatten().to_numpy(zero_copy_only=False)
-    return owners, names, latents.reshape(len(owners), -1)
+    sides = [held.field(name).to_numpy(zero_copy_only=False).astype(np.float64) for name in _SIDES]
+    slopes = np.ones(len(owners))
+    return _Insets(owners, names, latents.reshape(len(owners), -1), np.stack(sides, axis=1), slopes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,6 +371,7 @@ class Looks:
         owners: int64[L], the upload of each look.
         names: int64[L], places in `LOOKS`.
         costs: float32[L], subtracted from all scores of the look.
+        slopes: float64[L], that its products are multiplied by before.
         descriptors: float32[L,m].
         latents: float16[L,n]; None where references have no detail.
         bits: uint8[L,n/8], of their detail; None where references have none.
@@ -329,6 +382,7 @@ class Looks:
     owners: NDArray[np.int64]
     names: NDArray[np.int64]
     costs: NDArray[np.float32]
+    slopes: NDArray[np.float64]
     descriptors: NDArray[np.float32]
     latents: NDArray[np.float16] | None
     bits: NDArray[np.uint8] | None
@@ -351,6 +405,7 @@ class Looks:
             self.owners[looks],
             self.names[looks],
             self.costs[looks],
+            self.slopes[looks],
             self.descriptors[looks],
             None if self.latents is None else self.latents[looks],
             None if self.bits is None else self.bits[looks],
@@ -370,6 +425,7 @@ class Looks:
             np.concatenate([part.owners + start for part, start in zip(parts, starts, strict=False)]),
             np.concatenate([part.names for part in parts]),
             np.concatenate([part.costs for part in parts]),
+            np.concatenate([part.slopes for part in parts]),
             np.concatenate([part.descriptors for part in parts]),
             np.concatenate(latents) if latents else None,
             np.concatenate(bits) if bits else None,

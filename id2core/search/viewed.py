@@ -31,35 +31,34 @@ class _View:
 
     Attributes:
         left: float32[L,c], of the looks.
-        scaled: the same times `slope`.
         right: float32[N,c], of the references.
         index: over `right`.
+        slopes: float64[L], of the look and the view, that products are multiplied by before.
         look_costs: float32[L], subtracted from all scores of the look.
         cost: of the view, subtracted besides.
-        slope: that products are multiplied by before.
         move: number of the move, 0 for none.
         crop: share of the reference that is met; None for the whole.
     """
 
     left: Scores
-    scaled: Scores
     right: Scores
     index: Index
+    slopes: NDArray[np.float64]
     look_costs: Scores
     cost: float = 0.0
-    slope: float = 1.0
     move: int = 0
     crop: float | None = None
 
     @property
     def factor(self) -> Factor:
         """What the best references are proposed by, costs of looks left out."""
-        return self.scaled, self.right, self.cost
+        slopes = self.slopes[:, None].astype(np.float32)
+        return self.left if (slopes == 1).all() else self.left * slopes, self.right, self.cost
 
     def scores(self, products: Scores, looks: NDArray[np.int64] | slice = slice(None)) -> Scores:
         """Return comparable scores of exact products float32[l,K] of some looks."""
         costs = self.look_costs[looks] + np.float32(self.cost)
-        scores = self.slope * products.astype(np.float64) - costs[:, None]
+        scores = self.slopes[looks][:, None] * products.astype(np.float64) - costs[:, None]
         return np.asarray(scores, np.float32)
 
 
@@ -108,29 +107,21 @@ def search(shard: Shard, asked: Looks, k: int) -> pa.Table:
 
 def _views(shard: Shard, asked: Looks) -> list[_View]:
     """Return the views of looks: the whole, then crops of references, then mirrored and turned."""
-    whole = _View(asked.descriptors, asked.descriptors, shard.descriptors, shard.index, asked.costs)
+    slopes, costs = asked.slopes, asked.costs
+    whole = _View(asked.descriptors, shard.descriptors, shard.index, slopes, costs)
     if asked.bits is None:
         return [whole]
     if shard.viewed is None:
         raise ValueError("a shard without rows for views meets whole looks only")
     heads = np.ascontiguousarray(asked.descriptors[:, :COLUMNS])
-    scaled = heads * np.float32(SLOPE)
+    steeper = slopes * SLOPE
     crops = [
-        _View(heads, scaled, rows.rows, rows.index, asked.costs, crop.handicap, SLOPE, crop=crop.share)
+        _View(heads, rows.rows, rows.index, steeper, costs, crop.handicap, crop=crop.share)
         for crop, rows in shard.viewed.by_crop
     ]
-    slope, wholes = looks.MOVED_SLOPE, shard.heads
+    steeper, wholes = slopes * looks.MOVED_SLOPE, shard.heads
     moved = [
-        _View(
-            each.heads,
-            each.heads * np.float32(slope),
-            wholes.rows,
-            wholes.index,
-            asked.costs,
-            each.cost,
-            slope,
-            number,
-        )
+        _View(each.heads, wholes.rows, wholes.index, steeper, costs, each.cost, number)
         for number, each in enumerate(asked.moved, 1)
     ]
     return [whole, *crops, *moved]
@@ -166,8 +157,9 @@ def _at_once(shard: Shard, asked: Looks, views: list[_View], k: int) -> _Met:
     if depth == len(shard):
         return _Met(of.ravel(), rows.ravel(), chosen.ravel(), best.ravel())
     kth = np.partition(best + asked.costs[:, None], depth - k, axis=1)[:, depth - k]
-    # Twice: for the product, which the slope enlarges, and for sums with costs.
-    in_doubt = proposed[:, -1] >= kth - 2 * SLOPE * scoring.tolerance(shard.descriptors.shape[1])
+    # Twice: for the product, which slopes enlarge, and for sums with costs.
+    doubt = 2 * SLOPE * asked.slopes * scoring.tolerance(shard.descriptors.shape[1])
+    in_doubt = proposed[:, -1] >= kth - doubt
     sure = ~in_doubt
     met = _Met(of[sure].ravel(), rows[sure].ravel(), chosen[sure].ravel(), best[sure].ravel())
     if not in_doubt.any():
@@ -260,7 +252,7 @@ def search_coded(shard: CodedShard, asked: Looks, k: int) -> pa.Table:
     """
     found = shard.search(asked.descriptors, k)
     of = found["query_row"].to_numpy()
-    scores = found["score"].to_numpy() - asked.costs[of]
+    scores = asked.slopes[of] * found["score"].to_numpy() - asked.costs[of]
     names = [looks.name_of(look) for look in asked.names[of].tolist()]
     columns = {
         "query_row": pa.array(asked.owners[of].astype(np.int32)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from id2core.encoders.latent_views import MOVES
+from id2core.encoders.views import Box
 from id2core.errors import TransformError
 from id2core.search import chance, looks, match_rows, shards, viewed
+from id2core.search.covers import covers_of
 from id2core.search.looks import LOOKS, Looks, Views
 from id2core.search.shards import Shard
 from id2core.search.viewed_rows import ViewedRows
@@ -174,6 +176,52 @@ def test_detail_is_that_of_the_view_and_raises_the_first_candidates_only() -> No
 
 def _looks_under(views: Views, latents: np.ndarray, insets: list[list[tuple[str, np.ndarray]]]) -> Looks:
     return chance.looks_of(views, _table(latents, insets), W.apply(latents))
+
+
+def _painted_over(latents: np.ndarray, cells: int) -> np.ndarray:
+    maps = latents.reshape(-1, 4, SIDE, SIDE).copy()
+    inner = slice(cells, SIDE - cells)
+    frame = np.full_like(maps, 2)
+    frame[:, :, inner, inner] = maps[:, :, inner, inner]
+    return frame.reshape(latents.shape)
+
+
+def test_a_frame_that_is_painted_over_a_picture_is_taken_out_of_its_latent() -> None:
+    references = _latents(9, 1)
+    upload = _painted_over(references[:1], 1)
+    box = Box(1 / SIDE, 1 / SIDE, 1 - 1 / SIDE, 1 - 1 / SIDE)
+    inset = _latents(1, 30)[0]  # such a crop of the picture that it is not found
+    rows = [[{"view": "inset", "latent": inset, **asdict(box)}]]
+    table = _table(upload, [[]]).set_column(1, "insets", pa.array(rows, pa.list_(schemas.INSET)))
+
+    asked = VIEWS.looks(table, W.apply(upload))
+
+    assert [LOOKS[name] for name in asked.names] == ["whole", "inset", "covered"]
+    share = (1 - 2 / SIDE) ** 2
+    assert asked.slopes.tolist() == pytest.approx([1, 1, share**-0.5])
+    np.testing.assert_allclose(asked.costs, [looks.FRAMED_COST, 0, looks.COVERED_COST])
+    maps = asked.latents.reshape(-1, 4, SIDE, SIDE)
+    assert not maps[2, :, [0, -1]].any() and not maps[2, :, :, [0, -1]].any()
+    assert (maps[2, :, 2:-2, 2:-2] == maps[0, :, 2:-2, 2:-2]).all()
+    found = viewed.search(_shard(references, [f"{i:02d}" for i in range(9)]), asked, 9).to_pylist()
+    pair = next(row for row in found if row["reference_id"] == "00")
+    assert pair["view"] == "covered"
+    by_hand = float(asked.descriptors[2] @ W.apply(references[:1])[0]) * share**-0.5 - looks.COVERED_COST
+    assert pair["score"] == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [Box(0, 0, 0.49, 1), Box(0.51, 0, 1, 1)],  # a collage
+        [Box(0.4, 0.4, 0.8, 0.8)],  # little is left
+        [Box(0.01, 0.01, 0.99, 0.99)],  # nearly all is
+        [Box(np.nan, np.nan, np.nan, np.nan)],
+    ],
+)
+def test_no_frame_is_taken_out_where_that_tells_nothing(boxes: list[Box]) -> None:
+    owners = np.zeros(len(boxes), np.int64)
+    assert not len(covers_of(_latents(1, 5), owners, np.array([astuple(box) for box in boxes])).rows)
 
 
 def test_what_an_upload_holds_lowers_no_background() -> None:
