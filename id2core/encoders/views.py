@@ -1,13 +1,14 @@
 """Views of an upload that are seen in its pixels: the picture inside a frame, the two halves of a collage.
 
-The inner picture costs one encoder call more, and only where a frame was seen. Frames are of three kinds:
+The inner picture costs one encoder call more, and only where a frame was seen. Frames are of four kinds:
 
 - *plain*: bars or a border of one color, or a post's chrome, which is lettering on paper of one color;
+- a *hairline*: a border of one color, one to three pixels thick, at all four sides;
 - *blurred*: as thick at one side as at the opposite one, without fine detail: an enlarged and blurred copy;
 - a *seam*: a straight cut across the whole picture, with or without a gap, between two pictures.
 
-All three have a straight line across: in most columns, the step there is larger than a few pixels before and
-after. `latent_views` has the views that cost no encoder call.
+All but a hairline have a straight line across: in most columns, the step there is larger than a few pixels
+before and after. `latent_views` has the views that cost no encoder call.
 
 People frame what is framed already: a screenshot of a picture between bars, a border around a collage. So the
 decoder looks again inside of what it found, and the innermost pictures are encoded in its place. A mistake
@@ -31,7 +32,7 @@ Gray = NDArray[np.int16]
 Shares = NDArray[np.float64]
 
 # Name of the rules: change it whenever a change here can alter a box.
-FINDER: Final = "frames-v3"
+FINDER: Final = "frames-v4"
 # Boxes that `insets` finds.
 MOST_INSETS: Final = 2
 # Frames in frames that are removed, and seams: looks at an upload, one inside the other.
@@ -46,6 +47,8 @@ _TOLERANCE, _STAINS = 14, 0.05
 _LINE, _MOST_OUTSIDE, _LEAST_INSIDE = 0.45, 0.42, 0.4
 _LEAST_PICTURE: Final = 0.2  # of a side
 _LINES: Final = 12  # candidates at most
+# Hairlines: the most pixels. One of more is a plain frame.
+_HAIR: Final = 3
 # Blurred frames: share of columns at two opposite lines, where one pair and where two pairs were seen;
 # roughness of what is outside, in tones and over that inside.
 _ONE_PAIR, _TWO_PAIRS, _ROUGH, _ROUGH_RATIO = 0.28, 0.12, 1.3, 0.62
@@ -171,8 +174,12 @@ def insets(pixels: NDArray[np.uint8], depth: int = 0) -> tuple[Box, ...]:
         is_clear = depth == 0 or _is_even(*frame, gray)
     elif frame := _blurred(rows, columns):
         is_clear = depth == 0 or _has_clear_lines(*frame, gray)
+    elif halves := _halves(rows, columns, only_clear=depth > 0):
+        return tuple(_box(*half, gray) for half in halves)
+    elif frame := _hairline(gray):
+        is_clear = True
     else:
-        return tuple(_box(*half, gray) for half in _halves(rows, columns, only_clear=depth > 0))
+        return ()
     return (_box(*frame, gray),) if is_clear else ()
 
 
@@ -239,6 +246,22 @@ def _clearest(shares: Shares) -> NDArray[np.int64]:
     places = np.flatnonzero((shares >= _LINE) & (shares == around))
     places = places[(places >= 2) & (places <= len(shares) - 3)]
     return np.sort(places[np.argsort(-shares[places], kind="stable")[:_LINES]])
+
+
+def _hairline(gray: Gray) -> tuple[_Band, _Band] | None:
+    """Return rows and columns inside a border of one tone that is too thin to have a line of its own."""
+    sides = [gray, gray[::-1], gray.T, gray.T[::-1]]
+    tones = np.array([np.median(side[0]) for side in sides])
+    paper = int(tones.mean())
+    if np.ptp(tones) > _TOLERANCE:
+        return None
+    other = np.stack([(np.abs(side[: _HAIR + 1] - paper) > _TOLERANCE).mean(axis=1) for side in sides])
+    if (other[:, 0] > _STAINS).any() or (other[:, -1] < _LINE).any():
+        return None
+    # A row that is half border and half picture belongs to the border.
+    top, bottom, left, right = (int((side >= _LINE).argmax()) for side in other)
+    height, width = gray.shape
+    return _Band(top, height - bottom), _Band(left, width - right)
 
 
 def _blurred(rows: _Lines, columns: _Lines) -> tuple[_Band, _Band] | None:

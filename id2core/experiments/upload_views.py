@@ -33,7 +33,7 @@ from id2core.transforms.reference_rows import ReferenceRows
 DEPTH = 2 * KEPT
 
 
-# Raise it when the rules that find frames change.
+# Raise it when the rules that find frames alter a box in an edited upload.
 _VERSION = 3
 
 

@@ -53,6 +53,17 @@ def test_the_picture_inside_a_plain_frame_is_cut_out(color: str, left: int, top:
     assert np.abs(np.subtract(found, true)).max() < 2.5 / 256
 
 
+@pytest.mark.parametrize("color", ["white", "black"])
+@pytest.mark.parametrize("pixels", [1, 2, 3])
+def test_a_border_of_a_pixel_is_cut_off(color: str, pixels: int) -> None:
+    picture = framed(scene(4, (256, 256)), color, pixels, pixels)
+    (box,) = views.insets(decoded(saved(picture, 90)).pixels)
+    cut = np.array([box.left, box.top, 1 - box.right, 1 - box.bottom])
+    assert (cut >= pixels / 262).all() and (cut <= (pixels + 3) / 256).all()
+    # A picture on a ground of the same color has no border.
+    assert not views.insets(decoded(saved(framed(Image.new("RGB", (256, 256), color), color))).pixels)
+
+
 @pytest.mark.parametrize("name", FRAMES)
 def test_an_inset_looks_like_the_picture_without_its_frame(name: str) -> None:
     for seed in range(6):
