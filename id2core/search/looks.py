@@ -55,7 +55,7 @@ COVERED: Final = "covered"
 LOOKS: Final = (WHOLE, views.INSET, *views.HALVES, views.PARENT, COVERED)
 # The whole of an upload in which one picture was seen inside a frame. A frame is like other frames, so the
 # whole lifts framed references. It stays a look: with a reference of the same frame, a copy scores near 1.
-FRAMED_COST: Final = 0.2
+FRAMED_COST: Final = 0.5
 # The whole without its frame, besides what it costs by chance. Most frames are not painted over a picture.
 COVERED_COST: Final = 0.12
 # First columns of a mirrored or turned look, with those of references at length 1.
