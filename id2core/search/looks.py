@@ -53,7 +53,7 @@ WHOLE: Final = "whole"
 COVERED: Final = "covered"
 # Looks by name, the whole first.
 LOOKS: Final = (WHOLE, views.INSET, *views.HALVES, views.PARENT, COVERED)
-# The whole of an upload in which one picture was seen inside a frame. A frame is like other frames, so the
+# The whole of an upload in which a frame was seen, also around two pictures. A frame is like other frames, so the
 # whole lifts framed references. It stays a look: with a reference of the same frame, a copy scores near 1.
 FRAMED_COST: Final = 0.5
 # The whole without its frame, besides what it costs by chance. Most frames are not painted over a picture.
@@ -243,7 +243,8 @@ class Views:
         wholes = np.zeros(len(descriptors), np.int64)
         names = np.concatenate([wholes, insets.names])
         costs = np.where(names == LOOKS.index(COVERED), np.float32(COVERED_COST), np.float32(0))
-        costs[insets.owners[insets.names == LOOKS.index(views.INSET)]] = FRAMED_COST
+        around = np.isin(insets.names, [LOOKS.index(views.INSET), LOOKS.index(COVERED)])
+        costs[insets.owners[around]] = FRAMED_COST
         return Looks(
             len(descriptors),
             np.concatenate([np.arange(len(descriptors)), insets.owners]),
