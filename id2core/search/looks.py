@@ -53,8 +53,8 @@ WHOLE: Final = "whole"
 COVERED: Final = "covered"
 # Looks by name, the whole first.
 LOOKS: Final = (WHOLE, views.INSET, *views.HALVES, views.PARENT, COVERED)
-# The whole of an upload in which a frame was seen, also around two pictures. A frame is like other frames, so
-# the whole lifts framed references. It stays a look: with a reference of the same frame, a copy scores near 1.
+# The whole of an upload in which a frame was seen, also around two pictures. A frame is like others, so the
+# whole lifts framed references. It stays a look: with a reference of the same frame, a copy scores near 1.
 FRAMED_COST: Final = 0.5
 # The whole without its frame, besides what it costs by chance. Most frames are not painted over a picture.
 COVERED_COST: Final = 0.12

@@ -146,19 +146,25 @@ def _at_once(shard: Shard, asked: Looks, views: list[_View], k: int) -> _Met:
     that was left out may belong to the best is searched under each view.
     """
     depth = min(k + MARGIN, len(shard))
-    proposed, rows = products.propose([view.factor for view in views], depth)
+    factors = [view.factor for view in views]
+    proposed, rows = products.propose(factors, depth)
+    # Twice: for the product, which slopes enlarge, and for sums with costs.
+    doubt = 2 * SLOPE * asked.slopes * scoring.tolerance(shard.descriptors.shape[1])
+    about = products.pairs(factors, rows)
+    may_win = about >= (about.max(axis=0) - 2 * doubt[:, None])
     best = np.full(rows.shape, -np.inf, np.float32)
     chosen = np.zeros(rows.shape, np.int64)
     for number, view in enumerate(views):
-        scores = view.scores(scoring.pairs(view.left, view.right, rows))
-        better = scores > best
-        best[better], chosen[better] = scores[better], number
+        looked, place = np.nonzero(may_win[number])
+        exact = scoring.dots(view.left, looked, view.right, rows[looked, place])
+        scores = view.scores(exact[:, None], looked)[:, 0]
+        better = scores > best[looked, place]
+        at = looked[better], place[better]
+        best[at], chosen[at] = scores[better], number
     of = np.broadcast_to(np.arange(len(asked))[:, None], rows.shape)
     if depth == len(shard):
         return _Met(of.ravel(), rows.ravel(), chosen.ravel(), best.ravel())
     kth = np.partition(best + asked.costs[:, None], depth - k, axis=1)[:, depth - k]
-    # Twice: for the product, which slopes enlarge, and for sums with costs.
-    doubt = 2 * SLOPE * asked.slopes * scoring.tolerance(shard.descriptors.shape[1])
     in_doubt = proposed[:, -1] >= kth - doubt
     sure = ~in_doubt
     met = _Met(of[sure].ravel(), rows[sure].ravel(), chosen[sure].ravel(), best[sure].ravel())
