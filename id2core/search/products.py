@@ -8,6 +8,7 @@ a reference: the caller scores what is proposed exactly, and looks again where t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -18,9 +19,9 @@ from threadpoolctl import threadpool_limits
 
 from id2core import environment
 
-# Looks and references whose scores are made at once: two such tiles stay in the cache of a core.
-_LOOKS: Final = 256
-_REFERENCES: Final = 2048
+# Looks, at most, and references whose scores are made at once: many looks share what a product prepares.
+_LOOKS: Final = 512
+_REFERENCES: Final = 1024
 # Looks whose pairs are scored at once: rows of their references stay in the cache.
 _PAIRED: Final = 16
 # References that are met first.
@@ -45,12 +46,15 @@ def propose(factors: Sequence[Factor], depth: int) -> tuple[Scores, NDArray[np.i
     scores = np.empty((count, depth), np.float32)
     rows = np.empty((count, depth), np.int64)
 
+    cores = environment.usable_cores()
+    block = min(_LOOKS, math.ceil(count / cores))
+
     def fill(start: int) -> None:
-        some = slice(start, start + _LOOKS)
+        some = slice(start, start + block)
         scores[some], rows[some] = _best([(left[some], right, cost) for left, right, cost in factors], depth)
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(environment.usable_cores()) as pool:
-        list(pool.map(fill, range(0, count, _LOOKS)))
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
+        list(pool.map(fill, range(0, count, block)))
     return scores, rows
 
 
