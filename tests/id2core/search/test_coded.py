@@ -377,6 +377,7 @@ def test_a_search_by_codes_takes_the_best_look_at_an_upload(tmp_path: Path) -> N
         owners=np.array([0, 1, 1]),
         names=np.array([0, 0, looks.LOOKS.index("inset")]),
         costs=np.array([0, 0.2, 0], np.float32),
+        slopes=np.ones(3),
         descriptors=np.concatenate([inside, vectors[[7]]]),
         latents=None,
         bits=None,
