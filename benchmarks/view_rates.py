@@ -268,9 +268,8 @@ def measure_coded(held: Rates, references: int = 8192, queries: int = 2048, roun
         asked = unit(queries, DESCRIPTOR_SIZE, 1)
         owners = np.concatenate([np.arange(queries - WITH_INSET), np.arange(WITH_INSET)])
         kinds = np.concatenate([np.zeros(queries - WITH_INSET, np.int64), np.ones(WITH_INSET, np.int64)])
-        some = Looks(
-            queries - WITH_INSET, owners, kinds, np.zeros(queries, np.float32), asked, None, None, ()
-        )
+        none, plain = np.zeros(queries, np.float32), np.ones(queries)
+        some = Looks(queries - WITH_INSET, owners, kinds, none, plain, asked, None, None, ())
         took = least(
             {
                 "looks": lambda: viewed.search_coded(shard, some, TOP_K),

@@ -258,7 +258,7 @@ def search_coded(shard: CodedShard, asked: Looks, k: int) -> pa.Table:
     """
     found = shard.search(asked.descriptors, k)
     of = found["query_row"].to_numpy()
-    scores = asked.slopes[of] * found["score"].to_numpy() - asked.costs[of]
+    scores = (asked.slopes[of] * found["score"].to_numpy() - asked.costs[of]).astype(np.float32)
     names = [looks.name_of(look) for look in asked.names[of].tolist()]
     columns = {
         "query_row": pa.array(asked.owners[of].astype(np.int32)),
