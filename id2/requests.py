@@ -102,7 +102,7 @@ class ChannelRequest(BeamRequest):
     also_calibration: str | None = option(
         "The calibration of the second channel: a file that id2 calibrate wrote with its encoder, "
         "--transform none, and --views none. It needs a tail model, or thresholds at the channel's share of "
-        "the rate: by the union bound, half of that of the first channel.",
+        "the rate: half of it, or what --also-weight says.",
         None,
         example="pdq/calibration.json",
     )
@@ -396,7 +396,7 @@ class NightlyRequest(SearchRequest):
 
 
 class DemoRequest(Request):
-    """Scan the bundled demo: 200 uploads, 80 of them AI translations, against 200 protected tiles.
+    """Scan the bundled demo: 260 uploads, 100 of them AI translations, against 200 protected tiles.
 
     The bundled W was trained on translations by mini-a and has never seen one by mini-b.
     """
@@ -821,8 +821,8 @@ class CalibrateRequest(ChannelCorporaRequest):
         example="joint.json",
     )
     also_weight: float = option(
-        "Weight of the second channel in the joint calibration. The first has the rest of 1. A larger weight "
-        "is a lower threshold.",
+        "Share of the false-positive rate that the second channel gets. The first gets the rest. A smaller "
+        "share is a higher threshold.",
         0.5,
         gt=0,
         lt=1,
