@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -32,14 +31,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import JsonValue
 from torch import Tensor
 from torch.nn import functional
 
 from id2core.encoders import registry
 from id2core.environment import usable_device
-from id2core.experiments import captions, upload_layers
+from id2core.experiments import captions, photo_bench, upload_layers
 from id2core.experiments.photo_bench import SEEN, TRAIN
 from id2core.training import closed_form
 from id2core.training.closed_form import Shape
@@ -48,7 +47,6 @@ from id2core.transforms.linear import Transform
 from id2core.translation import loading, models
 
 SIZE, VIEWS, M = 256, 10, 480
-CROP_SIDES = (0.6, 0.9)
 SHRINKAGE, POWER = 20.0, -0.5
 STEPS, GUIDANCE = 10, 7.5
 PROMPTS, LAYERS = 4000, 3000
@@ -84,14 +82,8 @@ def views(file: Path) -> NDArray[np.uint8]:
         photo = image.convert("RGB")
     shown = [photo]
     for number in range(VIEWS - 1):
-        rng = np.random.default_rng(list(hashlib.sha256(f"view{number}-{file.name}".encode()).digest()))
-        side = 1.0 if number == 0 else rng.uniform(*CROP_SIDES)
-        wide, high = photo.width * side, photo.height * side
-        left, top = rng.random(2) * (photo.width - wide, photo.height - high)
-        view = photo.resize(photo.size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
-        view = ImageOps.mirror(view) if number == 0 or rng.random() < 0.5 else view
         buffer = io.BytesIO()
-        view.save(buffer, "JPEG", quality=95)
+        photo_bench.view(photo, file.name, number).save(buffer, "JPEG", quality=95)
         shown.append(Image.open(buffer).convert("RGB"))
     return np.stack([np.asarray(v.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for v in shown])
 

@@ -63,4 +63,12 @@ def _corpora(
                 storage.join(parent, "queries", schemas.EMBEDDINGS),
             )
         )
-    return [(Dataset.open(held), Dataset.open(asked)) for held, asked in places]
+    try:
+        return [(Dataset.open(held), Dataset.open(asked)) for held, asked in places]
+    except DatasetError as error:
+        if summary:
+            raise
+        raise DatasetError(
+            f"{out} has no summary.json, which says what was compared, and {error} If the corpora "
+            "are data sets elsewhere, run the same scan again"
+        ) from error

@@ -159,20 +159,26 @@ def lay_out(photos: Path, out: Path, distractors: Collection[str] = ()) -> None:
 
 
 def _write_view(folder: Path, name: str, number: int) -> None:
-    """Write a view: number 0 is the mirror image, others are crops drawn by name and number."""
-    path = folder / f"view{number}-{name}"
+    path = folder / _view_name(name, number)
     if path.exists():
         return
-    digest = hashlib.sha256(path.name.encode()).digest()
-    rng = np.random.default_rng(list(digest))
     with Image.open(folder / name) as image:
         photo = image.convert("RGB")
+    view(photo, name, number).save(path, quality=95)
+
+
+def _view_name(name: str, number: int) -> str:
+    return f"view{number}-{name}"
+
+
+def view(photo: Image.Image, name: str, number: int) -> Image.Image:
+    """Return a view of an RGB photo: number 0 mirrors it, others are crops drawn by name and number."""
+    rng = np.random.default_rng(list(hashlib.sha256(_view_name(name, number).encode()).digest()))
     side = 1.0 if number == 0 else rng.uniform(*_CROP_SIDES)
     wide, high = photo.width * side, photo.height * side
     left, top = rng.random(2) * (photo.width - wide, photo.height - high)
-    view = photo.resize(photo.size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
-    turned = ImageOps.mirror(view) if number == 0 or rng.random() < 0.5 else view
-    turned.save(path, quality=95)
+    shown = photo.resize(photo.size, Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high))
+    return ImageOps.mirror(shown) if number == 0 or rng.random() < 0.5 else shown
 
 
 def write_prompts(names: list[str], subjects: list[str], run: TranslationRun, file: Path) -> None:
