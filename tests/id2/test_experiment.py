@@ -162,7 +162,7 @@ def test_experiments_leave_tables_data_plots_and_a_page(
     assert "7 of" in text and "out/t3.png" in text
 
 
-def _small_methods(bench: EvaluationSet, out: Path, passes: float, progress: object) -> Methods:
+def _small_methods(bench: EvaluationSet, out: Path, *others: object) -> Methods:
     return _Small(bench, out, 3)
 
 
