@@ -69,9 +69,10 @@ class Settings(EnvironmentSettings):
     views: Literal["auto", "none"] = Field(
         "auto",
         description="Under which views uploads meet references: auto (all that the encoder, W, calibration, "
-        "and index allow: mirrored, turned by a quarter, cropped, inside a frame, each half of a collage, "
-        "the parent in a manifest) or none (whole pictures only, as in the paper). A calibration or an --out "
-        "of whole uploads turns the other views off. Pictures embedded with none have no rows for them.",
+        "and index allow: mirrored, turned by a quarter, cropped, inside a frame, with the frame blanked "
+        "out, each half of a collage, the parent in a manifest) or none (whole pictures only, as in the "
+        "paper). A calibration or an --out of whole uploads turns the other views off. Pictures that were "
+        "embedded with none cannot be compared under them before id2 reproject.",
         examples=["none"],
     )
     calibration: str = Field(
