@@ -323,7 +323,7 @@ CASES = (FirstEmbed, ChangedEmbed, Scan, Search, IndexedSearch, TwoChannels, Tak
     ("make", "step"),
     [
         (ChangedEmbed, 16),
-        (TwoChannels, 40),
+        (TwoChannels, 90),
         (Search, 24),
         (IndexedSearch, 45),
         *(pytest.param(case, 1, marks=SLOW) for case in CASES),
