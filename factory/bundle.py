@@ -26,17 +26,16 @@ from id2core.experiments.scale import BEST, FACTOR
 from id2core.experiments.upload_edits import Edit
 from id2core.experiments.upload_matchers import Background, Matcher, Whole
 from id2core.experiments.upload_sets import Uploads, UploadSet
-from id2core.search import exact, shards
-from id2core.search.background_rows import background_means
+from id2core.search import shards
 from id2core.store import datasets, schemas
 from id2core.store.datasets import Commit, Dataset, SourceRecord
 from id2core.transforms import cohorts
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
-from id2core.verdicts import calibration, tails
+from id2core.verdicts import calibration
 from id2core.verdicts.calibration import Calibration, Threshold
 from id2core.verdicts.judging import BACKGROUND, FILE
-from id2core.verdicts.normalization import Normalization, normalize
+from id2core.verdicts.normalization import Normalization
 from id2core.verdicts.tails import Pairs
 
 MATCH, REVIEW = 0.02, 0.1
@@ -83,21 +82,6 @@ def write_background(
     commit = Commit("embeddings", BACKGROUND, names, (record,), sources={BACKGROUND: SourceRecord()})
     datasets.write_commit(place, commit)
     return shards.index_id(Dataset.open(place))
-
-
-def best_pairs(
-    references: NDArray[np.float32],
-    queries: NDArray[np.float32],
-    background_descriptors: NDArray[np.float32],
-    chosen: Normalization,
-) -> Pairs:
-    """Return the best pairs, with normalized scores, of uploads float32[Q,m] among float32[R,m]."""
-    _, background = exact.nearest(queries, background_descriptors, chosen.k)
-    rows, scores = exact.nearest(queries, references, tails.DEPTH)
-    means = background_means(background, chosen.k)
-    shifted = normalize(scores, np.broadcast_to(means[:, None], scores.shape), chosen.factor)
-    numbers = np.arange(len(queries))
-    return Pairs(shifted.ravel(), np.repeat(numbers, scores.shape[1]), rows.ravel(), numbers, len(references))
 
 
 def matched_pairs(matcher: Matcher, parts: Sequence[Uploads]) -> Pairs:

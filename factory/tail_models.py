@@ -13,19 +13,37 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from factory.bundle import best_pairs
 from id2core.experiments import scale
 from id2core.experiments.evaluation_sets import CALIBRATION, DISTRACTORS, FRESH, TEST, EvaluationSet
+from id2core.search import exact
+from id2core.search.background_rows import background_means
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import WEIGHTS, load_transform
 from id2core.verdicts import calibration, tails
 from id2core.verdicts.calibration import Calibration, Threshold
 from id2core.verdicts.judging import BACKGROUND, FILE
+from id2core.verdicts.normalization import Normalization, normalize
 from id2core.verdicts.tails import Fit, Pairs, Tail
 
 VIEWS = 2
+
+
+def best_pairs(
+    references: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    background_descriptors: NDArray[np.float32],
+    chosen: Normalization,
+) -> Pairs:
+    """Return the best pairs, with normalized scores, of uploads float32[Q,m] among float32[R,m]."""
+    _, background = exact.nearest(queries, background_descriptors, chosen.k)
+    rows, scores = exact.nearest(queries, references, tails.DEPTH)
+    means = background_means(background, chosen.k)
+    shifted = normalize(scores, np.broadcast_to(means[:, None], scores.shape), chosen.factor)
+    numbers = np.arange(len(queries))
+    return Pairs(shifted.ravel(), np.repeat(numbers, scores.shape[1]), rows.ravel(), numbers, len(references))
 
 
 def photo_pairs(data: EvaluationSet, folder: Path, chosen: Calibration) -> Pairs:
