@@ -251,8 +251,7 @@ def _corpora_of(request: ChannelRequest, ids: dict[str, str]) -> dict[str, Corpu
     """
     if not isinstance(request, ChannelCorporaRequest):
         return {}
-    given = {"reference": request.also_reference, "queries": request.also_queries}
-    corpora = {name: Corpus.open(name, uri) for name, uri in given.items() if uri}
+    corpora = {name: Corpus.open(name, uri) for name, uri in request.also_corpora.items()}
     for corpus in corpora.values():
         if corpus.dataset:
             check_made_with(corpus.dataset, ids, NONE)

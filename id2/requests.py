@@ -156,6 +156,12 @@ class ChannelCorporaRequest(ChannelRequest):
         example="dataset:uploads-pdq",
     )
 
+    @property
+    def also_corpora(self) -> dict[str, str]:
+        """Return `reference` and `queries` → the corpora that are of the second channel alone."""
+        given = {"reference": self.also_reference, "queries": self.also_queries}
+        return {name: uri for name, uri in given.items() if uri is not None}
+
     def _channel_corpora(self, reference: str, queries: str, out: str) -> dict[str, str]:
         """Return the corpora that the second channel shares, and refuse places that are not there.
 
@@ -163,13 +169,12 @@ class ChannelCorporaRequest(ChannelRequest):
             reference, queries: of the first channel.
             out: where images are embedded to.
         """
-        given = {"reference": self.also_reference, "queries": self.also_queries}
-        for name, uri in given.items():
-            if uri and not self.also:
+        for name, uri in self.also_corpora.items():
+            if not self.also:
                 raise OptionError(f"--also-{name} is of a second channel: give --also, too")
             checks.require_corpus(uri, f"also-{name}", out)
         shared = {"reference": reference, "queries": queries}
-        return {name: uri for name, uri in shared.items() if not given[name]}
+        return {name: uri for name, uri in shared.items() if name not in self.also_corpora}
 
 
 class SearchRequest(SourceRequest, ChannelRequest):
