@@ -86,8 +86,7 @@ def _measure_lines(summary: ScanSummary) -> Iterator[str]:
         for name, own in channels.items():
             yield (f"channel {name}: " if name else "") + _measured(own, summary.accuracy_of)
         if summary.joint and (found := summary.origins_found):
-            counts = ", ".join(f"{n} {verdict}" for verdict, n in found.items())
-            yield f"origins found in first place, by verdict: {counts}"
+            yield f"origins found in first place, by verdict: {_counts(found)}"
     elif summary.truth_not_scanned is not None:
         yield "no Acc: the truth file names no upload of this scan that has an origin"
     yield from console.truth_lines(summary.truth_not_scanned, summary.truth_origins_not_held)
@@ -121,12 +120,16 @@ def _joint_lines(summary: ScanSummary, joint: JointFacts) -> Iterator[str]:
         f"{100 * rate.low:.3g} to {100 * rate.high:.3g}%), calibration {joint.calibration_id}"
     )
     for name, verdicts in summary.channels.items():
-        yield f"channel {name}: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
+        yield f"channel {name}: {_counts(verdicts)}"
 
 
 def _verdict_counts(verdicts: dict[str, int]) -> str:
     """Return how many have which verdict; without any, what that means."""
-    return ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()) or NO_PAIRS
+    return _counts(verdicts) or NO_PAIRS
+
+
+def _counts(verdicts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
 
 
 def _verdict_line(verdicts: dict[str, int], calibration: CalibrationFacts) -> str:
