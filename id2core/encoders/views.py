@@ -1,8 +1,9 @@
 """Views of an upload that are seen in its pixels: the picture inside a frame, the two halves of a collage.
 
-The inner picture costs one encoder call more, and only where a frame was seen. Frames are of four kinds:
+The inner picture costs one encoder call more, and only where a frame was seen. Frames are of five kinds:
 
 - *plain*: bars or a border of one color, or a post's chrome, which is lettering on paper of one color;
+- a *bar*: at one side alone, blank or lettered, such as a caption above: nearly all has exactly one tone;
 - a *hairline*: a border of one color, one to three pixels thick, at all four sides;
 - *blurred*: as thick at one side as at the opposite one, without fine detail: an enlarged and blurred copy;
 - a *seam*: a straight cut across the whole picture, with or without a gap, between two pictures.
@@ -32,7 +33,7 @@ Gray = NDArray[np.int16]
 Shares = NDArray[np.float64]
 
 # Name of the rules: change it whenever a change here can alter a box.
-FINDER: Final = "frames-v4"
+FINDER: Final = "frames-v5"
 # Boxes that `insets` finds.
 MOST_INSETS: Final = 2
 # Frames in frames that are removed, and seams: looks at an upload, one inside the other.
@@ -49,6 +50,9 @@ _LEAST_PICTURE: Final = 0.2  # of a side
 _LINES: Final = 12  # candidates at most
 # Hairlines: the most pixels. One of more is a plain frame.
 _HAIR: Final = 3
+# Bars at one side: pixels at least, and share of columns at the line. Share of other tones in the last row of
+# the bar and in all of it; least share of paper in it, within so many tones.
+_BAR, _BAR_LINE, _BAR_STAINS, _MOST_LETTERING, _BAR_PAPER, _BAR_TONES = 8, 0.6, 0.02, 0.3, 0.5, 2
 # Blurred frames: share of columns at two opposite lines, where one pair and where two pairs were seen;
 # roughness of what is outside, in tones and over that inside.
 _ONE_PAIR, _TWO_PAIRS, _ROUGH, _ROUGH_RATIO = 0.28, 0.12, 1.3, 0.62
@@ -176,7 +180,7 @@ def insets(pixels: NDArray[np.uint8], depth: int = 0) -> tuple[Box, ...]:
         is_clear = depth == 0 or _has_clear_lines(*frame, gray)
     elif halves := _halves(rows, columns, only_clear=depth > 0):
         return tuple(_box(*half, gray) for half in halves)
-    elif frame := _hairline(gray):
+    elif frame := _bar(rows, columns) or _hairline(gray):
         is_clear = True
     else:
         return ()
@@ -262,6 +266,44 @@ def _hairline(gray: Gray) -> tuple[_Band, _Band] | None:
     top, bottom, left, right = (int((side >= _LINE).argmax()) for side in other)
     height, width = gray.shape
     return _Band(top, height - bottom), _Band(left, width - right)
+
+
+def _bar(rows: _Lines, columns: _Lines) -> tuple[_Band, _Band] | None:
+    """Return rows and columns beside a bar at one side alone, such as a caption above a picture."""
+    height, width = rows.gray.shape
+    above, below = _bar_rows(rows.gray, rows.shares), _bar_rows(rows.gray[::-1], rows.shares[::-1])
+    left, right = (
+        _bar_rows(columns.gray, columns.shares),
+        _bar_rows(columns.gray[::-1], columns.shares[::-1]),
+    )
+    clearest = max(above, below, left, right, key=_score)
+    if not clearest.score:
+        return None
+    down = _Band(above.stop * (clearest is above), height - below.stop * (clearest is below))
+    return down, _Band(left.stop * (clearest is left), width - right.stop * (clearest is right))
+
+
+def _bar_rows(gray: Gray, shares: Shares) -> _Band:
+    """Return the first rows, up to the clearest line above which nearly all has exactly one tone."""
+    paper = np.median(gray[0])
+    if (np.abs(gray[0] - paper) > _TOLERANCE).mean() > _STAINS:
+        return _Band(0, 0)
+    height = len(gray)
+    places = np.arange(_BAR, int((1 - _LEAST_PICTURE) * height))
+    places = places[shares[places] >= _BAR_LINE]
+    off = np.abs(gray - paper)
+    other, even = (off > _TOLERANCE).mean(axis=1), (off <= _BAR_TONES).mean(axis=1)
+    before, paper_before = _sums(other), _sums(even)
+    allowed = (
+        (other[places - _GAP] <= _BAR_STAINS)
+        & (before[places] <= _MOST_LETTERING * places)
+        & (paper_before[places] >= _BAR_PAPER * places)
+        & (before[-1] - before[places] >= _LEAST_INSIDE * (height - places))
+    )
+    if not allowed.any():
+        return _Band(0, 0)
+    size = int(max(places[allowed], key=shares.item))
+    return _Band(0, size, float(shares[size]))
 
 
 def _blurred(rows: _Lines, columns: _Lines) -> tuple[_Band, _Band] | None:

@@ -125,6 +125,7 @@ for _share in (0.9, 0.75, 0.5):
     _register_crops(_share)
 
 THIN, THICK = (0.02, 0.05), (0.05, 0.2)
+BAR, CAPTION = (0.04, 1.0), (0.08, 0.4)
 
 
 def _register_borders(name: str, shares: tuple[float, float]) -> None:
@@ -184,6 +185,24 @@ def _barred(picture: Image.Image, rng: np.random.Generator, across: bool) -> Ima
     canvas = Image.new("RGB", (width, height), (0, 0, 0) if rng.random() < 0.6 else _frame_color(rng))
     canvas.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
     return canvas
+
+
+@edit("bar")
+def bar(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
+    """Put an empty bar at one side, 4 to 100% of the picture's height or width."""
+    width, height = picture.size
+    across = rng.random() < 0.5
+    pixels = max(1, round(_logarithmic(rng, *BAR) * (width if across else height)))
+    canvas = Image.new("RGB", (width + pixels * across, height + pixels * (not across)), _frame_color(rng))
+    first = pixels * (rng.random() < 0.5)
+    canvas.paste(picture, (first * across, first * (not across)))
+    return canvas
+
+
+@edit("caption")
+def caption(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) -> Image.Image:
+    """Put a strip with a line or two above the picture, or below it, 8 to 40% of its height."""
+    return upload_layers.captioned(picture, _logarithmic(rng, *CAPTION), rng)
 
 
 @edit("screenshot")

@@ -223,6 +223,33 @@ def _lines(width: float, unit: float, theme: Theme, rng: np.random.Generator, co
     return image
 
 
+def captioned(picture: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
+    """Write a line or two onto a strip of one color above a picture, or below it.
+
+    Args:
+        picture: RGB; its pixels are untouched.
+        share: height of the strip, of the picture's.
+        rng: of everything else.
+
+    Returns:
+        RGB, higher than the picture.
+    """
+    theme = Theme.draw(rng)
+    strip, draw = _row(picture.width, share * picture.height, theme)
+    count = int(rng.integers(1, 3))
+    for line in range(count):
+        text = words(rng, 2, 6)
+        size = strip.height * rng.uniform(0.4, 0.6) / count
+        font = _fitting(theme.font, text, size, strip.width * 0.94)
+        place = (0.03 * strip.width, (line + 0.5) * strip.height / count)
+        draw.text(place, text, fill=theme.ink, font=font, anchor="lm")
+    whole = Image.new("RGB", (picture.width, picture.height + strip.height))
+    above = rng.random() < 0.7
+    whole.paste(picture, (0, strip.height * above))
+    whole.paste(strip, (0, picture.height * (not above)))
+    return whole
+
+
 def lettering(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Write one or two short lines over a picture, as memes and stories have them.
 

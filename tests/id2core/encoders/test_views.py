@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from id2core.encoders import images, latent_views, views
 from id2core.encoders.images import Decoded
@@ -51,6 +51,34 @@ def test_the_picture_inside_a_plain_frame_is_cut_out(color: str, left: int, top:
     true = (left / width, top / height, 1 - left / width, 1 - top / height)
     found = (box.left, box.top, box.right, box.bottom)
     assert np.abs(np.subtract(found, true)).max() < 2.5 / 256
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.9])
+@pytest.mark.parametrize(("left", "top", "right", "bottom"), np.eye(4, dtype=int).tolist())
+def test_the_picture_beside_a_bar_is_cut_out(
+    share: float, left: int, top: int, right: int, bottom: int
+) -> None:
+    picture = scene(1, (480, 360))
+    width, height = round(480 * share), round(360 * share)
+    bars = (left * width, top * height, right * width, bottom * height)
+    upload = ImageOps.expand(picture, bars, "#f0e020")
+
+    (box,) = views.insets(decoded(saved(upload)).pixels)
+    true = np.divide((*bars[:2], bars[0] + 480, bars[1] + 360), upload.size * 2)
+    assert np.abs(np.subtract((box.left, box.top, box.right, box.bottom), true)).max() < 2.5 / 256
+
+
+def test_a_lettered_bar_is_cut_off_in_a_screenshot_too() -> None:
+    seen = 0
+    for seed in range(12):
+        captioned = EDITS["caption"](scene(seed, (480, 360)), f"{seed}", scene(seed))
+        for upload in (captioned, framed(captioned, "black", 30)):
+            insets = decoded(saved(upload)).insets
+            share = max(
+                (inset.box.right - inset.box.left) * (inset.box.bottom - inset.box.top) for inset in insets
+            )
+            seen += abs(share - 480 * 360 / (upload.width * upload.height)) < 0.03
+    assert seen >= 22
 
 
 @pytest.mark.parametrize("color", ["white", "black"])
@@ -113,7 +141,9 @@ def test_pictures_without_a_frame_are_left_alone(seed: int) -> None:
     lines = picture.copy()
     ImageDraw.Draw(lines).line((0, 40, 400, 120), "black", 5)
     horizon = picture.copy()
-    horizon.paste("white", (0, 0, 400, 140))
+    horizon.paste(
+        Image.linear_gradient("L").rotate(90).resize((400, 140)).point(lambda tone: 225 + tone // 17)
+    )
     blurred = picture.filter(ImageFilter.GaussianBlur(6))
     for one in (picture, lines, horizon, blurred):
         assert decoded(saved(one)).insets == ()

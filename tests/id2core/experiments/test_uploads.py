@@ -124,7 +124,15 @@ def test_thin_and_tiny_pictures_are_uploaded_too(name: str, size: tuple[int, int
 
 def test_frames_and_posts_show_the_whole_picture() -> None:
     picture, partner = scene(3, (96, 80)), scene(4)
-    for name in ("border-plain-thin", "border-blurred-thick", "letterbox", "pillarbox", "screenshot"):
+    for name in (
+        "border-plain-thin",
+        "border-blurred-thick",
+        "letterbox",
+        "pillarbox",
+        "screenshot",
+        "bar",
+        "caption",
+    ):
         for image_id in "abcde":
             whole = EDITS[name](picture, image_id, partner)
             assert whole.width * whole.height > picture.width * picture.height
