@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from id2core.experiments.photo_folders import HELD_OUT
 from tests import quick_beam
@@ -36,6 +37,9 @@ os.environ |= {
     "ID2_CACHE": tempfile.mkdtemp(prefix="id2-cache-"),
 }
 quick_beam.remember()
+# An example may take any time: the machine may be busy.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def free_port() -> int:

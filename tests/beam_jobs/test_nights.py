@@ -64,7 +64,7 @@ NOBODY_MEETS_A_FILE = [
 ]
 
 
-@settings(deadline=None, max_examples=25, phases=PHASES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, phases=PHASES, suppress_health_check=list(HealthCheck))
 @example(nights=NOBODY_MEETS_A_FILE)
 @given(nights=st.lists(NIGHT, min_size=2, max_size=8))
 def test_every_pair_is_scored_once_whatever_comes_goes_and_returns(

@@ -279,7 +279,7 @@ def test_a_damaged_reference_file_stops_the_search(tmp_path: Path) -> None:
     assert Dataset.find(str(tmp_path / "m")) is None
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     cuts=st.lists(st.integers(1, 39), max_size=4),
     k=st.integers(1, 12),

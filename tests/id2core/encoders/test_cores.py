@@ -24,7 +24,7 @@ print(torch.get_num_threads(), hashlib.sha256(encoder.encode(pixels)).hexdigest(
 """
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9))
 def test_every_picture_goes_through_the_network_once_and_in_order(count: int) -> None:
     pictures = torch.arange(count, dtype=torch.float32)[:, None]

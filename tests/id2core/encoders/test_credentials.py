@@ -244,7 +244,7 @@ def test_no_request_leaves(
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_changed_file_has_an_answer_and_no_intact_manifest_of_another_picture(
     data: st.DataObject, pool: DecoderPool
 ) -> None:

@@ -249,7 +249,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(damaged())
 def test_no_damage_raises(data):
     result = decode(data, size=32, limits=Limits(max_pixels=2_000_000))

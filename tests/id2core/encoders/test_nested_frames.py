@@ -108,7 +108,7 @@ def test_halves_have_no_halves() -> None:
     assert [inset.box for inset in seen.insets] == halves
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 90),
     st.integers(1, 90),

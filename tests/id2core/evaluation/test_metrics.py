@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import (
     average_precision_score,
@@ -167,7 +167,6 @@ def test_two_true_pairs_of_one_query_are_refused() -> None:
         Predictions(np.array([0, 0]), np.ones(2), np.ones(2, bool), np.ones(1, bool))
 
 
-@settings(deadline=None)
 @given(small(), st.integers(0, 1000))
 def test_measures_do_not_depend_on_order_or_scale(p: Predictions, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(p.query))
@@ -177,7 +176,6 @@ def test_measures_do_not_depend_on_order_or_scale(p: Predictions, seed: int) -> 
     assert all(value is None or 0 <= value <= 1 for value in figures(p))
 
 
-@settings(deadline=None)
 @given(small())
 def test_ties_are_the_worst_order_that_they_allow(p: Predictions) -> None:
     worse = Predictions(p.query, p.score - 0.01 * p.relevant, p.relevant, p.has_origin)
@@ -186,7 +184,6 @@ def test_ties_are_the_worst_order_that_they_allow(p: Predictions) -> None:
     assert all((x or 0) <= (y or 0) for x, y in zip(figures(p), figures(better), strict=True))
 
 
-@settings(deadline=None)
 @given(small())
 def test_the_pooled_measures_agree_with_scikit_learn(p: Predictions) -> None:
     if not p.relevant.any():
@@ -237,7 +234,6 @@ def test_a_precision_of_exactly_ninety_percent_is_enough() -> None:
         assert ranking.weighted(worse, ())(weights)[0, -1] == 0
 
 
-@settings(deadline=None)
 @given(small(), st.integers(0, 1000))
 def test_a_resample_is_measured_as_if_its_queries_were_written_out(p: Predictions, seed: int) -> None:
     drawn = np.random.default_rng(seed).integers(0, p.queries, p.queries)

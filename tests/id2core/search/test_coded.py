@@ -9,7 +9,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from beam_jobs import index
@@ -266,7 +266,6 @@ def test_a_rotation_that_is_none_of_the_string_is_refused(change: Callable[[Any]
         compressed.load(index_strings.parse("RR24,IVF16,RaBitQ"), 32, faiss.serialize_index(whole).tobytes())
 
 
-@settings(deadline=None)  # a model is trained when it is first asked for
 @given(st.sampled_from(FORMS), st.integers(0, 300), st.sampled_from([0, 1, 2**20, 2**31, 2**40, 2**63]))
 def test_a_model_whose_sizes_were_changed_is_refused_or_works(string: str, place: int, size: int) -> None:
     data = bytearray(forged(string if string.endswith(("np", "Q")) else f"{string}np"))

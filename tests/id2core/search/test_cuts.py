@@ -27,7 +27,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> SearchPlan:
     return match_rows.make(references, queries, str(root / "m"), Execution.begin(), 3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(memory=st.integers(1, 500), spread=st.integers(1, 60), each=st.integers(1, 80), least=st.booleans())
 def test_every_pair_is_in_one_task_and_none_is_much_larger(
     plan: SearchPlan, memory: int, spread: int, each: int, least: bool

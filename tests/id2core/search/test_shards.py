@@ -53,7 +53,7 @@ def test_equal_scores_are_cut_by_id_and_not_by_row() -> None:
     assert matches["reference_id"].to_pylist() == ["0001", "0002", "0003"] * 2
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cuts=st.lists(st.integers(1, 39), max_size=4), k=st.integers(1, 12), seed=st.integers(0, 2**16))
 def test_ties_do_not_depend_on_how_the_references_were_cut(cuts: list[int], k: int, seed: int) -> None:
     references, queries, ids = whole_numbers(40, seed), whole_numbers(3, seed + 1), names(40)
@@ -81,7 +81,7 @@ def best_by_integers(
     return [(i, id_of[j], scores[i, j]) for i, rows in enumerate(best) for j in rows]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     cuts=st.lists(st.integers(1, 149), max_size=6),
     blocks=st.lists(st.integers(1, 36), max_size=3),

@@ -19,7 +19,7 @@ def by_sorting(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     values=st.integers(1, 5),
     references=st.integers(0, 40),
@@ -45,7 +45,7 @@ def whole_numbers(rows: int, values: int, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).integers(0, values, (rows, 3)).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(values=st.integers(1, 4), k=st.integers(1, 30), seed=st.integers(0, 2**16))
 def test_an_index_that_breaks_ties_at_random_does_not_decide_them(values: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -123,7 +123,7 @@ def test_a_pair_counts_by_its_best_view() -> None:
         assert row["score"] == pytest.approx(scores[row["view"]], abs=0.01)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(1, 12), st.integers(1, 11), st.integers(1, 4), st.integers(0, 9))
 def test_candidates_do_not_depend_on_how_references_or_uploads_are_cut(
     k: int, cut: int, split: int, seed: int

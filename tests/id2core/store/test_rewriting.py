@@ -96,7 +96,7 @@ def read_by_duckdb(path: Path) -> list[tuple[Any, ...]]:
     return duckdb.sql(f"select * from '{path}'").fetchall()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_it_is_the_file_that_a_writer_of_all_rows_makes(
     sizes: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory

@@ -109,7 +109,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not Path("/tmp/id2-was-here").exists()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     start=st.integers(0, 99), count=st.integers(1, 40), large=st.floats(1e-4, 1e4), seed=st.integers(0, 99)
 )

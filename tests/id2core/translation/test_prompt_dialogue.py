@@ -85,7 +85,7 @@ FORMS: list[Callable[[int, str], str]] = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(PROMPT, min_size=1, max_size=25, unique_by=str.casefold),
     st.sampled_from(FORMS),
@@ -101,7 +101,7 @@ def test_what_a_list_says_is_what_is_read(
     assert parse(json.dumps(wanted)) == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(st.text(), st.text(alphabet="1.)-*\n \t#[]{}\":,'`ab“")))
 def test_no_answer_breaks_the_reader(answer: str) -> None:
     prompts = parse(answer)

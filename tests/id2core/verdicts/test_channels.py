@@ -85,7 +85,7 @@ def test_rates_fall_with_the_score_and_state_the_rates_of_the_thresholds(
         assert math.isnan(missing)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(1e-9, 0.99), st.integers(1, 10**7))
 def test_a_rate_is_reached_from_its_score_on(rate: float, references: int) -> None:
     for own in (BOTH["sscd"], STEPS["sscd"]):
@@ -109,7 +109,7 @@ def test_the_rate_of_the_union_bound_holds_however_channels_depend() -> None:
         assert rate < 0.03
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.floats(0.001, 0.3))
 def test_the_union_rule_keeps_its_rate_on_any_p_values(seed: int, count: int, rate: float) -> None:
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, binomtest, norm
@@ -143,7 +143,6 @@ def test_equal_scores_all_count_as_exceedances() -> None:
     assert calibration.verdicts(np.array([1.0]), thresholds, 1).tolist() == ["review"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=100, max_size=300), st.sampled_from([0.1, 0.13, 0.29, 0.5]))
 def test_no_threshold_is_reached_more_often_than_allowed(values: list[int], target: float) -> None:
     scores = np.array(values, float)

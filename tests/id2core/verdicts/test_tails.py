@@ -103,7 +103,7 @@ def test_the_pareto_tail_is_that_of_scipy(shape: float) -> None:
     assert tails.pareto(excesses) == pytest.approx((expected, scale), abs=2e-3)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 1.0]))
 def test_rates_fall_with_the_score_and_rise_with_the_references_within_the_union_bound(
     seed: int, spread: float
