@@ -24,8 +24,14 @@ def draw(rows: int, latent: int, seed: int = 0) -> dict[str, pa.Array]:
     counts = rng.integers(-1, 4, rows)
     insets = [None if count < 0 else [inset(i) for i in range(count)] for count in counts]
     octets = [None if rng.random() < 0.3 else rng.bytes(5) for _ in range(2 * rows)]
+    information = [row and [_shown(one["view"], rng) for one in row] for row in insets]
     return {
         "crops": pa.array(octets[:rows], _TYPES["crops"]),
         "detail": pa.array(octets[rows:], _TYPES["detail"]),
         "insets": pa.array(insets, _TYPES["insets"]),
+        "inset_information": pa.array(information, _TYPES["inset_information"]),
     }
+
+
+def _shown(view: object, rng: np.random.Generator) -> dict[str, object]:
+    return {"view": view, "information": None if rng.random() < 0.3 else rng.random()}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from id2core import defaults
 from id2core.encoders import images
-from id2core.encoders.images import Limits
+from id2core.encoders.images import Inset, Limits
 from id2core.encoders.information import BLANK
 from id2core.encoders.pictures import Picture, read_picture, reading_threads
 from id2core.runs import parts, takedowns
@@ -67,7 +67,7 @@ class _Batch:
         pictures: those that have a row, B.
         columns: names of columns of numbers → their values, [B,size].
         counts: how many insets each picture has; None where nobody looked.
-        facts: of the insets, as `schemas.insets_to_array` takes them.
+        facts: of the insets, as `schemas.inset_columns` takes them.
         insets: their latents, float16[I,n].
     """
 
@@ -102,7 +102,7 @@ class _Maker:
             [p for p, ok in zip(pictures, is_good, strict=True) if ok],
             self._columns(latents[: len(pictures)][is_good]),
             np.bincount(owners[kept], minlength=len(pictures))[is_good].tolist() if self._look else None,
-            [{"view": named[i][0], **asdict(named[i][1].box)} for i in kept],
+            [_inset_facts(*named[i]) for i in kept],
             latents[len(pictures) :][kept],
         )
         reject = Reject(Reason.NOT_ENCODABLE, f"the latent is not finite in {self._encoder.dtype}")
@@ -136,6 +136,11 @@ def _facts(picture: Picture) -> dict[str, Any]:
         "generator": said and said.generator,
         "digital_source_type": said and said.digital_source_type,
     }
+
+
+def _inset_facts(name: str, inset: Inset) -> dict[str, Any]:
+    """What columns say of an inset besides its latent."""
+    return {"view": name, **asdict(inset.box), "information": inset.information}
 
 
 class _RowGroup:
@@ -195,7 +200,7 @@ class _RowGroup:
             "embedded_at": [self._lineage.started] * len(rows),
         }
         if counts:
-            columns["insets"] = schemas.insets_to_array(counts, facts, self._insets[: len(facts)])
+            columns |= schemas.inset_columns(counts, facts, self._insets[: len(facts)])
         schema = _schema(numbers)
         nulls = {f.name: pa.nulls(len(rows), f.type) for f in schema if f.name not in columns}
         return pa.RecordBatch.from_pydict(columns | nulls, schema=schema)
@@ -276,11 +281,11 @@ def embed_objects(
 
 def _measured(picture: Picture, encoder: Encoder) -> Picture:
     """Return a picture with how much it shows, and without blank insets, which would match each other."""
-    shown = {
-        name: inset
+    measured = {
+        name: replace(inset, information=encoder.information(inset.pixels))
         for name, inset in (picture.insets or {}).items()
-        if encoder.information(inset.pixels) >= BLANK
     }
+    shown = {name: one for name, one in measured.items() if (one.information or 0) >= BLANK}
     insets = None if picture.insets is None else shown
     return replace(picture, information=encoder.information(picture.decoded.pixels), insets=insets)
 

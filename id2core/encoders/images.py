@@ -33,10 +33,12 @@ class Inset:
     Attributes:
         box: where it is.
         pixels: uint8 RGB of shape (size, size, 3), as of the whole picture.
+        information: how much it shows, where that was measured.
     """
 
     box: Box
     pixels: NDArray[np.uint8]
+    information: float | None = None
 
 
 @dataclass(frozen=True)

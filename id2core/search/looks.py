@@ -68,7 +68,8 @@ RESCORED: Final = 10
 CHANCE: Final = 0.05
 # Shares of a reference that are small enough for the upload to be shrunk and aligned before details agree.
 ALIGNED: Final = (0.75, 0.5)
-_JOINT: Final = "+"
+# Between the parts of the name of a view.
+JOINT: Final = "+"
 
 
 @dataclass(frozen=True)
@@ -451,7 +452,7 @@ def name_of(look: int, move: str = "", crop: float | None = None) -> str:
         crop: share of the reference's area that was met; None for the whole.
     """
     parts = [LOOKS[look], move, "" if crop is None else f"crop-{crop:g}"]
-    return _JOINT.join(filter(None, parts))
+    return JOINT.join(filter(None, parts))
 
 
 def rescored(scores: NDArray[np.float32], agreement: NDArray[np.float32]) -> NDArray[np.float32]:

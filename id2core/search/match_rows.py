@@ -16,7 +16,7 @@ from id2core.errors import DatasetError, SearchError, StoreUnavailableError
 from id2core.runs import ledger
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Event, Span
-from id2core.search import indexes, looks, matching, scope, shards, viewed_rows
+from id2core.search import indexes, looks, matching, scope, shards, shown, viewed_rows
 from id2core.search.coded import CodedReferences
 from id2core.search.indexes import FLAT
 from id2core.search.looks import ViewPlan
@@ -354,20 +354,27 @@ def to_matches(queries: pa.Table, candidates: pa.Table, constants: MatchConstant
 
     Args:
         queries: `image_id` and `uri`, and where known `generation`, `information`, and the columns of
-            `schemas.CREDENTIALS`, of the queries that `query_row` counts.
+            `schemas.CREDENTIALS`, of the queries that `query_row` counts; and `inset_information`, which says
+            how much the picture shows that a pair was found by.
         candidates: a `shards.CANDIDATES` table.
         constants: columns that are the same in every row. Columns of neither are null: not known yet.
     """
     rows = candidates["query_row"]
     asked = queries.take(rows)
-    both = (_or_null(asked, _INFORMATION, pa.float32()), candidates["reference_information"])
-    least = np.fmin(*(column.to_numpy().astype(np.float32) for column in both))
+    views = pc.fill_null(_or_null(candidates, "view", pa.string()), VIEW)
+    shows = shown.information(
+        _or_null(queries, _INFORMATION, pa.float32()),
+        _or_null(queries, "inset_information", pa.list_(schemas.INSET_INFORMATION)),
+        rows.to_numpy(),
+        views,
+    )
+    least = np.fmin(shows, candidates["reference_information"].to_numpy().astype(np.float32))
     columns = {
         "query_id": asked["image_id"],
         "query_uri": asked["uri"],
         "query_generation": _or_null(asked, "generation", pa.string()),
         "rank": pa.array(shards.ranks(rows.to_numpy()) + 1, pa.int32()),
-        "view": pc.fill_null(_or_null(candidates, "view", pa.string()), VIEW),
+        "view": views,
         "detail": _or_null(candidates, "detail", pa.float32()),
         **{name: candidates[name] for name in ("score", "reference_id", "reference_uri")},
         _INFORMATION: pa.array(least, pa.float32(), from_pandas=True),

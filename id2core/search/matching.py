@@ -42,7 +42,13 @@ QUERIES_AT_ONCE = 4096
 # Blocks to read ahead.
 _AHEAD = 4
 # Columns of an upload that a product may need.
-QUERY_COLUMNS = (*shards.COLUMNS, "generation", "run_id", *(name for name, _ in schemas.CREDENTIALS))
+QUERY_COLUMNS = (
+    *shards.COLUMNS,
+    "inset_information",
+    "generation",
+    "run_id",
+    *(name for name, _ in schemas.CREDENTIALS),
+)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,15 @@ CREDENTIALS = tuple((name, pa.string()) for name in ("c2pa_state", "generator", 
 # sides, and its latent.
 _SIDES = tuple((name, pa.float32()) for name in ("left", "top", "right", "bottom"))
 INSET = pa.struct([("view", pa.string()), *_SIDES, ("latent", pa.list_(pa.float16()))])
+# How much each of these shows. A column of its own: a search reads it without latents.
+INSET_INFORMATION = pa.struct([("view", pa.string()), ("information", pa.float32())])
 # By what an upload and a reference meet under more views than the whole. Null where nobody looked.
-VIEWS = (("crops", pa.binary()), ("detail", pa.binary()), ("insets", pa.list_(INSET)))
+VIEWS = (
+    ("crops", pa.binary()),
+    ("detail", pa.binary()),
+    ("insets", pa.list_(INSET)),
+    ("inset_information", pa.list_(INSET_INFORMATION)),
+)
 
 
 def table_schema(name: str, version: int, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
@@ -86,7 +93,7 @@ def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
     """Schema of `embeddings/`: latents of n = `latent_size`, descriptors of m = `descriptor_size` numbers."""
     return table_schema(
         EMBEDDINGS,
-        4,
+        5,
         [
             ("image_id", pa.string()),
             ("uri", pa.string()),
@@ -430,27 +437,29 @@ def octets_to_array(values: NDArray[np.uint8] | NDArray[np.int8]) -> pa.BinaryAr
     return pa.BinaryArray.from_buffers(pa.binary(), len(values), buffers)
 
 
-def insets_to_array(
+def inset_columns(
     counts: Sequence[int], facts: Sequence[Mapping[str, Any]], latents: NDArray[np.float16]
-) -> pa.ListArray:
-    """Return the column `insets` of B rows.
+) -> dict[str, pa.ListArray]:
+    """Return the columns `insets` and `inset_information` of B rows.
 
     Args:
         counts: how many insets each row has.
-        facts: of all insets in the order of the rows, what `INSET` has besides the latents.
+        facts: of all insets in the order of the rows, what `INSET` and `INSET_INFORMATION` have besides the
+            latents.
         latents: float16[I,n], likewise.
     """
-    n = latents.shape[1]
-    numbers = pa.array(np.ascontiguousarray(latents).reshape(-1))
-    places = pa.array(np.arange(len(latents) + 1, dtype=np.int32) * np.int32(n))
-    columns = [
-        pa.ListArray.from_arrays(places, numbers)
-        if field.name == "latent"
-        else pa.array([one[field.name] for one in facts], field.type)
-        for field in INSET
-    ]
+    places = pa.array(np.arange(len(latents) + 1, dtype=np.int32) * np.int32(latents.shape[1]))
+    numbers = pa.ListArray.from_arrays(places, pa.array(np.ascontiguousarray(latents).reshape(-1)))
     rows = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    return pa.ListArray.from_arrays(rows, pa.StructArray.from_arrays(columns, fields=list(INSET)))
+
+    def lists(kind: pa.StructType) -> pa.ListArray:
+        columns = [
+            numbers if field.name == "latent" else pa.array([one[field.name] for one in facts], field.type)
+            for field in kind
+        ]
+        return pa.ListArray.from_arrays(rows, pa.StructArray.from_arrays(columns, fields=list(kind)))
+
+    return {"insets": lists(INSET), "inset_information": lists(INSET_INFORMATION)}
 
 
 def column_to_vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
