@@ -11,7 +11,6 @@ from id2core.search import cuts, viewed_rows
 from id2core.search.index_strings import Compressed
 from id2core.search.looks import RESCORED
 from id2core.transforms import crop_rows, reference_rows
-from id2core.transforms.crop_rows import CROPS
 
 Engine = Literal["local", "flink", "spark", "dataflow"]
 LOCAL: Final = "local"
@@ -119,7 +118,7 @@ class Workload:
     @property
     def crops_bytes(self) -> int:
         """Return the bytes, and the numbers, of the rows of crops of a picture."""
-        return len(CROPS) * crop_rows.COLUMNS
+        return crop_rows.ROW_BYTES
 
     @property
     def rows_bytes(self) -> int:

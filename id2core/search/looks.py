@@ -211,7 +211,8 @@ class Views:
         if self.has_rows:
             taps = [(move.view.name, move.view.taps.tobytes().hex()) for move in self.moves]
             crops = [(crop.share, crop.across, crop.down, crop.handicap) for crop in CROPS]
-            facts += [taps, MOVED_COSTS, MOVED_COLUMNS, MOVED_SLOPE, crops, SLOPE, RESCORED, CHANCE, ALIGNED]
+            facts += [taps, MOVED_COSTS, MOVED_COLUMNS, MOVED_SLOPE, crops, crop_rows.COLUMNS, SLOPE]
+            facts += [RESCORED, CHANCE, ALIGNED]
             facts += [covers.LEAST_SHARE, covers.MOST_SHARE, COVERED_COST]
         if held := self.transform.cohort:
             tensors = {name: value.tobytes().hex() for name, value in sorted(held.tensors().items())}
@@ -276,7 +277,7 @@ def _shard_of(transform: Transform, *, with_rows: bool) -> Shard | None:
     names = pa.array([f"{number:06d}" for number in range(len(cohort.descriptors))])
     rows = None
     if with_rows:
-        if cohort.crops is None or cohort.crops.shape[1] != len(CROPS) * crop_rows.COLUMNS:
+        if cohort.crops is None or cohort.crops.shape[1] != crop_rows.ROW_BYTES:
             raise TransformError(f"{transform.source} has a cohort for other views: train it anew")
         rows = ViewedRows(cohort.crops, None)
     descriptors = cohort.descriptors.astype(np.float32)

@@ -16,7 +16,7 @@ from id2core.search.flat import FlatIndex
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from id2core.transforms import crop_rows
-from id2core.transforms.crop_rows import CROPS, Crop
+from id2core.transforms.crop_rows import CROPS, ROW_BYTES, Crop
 from id2core.transforms.reference_rows import MOVED_COLUMNS
 
 COLUMNS: Final = ("crops", "detail")
@@ -66,8 +66,7 @@ class ViewedRows:
 
 def row_bytes(latent_size: int) -> int:
     """Return the bytes that a reference takes in the memory of a worker for its rows and their indexes."""
-    stored = len(CROPS) * crop_rows.COLUMNS
-    return stored + latent_size // 8 + 4 * (stored + MOVED_COLUMNS)
+    return ROW_BYTES + latent_size // 8 + 4 * (ROW_BYTES + MOVED_COLUMNS)
 
 
 def read(tables: Sequence[pa.Table], uri: str) -> ViewedRows:
@@ -83,24 +82,38 @@ def read(tables: Sequence[pa.Table], uri: str) -> ViewedRows:
     crops = _bytes(tables, "crops")
     if crops is None:
         raise DatasetError(_without_rows(uri))
-    if crops.shape[1] != len(CROPS) * crop_rows.COLUMNS:
-        raise DatasetError(f"{uri} has rows for other views than this version searches: run id2 reproject")
+    if crops.shape[1] != ROW_BYTES:
+        raise DatasetError(_other_rows(uri))
     return ViewedRows(crops.view(np.int8), _bytes(tables, "detail"))
 
 
 def check(references: Dataset) -> None:
-    """Raise DatasetError where the first references have no rows: `read` checks all of them."""
+    """Raise DatasetError where the first references have no rows, or others: `read` checks all of them."""
     first = next((file for file in references.files if file.rows), None)
-    if first is not None and references.row_group(first, 0, ["crops"])["crops"].null_count:
+    if first is None:
+        return
+    crops = references.row_group(first, 0, ["crops"])["crops"]
+    if crops.null_count:
         raise DatasetError(_without_rows(references.uri))
+    if len(crops[0].as_py()) != ROW_BYTES:
+        raise DatasetError(_other_rows(references.uri))
 
 
 def _without_rows(uri: str) -> str:
     return (
         f"{uri} has references without rows for views of uploads, made by an earlier version or with "
-        "--views none. Make them from the stored latents: id2 reproject --out OUT --transform W --switch, "
-        "with the --out and the W that they are of. Or search with --views none"
+        f"--views none. {_MADE_ANEW}"
     )
+
+
+def _other_rows(uri: str) -> str:
+    return f"{uri} has rows for the views of another version of this program. {_MADE_ANEW}"
+
+
+_MADE_ANEW: Final = (
+    "Make them from the stored latents: id2 reproject --out OUT --transform W --switch, "
+    "with the --out and the W that they are of. Or search with --views none"
+)
 
 
 def _bytes(tables: Sequence[pa.Table], name: str) -> NDArray[np.uint8] | None:

@@ -6,7 +6,7 @@ equivariant: the latent of a crop is about the crop of the latent, enlarged. So 
 that are kept give the descriptors of their crops, and no picture is encoded.
 
 The columns of a W in closed form are ordered, the direction that says most about the origin first. The first
-80 of 480 are enough to meet a crop, and they tolerate more of a shift than all. A row is therefore the first
+64 of 480 are enough to meet a crop, and they tolerate more of a shift than all. A row is therefore the first
 columns of the descriptor of a crop, in one byte each. An upload needs no other descriptor: the first columns
 of its own serve.
 
@@ -27,7 +27,7 @@ from id2core.errors import TransformError
 from id2core.transforms.linear import Multiply, Transform
 
 CHANNELS: Final = 4
-COLUMNS: Final = 80
+COLUMNS: Final = 64
 SLOPE: Final = 1.1
 # Whole numbers of a row, in one byte, that stand for 1.
 _STEPS: Final = 127
@@ -68,7 +68,10 @@ def _around(share: float, offset: float, handicap: float) -> list[Crop]:
 
 
 # Chosen on translations by `mini-b` of photos that nothing is measured on (docs/crops.md).
-CROPS: Final = (Crop(0.9, handicap=0.09), *_around(0.75, 0.045, 0.13), *_around(0.5, 0.09, 0.16))
+CROPS: Final = (*_around(0.9, 0.017, 0.09), *_around(0.75, 0.045, 0.13), *_around(0.5, 0.09, 0.16))
+
+# Bytes of the row of a reference under all crops.
+ROW_BYTES: Final = len(CROPS) * COLUMNS
 
 
 def side_of(size: int) -> int:

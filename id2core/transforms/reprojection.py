@@ -33,6 +33,7 @@ from id2core.store import datasets, moves, parquet, schemas, storage
 from id2core.store.ahead import in_order
 from id2core.store.datasets import SUCCESS, Change, Commit, Dataset, FileRecord
 from id2core.transforms import reference_rows
+from id2core.transforms.crop_rows import ROW_BYTES
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 from id2core.transforms.reference_rows import ReferenceRows
@@ -169,7 +170,7 @@ def plan(corpus: Dataset, place: str, transform: str, execution: Execution) -> R
 def lacks_rows(corpus: Dataset, transform: Transform) -> bool:
     """Return whether rows lack the crops and the detail that their own transform gives.
 
-    Earlier versions, and embeddings with `--views none`, have none. Reads 1 bit for each number of a latent.
+    Embeddings with `--views none` have none, and earlier versions none or others. Reads the crops of all.
 
     Raises:
         DatasetError: a file is gone or damaged.
@@ -180,7 +181,8 @@ def lacks_rows(corpus: Dataset, transform: Transform) -> bool:
     latents = parquet.schema_of(moves.folders(corpus.uri), filled).field("latent").type.list_size
     if not reference_rows.has_rows(transform, latents):
         return False
-    return any(table["detail"].null_count for table in corpus.tables(["detail"]))
+    lengths = (pc.binary_length(table["crops"]) for table in corpus.tables(["crops"]))
+    return any(each.null_count or pc.any(pc.not_equal(each, ROW_BYTES)).as_py() for each in lengths)
 
 
 def project(work: Reprojection, file: FileRecord, transform: Transform) -> FileRecord:

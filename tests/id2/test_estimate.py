@@ -50,7 +50,7 @@ def test_the_command_prints_stages_bytes_and_machines(rates: str) -> None:
     assert "cost" in call(*arguments, "--vcpu-hour-price", "0.05").stdout
     card = call(*arguments, "--gpu", "a100").stdout
     assert "not measured: a100: search_viewed_number" in card and "not measured" in card.splitlines()[1]
-    assert "views: 1.02 looks at an upload are assumed. Each meets 1,840 numbers of a reference" in card
+    assert "views: 1.02 looks at an upload are assumed. Each meets 1,920 numbers of a reference" in card
     assert "views:" not in call(*arguments, "--views", "none").stdout
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import id2
@@ -22,6 +23,7 @@ from id2core.search import shards
 from id2core.store.datasets import Dataset
 from id2core.transforms.linear import Transform
 from id2core.verdicts.normalization import Normalization
+from tests import latent_sets
 from tests.calibrations import calibrated
 from tests.drawing import draw_photos
 
@@ -210,17 +212,25 @@ def test_what_must_not_be_mixed_is_refused_by_name(folder: Path) -> None:
     assert night(folder, str(folder / "w.safetensors")).new_references == 1
 
 
-def test_the_w_in_use_fills_in_what_rows_lack(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("views", "lacking"), [("none", "without rows"), ("auto", "rows for the views of another")]
+)
+def test_the_w_in_use_fills_in_what_rows_lack(views: str, lacking: str, tmp_path: Path) -> None:
+    photos, lacks, whole = (str(tmp_path / name) for name in ("in", "lacks", "whole"))
     draw_photos(tmp_path / "in", 3)
-    made = {views: tmp_path / views for views in ("none", "auto")}
-    for views, out in made.items():
-        id2.embed(images=str(tmp_path / "in"), out=str(out), views=views)
-    apart = ("run_id", "embedded_at", "insets")
-    assert rows_of(made["none"], apart) != rows_of(made["auto"], apart)
+    id2.embed(images=photos, out=whole)
+    id2.embed(images=photos, out=lacks, views=views)
+    if views == "auto":
+        shorter = pa.array([b"row of another version"] * 3, pa.binary())
+        latent_sets.with_columns(f"{lacks}/embeddings", {"crops": shorter})
+    apart = ("run_id", "embedded_at", "insets", "inset_information")
+    assert rows_of(lacks, apart) != rows_of(whole, apart)
+    with pytest.raises(DatasetError, match=f"{lacking}.*id2 reproject --out OUT --transform W --switch"):
+        id2.scan(reference=f"dataset:{lacks}/embeddings", queries=photos, out=str(tmp_path / "scan"))
     states = []
     for switch in (False, True, True):
-        report = id2.reproject(out=str(made["none"]), transform="auto", switch=switch)
+        report = id2.reproject(out=lacks, transform="auto", switch=switch)
         states += [(corpus.projected, corpus.state) for corpus in report.corpora]
     assert states == [(3, "beside"), (0, "in use"), (0, "in use")]
-    assert rows_of(made["none"], apart) == rows_of(made["auto"], apart)
-    assert not checkup.check(str(made["none"])).findings
+    assert rows_of(lacks, apart) == rows_of(whole, apart)
+    assert not checkup.check(lacks).findings

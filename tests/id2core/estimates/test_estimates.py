@@ -234,7 +234,7 @@ def test_views_add_looks_and_rows_to_an_embedding() -> None:
         estimate(load).bytes["reference/embeddings"]
         - estimate(replace(load, views="none")).bytes["reference/embeddings"]
     )
-    assert grown == pytest.approx(4096 * (880 + 512 + 0.02 * (2 * 4096 + 20)))
+    assert grown == pytest.approx(4096 * (960 + 512 + 0.02 * (2 * 4096 + 20)))
 
 
 def test_a_search_under_views_meets_rows_and_makes_looks_for_each_shard() -> None:
@@ -243,9 +243,9 @@ def test_a_search_under_views_meets_rows_and_makes_looks_for_each_shard() -> Non
     workers = Workers(shard_bytes=shard_rows * load.row_bytes)
     job = stages.search(rate, load, workers, 10_000, 3000, "search")
     assert job.on(1).units == 3
-    loads = 3000 * (1024 * 1e-6 + (880 + 512) * 2e-6) / 2
+    loads = 3000 * (1024 * 1e-6 + (960 + 512) * 2e-6) / 2
     look = 1.02 * 0.004 / 2  # half of the columns of the W that was measured
-    meets = 3 * 10_000 * (1.02 * (0.03 + 1000 * (256 + 880 + 3 * 160) * 2e-7) + look) / 2
+    meets = 3 * 10_000 * (1.02 * (0.03 + 1000 * (256 + 960 + 3 * 160) * 2e-7) + look) / 2
     merges = 10_000 * 3 * 10 * 1e-4 / 2 + 10_000 * 5 * 1e-3 / 2  # ten are scored again, five kept
     assert job.on(1).work == pytest.approx(loads + meets + merges)
     # Codes are of descriptors alone, but looks are made all the same.
