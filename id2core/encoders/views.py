@@ -178,9 +178,11 @@ def insets(pixels: NDArray[np.uint8], depth: int = 0) -> tuple[Box, ...]:
         is_clear = depth == 0 or _is_even(*frame, gray)
     elif frame := _blurred(rows, columns):
         is_clear = depth == 0 or _has_clear_lines(*frame, gray)
+    elif frame := _bar(rows, columns):
+        is_clear = True
     elif halves := _halves(rows, columns, only_clear=depth > 0):
         return tuple(_box(*half, gray) for half in halves)
-    elif frame := _bar(rows, columns) or _hairline(gray):
+    elif frame := _hairline(gray):
         is_clear = True
     else:
         return ()
@@ -390,7 +392,9 @@ def _halves(rows: _Lines, columns: _Lines, *, only_clear: bool) -> tuple[tuple[_
         return ()
     if only_clear:
         gap = _widened(gap, gray)
-    if min(_spread(gray[: gap.start]), _spread(gray[gap.stop :])) < _BLAND:
+    # A row beside the cut may show some of what lies across.
+    above, below = gray[: max(gap.start - _GAP, 0)], gray[gap.stop + _GAP :]
+    if min(_spread(above), _spread(below)) < _BLAND:
         return ()
     if is_down:
         all_columns = _Band(0, width)
