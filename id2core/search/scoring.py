@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from id2core.transforms import cohorts
+
 # Steps of a component from 0 to 1.
 STEPS: Final = 2.0**26
-# Squared length of a descriptor, with room for one that was stored in float16.
-LONGEST: Final = 1.01
+LONGEST: Final = cohorts.LONGEST
 # Queries whose candidates are widened to float64 at once: they stay in the cache.
 _QUERY_ROWS = 16
 # Pairs that are widened to float64 at once: they stay in the cache.

@@ -21,8 +21,8 @@ BEST: Final = 10
 # A smaller cohort says too little.
 LEAST: Final = 10 * BEST
 DESCRIPTORS, CROPS = "cohort", "cohort_crops"
-# Squared length of a descriptor in float16.
-_LONGEST: Final = 1.01
+# Squared length of a descriptor, with room for one that was stored in float16.
+LONGEST: Final = 1.01
 
 
 def chosen(count: int) -> NDArray[np.int64]:
@@ -66,7 +66,7 @@ class Cohort:
         if len(descriptors) < LEAST:
             raise ValueError(f"{DESCRIPTORS} must be of {LEAST} pictures or more, not {len(descriptors)}")
         wide = descriptors.astype(np.float32)
-        if not np.vecdot(wide, wide).max() <= _LONGEST:  # NaN fails, too
+        if not np.vecdot(wide, wide).max() <= LONGEST:  # NaN fails, too
             raise ValueError(f"{DESCRIPTORS} holds descriptors that are not finite, or longer than 1")
         if crops is not None and (crops.dtype != np.int8 or crops.shape[:-1] != (len(descriptors),)):
             raise ValueError(f"{CROPS} must be a row of int8 for each picture of {DESCRIPTORS}")
