@@ -33,10 +33,9 @@ from id2core.transforms import cohorts
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
 from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration
-from id2core.verdicts.calibration import Calibration, Threshold
+from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.judging import BACKGROUND, FILE
 from id2core.verdicts.normalization import Normalization
-from id2core.verdicts.tails import Pairs
 
 MATCH, REVIEW = 0.02, 0.1
 FACTS = "W.json"
@@ -84,9 +83,28 @@ def write_background(
     return shards.index_id(Dataset.open(place))
 
 
-def matched_pairs(matcher: Matcher, parts: Sequence[Uploads]) -> Pairs:
-    """Return the best pairs of uploads without origin, with a matcher's scores."""
-    return upload_matchers.best_pairs(np.concatenate([matcher.scores(part) for part in parts]))
+def thresholds(
+    matcher: Matcher, parts: Sequence[Uploads], references: int, ids: dict[str, str], how: Normalization
+) -> Calibration:
+    """Return the calibration of a matcher's scores, from those of uploads without origin.
+
+    Args:
+        matcher: scores uploads among the references, normalized.
+        parts: the uploads.
+        references: how many there are.
+        ids: of the scores.
+        how: how the scores were normalized.
+    """
+    pairs = upload_matchers.best_pairs(np.concatenate([matcher.scores(part) for part in parts]))
+    return calibration.calibrate(
+        pairs.best(),
+        match=MATCH,
+        review=REVIEW,
+        references=references,
+        ids=ids,
+        normalization=how,
+        pairs=pairs,
+    )
 
 
 def false_scores(matcher: Matcher, uploads: UploadSet, edits: Sequence[Edit]) -> NDArray[np.float64]:
@@ -101,17 +119,17 @@ def false_scores(matcher: Matcher, uploads: UploadSet, edits: Sequence[Edit]) ->
     return np.concatenate(best)
 
 
-def rates(thresholds: Sequence[Threshold], strangers: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Return what is stated and measured of each threshold."""
-    return [
-        {
+def rates(made: Calibration, strangers: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
+    """Return what is stated and measured of each threshold, by its verdict."""
+    return {
+        verdict: {
             "target": threshold.target,
             "interval": [threshold.low, threshold.high],
             "measured": float(np.mean(strangers >= threshold.score)),
             "uploads": len(strangers),
         }
-        for threshold in thresholds
-    ]
+        for verdict, threshold in (("match", made.match), ("review", made.review))
+    }
 
 
 def calibrate(
@@ -121,18 +139,9 @@ def calibrate(
     uploads = UploadSet(data)
     subtracted = Background(background_descriptors, chosen.factor, chosen.k)
     matcher = Whole("calibrated", w, w.apply(uploads.references), subtracted)
-    pairs = matched_pairs(matcher, uploads.calibration(edited=False))
-    made = calibration.calibrate(
-        pairs.best(),
-        match=MATCH,
-        review=REVIEW,
-        references=len(uploads.references),
-        ids=data.ids | {"transform_id": w.transform_id},
-        normalization=chosen,
-        pairs=pairs,
-    )
-    tested = rates((made.match, made.review), false_scores(matcher, uploads, uploads.edits[:1]))
-    return made, dict(zip(("match", "review"), tested, strict=True))
+    ids = data.ids | {"transform_id": w.transform_id}
+    made = thresholds(matcher, uploads.calibration(edited=False), len(uploads.references), ids, chosen)
+    return made, rates(made, false_scores(matcher, uploads, uploads.edits[:1]))
 
 
 def main() -> None:
@@ -151,8 +160,8 @@ def main() -> None:
     w = save_half(load_transform(str(options.transform)), out / WEIGHTS)
     background_id, descriptors = background(data, w, options.role, out)
     chosen = Normalization(factor=options.factor, k=options.k, background_id=background_id)
-    thresholds, measured = calibrate(data, w, chosen, descriptors)
-    thresholds.save(str(out / FILE))
+    made, measured = calibrate(data, w, chosen, descriptors)
+    made.save(str(out / FILE))
     facts = {"transform_id": w.transform_id, "trained": w.metadata, "rates": measured}
     (out / FACTS).write_text(json.dumps(facts, indent=1))
     print(json.dumps(facts, indent=1))

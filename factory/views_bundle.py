@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from factory.bundle import FACTS, MATCH, REVIEW, false_scores, matched_pairs, rates, write_background
+from factory.bundle import FACTS, false_scores, rates, thresholds, write_background
 from id2core.experiments import upload_views
 from id2core.experiments.evaluation_sets import EvaluationSet
 from id2core.experiments.photo_bench import FRESH, TRAIN
@@ -74,23 +74,13 @@ def calibrate(data: EvaluationSet, w: Transform, whole: Calibration, folder: Pat
     beside = (shard, Background(shard.descriptors, how.factor, how.k))
     references = upload_views.shard_of(uploads.references, w)
     matcher = Viewed("calibrated", views, references, beside, depth=tails.DEPTH)
-    pairs = matched_pairs(matcher, uploads.calibration(edited=True))
-    made = calibration.calibrate(
-        pairs.best(),
-        match=MATCH,
-        review=REVIEW,
-        references=len(references),
-        ids=data.ids | {"transform_id": w.transform_id, looks.VIEWS: views.id},
-        normalization=how.model_copy(update={"background_id": shards.index_id(held)}),
-        pairs=pairs,
-    )
+    ids = data.ids | {"transform_id": w.transform_id, looks.VIEWS: views.id}
+    normalized = how.model_copy(update={"background_id": shards.index_id(held)})
+    made = thresholds(matcher, uploads.calibration(edited=True), len(references), ids, normalized)
     made = made.model_copy(update={"content": whole.content})
-    thresholds = (made.match, made.review)
-    tested = rates(thresholds, false_scores(matcher, uploads, uploads.edits))
     copies = np.concatenate([matcher.scores(part).max(axis=1) for part in fresh_copies(uploads)])
-    names = ("match", "review")
-    each = zip(names, tested, rates(thresholds, copies), strict=True)
-    return made, {name: rate | {"fresh_copies": fresh} for name, rate, fresh in each}
+    tested, fresh = rates(made, false_scores(matcher, uploads, uploads.edits)), rates(made, copies)
+    return made, {verdict: rate | {"fresh_copies": fresh[verdict]} for verdict, rate in tested.items()}
 
 
 def main() -> None:
