@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import id2
-from id2.options import note, options_of
+from id2.options import flag_of, note, options_of
 from id2core.options import valid_values
 from id2core.runs.records import Run
 from id2core.settings import Settings
@@ -102,7 +102,7 @@ def _setting_rows() -> Iterator[tuple[str, ...]]:
 
 
 def _option_row(name: str, field: FieldInfo) -> tuple[str, ...]:
-    flag = "" if note(field, "positional") else f"--{name.replace('_', '-')}"
+    flag = "" if note(field, "positional") else flag_of(name)
     label = flag or name.upper()
     if not field.is_required() and field.default is True:
         label = f"{flag}/--no-{flag[2:]}"

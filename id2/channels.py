@@ -186,7 +186,7 @@ class SecondChannel(ChannelCorpora):
             raise CalibrationError("two channels give one verdict only by calibrations: give --calibration")
         own = ChannelCorpora.open_corpora(request, out, first.encoder_id)
         check_same(out, own.name)
-        spec = request.joint_calibration
+        spec = request.joint_rule
         joint = Channels(
             joint_of(spec, {CHANNEL: first, own.name: own.calibration}), (first, own.calibration)
         )

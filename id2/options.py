@@ -30,6 +30,7 @@ def option(
     unset: str | None = None,
     example: Any = None,
     positional: bool = False,
+    needs: str | None = None,
     **bounds: Any,
 ) -> Any:
     """Define an option that has no environment variable.
@@ -40,9 +41,11 @@ def option(
         unset: what happens where it is not given, if the default alone does not say.
         example: a value that a user might give.
         positional: True for an argument without a flag.
+        needs: name of the option without which this one says nothing: `Request.check` refuses it alone. Its
+            default has to be None.
         bounds: as of `pydantic.Field`: `ge`, `gt`, `le`, `lt`, `min_length`.
     """
-    notes: dict[str, JsonValue] = {"unset": unset, "positional": positional}
+    notes: dict[str, JsonValue] = {"unset": unset, "positional": positional, "needs": needs}
     examples = None if example is None else [example]
     return Field(default, description=help, examples=examples, json_schema_extra=notes, **bounds)
 
@@ -94,6 +97,11 @@ class Request(Options):
 
     def check(self) -> None:
         """Refuse what can be refused before anything is loaded; each kind of request adds its checks."""
+        for name, field in options_of(type(self)):
+            needed = note(field, "needs")
+            if needed and getattr(self, needed) is None and getattr(self, name) is not None:
+                flag, other = flag_of(name), flag_of(needed)
+                raise OptionError(f"{flag} goes with {other}: give {other}, too, or leave {flag} out")
         self.settings()
 
 
@@ -159,6 +167,11 @@ def options_of(request: type[Options]) -> Iterator[tuple[str, FieldInfo]]:
     own = request.__annotations__
     fields = [(name, field) for name, field in request.model_fields.items() if not field.exclude]
     yield from sorted(fields, key=lambda item: (not item[1].is_required(), item[0] not in own))
+
+
+def flag_of(name: str) -> str:
+    """Return an option as a command line spells it."""
+    return f"--{name.replace('_', '-')}"
 
 
 def note(field: FieldInfo, key: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from id2 import checks
-from id2.options import BeamRequest, OneJobRequest, Request, option, setting
+from id2.options import BeamRequest, OneJobRequest, Request, flag_of, option, setting
 from id2core import defaults
 from id2core.errors import (
     CalibrationError,
@@ -98,6 +98,7 @@ class ChannelRequest(BeamRequest):
         None,
         unset="one channel",
         example="pdq",
+        min_length=1,
     )
     also_calibration: str | None = option(
         "The calibration of the second channel: a file that id2 calibrate wrote with its encoder, "
@@ -105,26 +106,23 @@ class ChannelRequest(BeamRequest):
         "the rate: half of it, or what --also-weight says.",
         None,
         example="pdq/calibration.json",
+        needs="also",
     )
     also_background: str | None = option(
         "The background of the second channel, where its calibration was made with one: "
         f"{_IMAGES_OR_DATASET}.",
         None,
+        needs="also",
     )
 
-    def _check_channel(self, out: str, corpora: Mapping[str, str], **others: object) -> None:
-        """Refuse options that do not fit a second channel, or that only a second channel has.
+    def _check_channel(self, out: str, corpora: Mapping[str, str]) -> None:
+        """Refuse options that do not fit a second channel.
 
         Args:
             out: where images are embedded to.
             corpora: `reference` and `queries` → those of the first channel that the second shares.
-            others: further options that only a second channel has, with their values where they are given.
         """
         if self.also is None:
-            given = {"also_calibration": self.also_calibration, "also_background": self.also_background}
-            unused = [name for name, value in (given | others).items() if value]
-            if unused:
-                raise OptionError(f"--{unused[0].replace('_', '-')} is of a second channel: give --also, too")
             return
         if self.also_calibration in (None, defaults.NONE, defaults.AUTO):
             raise OptionError("--also needs --also-calibration, a file that id2 calibrate wrote")
@@ -148,12 +146,14 @@ class ChannelCorporaRequest(ChannelRequest):
         None,
         unset="--reference",
         example="dataset:originals-pdq",
+        needs="also",
     )
     also_queries: str | None = option(
         "Uploads of the second channel: as --also-reference.",
         None,
         unset="--queries",
         example="dataset:uploads-pdq",
+        needs="also",
     )
 
     @property
@@ -170,8 +170,6 @@ class ChannelCorporaRequest(ChannelRequest):
             out: where images are embedded to.
         """
         for name, uri in self.also_corpora.items():
-            if not self.also:
-                raise OptionError(f"--also-{name} is of a second channel: give --also, too")
             checks.require_corpus(uri, f"also-{name}", out)
         shared = {"reference": reference, "queries": queries}
         return {name: uri for name, uri in shared.items() if name not in self.also_corpora}
@@ -180,25 +178,38 @@ class ChannelCorporaRequest(ChannelRequest):
 class SearchRequest(SourceRequest, ChannelRequest):
     """A request that searches uploads in references and judges the pairs."""
 
-    joint_calibration: str = option(
+    joint_calibration: str | None = option(
         "How both channels give one verdict: union (the union bound, at the rates of the first channel's "
         "calibration) or a file that id2 calibrate --also wrote.",
-        defaults.UNION,
+        None,
+        unset=defaults.UNION,
         example="joint.json",
+        needs="also",
     )
+
+    @property
+    def joint_rule(self) -> str:
+        """Return how both channels give one verdict: union, or a file."""
+        return self.joint_calibration or defaults.UNION
 
     @property
     def second_channel(self) -> dict[str, str | None]:
         """Return the options of the second channel, by name; empty where there is none."""
-        names = {"also", "also_calibration", "also_background", "joint_calibration"}
+        names = {"also", "also_calibration", "also_background"}
         names |= {"also_reference", "also_queries"}  # id2 nightly has no such options
-        return self.model_dump(include=names) if self.also else {}
+        given = self.model_dump(include=names) | {"joint_calibration": self.joint_rule}
+        return given if self.also else {}
 
     def _check_channels(self, out: str, corpora: Mapping[str, str]) -> None:
         """Refuse what `_check_channel` refuses, and a joint calibration that is not there."""
-        joint = self.joint_calibration if self.joint_calibration != defaults.UNION else None
-        self._check_channel(out, corpora, joint_calibration=joint)
-        checks.require_file(joint, "joint-calibration", CalibrationError, " (or union, which needs none)")
+        self._check_channel(out, corpora)
+        _require_joint(self.joint_calibration)
+
+
+def _require_joint(spec: str | None) -> None:
+    """Refuse a joint calibration that is not there."""
+    if spec != defaults.UNION:
+        checks.require_file(spec, "joint-calibration", CalibrationError, " (or union, which needs none)")
 
 
 class EmbedRequest(SourceRequest, OneJobRequest):
@@ -455,11 +466,13 @@ class JudgeRequest(BeamRequest):
         unset="that of the last scan",
         example="dataset:background-pdq",
     )
-    joint_calibration: str = option(
+    joint_calibration: str | None = option(
         "How both channels give one verdict: union (the union bound, at the rates of --calibration) or a "
         "file that id2 calibrate --also wrote.",
-        defaults.UNION,
+        None,
+        unset=defaults.UNION,
         example="joint.json",
+        needs="also_calibration",
     )
 
     def check(self) -> None:
@@ -467,15 +480,12 @@ class JudgeRequest(BeamRequest):
         super().check()
         if (self.calibration is None) is not self.back:
             raise OptionError("give either --calibration with a file or --back")
-        joint = self.joint_calibration if self.joint_calibration != defaults.UNION else None
-        if self.back and (self.also_calibration or joint):
+        if self.back and (self.also_calibration or self.joint_calibration):
             raise OptionError("--back takes the calibrations of before: leave those of the channels out")
-        if joint and not self.also_calibration:
-            raise OptionError("--joint-calibration is of two channels: give --also-calibration, too")
         checks.require_dataset(self.out, "out", "matches")
         checks.require_file(self.calibration, "calibration", CalibrationError)
         checks.require_file(self.also_calibration, "also-calibration", CalibrationError, "")
-        checks.require_file(joint, "joint-calibration", CalibrationError, " (or union, which needs none)")
+        _require_joint(self.joint_calibration)
         checks.require_corpus(self.background, "background", self.out)
         checks.require_corpus(self.also_background, "also-background", self.out)
         checks.require_writable(self.out)
@@ -824,14 +834,17 @@ class CalibrateRequest(ChannelCorporaRequest):
         "--review are then the rates of an upload over both channels.",
         None,
         example="joint.json",
+        needs="also",
     )
-    also_weight: float = option(
+    also_weight: float | None = option(
         "Share of the false-positive rate that the second channel gets. The first gets the rest. A smaller "
         "share is a higher threshold.",
-        0.5,
+        None,
+        unset="0.5",
         gt=0,
         lt=1,
         example=0.2,
+        needs="also",
     )
     calibration: str | None = option(
         "A calibration of the first channel to take as it is, so that only the joint one is made: a file, or "
@@ -840,6 +853,7 @@ class CalibrateRequest(ChannelCorporaRequest):
         None,
         unset="a new one, written to --out",
         example="auto",
+        needs="also",
     )
     for_references: float | None = option(
         "Choose thresholds for a corpus of this many references, such as 1e6. A smaller corpus then has the "
@@ -898,15 +912,11 @@ class CalibrateRequest(ChannelCorporaRequest):
     @property
     def weights(self) -> tuple[float, float]:
         """Return the weights of both channels."""
-        return 1 - self.also_weight, self.also_weight
+        weight = 0.5 if self.also_weight is None else self.also_weight
+        return 1 - weight, weight
 
     def _check_files(self) -> None:
         """Refuse files that are not written or read, and a calibration that is given and would be made."""
-        for name in ("joint_out", "calibration"):
-            if getattr(self, name) and not self.also:
-                raise OptionError(f"--{name.replace('_', '-')} is of a second channel: give --also, too")
-        if self.also_weight != 0.5 and not self.also:
-            raise OptionError("--also-weight is of a second channel: give --also, too")
         if self.also and not self.joint_out:
             raise OptionError("--also makes a joint calibration: give --joint-out, the file that it goes to")
         if (self.out is None) is (self.calibration is None):
@@ -927,7 +937,7 @@ class CalibrateRequest(ChannelCorporaRequest):
         for name in ("factor", "k", "for_references"):
             if getattr(self, name) is not None:
                 raise OptionError(
-                    f"--{name.replace('_', '-')} is for a new calibration, and --calibration gives one: "
+                    f"{flag_of(name)} is for a new calibration, and --calibration gives one: "
                     "leave one of them out"
                 )
         checks.require_file(self.calibration, "calibration", CalibrationError)

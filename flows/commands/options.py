@@ -14,7 +14,7 @@ from rich.markup import escape
 
 import id2
 from flows.commands import console
-from id2.options import BeamRequest, Request, note, options_of
+from id2.options import BeamRequest, Request, flag_of, note, options_of
 from id2core.errors import ID2Error
 from id2core.settings import Settings
 
@@ -101,7 +101,7 @@ def _request(kind: type[Request], context: typer.Context, values: dict[str, Any]
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default = inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
     declare = typer.Argument if note(field, "positional") else typer.Option
-    flag = "" if note(field, "positional") else f"--{name.replace('_', '-')}"
+    flag = "" if note(field, "positional") else flag_of(name)
     # What is on by default has a flag to turn it off.
     names = [f"{flag}/--no-{flag[2:]}" if default is True else flag] if flag else []
     shown = default not in (None, [], "")

@@ -10,9 +10,11 @@ from id2 import searching
 from id2.channels import joint_of
 from id2.corpora import Corpus
 from id2.jobs import scan
+from id2.options import flag_of
 from id2.requests import JudgeRequest
 from id2.results import JudgeReport
 from id2.stages import stage
+from id2core.defaults import UNION
 from id2core.errors import CalibrationError, DatasetError, OptionError
 from id2core.reports import page
 from id2core.reports.facts import ScanSummary
@@ -190,8 +192,9 @@ def _rule(request: JudgeRequest, place: _Place) -> _Rule:
     """Return what is asked to judge, or what judged before."""
     first, *others = place.channels
     if not others:
-        if request.also_calibration:
-            raise OptionError(f"{place.out} has one channel: leave --also-calibration out")
+        for name in ("also_calibration", "also_background"):
+            if getattr(request, name):
+                raise OptionError(f"{place.out} has one channel: leave {flag_of(name)} out")
         return _Rule(
             (
                 rejudging.earlier(place.matches, place.out, first.ids)
@@ -213,7 +216,7 @@ def _rule(request: JudgeRequest, place: _Place) -> _Rule:
     files = str(request.calibration), request.also_calibration
     own = {c.name: _chosen(file, c.ids) for c, file in zip(place.channels, files, strict=True)}
     both = tuple(own.values())
-    return _Rule(both, Channels(joint_of(request.joint_calibration, own), both))
+    return _Rule(both, Channels(joint_of(request.joint_calibration or UNION, own), both))
 
 
 def _judge(request: JudgeRequest, channel: _Channel, chosen: Calibration, execution: Execution) -> Judge:

@@ -16,6 +16,8 @@ from tests.commands import call
 from tests.conftest import wait_until
 from tests.drawing import draw_photos
 
+CALIBRATE = ["calibrate", "--match", "0.1", "--review", "0.5", "--also-weight", "0.5"]
+
 
 def test_the_demo_finds_its_origins_and_says_where_the_report_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,6 +89,11 @@ def test_embed_counts_on_stderr_and_prints_one_object_on_stdout(
         (["nightly", "--reference", "dataset:x", "--queries", "/a", "--out", "OUT"], 2, "a source of images"),
         (["scan", "--reference", "EMPTY", "--queries", "PHOTOS", "--out", "OUT"], 1, "is empty"),
         (["scan", "--reference", "PHOTOS", "--queries", "PHOTOS", "--out", "PHOTOS/out"], 2, "is inside"),
+        (
+            [*CALIBRATE, "--reference", "PHOTOS", "--queries", "PHOTOS", "--out", "OUT"],
+            2,
+            "leave --also-weight out",
+        ),
     ],
 )
 def test_what_went_wrong_is_said_in_a_line_and_in_the_exit_code(

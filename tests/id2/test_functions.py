@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import id2
+from id2.options import flag_of, note, options_of
 from id2core.errors import OptionError, StorageError
 from id2core.runs.progress import Counts
 from tests.drawing import draw_photos
@@ -79,6 +81,28 @@ def test_progress_is_reported_to_the_callback_and_only_while_the_call_lasts(fold
 def test_options_that_do_not_fit_are_refused(folder: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         id2.embed(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("function", "needed"),
+    [(id2.scan, "also"), (id2.nightly, "also"), (id2.calibrate, "also"), (id2.judge, "also_calibration")],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_an_option_that_goes_with_another_is_refused_without_it(
+    function: id2.Function[..., Any], needed: str
+) -> None:
+    """Also where it has the value that holds without it."""
+    options = dict(options_of(function.request))
+    required = {name: field.examples[0] for name, field in options.items() if field.is_required()}
+    defaults = {"joint_calibration": "union", "also_weight": 0.5}
+    alone = {name for name, field in options.items() if note(field, "needs") == needed}
+    assert "joint_calibration" in alone or "joint_out" in alone
+    if needed == "also":
+        assert alone >= {name for name in options if name.startswith(("also_", "joint_"))}
+    for name in alone:
+        given = required | {name: defaults.get(name, "file")}
+        with pytest.raises(OptionError, match=f"{flag_of(name)} goes with {flag_of(needed)}: give"):
+            function(**given)
 
 
 def test_options_are_given_by_name(folder: Path) -> None:

@@ -160,8 +160,7 @@ def test_what_makes_no_joint_calibration_is_refused(drawn: Path, tmp_path: Path)
     tailed(0.7, 0.01).save(str(tmp_path / "tailed.json"))
     for more, error, reason in (
         ({"joint_out": None}, OptionError, "give --joint-out"),
-        ({"also": None}, OptionError, "--joint-out is of a second channel: give --also"),
-        ({"also": None, "joint_out": None, "also_weight": 0.2}, OptionError, "--also-weight is of a second"),
+        ({"also": None}, OptionError, "--joint-out goes with --also: give --also"),
         ({"also_calibration": None}, OptionError, "--also needs --also-calibration"),
         ({"out": None}, OptionError, "give --out, .* or --calibration with --also"),
         ({"calibration": str(drawn / "pdq.json")}, OptionError, "give --out, .* or --calibration"),

@@ -90,6 +90,10 @@ def test_what_cannot_be_judged_is_refused_by_name(out: Path, tmp_path: Path) -> 
         id2.judge(out=str(out), back=True)
     with pytest.raises(OptionError, match="give either"):
         id2.judge(out=str(out))
+    given = {"calibration": tmp_path / "strict.json", "background": f"dataset:{out}/reference"}
+    for name, value in given.items():
+        with pytest.raises(OptionError, match=f"has one channel: leave --also-{name} out"):
+            id2.judge(out=out, calibration=given["calibration"], **{f"also_{name}": value})
     calibrated(0.5, Normalization(factor=0.5, k=2, background_id="b")).save(str(tmp_path / "other.json"))
     with pytest.raises(CalibrationError, match="normalized by nothing"):
         id2.judge(out=str(out), calibration=str(tmp_path / "other.json"))
