@@ -6,7 +6,6 @@ of the first.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,20 +16,18 @@ from id2.searching import EmbeddedCorpora, Searcher
 from id2core.defaults import UNION
 from id2core.encoders.embed_job import EmbedJob, Feed
 from id2core.errors import CalibrationError, DatasetError, OptionError
+from id2core.reports.facts import ScanSummary
 from id2core.reports.inputs import FurtherChannel, ReportInputs
-from id2core.runs import leftovers
+from id2core.runs import channel_datasets, leftovers
 from id2core.runs.records import Recorder
 from id2core.search.indexes import FLAT
 from id2core.search.match_rows import CHANNEL
 from id2core.settings import Settings
-from id2core.store import storage
+from id2core.store import schemas, storage
 from id2core.transforms.linear import NONE
 from id2core.verdicts import calibration, channel_facts, channels, judging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.channels import Channels, JointCalibration
-
-# Where the corpora of a channel are that are not below its own folder.
-_PLACES = "places.json"
 
 
 def check_same(out: str, name: str | None) -> None:
@@ -47,6 +44,35 @@ def check_same(out: str, name: str | None) -> None:
             "that. A scan takes what is embedded: "
             f"--reference dataset:{out}/reference --queries dataset:{out}/queries"
         )
+
+
+def searched_corpora(out: str, summary: ScanSummary | None) -> dict[str, tuple[str, str]]:
+    """Return where the embeddings of references and of uploads are, by channel, the first first.
+
+    Args:
+        out: a normalized place.
+        summary: of its last scan, which says so; without one, they are where scans put them.
+
+    Raises:
+        DatasetError: the file that says where corpora of a further channel are is damaged.
+    """
+    known = summary.inputs if summary else None
+    own = known.channels if known else {}
+    first = (
+        (known.reference_embeddings, known.query_embeddings)
+        if known
+        else (
+            storage.join(out, "reference", schemas.EMBEDDINGS),
+            storage.join(out, "queries", schemas.EMBEDDINGS),
+        )
+    )
+    further = {
+        name: (own[name].reference_embeddings, own[name].query_embeddings)
+        if name in own
+        else channel_datasets.find(out, name).both
+        for name in leftovers.channels(out)
+    }
+    return {CHANNEL: first} | further
 
 
 @dataclass(frozen=True)
@@ -141,10 +167,8 @@ class ChannelCorpora:
             recorder: of the run.
         """
         own = self._corpora(pair)
-        if any(corpus.dataset for corpus in own):
-            # An `--out` has the channels that have a folder there, also where it holds no corpus.
-            places = {corpus.name: corpus.spelled for corpus in own}
-            storage.write_bytes(storage.join(self.place, _PLACES), json.dumps(places).encode())
+        elsewhere = {corpus.name: corpus.dataset.uri for corpus in own if corpus.dataset}
+        channel_datasets.keep(self.out, self.name, elsewhere)
         asked = list(zip(own, feeds, strict=True))
         if self.background:
             asked.append((self.background, {}))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from id2.channels import searched_corpora
 from id2.requests import DoctorRequest
 from id2.results import DoctorReport, RebuiltLedger
 from id2core.errors import DatasetError
 from id2core.reports import page
 from id2core.reports.facts import ScanSummary
-from id2core.runs import checkup, leftovers, rebuilding
+from id2core.runs import checkup, rebuilding
 from id2core.runs.records import at_work
 from id2core.search import index_checkup
-from id2core.store import schemas, storage
+from id2core.store import storage
 from id2core.store.datasets import Dataset
 
 
@@ -22,16 +25,12 @@ def run(request: DoctorRequest) -> DoctorReport:
     """
     out = storage.normalize(request.out)
     summary = page.read_summary(out)
-    references, queries = (
-        (summary.inputs.reference_embeddings, summary.inputs.query_embeddings)
-        if summary
-        else (storage.join(out, side, schemas.EMBEDDINGS) for side in ("reference", "queries"))
-    )
+    corpora = searched_corpora(out, summary)
     made = None
     if request.rebuild and rebuilding.is_needed(out):
-        done = rebuilding.rebuild(out, _corpora(out, references, queries, summary))
+        done = rebuilding.rebuild(out, _opened(out, corpora.values(), summary))
         made = RebuiltLedger(searches=done.searches, files=done.files, set_aside=list(done.set_aside))
-    checked = checkup.check(out, references, queries)
+    checked = checkup.check(out, corpora.values())
     index_checkup.check(out, checked)
     if not checked.datasets and not checked.findings:
         raise DatasetError(f"{out} has no data set: give the --out of a scan, a night, or id2 embed")
@@ -46,25 +45,12 @@ def run(request: DoctorRequest) -> DoctorReport:
     )
 
 
-def _corpora(
-    out: str, references: str, queries: str, summary: ScanSummary | None
+def _opened(
+    out: str, corpora: Iterable[tuple[str, str]], summary: ScanSummary | None
 ) -> list[tuple[Dataset, Dataset]]:
-    """Open references and queries of each channel, the first first, where the last scan had them."""
-    known = summary.inputs.channels if summary else {}
-    places = [(references, queries)]
-    for name in leftovers.channels(out):
-        own = known.get(name)
-        parent = leftovers.channel_place(out, name)
-        places.append(
-            (own.reference_embeddings, own.query_embeddings)
-            if own
-            else (
-                storage.join(parent, "reference", schemas.EMBEDDINGS),
-                storage.join(parent, "queries", schemas.EMBEDDINGS),
-            )
-        )
+    """Open references and queries of each channel."""
     try:
-        return [(Dataset.open(held), Dataset.open(asked)) for held, asked in places]
+        return [(Dataset.open(held), Dataset.open(asked)) for held, asked in corpora]
     except DatasetError as error:
         if summary:
             raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from id2 import searching
-from id2.channels import joint_of
+from id2.channels import joint_of, searched_corpora
 from id2.corpora import Corpus
 from id2.jobs import scan
 from id2.options import flag_of
@@ -87,27 +87,21 @@ class _Place:
         summary = page.read_summary(place)
         matches = Dataset.open(storage.join(place, MATCHES))
         match_rows.check_layout(matches)
-        others = {name: leftovers.channel_place(place, name) for name in leftovers.channels(place)}
         channels = [
-            _open_channel(name, parent, summary, matches)
-            for name, parent in ({CHANNEL: place} | others).items()
+            _open_channel(name, place, corpora, matches)
+            for name, corpora in searched_corpora(place, summary).items()
         ]
         return _Place(place, summary, matches, tuple(channels))
 
 
-def _open_channel(name: str, place: str, summary: ScanSummary | None, matches: Dataset) -> _Channel:
-    """Find the corpora of a channel by summary.json, else below their parent."""
-    known = summary and (summary.inputs if name == CHANNEL else summary.inputs.channels.get(name))
-    sides = (
-        (known.reference_embeddings, known.query_embeddings)
-        if known
-        else (storage.join(place, side, schemas.EMBEDDINGS) for side in ("reference", "queries"))
-    )
-    references, queries = sides
+def _open_channel(name: str, out: str, corpora: tuple[str, str], matches: Dataset) -> _Channel:
+    """Open the embeddings of references and uploads of a channel."""
+    references, queries = corpora
     held = Dataset.open(references)
     ids = {name: held.ids[name] for name in schemas.ROW_IDS}
     # All searches of a channel have the same views.
     views = next((event.views for event in ledger.events(matches.commit, ids)), looks.NONE)
+    place = out if name == CHANNEL else leftovers.channel_place(out, name)
     return _Channel(name, place, held, Dataset.find(queries), ids | {looks.VIEWS: views})
 
 

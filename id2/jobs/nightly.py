@@ -20,7 +20,7 @@ from id2core.encoders.embed_job import EmbedJob, Feed
 from id2core.reports import page
 from id2core.reports.facts import ScanConfig, ScanSummary
 from id2core.reports.summary import summarize
-from id2core.runs import ledger, records
+from id2core.runs import channel_datasets, ledger, records
 from id2core.runs.execution import Execution
 from id2core.runs.ledger import Span
 from id2core.runs.records import Recorder, Status, recorded
@@ -148,6 +148,8 @@ class _Night:
 
         Each later source of a corpus adds a segment of its own.
         """
+        if channel.folder:
+            channel_datasets.keep(self.out, channel.searcher.channel, {})  # they are sources of images
         sources = {"reference": self._request.reference, "queries": self._request.queries}
         feeds = {name: self._feed(channel.place, name, own) for name, own in sources.items()}
         settings, beam = channel.searcher.settings, self._request.beam

@@ -9,6 +9,7 @@ so a check takes as long as reading the place. Beside a running run it may see a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -35,7 +36,6 @@ _KEYS: Final = {
     MATCHES: schemas.PAIR,
 }
 _PAIR: Final = ("query_uri", "query_generation", "reference_id", "encoder_id", "run_id")
-_SIDES: Final = ("queries", "reference")
 _AGAIN: Final = "restore it from a copy, or make the data set again in another --out"
 _INDEX_ANEW: Final = "id2 index --anew makes it again"
 _AHEAD: Final = 4
@@ -87,12 +87,13 @@ class Checked:
         self.findings.append(Finding(fault=fault, place=place, detail=detail, mend=mend))
 
 
-def check(out: str, references: str = "", queries: str = "") -> Checked:
+def check(out: str, corpora: Collection[tuple[str, str]] = ()) -> Checked:
     """Check all data sets below an `--out`.
 
     Args:
         out: a normalized place.
-        references, queries: embeddings data sets that were searched; by default those below `out`.
+        corpora: embeddings of references and of uploads that were searched, of each channel; by default
+            those of one channel below `out`.
     """
     done = Checked()
     found = {
@@ -110,20 +111,11 @@ def check(out: str, references: str = "", queries: str = "") -> Checked:
         if whole and dataset.commit.dataset == schemas.EMBEDDINGS:
             _check_segments(dataset, place, done)
     matches = found.get(storage.join(out, MATCHES))
-    corpora = [
-        _searched(uri or storage.join(out, side, schemas.EMBEDDINGS), found)
-        for uri, side in zip((queries, references), _SIDES, strict=True)
-    ]
-    further = [
-        [
-            found.get(storage.join(leftovers.channel_place(out, name), side, schemas.EMBEDDINGS))
-            for side in _SIDES
-        ]
-        for name in leftovers.channels(out)
-    ]
-    for asked, held in (corpora, *further):
+    reference, queries = (storage.join(out, side, schemas.EMBEDDINGS) for side in ("reference", "queries"))
+    for uris in corpora or [(reference, queries)]:
+        held, asked = (_searched(uri, found) for uri in uris)
         if matches and asked and held and not _has(done, Fault.FILE):
-            encoder_id = held.ids["encoder_id"] if further else None
+            encoder_id = held.ids["encoder_id"] if len(corpora) > 1 else None
             _check_ledger(matches, asked, held, done, encoder_id)
     return done
 

@@ -285,6 +285,41 @@ def test_corpora_that_are_embedded_are_taken_by_both_channels(drawn: Path, tmp_p
     assert id2.judge(out=str(tmp_path / "out"), **judged).pairs == 2 * 5 * TOP_K
 
 
+def forget_searches(out: Path, encoder: str) -> None:
+    """Take the searches by an encoder out of the ledger of an `--out`."""
+    matches = Dataset.open(str(out / "matches"))
+    runs = dict(matches.commit.runs)
+    for run_id in runs:
+        own = ledger.events_of(matches.commit, run_id)
+        left = [e.model_dump(mode="json") for e in own if not e.ids["encoder_id"].startswith(encoder)]
+        runs[run_id] = runs[run_id] | {ledger.EVENTS: left}
+    datasets.write_commit(matches.uri, replace(matches.commit, runs=runs))
+
+
+def test_what_a_summary_says_of_channels_is_also_known_without_it(drawn: Path, tmp_path: Path) -> None:
+    """The first channel embeds its images below the `--out`; the second has data sets elsewhere."""
+    own: dict[str, str] = {}
+    for name, side in (("also_reference", "references"), ("also_queries", "uploads")):
+        place = str(tmp_path / side)
+        id2.embed(images=str(drawn / side), out=place, encoder="pdq", transform="none", views="none")
+        own[name] = f"dataset:{place}"
+    out = tmp_path / "out"
+    scan(drawn, out, **own)
+    places = out / "channels" / "pdq" / "places.json"
+    assert str(tmp_path / "references") in places.read_text()
+    (out / "summary.json").unlink()
+    judged = {"calibration": str(drawn / "colors.json"), "also_calibration": str(drawn / "pdq.json")}
+    assert id2.judge(out=str(out), **judged).pairs == 2 * 5 * TOP_K
+    (out / "matches" / "_SUCCESS").unlink()
+    made = id2.doctor(out=str(out), rebuild=True)
+    assert made.rebuilt and (made.rebuilt.searches, made.findings) == (2, [])
+    forget_searches(out, "pdq")
+    assert [finding.fault for finding in id2.doctor(out=str(out)).findings] == ["uncovered"]
+    places.write_text("{}")
+    with pytest.raises(DatasetError, match=r"places.json is damaged .*: repeat the last scan"):
+        id2.doctor(out=str(out))
+
+
 def test_a_lost_commit_of_both_channels_is_built_again(drawn: Path, tmp_path: Path) -> None:
     """The ledger may lack a search of one channel: its file goes aside, and its pairs are scored again."""
     scan(drawn, tmp_path)
