@@ -141,7 +141,8 @@ class ChannelCorpora:
         """Parent of the corpora of the channel."""
         return leftovers.channel_place(self.out, self.name)
 
-    def _corpora(self, pair: CorpusPair) -> list[Corpus]:
+    def of_pair(self, pair: CorpusPair) -> list[Corpus]:
+        """Return the references and the uploads of the channel, which may be those of the first."""
         return [self.corpora.get(corpus.name, corpus) for corpus in (pair.reference, pair.queries)]
 
     def check_sources(self, pair: CorpusPair) -> None:
@@ -150,7 +151,7 @@ class ChannelCorpora:
         Args:
             pair: the corpora of the first channel.
         """
-        for first, own in zip((pair.reference, pair.queries), self._corpora(pair), strict=True):
+        for first, own in zip((pair.reference, pair.queries), self.of_pair(pair), strict=True):
             if first.sources and own.sources and set(first.sources) != set(own.sources):
                 raise DatasetError(
                     f"--also-{own.name} {own.spelled} has pictures of {', '.join(own.sources)}, and "
@@ -166,7 +167,7 @@ class ChannelCorpora:
             feeds: what is said of the sources of references and uploads.
             recorder: of the run.
         """
-        own = self._corpora(pair)
+        own = self.of_pair(pair)
         elsewhere = {corpus.name: corpus.dataset.uri for corpus in own if corpus.dataset}
         channel_datasets.keep(self.out, self.name, elsewhere)
         asked = list(zip(own, feeds, strict=True))

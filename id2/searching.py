@@ -10,7 +10,7 @@ from id2.corpora import EmbeddedCorpus
 from id2.indexing import Indexer
 from id2.stages import stage
 from id2core import environment
-from id2core.errors import CalibrationError
+from id2core.errors import CalibrationError, DatasetError
 from id2core.reports.facts import ScanConfig, ScanFacts, TransformFacts
 from id2core.reports.inputs import ReportInputs
 from id2core.runs import ledger, public_tables
@@ -27,6 +27,7 @@ from id2core.search.results import SearchResult
 from id2core.settings import Settings
 from id2core.store import storage
 from id2core.store.datasets import Dataset
+from id2core.store.schemas import EMBEDDINGS
 from id2core.transforms.files import source_of
 from id2core.transforms.linear import AUTO, NONE
 from id2core.verdicts import judging, rejudging
@@ -131,6 +132,41 @@ class Searcher:
     def _judge_of(self, own: Judge) -> AnyJudge:
         """Return what gives the verdicts: a judge of its own, or as one of several channels."""
         return ChannelJudge(self.joint, self.channel, own) if self.joint else own
+
+    def preflight(
+        self, matches: Dataset | None, references: Dataset | None = None, queries: Dataset | None = None
+    ) -> None:
+        """Refuse a search that cannot follow the earlier ones, before anything is embedded.
+
+        Args:
+            matches: what `find_matches` returned.
+            references, queries: data sets that are given; by default those that earlier runs have embedded.
+
+        Raises:
+            DatasetError: the earlier searches were of other corpora, under other views, or stored fewer pairs
+                than are asked for.
+        """
+        if matches is None:
+            return
+        out = matches.uri
+        match_rows.check_layout(matches)
+        events = ledger.events(matches.commit, self.ids)
+        match_rows.check_views(out, events, looks.id_of(self.views))
+        match_rows.check_stored(out, events, self.settings.top_k, self.floor)
+        if events:
+            held = references or self._embedded("reference", "references", out)
+            asked = queries or self._embedded("queries", "uploads", out)
+            match_rows.check_corpora(out, events, asked, held)
+
+    def _embedded(self, name: str, side: str, matches: str) -> Dataset:
+        """Open a corpus that earlier runs have searched, whose pairs are in `matches`."""
+        uri = storage.join(self.place or self.out, name, EMBEDDINGS)
+        if (dataset := Dataset.find_own(uri)) is None:
+            raise DatasetError(
+                f"{matches} keeps matches of other {side} than those in {uri}, where none are embedded: give "
+                "them as before, or scan into another --out"
+            )
+        return dataset
 
     def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> PlannedJudge:
         """Return the judge of the matches, with the search of the background that it waits for, if any."""
@@ -332,24 +368,29 @@ def run_planned(plan: SearchPlan, beam: list[str]) -> Dataset:
     return search.run_planned(plan, beam)
 
 
+def find_matches(out: str) -> Dataset | None:
+    """Return the pairs that earlier runs have stored below an `--out`; None where there are none."""
+    return Dataset.find_own(storage.join(out, MATCHES))
+
+
 def choose(
-    settings: Settings, ids: Mapping[str, str], out: str
+    settings: Settings, ids: Mapping[str, str], matches: Dataset | None
 ) -> tuple[ViewPlan | None, Calibration | None]:
     """Return the views under which uploads are looked at, None for the whole alone, and the calibration.
 
-    `auto` goes on as the matches in `out` were searched before, and follows a calibration of whole uploads,
+    `auto` goes on as the matches were searched before, and follows a calibration of whole uploads,
     also the bundled one where there is no other.
 
     Args:
         settings: which views, where W is from, and which calibration.
         ids: `schemas.ROW_IDS` of the descriptors.
-        out: parent of `matches/`.
+        matches: what `find_matches` returned.
 
     Raises:
         CalibrationError: the calibration is missing or damaged, or is for other scores.
     """
     views = looks.plan(settings.views, settings.transform, ids["encoder_id"], ids["transform_id"])
-    if views and (reason := _only_whole(settings, ids, out)):
+    if views and (reason := _only_whole(settings, ids, matches)):
         _log.warning("whole uploads are searched, under no other views: %s", reason)
         views = None
     chosen = judging.choose(settings.calibration, {**ids, looks.VIEWS: looks.id_of(views)})
@@ -365,14 +406,13 @@ def choose(
     return views, chosen
 
 
-def _only_whole(settings: Settings, ids: Mapping[str, str], out: str) -> str:
+def _only_whole(settings: Settings, ids: Mapping[str, str], matches: Dataset | None) -> str:
     """Return why no other views than the whole are possible; empty where they are."""
     if settings.calibration not in (AUTO, NONE):
         chosen = judging.load(settings.calibration)
         if chosen and chosen.views == looks.NONE:
             return f"{settings.calibration} was calibrated on them"
-    matches = Dataset.find_own(storage.join(out, MATCHES))
-    events = ledger.events(matches.commit, dict(ids)) if matches else []
-    if events and events[-1].views == looks.NONE:
-        return f"{matches.uri if matches else out} keeps their scores. Another --out gets all views"
+    events = ledger.events(matches.commit, ids) if matches else []
+    if matches and events and events[-1].views == looks.NONE:
+        return f"{matches.uri} keeps their scores. Another --out gets all views"
     return ""

@@ -101,7 +101,8 @@ class _Night:
         self._began = time.monotonic()
         ids = EmbedJob(".", ".", self._settings.encoder, self._settings.transform).identify()
         indexing.preflight(self._settings, None, self.out)
-        views, calibration = searching.choose(self._settings, ids, self.out)
+        earlier = searching.find_matches(self.out)
+        views, calibration = searching.choose(self._settings, ids, earlier)
         background = self._find_background(calibration)
         judging.check_background(calibration, background.uri if background else None)
         self._second = SecondChannel.open(request, self.out, calibration) if request.also else None
@@ -113,6 +114,8 @@ class _Night:
         self._channels = [_Channel("", searcher, background)]
         if second := self._second:
             self._channels.append(_Channel(second.folder, second.searcher(), second.background))
+        for channel in self._channels:
+            channel.searcher.preflight(earlier)
 
     def _find_background(self, calibration: Calibration | None) -> Corpus | None:
         if self._request.background:

@@ -58,7 +58,8 @@ class _Scan:
         )
         self._ids = pair.row_ids(self._settings)
         indexing.preflight(self._settings, pair.reference.dataset, pair.out)
-        views, self._calibration = searching.choose(self._settings, self._ids, pair.out)
+        earlier = searching.find_matches(pair.out)
+        views, self._calibration = searching.choose(self._settings, self._ids, earlier)
         self.pair = self._with_background(pair)
         self._second = SecondChannel.open(request, pair.out, self._calibration) if request.also else None
         if self._second:
@@ -76,6 +77,10 @@ class _Scan:
             views=views,
             joint=self._second.joint if self._second else None,
         )
+        self._searcher.preflight(earlier, pair.reference.dataset, pair.queries.dataset)
+        if self._second:
+            self._other = self._second.searcher(keep_all=self._truth is not None)
+            self._other.preflight(earlier, *(corpus.dataset for corpus in self._second.of_pair(pair)))
 
     @property
     def config(self) -> ScanConfig:
@@ -99,9 +104,8 @@ class _Scan:
         matches = self._searcher.search(corpora, judge, recorder)
         searched = {"": (corpora, judge)}
         if self._second and second:
-            searcher = self._second.searcher(keep_all=self._truth is not None)
-            other = searcher.judge(second, recorder)
-            matches = searcher.search(second, other, recorder, f"search references by {self._second.name}")
+            other = self._other.judge(second, recorder)
+            matches = self._other.search(second, other, recorder, f"search references by {self._second.name}")
             searched[self._second.folder] = second, other
         searching.finish(self.pair.out, matches.dataset, searched, recorder)
         inputs = self._inputs(corpora, second, matches, recorder)

@@ -237,9 +237,9 @@ def test_a_file_of_w_with_another_cohort_is_no_silent_search_of_whole_uploads(
     shipped = judging.load("auto")
     assert shipped
     ids = {name: getattr(shipped, name) for name in schemas.ROW_IDS}
-    views, chosen = searching.choose(Settings(), ids, str(tmp_path))
+    views, chosen = searching.choose(Settings(), ids, None)
     assert views and chosen == shipped and not caplog.messages
-    views, chosen = searching.choose(Settings(transform=str(tmp_path / WEIGHTS)), ids, str(tmp_path))
+    views, chosen = searching.choose(Settings(transform=str(tmp_path / WEIGHTS)), ids, None)
     assert views is None and chosen and chosen.views == looks.NONE
     [warning] = caplog.messages
     assert "whole uploads" in warning and "cohort" in warning

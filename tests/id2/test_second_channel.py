@@ -80,6 +80,12 @@ def night(folder: Path, out: Path, *queries: Path, **more: object) -> NightlySum
     return id2.nightly(**given(folder, out) | corpora | {"canary": False} | more)
 
 
+def embedded(images: Path, out: Path, encoder: str = "pdq") -> Path:
+    """Embed pictures for the second channel into a place of their own, and return it."""
+    id2.embed(images=str(images), out=str(out), encoder=encoder, transform="none", views="none")
+    return out
+
+
 def matched(out: Path) -> set[tuple[str, str, str]]:
     """Channel, upload, and reference of each match, by the last part of their names."""
     rows = id2.matches(str(out))
@@ -251,11 +257,9 @@ def test_what_is_not_supported_with_a_second_channel_is_refused(drawn: Path, tmp
 
 def test_corpora_that_are_embedded_are_taken_by_both_channels(drawn: Path, tmp_path: Path) -> None:
     """Data sets of the same pictures, by both encoders, give the verdicts of a scan of the pictures."""
-    plain = {"transform": "none", "views": "none"}
     for name, encoder in (("colors", str(drawn / "colors.pt")), ("pdq", "pdq")):
         for side in ("references", "uploads"):
-            place = str(tmp_path / f"{name}-{side}")
-            id2.embed(images=str(drawn / side), out=place, encoder=encoder, **plain)
+            embedded(drawn / side, tmp_path / f"{name}-{side}", encoder)
     first = {
         "reference": f"dataset:{tmp_path}/colors-references",
         "queries": f"dataset:{tmp_path}/colors-uploads",
@@ -285,6 +289,28 @@ def test_corpora_that_are_embedded_are_taken_by_both_channels(drawn: Path, tmp_p
     assert id2.judge(out=str(tmp_path / "out"), **judged).pairs == 2 * 5 * TOP_K
 
 
+def test_a_scan_that_cannot_follow_the_last_one_embeds_nothing(drawn: Path, tmp_path: Path) -> None:
+    elsewhere = f"dataset:{embedded(drawn / 'references', tmp_path / 'elsewhere')}"
+    queries = shutil.copytree(drawn / "uploads", tmp_path / "uploads")
+    images, mixed = {"queries": str(queries)}, {"queries": str(queries), "also_reference": elsewhere}
+    scan(drawn, tmp_path / "images", **images)
+    scan(drawn, tmp_path / "mixed", **mixed)
+    draw_photos(queries, 1, first_seed=700)
+    for out, more, reason in (
+        ("images", mixed, "keeps matches of other references than those in .*elsewhere"),
+        ("images", images | {"top_k": TOP_K + 1}, f"keeps {TOP_K} matches of an upload"),
+        ("mixed", images, "matches of other references than those in .*channels/pdq/.*, where none"),
+    ):
+        before = sorted((tmp_path / out).rglob("*"))
+        with pytest.raises(DatasetError, match=reason):
+            scan(drawn, tmp_path / out, **more)
+        assert sorted((tmp_path / out).rglob("*")) == before
+    shutil.rmtree(tmp_path / "images" / "channels" / "pdq" / "queries")
+    with pytest.raises(DatasetError, match=r"other uploads than those in .*channels/pdq/queries"):
+        night(drawn, tmp_path / "images", queries)
+    assert scan(drawn, tmp_path / "mixed", **mixed).counts.queries == 6
+
+
 def forget_searches(out: Path, encoder: str) -> None:
     """Take the searches by an encoder out of the ledger of an `--out`."""
     matches = Dataset.open(str(out / "matches"))
@@ -300,9 +326,7 @@ def test_what_a_summary_says_of_channels_is_also_known_without_it(drawn: Path, t
     """The first channel embeds its images below the `--out`; the second has data sets elsewhere."""
     own: dict[str, str] = {}
     for name, side in (("also_reference", "references"), ("also_queries", "uploads")):
-        place = str(tmp_path / side)
-        id2.embed(images=str(drawn / side), out=place, encoder="pdq", transform="none", views="none")
-        own[name] = f"dataset:{place}"
+        own[name] = f"dataset:{embedded(drawn / side, tmp_path / side)}"
     out = tmp_path / "out"
     scan(drawn, out, **own)
     places = out / "channels" / "pdq" / "places.json"
@@ -364,10 +388,8 @@ def test_a_measured_rule_is_taken_from_its_file(drawn: Path, tmp_path: Path) -> 
 
 def test_a_second_channel_has_a_background_of_its_own(drawn: Path, tmp_path: Path) -> None:
     background = draw_photos(tmp_path / "background", 4, first_seed=900)
-    id2.embed(
-        images=str(background), out=str(tmp_path / "embedded"), encoder="pdq", transform="none", views="none"
-    )
-    index_id = shards.index_id(Dataset.open(str(tmp_path / "embedded" / "embeddings")))
+    held = embedded(background, tmp_path / "embedded")
+    index_id = shards.index_id(Dataset.open(str(held / "embeddings")))
     how = Normalization(factor=0.5, k=2, background_id=index_id)
     normalized = calibration.load(str(drawn / "pdq.json")).model_copy(update={"normalization": how})
     normalized.save(str(tmp_path / "pdq.json"))
