@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from functools import cache
 
 from PIL import Image
@@ -12,24 +13,34 @@ from tests.broken import encode, png_chunk
 
 # Its square is just below the default limit of pixels.
 SIDE = 13_377
+MIB = 1 << 20
+
+
+def deflated_zeros(count: int, container: int = zlib.MAX_WBITS) -> bytes:
+    """Zeros packed as zlib does at level 9, at once: one block of them again and again.
+
+    A `container` of MAX_WBITS is a zlib stream, of MAX_WBITS | 16 a gzip file.
+    """
+    block = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    many = block.compress(bytes(MIB)) + block.flush(zlib.Z_FULL_FLUSH)
+    rest = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    body = many * (count // MIB) + rest.compress(bytes(count % MIB)) + rest.flush()
+    if container == zlib.MAX_WBITS:
+        return b"\x78\xda" + body + struct.pack(">HH", count % 65521, 1)
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + body + struct.pack("<II", zlib.crc32(bytes(count)), count)
 
 
 def flat_png(size: tuple[int, int], depth: int, color: int, before: bytes = b"") -> bytes:
-    """A PNG of zeros, packed line by line; `before` are chunks ahead of the pixels."""
+    """A PNG of zeros; `before` are chunks ahead of the pixels."""
     samples = {0: 1, 2: 3, 6: 4}[color]
-    line = bytes(1 + size[0] * samples * depth // 8)
-    packer = zlib.compressobj(9)
-    # Many lines at a time: a tall picture has millions.
-    many = max(1, min(size[1], 2**20 // len(line)))
-    packed = [packer.compress(line * many) for _ in range(size[1] // many)]
-    packed += [packer.compress(line * (size[1] % many)), packer.flush()]
+    line = 1 + size[0] * samples * depth // 8
     header = struct.pack(">IIBBBBB", *size, depth, color, 0, 0, 0)
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
             png_chunk(b"IHDR", header),
             before,
-            png_chunk(b"IDAT", b"".join(packed)),
+            png_chunk(b"IDAT", deflated_zeros(line * size[1])),
             png_chunk(b"IEND", b""),
         )
     )
@@ -94,42 +105,44 @@ def scans_jpeg(side: int, scans: int) -> bytes:
 
 
 @cache
-def _metadata() -> tuple[tuple[str, bytes], ...]:
-    shared = shared_directory(1000, 1 << 18)
-    comment = b"!\xfe" + b"\1a" * 400_000 + b"\0"
-    small = Image.new("RGB", (64, 64), "teal")
-    page = zlib.compress(bytes(200_000_000), 9)
-    return (
-        ("directory.tif", shared),
-        ("big_endian_directory.tif", shared_directory(1000, 1 << 18, ">")),
-        ("bigtiff_directory.tif", shared_directory(1000, 1 << 18, big=True)),
-        ("many_tags.tif", shared_directory(30_000, 100_000)),
-        ("exif.png", flat_png((64, 64), 8, 2, png_chunk(b"eXIf", shared))),
-        ("exif.webp", encode(small, "WEBP", exif=b"Exif\0\0" + shared)),
-        ("exif.avif", encode(small, "AVIF", exif=shared)),
-        ("many_comments.gif", dot_gif(64, 64, b"!\xfe\1a\0" * 200_000)),
-        ("long_comment.gif", dot_gif(64, 64, comment)),
-        ("many_texts.png", flat_png((64, 64), 8, 2, png_chunk(b"tEXt", b"a\0b") * 60_000)),
-        ("profile.png", flat_png((64, 64), 8, 2, png_chunk(b"iCCP", b"x\0\0" + page))),
-        ("text.png", flat_png((64, 64), 8, 2, png_chunk(b"iTXt", b"x\0\1\0\0\0" + page))),
-        ("many_empty_chunks.png", flat_png((64, 64), 8, 2, png_chunk(b"IDAT", b"") * 60_000)),
-    )
+def _shared() -> bytes:
+    return shared_directory(1000, 1 << 18)
 
 
 @cache
-def _pixels() -> tuple[tuple[str, bytes], ...]:
-    return (
-        ("flat.webp", flat_webp(16_383, 10_900)),
-        ("dot.gif", dot_gif(SIDE, SIDE)),
-        ("rgba.png", flat_png((SIDE, SIDE), 8, 6)),
-        ("rgba_16_bit.png", flat_png((9000, 9000), 16, 6)),
-        ("tall.png", flat_png((1, 178_000_000), 8, 0)),
-        ("flat.tif", encode(Image.new("1", (SIDE, SIDE)), "TIFF", compression="group4")),
-        ("scans.jpg", scans_jpeg(13_000, 1000)),
-        ("fewer_scans.jpg", scans_jpeg(13_000, 95)),
-    )
+def _page() -> bytes:
+    return deflated_zeros(200_000_000)
 
 
-def bombs() -> dict[str, bytes]:
-    """File name → bytes, at most 1 MB each."""
-    return dict(_metadata() + _pixels())
+def _small(format: str, exif: bytes) -> bytes:
+    return encode(Image.new("RGB", (64, 64), "teal"), format, exif=exif)
+
+
+def _chunks(name: bytes, body: bytes, count: int = 1) -> bytes:
+    return flat_png((64, 64), 8, 2, png_chunk(name, body) * count)
+
+
+# File name → what makes its bytes, at most 1 MB.
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "directory.tif": _shared,
+    "big_endian_directory.tif": lambda: shared_directory(1000, 1 << 18, ">"),
+    "bigtiff_directory.tif": lambda: shared_directory(1000, 1 << 18, big=True),
+    "many_tags.tif": lambda: shared_directory(30_000, 100_000),
+    "exif.png": lambda: _chunks(b"eXIf", _shared()),
+    "exif.webp": lambda: _small("WEBP", b"Exif\0\0" + _shared()),
+    "exif.avif": lambda: _small("AVIF", _shared()),
+    "many_comments.gif": lambda: dot_gif(64, 64, b"!\xfe\1a\0" * 200_000),
+    "long_comment.gif": lambda: dot_gif(64, 64, b"!\xfe" + b"\1a" * 400_000 + b"\0"),
+    "many_texts.png": lambda: _chunks(b"tEXt", b"a\0b", 60_000),
+    "profile.png": lambda: _chunks(b"iCCP", b"x\0\0" + _page()),
+    "text.png": lambda: _chunks(b"iTXt", b"x\0\1\0\0\0" + _page()),
+    "many_empty_chunks.png": lambda: _chunks(b"IDAT", b"", 60_000),
+    "flat.webp": lambda: flat_webp(16_383, 10_900),
+    "dot.gif": lambda: dot_gif(SIDE, SIDE),
+    "rgba.png": lambda: flat_png((SIDE, SIDE), 8, 6),
+    "rgba_16_bit.png": lambda: flat_png((9000, 9000), 16, 6),
+    "tall.png": lambda: flat_png((1, 178_000_000), 8, 0),
+    "flat.tif": lambda: encode(Image.new("1", (SIDE, SIDE)), "TIFF", compression="group4"),
+    "scans.jpg": lambda: scans_jpeg(13_000, 1000),
+    "fewer_scans.jpg": lambda: scans_jpeg(13_000, 95),
+}

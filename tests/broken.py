@@ -27,9 +27,10 @@ WIDTH, HEIGHT = 96, 64
 
 def picture(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
     """A smooth RGB scene that looks different turned or mirrored in any way."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    channels = (40 + 180 * x, 60 + 140 * y, 200 - 120 * x * y)
-    image = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+    x, y = np.linspace(0, 1, width), np.linspace(0, 1, height)[:, None]
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1], pixels[..., 2] = 40 + 180 * x, 60 + 140 * y, 200 - 120 * x * y
+    image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     draw.ellipse((width * 0.1, height * 0.1, width * 0.4, height * 0.5), fill=(220, 40, 30))
     draw.rectangle((width * 0.6, height * 0.55, width * 0.9, height * 0.75), fill=(20, 60, 140))

@@ -20,7 +20,7 @@ from id2core.encoders.budget import MIB, Limits
 from id2core.encoders.decoder_pool import DecoderPool
 from id2core.encoders.images import Decoded
 from id2core.store.rejects import Reason, Reject
-from tests.bombs import bombs, flat_webp, scans_jpeg
+from tests.bombs import BOMBS, flat_webp, scans_jpeg
 from tests.broken import broken_files, encode, good_files, picture
 from tests.conftest import wait_until
 from tests.drawing import collage, framed, scene
@@ -111,9 +111,9 @@ class Cost:
             self.memory = max(self.memory, together)
 
 
-@pytest.mark.parametrize("name", sorted(bombs()))
+@pytest.mark.parametrize("name", sorted(BOMBS))
 def test_a_bomb_costs_little_and_hurts_no_other_file(name: str) -> None:
-    data = bombs()[name]
+    data = BOMBS[name]()
     assert len(data) <= MIB
     pool = DecoderPool(1)
     good = pool.decode(GOOD["jpeg_rgb.jpg"])
@@ -151,7 +151,7 @@ def test_time_over_budget_is_told_as_such() -> None:
 
 
 def test_memory_over_budget_is_told_as_such(pool: DecoderPool) -> None:
-    data = encode(Image.new("RGB", (7000, 7000)), "PNG")
+    data = encode(Image.new("RGB", (7000, 7000)), "PNG", compress_level=1)
     result = pool.decode(data, limits=Limits(max_memory=160))
     assert isinstance(result, Reject)
     assert result.reason is Reason.OVER_BUDGET

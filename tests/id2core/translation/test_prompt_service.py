@@ -10,7 +10,9 @@ import random
 import socket
 import traceback
 import tracemalloc
+import zlib
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from id2core.errors import PromptError
 from id2core.store.rejects import Reason, Reject
 from id2core.translation import prompts
 from id2core.translation.prompts import PromptSource
+from tests.bombs import deflated_zeros
 from tests.drawing import scene
 from tests.vision_server import (
     CLOSED,
@@ -328,14 +331,18 @@ def completion(text: str) -> bytes:
     return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
 
 
-HOSTILE = {
-    "600_million_bytes": (200, {}, b" " * (8 << 20)),
-    "gzip_bomb": (200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(1 << 28), 9)),
-    "gzip_of_nothing": (200, {"Content-Encoding": "gzip"}, b"no gzip"),
-    "unknown_packing": (200, {"Content-Encoding": "br"}, b"x"),
-    "a_book": (200, {}, completion("1. word " * 100_000)),
-    "deep": (200, {}, b"[" * 1_000_000),
-    "error_bomb": (500, {"Content-Encoding": "gzip"}, gzip.compress(bytes(1 << 28), 9)),
+def gzip_bomb() -> bytes:
+    return deflated_zeros(1 << 28, zlib.MAX_WBITS | 16)
+
+
+HOSTILE: dict[str, Callable[[], Any]] = {
+    "600_million_bytes": lambda: (200, {}, b" " * (8 << 20)),
+    "gzip_bomb": lambda: (200, {"Content-Encoding": "gzip"}, gzip_bomb()),
+    "gzip_of_nothing": lambda: (200, {"Content-Encoding": "gzip"}, b"no gzip"),
+    "unknown_packing": lambda: (200, {"Content-Encoding": "br"}, b"x"),
+    "a_book": lambda: (200, {}, completion("1. word " * 100_000)),
+    "deep": lambda: (200, {}, b"[" * 1_000_000),
+    "error_bomb": lambda: (500, {"Content-Encoding": "gzip"}, gzip_bomb()),
 }
 
 
@@ -343,7 +350,7 @@ HOSTILE = {
 def test_an_answer_beyond_the_limits_is_dropped_and_asked_for_again(
     kind: str, source: PromptSource, vision_server: Server
 ) -> None:
-    vision_server.script = [HOSTILE[kind]]
+    vision_server.script = [HOSTILE[kind]()]
     tracemalloc.start()
     assert len(source.prompts_for("image", "/images/x.jpg", jpeg(0), 3)) == 3
     peak = tracemalloc.get_traced_memory()[1]
