@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
+
+# Imports and the collection make a million objects that stay: to look for garbage among them takes seconds.
+if "PYTEST_VERSION" in os.environ:
+    gc.disable()
 
 # Test processes that share the cores have a thread each: more would only wait for one another. The commands
 # that they start inherit it, and what is compared bit for bit is computed in one way.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import atexit
 import shutil
 import socket
 import subprocess
@@ -19,11 +25,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 from id2core.experiments.photo_folders import HELD_OUT
-from tests import quick_beam
 from tests.broken import broken_files, good_files
 from tests.drawing import draw_photos, scene
 from tests.vision_server import KEY, MODEL, Server
@@ -36,10 +40,19 @@ os.environ |= {
     "ID2_BATCH_SIZE": "4",  # most tests embed a few pictures, and a batch is filled up
     "ID2_CACHE": tempfile.mkdtemp(prefix="id2-cache-"),
 }
-quick_beam.remember()
 # An example may take any time: the machine may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+def pytest_collection_finish() -> None:
+    """Prepare a process that runs tests; the one that only hands them out imports no Beam."""
+    from tests import quick_beam
+
+    quick_beam.remember()
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)
 
 
 def free_port() -> int:
@@ -87,6 +100,7 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random AutoencoderKL of 1,024 latent numbers, saved as diffusers saves one: fast, same class."""
+    import torch
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import gc
 import importlib
 import itertools
 import json
@@ -99,6 +100,7 @@ def _serve() -> None:
 
 def prepare() -> None:
     """Import what commands import as they go, and add the toy encoder; nothing may start a thread."""
+    gc.disable()
     import torch
 
     import beam_jobs
@@ -114,6 +116,9 @@ def prepare() -> None:
     toy = registry.Kind("toy", lambda spec: spec.startswith("toy:"), "tests.toy_encoder:load_encoder")
     registry.KINDS = [toy, *registry.KINDS]  # type: ignore[misc]
     assert threading.active_count() == 1, threading.enumerate()
+    # A collection in a fork neither looks at what was imported nor copies its pages.
+    gc.freeze()
+    gc.enable()
 
 
 def _run(arguments: list[str], kill_at: int | None, log: str) -> None:
