@@ -23,9 +23,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 from id2core.experiments.photo_folders import HELD_OUT
 from tests.broken import broken_files, good_files
@@ -53,6 +55,22 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
     atexit.register(gc.unfreeze)
+
+
+# Files that share what is slow to start: one process runs them one after another.
+TOGETHER = {"tests/flows/test_deployment.py", "tests/flows/test_flows.py"}
+
+
+class _ByFile(LoadFileScheduling):
+    """Gives a process whole files, as --dist loadfile does."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "a Prefect server" if file in TOGETHER else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _ByFile(config, log)
 
 
 def free_port() -> int:
@@ -157,16 +175,6 @@ def gcs() -> Iterator[str]:
         os.environ.pop("STORAGE_EMULATOR_HOST")
         process.terminate()
         process.wait()
-
-
-@pytest.fixture(scope="session")
-def prefect_api() -> Iterator[str]:
-    """A real Prefect server, for flows of this process and of the commands it starts; yields its address."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=900):
-        yield str(PREFECT_API_URL.value())
 
 
 @pytest.fixture
