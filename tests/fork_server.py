@@ -23,12 +23,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 # What changes a local store: a file appears whole, replaces another one, or goes.
 CHANGES = ("publish", "move", "copy", "delete", "write_if", "update")
+# The last line of the log of a process that ends by itself.
+COUNTED = "changes of the store: {}"
 
 
 class ForkServer:
@@ -76,6 +78,11 @@ class ForkServer:
         """Run `id2 ARGUMENTS` to its end; return its exit code, negative for a signal."""
         return self.wait(self.start(*arguments, kill_at=kill_at, log=log))
 
+    @staticmethod
+    def changes(log: Path) -> int:
+        """Return how many changes of a local store a process made, which has ended by itself."""
+        return int(log.read_text().rstrip().rsplit(" ", 1)[1])
+
     def _ask(self, **request: Any) -> Any:
         assert self._server.stdin and self._server.stdout
         with self._lock:
@@ -105,7 +112,7 @@ def prepare() -> None:
 
     import beam_jobs
     import id2.jobs
-    from id2core.encoders import registry
+    from id2core.encoders import decoder_pool, registry
 
     for package in (beam_jobs, id2.jobs):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
@@ -113,6 +120,8 @@ def prepare() -> None:
     importlib.import_module("tests.toy_encoder")
     importlib.import_module("tests.quick_beam").remember()
     torch.set_num_threads(1)
+    # A start of a decoder costs more than the few tiny pictures of a run.
+    decoder_pool.default_processes = lambda cores=None: 1
     toy = registry.Kind("toy", lambda spec: spec.startswith("toy:"), "tests.toy_encoder:load_encoder")
     registry.KINDS = [toy, *registry.KINDS]  # type: ignore[misc]
     assert threading.active_count() == 1, threading.enumerate()
@@ -129,11 +138,13 @@ def _run(arguments: list[str], kill_at: int | None, log: str) -> None:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         faulthandler.register(signal.SIGUSR1, file=2)
-        if kill_at is not None:
-            _kill_at(kill_at)
+        changes = _count_changes(kill_at)
         from flows.cli import app
 
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            print(COUNTED.format(next(changes) - 1))
     except SystemExit as error:
         code = int(error.code or 0)
     finally:
@@ -142,23 +153,24 @@ def _run(arguments: list[str], kill_at: int | None, log: str) -> None:
         os._exit(code)
 
 
-def _kill_at(number: int) -> None:
-    """Let this process die in place of one change of a local store."""
+def _count_changes(kill_at: int | None) -> Iterator[int]:
+    """Number the changes of local stores from 1, and let this process die in place of one of them."""
     from id2core.store.local import LocalStore
 
     changes = itertools.count(1)
 
-    def or_die(change: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(change)
-        def wrapped(*given: Any) -> Any:
-            if next(changes) == number:
+        def wrapper(*given: Any) -> Any:
+            if next(changes) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return change(*given)
 
-        return wrapped
+        return wrapper
 
     for name in CHANGES:
-        setattr(LocalStore, name, or_die(getattr(LocalStore, name)))
+        setattr(LocalStore, name, counted(getattr(LocalStore, name)))
+    return changes
 
 
 if __name__ == "__main__":
