@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import id2
 from beam_jobs import embed
@@ -403,6 +404,27 @@ def draw_without_content(folder: Path, tones: list[int]) -> Path:
     for tone in tones:
         Image.new("RGB", (90, 90), (tone, 20, 20)).save(folder / f"blank{tone}.png")
     return folder
+
+
+def test_a_photo_on_a_blank_page_is_judged_by_what_it_shows_itself(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "references", 6)
+    (tmp_path / "uploads").mkdir()
+    for file in (tmp_path / "references").iterdir():
+        photo = Image.open(file)
+        margins = [round(0.9 * side) for side in photo.size]
+        ImageOps.expand(photo, (*margins, *margins), "white").save(tmp_path / "uploads" / file.name)
+    chosen = judging.load("auto")
+    assert chosen
+    chosen.model_copy(update={"content": 0.15}).save(str(tmp_path / "calibration.json"))
+    given = {"reference": str(tmp_path / "references"), "queries": str(tmp_path / "uploads")}
+    id2.scan(**given, calibration=str(tmp_path / "calibration.json"), out=str(tmp_path / "out"))
+
+    pages = Dataset.open(str(tmp_path / "out/queries/embeddings")).tables(["information"])
+    assert all(pc.max(page["information"]).as_py() < 0.15 for page in pages)
+    first = id2.matches(str(tmp_path / "out")).filter(pc.field("rank") == 1)
+    assert set(zip(*(first[name].to_pylist() for name in ("view", "verdict")), strict=True)) == {
+        ("inset", "match")
+    }
 
 
 @pytest.mark.parametrize("least", [None, 0.5])
