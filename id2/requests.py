@@ -1106,6 +1106,10 @@ class ExperimentDataRequest(Request):
             checks.require_images(uri, what)
 
 
+# The experiment that takes a second encoder.
+_TWO = "uploads-two"
+
+
 class ExperimentRequest(Request):
     """Measure what the paper measures, on OriPID or on an evaluation set by the bundled models."""
 
@@ -1130,6 +1134,7 @@ class ExperimentRequest(Request):
         None,
         unset="uploads-two is skipped",
         example="sscd.onnx",
+        min_length=1,
     )
 
     def check(self) -> None:
@@ -1137,9 +1142,11 @@ class ExperimentRequest(Request):
         from id2core.experiments import registry
 
         try:
-            registry.select(self.names)
+            chosen = registry.select(self.names)
         except ExperimentError as error:
             raise OptionError(str(error)) from error
+        if self.also and _TWO not in chosen:
+            raise OptionError(f"--also is for the experiment {_TWO}: name it, too, or leave --also out")
         checks.require_packages("experiments", "matplotlib")
         checks.require_evaluation_set(self.data)
         checks.require_writable(self.out)

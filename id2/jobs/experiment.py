@@ -17,7 +17,8 @@ from id2core import settings
 from id2core.encoders.embed_job import EmbedJob
 from id2core.encoders.embedding import EMBEDDINGS
 from id2core.encoders.hub import MINI
-from id2core.errors import ExperimentError
+from id2core.encoders.registry import identify
+from id2core.errors import ExperimentError, OptionError
 from id2core.experiments import evaluation_sets, oripid_bench, photo_bench, registry, results
 from id2core.experiments.evaluation_sets import DISTRACTORS, TEST, TRAIN, EvaluationSet
 from id2core.experiments.methods import PAPER_PASSES, Methods
@@ -41,10 +42,14 @@ def run(request: ExperimentRequest) -> ExperimentReport:
 
     Raises:
         ExperimentError: there is no such experiment, or the folder is not filled.
+        EncoderError: the second encoder cannot be loaded.
+        OptionError: the second encoder is the first.
     """
     names = registry.select(request.names)
     folder = Path(request.data)
     data = EvaluationSet.load(folder)
+    if request.also and (encoder_id := identify(request.also).encoder_id) == data.ids["encoder_id"]:
+        raise OptionError(f"--also is the encoder of {folder} itself ({encoder_id}): give another one")
     with recorded(storage.normalize(request.out), "experiment", request.model_dump()) as recorder:
         passes = request.passes or PAPER_PASSES
         methods = Methods(data, folder, passes, into_tally(), request.also)

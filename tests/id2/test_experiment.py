@@ -12,7 +12,8 @@ import id2
 from beam_jobs import embed
 from id2.jobs import experiment as job
 from id2core.encoders.embed_job import EmbedJob
-from id2core.errors import ExperimentError, OptionError
+from id2core.encoders.registry import identify
+from id2core.errors import EncoderError, ExperimentError, OptionError
 from id2core.experiments import closed_sets, embedders, evaluation_sets, open_sets, photo_bench, robustness
 from id2core.experiments.costs import Clock
 from id2core.experiments.evaluation_sets import EvaluationSet, Queries, RankedReferences
@@ -288,6 +289,21 @@ def test_wrong_names_and_folders_say_what_there_is(data: Path, tmp_path: Path) -
         id2.experiment(names=["t99"], data=str(data), out=str(tmp_path))
     with pytest.raises(ExperimentError, match="experiment data"):
         id2.experiment(names=["t3"], data=str(tmp_path), out=str(tmp_path / "out"))
+
+
+def test_a_second_encoder_is_looked_at_before_anything_is_measured(data: Path, tmp_path: Path) -> None:
+    bench = tmp_path / "bench"
+    own = {"encoder_id": identify("pdq").encoder_id}
+    write_embeddings(bench / "latents/test/embeddings", origins(4, 0), "test-", **own)
+    (bench / evaluation_sets.FACTS).write_text(json.dumps({"seen": "a", "unseen": ["b"]}))
+    for names, folder, also, error, reason in (
+        (["t3"], data, "pdq", OptionError, "--also is for the experiment uploads-two"),
+        (["t3", "uploads-two"], data, "nothing", EncoderError, "no encoder 'nothing'"),
+        (["uploads-two"], bench, "pdq", OptionError, "--also is the encoder of .*bench itself"),
+    ):
+        with pytest.raises(error, match=reason):
+            id2.experiment(names=names, data=str(folder), out=str(tmp_path / "out"), also=also)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_photo_has_two_roles_and_no_prompt_two_uses(photo_set: Path, tmp_path: Path) -> None:
