@@ -29,8 +29,8 @@ def show(check: CalibrationCheck, request: CheckCalibrationRequest) -> None:
     for verdict, rate in check.verdicts.items():
         if rate.measured is not None and rate.stated is not None:
             lines.append(
-                f"false-positive rate of {verdict}: {100 * rate.measured:.3g}% of {rate.queries} uploads "
-                f"without an origin, stated {100 * rate.stated:.3g}%"
+                f"false-positive rate of {verdict}: {console.percent(rate.measured)} of {rate.queries} "
+                f"uploads without an origin, stated {console.percent(rate.stated)}"
             )
     if check.accuracy is not None:
         lines.append(f"Acc {check.accuracy:.1%}")

@@ -137,6 +137,16 @@ def quiet_prefect() -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 
 
+def percent(share: float) -> str:
+    """Return a share in percent, to three digits; what no count could tell from nothing is 0."""
+    return f"{100 * share if share >= 1e-9 else 0:.3g}%"
+
+
+def interval(confidence: float, low: float, high: float) -> str:
+    """Return an interval of a rate in words."""
+    return f"{confidence:.0%} interval {percent(low)} to {percent(high)}"
+
+
 def echo_lines(lines: Iterable[str]) -> None:
     """Print lines on stderr as they are, however wide the terminal."""
     for line in lines:

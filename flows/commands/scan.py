@@ -116,8 +116,8 @@ def _joint_lines(summary: ScanSummary, joint: JointFacts) -> Iterator[str]:
     yield (
         f"{_verdict_counts(summary.verdicts)}; false-positive rate of a match over "
         f"{len(joint.channels)} channels "
-        f"{100 * rate.false_positive_rate:.3g}% by the rule {joint.rule} ({joint.confidence:.0%} interval "
-        f"{100 * rate.low:.3g} to {100 * rate.high:.3g}%), calibration {joint.calibration_id}"
+        f"{console.percent(rate.false_positive_rate)} by the rule {joint.rule} "
+        f"({console.interval(joint.confidence, rate.low, rate.high)}), calibration {joint.calibration_id}"
     )
     for name, verdicts in summary.channels.items():
         yield f"channel {name}: {_counts(verdicts)}"
@@ -138,7 +138,7 @@ def _verdict_line(verdicts: dict[str, int], calibration: CalibrationFacts) -> st
     if rate.false_positive_rate is None or rate.low is None or rate.high is None:
         return counts
     return (
-        f"{counts}; false-positive rate of a match {100 * rate.false_positive_rate:.3g}% "
-        f"({calibration.confidence:.0%} interval {100 * rate.low:.3g} to {100 * rate.high:.3g}%), "
+        f"{counts}; false-positive rate of a match {console.percent(rate.false_positive_rate)} "
+        f"({console.interval(calibration.confidence, rate.low, rate.high)}), "
         f"calibration {calibration.calibration_id} ({calibration.origin})"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flows.commands import console
 from id2core.store import storage
 from tests.commands import call
 from tests.conftest import wait_until
@@ -110,6 +111,11 @@ def test_what_went_wrong_is_said_in_a_line_and_in_the_exit_code(
     assert child.returncode == code and hint in " ".join(child.stderr.replace("│", " ").split()), child.stderr
     assert "Traceback" not in child.stderr and not child.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rate_that_is_none_but_for_rounding_is_shown_as_0() -> None:
+    assert console.interval(0.95, 2.7e-304, 0.03654) == "95% interval 0% to 3.65%"
+    assert [console.percent(share) for share in (1e-6, 0.02, 1)] == ["0.0001%", "2%", "100%"]
 
 
 def test_a_bug_and_a_mistake_are_shown_differently(
