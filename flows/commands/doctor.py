@@ -75,7 +75,7 @@ def _lines(report: DoctorReport) -> Iterator[str]:
         yield "runs are at work there: check again when they have ended"
     yield (
         f"{report.datasets} data sets, {report.files:,} files, {report.rows:,} rows: "
-        f"{len(report.findings) or 'no'} findings"
+        f"{len(report.findings) or 'no'} finding{'' if len(report.findings) == 1 else 's'}"
     )
 
 

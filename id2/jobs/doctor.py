@@ -56,5 +56,5 @@ def _opened(
             raise
         raise DatasetError(
             f"{out} has no summary.json, which says what was compared, and {error} If the corpora "
-            "are data sets elsewhere, run the same scan again"
+            "are data sets elsewhere, rename matches/ and run the same scan again"
         ) from error
