@@ -278,7 +278,10 @@ def _shard_of(transform: Transform, *, with_rows: bool) -> Shard | None:
     rows = None
     if with_rows:
         if cohort.crops is None or cohort.crops.shape[1] != crop_rows.ROW_BYTES:
-            raise TransformError(f"{transform.source} has a cohort for other views: train it anew")
+            raise TransformError(
+                f"{transform.source} has a cohort for the views of another version of this program: train it "
+                "anew, or search with --views none"
+            )
         rows = ViewedRows(cohort.crops, None)
     descriptors = cohort.descriptors.astype(np.float32)
     return shards.build(descriptors, pa.table({"image_id": names, "uri": names}), viewed=rows)

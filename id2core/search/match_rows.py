@@ -197,6 +197,8 @@ def make(
     check_stored(out, events, top_k, floor)
     if views and coded is None and views.load().has_rows:
         viewed_rows.check(references)
+    if views:
+        viewed_rows.warn_of_earlier_looks(queries)
     check_corpora(out, events, queries, references)
     span = span or scope.whole(queries)
     searched = scope.whole(references)
@@ -289,7 +291,8 @@ def check_views(out: str, events: Iterable[Event], views: str) -> None:
             raise DatasetError(
                 f"{out} keeps scores of {earlier}, this run asks for {asked}, whose scores are others: "
                 + (f"give --views {looks.NONE}, or " if event.views == looks.NONE else "")
-                + "write to another --out. Embeddings can be used again: --reference dataset:URI"
+                + "write to another --out. A scan can use the embeddings of references again: --reference "
+                "dataset:URI. Embed uploads again: this version may see more pictures inside of them"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +19,8 @@ from id2core.store.datasets import Dataset
 from id2core.transforms import crop_rows
 from id2core.transforms.crop_rows import CROPS, ROW_BYTES, Crop
 from id2core.transforms.reference_rows import MOVED_COLUMNS
+
+_log = logging.getLogger("id2")
 
 COLUMNS: Final = ("crops", "detail")
 
@@ -97,6 +100,20 @@ def check(references: Dataset) -> None:
         raise DatasetError(_without_rows(references.uri))
     if len(crops[0].as_py()) != ROW_BYTES:
         raise DatasetError(_other_rows(references.uri))
+
+
+def warn_of_earlier_looks(uploads: Dataset) -> None:
+    """Warn where an earlier version looked into the first uploads: its rules may see fewer frames."""
+    first = next((file for file in uploads.files if file.rows), None)
+    if first is None:
+        return
+    rows = uploads.row_group(first, 0, ["insets", "inset_information"])
+    if rows["insets"].null_count < rows["inset_information"].null_count:
+        _log.warning(
+            "%s has uploads that an earlier version embedded, which saw fewer frames: copies under a caption "
+            "may be missed. Embed them again into another --out to find these",
+            uploads.uri,
+        )
 
 
 def _without_rows(uri: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from PIL import Image, ImageOps
@@ -33,6 +34,7 @@ from id2core.transforms.linear import Transform
 from id2core.verdicts import calibration, judging
 from id2core.verdicts.calibration import Calibration
 from id2core.verdicts.normalization import Normalization
+from tests import latent_sets
 from tests.commands import as_json
 from tests.conftest import run_until
 from tests.drawing import draw_photos, scene
@@ -425,6 +427,21 @@ def test_a_photo_on_a_blank_page_is_judged_by_what_it_shows_itself(tmp_path: Pat
     assert set(zip(*(first[name].to_pylist() for name in ("view", "verdict")), strict=True)) == {
         ("inset", "match")
     }
+
+
+def test_uploads_that_an_earlier_version_looked_into_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = str(draw_photos(tmp_path / "photos", 3))
+    for name in ("now", "earlier"):
+        id2.embed(images=photos, out=str(tmp_path / name))
+    nobody = pa.nulls(3, pa.list_(schemas.INSET_INFORMATION))
+    latent_sets.with_columns(str(tmp_path / "earlier/embeddings"), {"inset_information": nobody})
+    for name in ("now", "earlier"):
+        caplog.clear()
+        given = {"reference": photos, "queries": f"dataset:{tmp_path / name}/embeddings"}
+        id2.scan(**given, out=str(tmp_path / f"scan-{name}"))
+        assert ("saw fewer frames" in caplog.text) == (name == "earlier")
 
 
 @pytest.mark.parametrize("least", [None, 0.5])
