@@ -280,7 +280,7 @@ class Calibration(BaseModel):
         if self.views == looks.NONE:
             mend = f"--views {looks.NONE}"
         elif asked != looks.NONE:
-            mend = "the file of W that it was made with"
+            mend = "the version and the file of W that it was made with"
         return f"calibrated for {own}, these scores are of {other}: give {mend}, or calibrate anew"
 
     def save(self, uri: str) -> None:
