@@ -3,7 +3,7 @@
 The inner picture costs one encoder call more, and only where a frame was seen. Frames are of five kinds:
 
 - *plain*: bars or a border of one color, or a post's chrome, which is lettering on paper of one color;
-- a *bar*: at one side alone, blank or lettered, such as a caption above: nearly all has exactly one tone;
+- a *bar*: at one side alone, blank or lettered, such as a caption above: at least half has one tone;
 - a *hairline*: a border of one color, one to three pixels thick, at all four sides;
 - *blurred*: as thick at one side as at the opposite one, without fine detail: an enlarged and blurred copy;
 - a *seam*: a straight cut across the whole picture, with or without a gap, between two pictures.
@@ -286,7 +286,7 @@ def _bar(rows: _Lines, columns: _Lines) -> tuple[_Band, _Band] | None:
 
 
 def _bar_rows(gray: Gray, shares: Shares) -> _Band:
-    """Return the first rows, up to the clearest line above which nearly all has exactly one tone."""
+    """Return the first rows, up to the clearest line above which at least half has one tone."""
     paper = np.median(gray[0])
     if (np.abs(gray[0] - paper) > _TOLERANCE).mean() > _STAINS:
         return _Band(0, 0)
