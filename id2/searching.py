@@ -148,11 +148,8 @@ class Searcher:
         """
         if matches is None:
             return
-        out = matches.uri
-        match_rows.check_layout(matches)
-        events = ledger.events(matches.commit, self.ids)
-        match_rows.check_views(out, events, looks.id_of(self.views))
-        match_rows.check_stored(out, events, self.settings.top_k, self.floor)
+        out, views = matches.uri, looks.id_of(self.views)
+        events = match_rows.events_to_follow(matches, self.ids, views, self.settings.top_k, self.floor)
         if events:
             held = references or self._embedded("reference", "references", out)
             asked = queries or self._embedded("queries", "uploads", out)

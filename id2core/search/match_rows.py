@@ -191,10 +191,7 @@ def make(
     if judge:
         judge.check_ids(ids | {looks.VIEWS: views_id})
     last = Dataset.find_own(out)
-    check_layout(last)
-    events = ledger.events(last.commit, ids) if last else []
-    check_views(out, events, views_id)
-    check_stored(out, events, top_k, floor)
+    events = events_to_follow(last, ids, views_id, top_k, floor)
     if views and coded is None and views.load().has_rows:
         viewed_rows.check(references)
     if views:
@@ -249,6 +246,29 @@ def _check_coded(index: str, coded: CodedReferences | None) -> None:
             f"index {index!r} needs its own codes of the references, which {held}: run id2 index --index "
             f"{index} with the --out that they are in"
         )
+
+
+def events_to_follow(
+    matches: Dataset | None, ids: Mapping[str, str], views: str, top_k: int, floor: float | None
+) -> list[Event]:
+    """Return the earlier searches of a data set of matches that a search goes on from.
+
+    Args:
+        matches: None where there is none yet.
+        ids: `schemas.ROW_IDS` of the search.
+        views: id of its views, or `looks.NONE`.
+        top_k, floor: as of `make`.
+
+    Raises:
+        DatasetError: they were under other views, stored fewer pairs than are asked for, or kept no ledger.
+    """
+    check_layout(matches)
+    if matches is None:
+        return []
+    events = ledger.events(matches.commit, ids)
+    check_views(matches.uri, events, views)
+    check_stored(matches.uri, events, top_k, floor)
+    return events
 
 
 def check_layout(matches: Dataset | None) -> None:
