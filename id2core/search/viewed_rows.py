@@ -23,6 +23,10 @@ from id2core.transforms.reference_rows import MOVED_COLUMNS
 _log = logging.getLogger("id2")
 
 COLUMNS: Final = ("crops", "detail")
+_MADE_ANEW: Final = (
+    "Make them from the stored latents: id2 reproject --out OUT --transform W --switch, "
+    "with the --out and the W that they are of. Or search with --views none"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +96,7 @@ def read(tables: Sequence[pa.Table], uri: str) -> ViewedRows:
 
 def check(references: Dataset) -> None:
     """Raise DatasetError where the first references have no rows, or others: `read` checks all of them."""
-    first = next((file for file in references.files if file.rows), None)
-    if first is None:
+    if (first := references.first_filled) is None:
         return
     crops = references.row_group(first, 0, ["crops"])["crops"]
     if crops.null_count:
@@ -104,11 +107,11 @@ def check(references: Dataset) -> None:
 
 def warn_of_earlier_looks(uploads: Dataset) -> None:
     """Warn where an earlier version looked into the first uploads: its rules may see fewer frames."""
-    first = next((file for file in uploads.files if file.rows), None)
-    if first is None:
+    if (first := uploads.first_filled) is None:
         return
-    rows = uploads.row_group(first, 0, ["insets", "inset_information"])
-    if rows["insets"].null_count < rows["inset_information"].null_count:
+    unknown = uploads.row_group(first, 0, ["inset_information"])["inset_information"].null_count
+    # Insets hold latents: they are read only where an earlier version may have looked, or nobody did.
+    if unknown and uploads.row_group(first, 0, ["insets"])["insets"].null_count < unknown:
         _log.warning(
             "%s has uploads that an earlier version embedded, which saw fewer frames: copies under a caption "
             "may be missed. Embed them again into another --out to find these",
@@ -125,12 +128,6 @@ def _without_rows(uri: str) -> str:
 
 def _other_rows(uri: str) -> str:
     return f"{uri} has rows for the views of another version of this program. {_MADE_ANEW}"
-
-
-_MADE_ANEW: Final = (
-    "Make them from the stored latents: id2 reproject --out OUT --transform W --switch, "
-    "with the --out and the W that they are of. Or search with --views none"
-)
 
 
 def _bytes(tables: Sequence[pa.Table], name: str) -> NDArray[np.uint8] | None:

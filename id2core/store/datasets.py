@@ -394,6 +394,11 @@ class Dataset:
         """Read vectors of a whole file into `out`, float[rows,m]; return other columns. See `read_file`."""
         return parquet.read_vectors(moves.folders(self.uri), record, column, out, beside)
 
+    @property
+    def first_filled(self) -> FileRecord | None:
+        """Return the first file that has rows; None where there is none."""
+        return next((file for file in self.files if file.rows), None)
+
     def row_group(self, record: FileRecord, index: int, columns: list[str] | None = None) -> pa.Table:
         """Read one row group of a file. Raises DatasetError when the file is gone or damaged."""
         return self._read(record, columns, index)

@@ -157,7 +157,7 @@ def plan(corpus: Dataset, place: str, transform: str, execution: Execution) -> R
     chosen.check_encoder(corpus.ids["encoder_id"])
     if not corpus.has_values("latent"):
         raise DatasetError(f"{corpus.uri} holds no latents: embed its images again")
-    if filled := next((file for file in corpus.files if file.rows), None):
+    if filled := corpus.first_filled:
         latents = parquet.schema_of(moves.folders(corpus.uri), filled).field("latent").type
         chosen.output_size(latents.list_size)
     ids = corpus.ids | {"transform_id": chosen.transform_id}
@@ -175,7 +175,7 @@ def lacks_rows(corpus: Dataset, transform: Transform) -> bool:
     Raises:
         DatasetError: a file is gone or damaged.
     """
-    filled = next((file for file in corpus.files if file.rows), None)
+    filled = corpus.first_filled
     if filled is None or not corpus.has_values("latent"):
         return False
     latents = parquet.schema_of(moves.folders(corpus.uri), filled).field("latent").type.list_size
