@@ -193,10 +193,9 @@ def bar(picture: Image.Image, rng: np.random.Generator, partner: Image.Image) ->
     width, height = picture.size
     across = rng.random() < 0.5
     pixels = max(1, round(_logarithmic(rng, *BAR) * (width if across else height)))
-    canvas = Image.new("RGB", (width + pixels * across, height + pixels * (not across)), _frame_color(rng))
-    first = pixels * (rng.random() < 0.5)
-    canvas.paste(picture, (first * across, first * (not across)))
-    return canvas
+    blank = Image.new("RGB", (pixels, height) if across else (width, pixels), _frame_color(rng))
+    pair = (blank, picture) if rng.random() < 0.5 else (picture, blank)
+    return upload_layers.joined(*pair, beside=across)
 
 
 @edit("caption")
@@ -258,16 +257,7 @@ def collage(picture: Image.Image, rng: np.random.Generator, partner: Image.Image
     gap = round(rng.uniform(0, 0.03) * min(picture.size)) if rng.random() < 0.6 else 0
     other = _fitted(partner, picture, beside)
     pair = (picture, other) if first else (other, picture)
-    if beside:
-        size = (sum(one.width for one in pair) + gap, picture.height)
-        second = (pair[0].width + gap, 0)
-    else:
-        size = (picture.width, sum(one.height for one in pair) + gap)
-        second = (0, pair[0].height + gap)
-    canvas = Image.new("RGB", size, _frame_color(rng))
-    canvas.paste(pair[0], (0, 0))
-    canvas.paste(pair[1], second)
-    return canvas
+    return upload_layers.joined(*pair, beside=beside, gap=gap, color=_frame_color(rng))
 
 
 def _fitted(partner: Image.Image, picture: Image.Image, beside: bool) -> Image.Image:

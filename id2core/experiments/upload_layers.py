@@ -243,10 +243,24 @@ def captioned(picture: Image.Image, share: float, rng: np.random.Generator) -> I
         font = _fitting(theme.font, text, size, strip.width * 0.94)
         place = (0.03 * strip.width, (line + 0.5) * strip.height / count)
         draw.text(place, text, fill=theme.ink, font=font, anchor="lm")
-    whole = Image.new("RGB", (picture.width, picture.height + strip.height))
-    above = rng.random() < 0.7
-    whole.paste(picture, (0, strip.height * above))
-    whole.paste(strip, (0, picture.height * (not above)))
+    return joined(*((strip, picture) if rng.random() < 0.7 else (picture, strip)))
+
+
+def joined(
+    first: Image.Image, second: Image.Image, *, beside: bool = False, gap: int = 0, color: Color = (0, 0, 0)
+) -> Image.Image:
+    """Put two pictures one above the other, or side by side.
+
+    Args:
+        first, second: RGB, of one width, or of one height where they are put side by side.
+        beside: whether they are.
+        gap: pixels between them.
+        color: of the gap.
+    """
+    place = (first.width + gap, 0) if beside else (0, first.height + gap)
+    whole = Image.new("RGB", (place[0] + second.width, place[1] + second.height), color)
+    whole.paste(first, (0, 0))
+    whole.paste(second, place)
     return whole
 
 
