@@ -287,12 +287,11 @@ def _bar(rows: _Lines, columns: _Lines) -> tuple[_Band, _Band] | None:
 
 def _bar_rows(gray: Gray, shares: Shares) -> _Band:
     """Return the first rows, up to the clearest line above which at least half has one tone."""
-    paper = np.median(gray[0])
-    if (np.abs(gray[0] - paper) > _TOLERANCE).mean() > _STAINS:
-        return _Band(0, 0)
-    height = len(gray)
+    paper, height = np.median(gray[0]), len(gray)
     places = np.arange(_BAR, int((1 - _LEAST_PICTURE) * height))
     places = places[shares[places] >= _BAR_LINE]
+    if not len(places) or (np.abs(gray[0] - paper) > _TOLERANCE).mean() > _STAINS:
+        return _Band(0, 0)
     off = np.abs(gray - paper)
     other, even = (off > _TOLERANCE).mean(axis=1), (off <= _BAR_TONES).mean(axis=1)
     before, paper_before = _sums(other), _sums(even)

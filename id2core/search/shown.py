@@ -44,12 +44,12 @@ def information(
         held = pc.list_flatten(insets)
         names = [LOOKS.index(name) for name in pc.struct_field(held, "view").to_pylist()]
         known = pc.struct_field(held, "information").to_numpy().astype(np.float32)
-        whole = table[owners, _WHOLE]
-        table[owners, names] = np.where(np.isnan(known), whole, known)
-        framed = np.unique(owners[np.isin(names, _SEEN)])
-        own = np.full_like(table, np.nan)
-        own[owners, names] = table[owners, names]
-        table[framed, _COVERED] = np.fmax.reduce(own[framed][:, _SEEN], axis=1)
+        shows = np.where(np.isnan(known), table[owners, _WHOLE], known)
+        table[owners, names] = shows
+        # What a frame leaves shows as much as the clearest picture inside of it.
+        seen = np.isin(names, _SEEN)
+        table[owners[seen], _COVERED] = np.nan
+        np.fmax.at(table[:, _COVERED], owners[seen], shows[seen])
     return np.asarray(table[rows, _looks_of(found_by)])
 
 
