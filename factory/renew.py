@@ -1,8 +1,10 @@
-"""State what ships beside an encoder for a new `preprocess_id`, where no latent that it was made of moves.
+"""State what ships beside an encoder for a new `preprocess_id` or new views, where no number of it changes.
 
 Run `python -m factory.renew --folder id2core/data/mini`. It is right only where the pictures that W, the
 background and the calibration were made of decode to the same pixels as before: a new recipe that obeys color
-profiles leaves files without one alone. Where a pixel moves, make them again (`factory.bundle`).
+profiles leaves files without one alone. Of the views, only the rules that find frames may differ, and they
+must find the same boxes in the uploads of the calibration. Where a pixel or a box moves, make them again
+(`factory.bundle`, `factory.views_bundle`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 
 from factory.bundle import FACTS, write_background
 from id2core.encoders.records import BUNDLED_RECORD, Record
+from id2core.search import looks
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import WEIGHTS, load_transform, save_half
@@ -59,13 +62,27 @@ def _renewed_background(folder: Path, background: str, latent_size: int, preproc
     return write_background(folder, ids, vectors, latent_size, names, rows, background)
 
 
+def renew_views(folder: Path) -> None:
+    """Name the views of this version in the calibration of all views and in W's facts."""
+    found = calibration.load(str(folder / FILE))
+    if found.views == looks.NONE:
+        return
+    made = looks.Views.of(load_transform(str(folder / WEIGHTS)), found.encoder_id).id
+    found.model_copy(update={"views": made}).save(str(folder / FILE))
+    facts = json.loads((folder / FACTS).read_text())
+    facts["views"]["id"] = made
+    (folder / FACTS).write_text(json.dumps(facts, indent=1))
+
+
 def main() -> None:
     """Renew a bundled encoder's folder, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="the encoder's folder")
     folder = parser.parse_args().folder
     record = Record.from_json((folder / BUNDLED_RECORD.name).read_bytes())
-    renew(folder, record.ids.preprocess_id)
+    if load_transform(str(folder / WEIGHTS)).metadata["preprocess_id"] != record.ids.preprocess_id:
+        renew(folder, record.ids.preprocess_id)
+    renew_views(folder)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 The inner picture costs one encoder call more, and only where a frame was seen. Frames are of five kinds:
 
 - *plain*: bars or a border of one color, or a post's chrome, which is lettering on paper of one color;
-- a *bar*: at one side alone, blank or lettered, such as a caption above: at least half has one tone;
+- a *bar*: at one side alone, blank or lettered, such as a caption above: at least half has one tone. A large
+  one with an object on it, such as a product on white, is one of two pictures;
 - a *hairline*: a border of one color, one to three pixels thick, at all four sides;
 - *blurred*: as thick at one side as at the opposite one, without fine detail: an enlarged and blurred copy;
 - a *seam*: a straight cut across the whole picture, with or without a gap, between two pictures.
@@ -33,7 +34,7 @@ Gray = NDArray[np.int16]
 Shares = NDArray[np.float64]
 
 # Name of the rules: change it whenever a change here can alter a box.
-FINDER: Final = "frames-v5"
+FINDER: Final = "frames-v6"
 # Boxes that `insets` finds.
 MOST_INSETS: Final = 2
 # Frames in frames that are removed, and seams: looks at an upload, one inside the other.
@@ -53,6 +54,8 @@ _HAIR: Final = 3
 # Bars at one side: pixels at least, and share of columns at the line. Share of other tones in the last row of
 # the bar and in all of it; least share of paper in it, within so many tones.
 _BAR, _BAR_LINE, _BAR_STAINS, _MOST_LETTERING, _BAR_PAPER, _BAR_TONES = 8, 0.6, 0.02, 0.3, 0.5, 2
+# Objects on bars: side of a filled square, in pixels and over the bar's thickness; how full it is.
+_STROKE, _STROKE_SHARE, _FILLED = 12, 0.1, 0.97
 # Blurred frames: share of columns at two opposite lines, where one pair and where two pairs were seen;
 # roughness of what is outside, in tones and over that inside.
 _ONE_PAIR, _TWO_PAIRS, _ROUGH, _ROUGH_RATIO = 0.28, 0.12, 1.3, 0.62
@@ -178,10 +181,8 @@ def insets(pixels: NDArray[np.uint8], depth: int = 0) -> tuple[Box, ...]:
         is_clear = depth == 0 or _is_even(*frame, gray)
     elif frame := _blurred(rows, columns):
         is_clear = depth == 0 or _has_clear_lines(*frame, gray)
-    elif frame := _bar(rows, columns):
-        is_clear = True
-    elif halves := _halves(rows, columns, only_clear=depth > 0):
-        return tuple(_box(*half, gray) for half in halves)
+    elif parts := _beside_bar(rows, columns) or _halves(rows, columns, only_clear=depth > 0):
+        return tuple(_box(*part, gray) for part in parts)
     elif frame := _hairline(gray):
         is_clear = True
     else:
@@ -270,19 +271,38 @@ def _hairline(gray: Gray) -> tuple[_Band, _Band] | None:
     return _Band(top, height - bottom), _Band(left, width - right)
 
 
-def _bar(rows: _Lines, columns: _Lines) -> tuple[_Band, _Band] | None:
-    """Return rows and columns beside a bar at one side alone, such as a caption above a picture."""
-    height, width = rows.gray.shape
-    above, below = _bar_rows(rows.gray, rows.shares), _bar_rows(rows.gray[::-1], rows.shares[::-1])
-    left, right = (
-        _bar_rows(columns.gray, columns.shares),
-        _bar_rows(columns.gray[::-1], columns.shares[::-1]),
-    )
-    clearest = max(above, below, left, right, key=_score)
-    if not clearest.score:
-        return None
-    down = _Band(above.stop * (clearest is above), height - below.stop * (clearest is below))
-    return down, _Band(left.stop * (clearest is left), width - right.stop * (clearest is right))
+def _beside_bar(rows: _Lines, columns: _Lines) -> tuple[tuple[_Band, _Band], ...]:
+    """Return rows and columns beside a bar at one side alone, such as a caption above a picture.
+
+    Where the bar is a picture, too, these are of both.
+    """
+    down, across = (max(_bars(lines), key=_score) for lines in (rows, columns))
+    is_down = down.score >= across.score
+    bar, gray = (down, rows.gray) if is_down else (across, columns.gray)
+    if not bar.score:
+        return ()
+    height, width = gray.shape
+    parts = [_Band(0, bar.start) if bar.start else _Band(bar.stop, height)]
+    if bar.stop - bar.start >= _MARGIN * height and _shows_object(gray[bar.start : bar.stop]):
+        parts.insert(bar.start > 0, bar)
+    whole = _Band(0, width)
+    return tuple((part, whole) if is_down else (whole, part) for part in parts)
+
+
+def _bars(lines: _Lines) -> tuple[_Band, _Band]:
+    """Return the bars above and below all other rows; their score is 0 where there is none."""
+    height = len(lines.gray)
+    above, below = (_bar_rows(lines.gray[::way], lines.shares[::way]) for way in (1, -1))
+    return above, _Band(height - below.stop, height, below.score)
+
+
+def _shows_object(bar: Gray) -> bool:
+    """Return whether a square in a bar is off its tone all over. Strokes of letters are narrower."""
+    side = min(max(_STROKE, int(_STROKE_SHARE * len(bar))), *bar.shape)
+    off = np.abs(bar - np.median(bar)) > _TOLERANCE
+    sums = np.pad(off.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    rows = sums[side:] - sums[:-side]
+    return bool((rows[:, side:] - rows[:, :-side]).max() >= _FILLED * side**2)
 
 
 def _bar_rows(gray: Gray, shares: Shares) -> _Band:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 
-from factory.renew import renew
+from factory.bundle import FACTS
+from factory.renew import renew, renew_views
 from id2core.store import schemas
 from id2core.store.datasets import Dataset
 from id2core.transforms.files import BUNDLED_FOLDER, WEIGHTS, load_transform
@@ -30,3 +32,14 @@ def test_a_renewed_bundle_has_the_new_id_everywhere_and_the_same_numbers(tmp_pat
     assert after.preprocess_id == "another-recipe"
     assert after.match == before.match and after.review == before.review
     assert after.normalization.background_id != before.normalization.background_id
+
+
+def test_a_calibration_is_renewed_for_the_views_of_this_version(tmp_path):
+    folder = tmp_path / "mini"
+    shutil.copytree(BUNDLED_FOLDER, folder)
+    shipped = calibration.load(str(folder / FILE))
+    shipped.model_copy(update={"views": "latent-of-another-version"}).save(str(folder / FILE))
+    renew_views(folder)
+
+    assert calibration.load(str(folder / FILE)) == shipped
+    assert json.loads((folder / FACTS).read_text())["views"]["id"] == shipped.views

@@ -113,6 +113,24 @@ def test_a_collage_has_two_insets() -> None:
         assert far(inset.pixels, plain) < 0.5 * far(upload.pixels, plain)
 
 
+@pytest.mark.parametrize("paper", ["white", "black"])
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("turn", [0, 90])
+def test_an_object_on_paper_beside_a_picture_is_a_picture(paper: str, is_first: bool, turn: int) -> None:
+    product = Image.new("RGB", (240, 320), paper)
+    ImageDraw.Draw(product).ellipse((70, 90, 170, 230), "#b03050")
+    pair = (product, scene(1, (240, 320))) if is_first else (scene(1, (240, 320)), product)
+    upload = Image.new("RGB", (480, 320))
+    for number, half in enumerate(pair):
+        upload.paste(half, (240 * number, 0))
+
+    first, second = views.insets(decoded(saved(upload.rotate(turn, expand=True))).pixels)
+    # A picture is turned to the left, so that its left half is below.
+    end, start = (second.top, first.bottom) if turn else (first.right, second.left)
+    assert abs(end - 0.5) < 3 / 256 and abs(start - 0.5) < 3 / 256
+    assert (first.left, first.top, second.right, second.bottom) == (0, 0, 1, 1)
+
+
 @pytest.mark.parametrize("gap", [0, 6])
 def test_a_dark_picture_beside_a_light_one_is_a_collage(gap: int) -> None:
     dark, light = (scene(seed, (240, 320)) for seed in (1, 2))
