@@ -30,6 +30,7 @@ def draw(rows: int, latent: int, seed: int = 0) -> dict[str, pa.Array]:
         "detail": pa.array(octets[rows:], _TYPES["detail"]),
         "insets": pa.array(insets, _TYPES["insets"]),
         "inset_information": pa.array(information, _TYPES["inset_information"]),
+        "finder": pa.array([None if row is None else "frames-v0" for row in insets]),
     }
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from id2core import defaults
-from id2core.encoders import images
+from id2core.encoders import images, views
 from id2core.encoders.images import Inset, Limits
 from id2core.encoders.information import BLANK
 from id2core.encoders.pictures import Picture, read_picture, reading_threads
@@ -201,6 +201,7 @@ class _RowGroup:
         }
         if counts:
             columns |= schemas.inset_columns(counts, facts, self._insets[: len(facts)])
+            columns["finder"] = [views.FINDER] * len(rows)
         schema = _schema(numbers)
         nulls = {f.name: pa.nulls(len(rows), f.type) for f in schema if f.name not in columns}
         return pa.RecordBatch.from_pydict(columns | nulls, schema=schema)

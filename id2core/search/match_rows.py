@@ -195,7 +195,7 @@ def make(
     if views and coded is None and views.load().has_rows:
         viewed_rows.check(references)
     if views:
-        viewed_rows.warn_of_earlier_looks(queries)
+        viewed_rows.warn_of_other_looks(queries)
     check_corpora(out, events, queries, references)
     span = span or scope.whole(queries)
     searched = scope.whole(references)

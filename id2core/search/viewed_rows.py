@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from id2core.encoders import views
 from id2core.errors import DatasetError
 from id2core.search.flat import FlatIndex
 from id2core.store import schemas
@@ -105,17 +106,23 @@ def check(references: Dataset) -> None:
         raise DatasetError(_other_rows(references.uri))
 
 
-def warn_of_earlier_looks(uploads: Dataset) -> None:
-    """Warn where an earlier version looked into the first uploads: its rules may see fewer frames."""
+def warn_of_other_looks(uploads: Dataset) -> None:
+    """Warn where another version looked into the first uploads: its rules may see other frames."""
     if (first := uploads.first_filled) is None:
         return
-    unknown = uploads.row_group(first, 0, ["inset_information"])["inset_information"].null_count
-    # Insets hold latents: they are read only where an earlier version may have looked, or nobody did.
+    finders = uploads.row_group(first, 0, ["finder"])["finder"]
+    others = sorted({*finders.drop_null().to_pylist()} - {views.FINDER})
+    unknown = finders.null_count
+    # Insets hold latents: they are read only where a version without `finder` may have looked, or nobody did.
     if unknown and uploads.row_group(first, 0, ["insets"])["insets"].null_count < unknown:
+        others.append("of an earlier version")
+    if others:
         _log.warning(
-            "%s has uploads that an earlier version embedded, which saw fewer frames: copies under a caption "
-            "may be missed. Embed them again into another --out to find these",
+            "%s has uploads in which frames were looked for by the rules %s. This version has %s, which may "
+            "find copies that are missed so: embed the uploads again into another --out",
             uploads.uri,
+            " and ".join(others),
+            views.FINDER,
         )
 
 

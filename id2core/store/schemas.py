@@ -80,6 +80,7 @@ VIEWS = (
     ("detail", pa.binary()),
     ("insets", pa.list_(INSET)),
     ("inset_information", pa.list_(INSET_INFORMATION)),
+    ("finder", pa.string()),
 )
 
 
@@ -93,7 +94,7 @@ def embeddings_schema(latent_size: int, descriptor_size: int) -> pa.Schema:
     """Schema of `embeddings/`: latents of n = `latent_size`, descriptors of m = `descriptor_size` numbers."""
     return table_schema(
         EMBEDDINGS,
-        5,
+        6,
         [
             ("image_id", pa.string()),
             ("uri", pa.string()),

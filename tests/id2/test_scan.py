@@ -429,19 +429,22 @@ def test_a_photo_on_a_blank_page_is_judged_by_what_it_shows_itself(tmp_path: Pat
     }
 
 
-def test_uploads_that_an_earlier_version_looked_into_are_named(
+def test_uploads_that_another_version_looked_into_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     photos = str(draw_photos(tmp_path / "photos", 3))
-    for name in ("now", "earlier"):
-        id2.embed(images=photos, out=str(tmp_path / name))
-    nobody = pa.nulls(3, pa.list_(schemas.INSET_INFORMATION))
-    latent_sets.with_columns(str(tmp_path / "earlier/embeddings"), {"inset_information": nobody})
-    for name in ("now", "earlier"):
+    finders = {"now": None, "earlier": pa.nulls(3, pa.string()), "other": pa.array(["frames-v5"] * 3)}
+    for name, finder in finders.items():
         caplog.clear()
+        id2.embed(images=photos, out=str(tmp_path / name))
+        if finder:
+            latent_sets.with_columns(f"{tmp_path}/{name}/embeddings", {"finder": finder})
         given = {"reference": photos, "queries": f"dataset:{tmp_path / name}/embeddings"}
         id2.scan(**given, out=str(tmp_path / f"scan-{name}"))
-        assert ("saw fewer frames" in caplog.text) == (name == "earlier")
+        rules = {"earlier": "by the rules of an earlier version.", "other": "by the rules frames-v5."}.get(
+            name
+        )
+        assert ("by the rules" in caplog.text) == bool(rules) and (rules or "") in caplog.text
 
 
 @pytest.mark.parametrize("least", [None, 0.5])
