@@ -144,16 +144,17 @@ class Searcher:
 
         Raises:
             DatasetError: the earlier searches were of other corpora, under other views, or stored fewer pairs
-                than are asked for.
+                than are asked for; or the references have no rows for these views.
         """
-        if matches is None:
-            return
-        out, views = matches.uri, looks.id_of(self.views)
-        events = match_rows.events_to_follow(matches, self.ids, views, self.settings.top_k, self.floor)
-        if events:
-            held = references or self._embedded("reference", "references", out)
-            asked = queries or self._embedded("queries", "uploads", out)
-            match_rows.check_corpora(out, events, asked, held)
+        views, top_k = looks.id_of(self.views), self.settings.top_k
+        events = match_rows.events_to_follow(matches, self.ids, views, top_k, self.floor) if matches else ()
+        held = references
+        if matches and events:
+            held = references or self._embedded("reference", "references", matches.uri)
+            asked = queries or self._embedded("queries", "uploads", matches.uri)
+            match_rows.check_corpora(matches.uri, events, asked, held)
+        if held:
+            match_rows.check_rows(held, self.views, self.settings.index)
 
     def _embedded(self, name: str, side: str, matches: str) -> Dataset:
         """Open a corpus that earlier runs have searched, whose pairs are in `matches`."""

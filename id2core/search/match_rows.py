@@ -192,8 +192,7 @@ def make(
         judge.check_ids(ids | {looks.VIEWS: views_id})
     last = Dataset.find_own(out)
     events = events_to_follow(last, ids, views_id, top_k, floor)
-    if views and coded is None and views.load().has_rows:
-        viewed_rows.check(references)
+    check_rows(references, views, index)
     if views:
         viewed_rows.warn_of_other_looks(queries)
     check_corpora(out, events, queries, references)
@@ -230,6 +229,12 @@ def make(
         views=views,
         depth=looks.RESCORED if views else 0,
     )
+
+
+def check_rows(references: Dataset, views: ViewPlan | None, index: str) -> None:
+    """Raise DatasetError where views of uploads need rows of references that these lack."""
+    if views and indexes.is_built_at_once(index) and views.load().has_rows:
+        viewed_rows.check(references)
 
 
 def _index_id(references: Dataset, index: str, coded: CodedReferences | None) -> str:

@@ -225,10 +225,11 @@ def test_the_w_in_use_fills_in_what_rows_lack(views: str, lacking: str, tmp_path
         (embedded,) = Dataset.open(f"{lacks}/embeddings").files
         latent_sets.with_columns(f"{lacks}/embeddings", {"crops": shorter})
         Path(lacks, "embeddings", embedded.name).unlink()
-    apart = ("run_id", "embedded_at", "insets", "inset_information")
+    apart = ("run_id", "embedded_at", "insets", "inset_information", "finder")
     assert rows_of(lacks, apart) != rows_of(whole, apart)
     with pytest.raises(DatasetError, match=f"{lacking}.*id2 reproject --out OUT --transform W --switch"):
         id2.scan(reference=f"dataset:{lacks}/embeddings", queries=photos, out=str(tmp_path / "scan"))
+    assert not (tmp_path / "scan/queries").exists()
     states = []
     for switch in (False, True, True):
         report = id2.reproject(out=lacks, transform="auto", switch=switch)
