@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,17 +11,20 @@ from dataclasses import dataclass
 from id2.requests import ReprojectRequest
 from id2.results import ReprojectedCorpus, ReprojectionState, ReprojectReport
 from id2.stages import stage
-from id2core.errors import DatasetError, RunInProgressError
+from id2core.errors import DatasetError, RunInProgressError, TransformError
 from id2core.reports import page
 from id2core.runs import erasure, leases, leftovers
 from id2core.runs.execution import Execution
 from id2core.runs.records import at_work, recorded
+from id2core.search.looks import Views
 from id2core.store import moves, schemas, storage
 from id2core.store.datasets import Dataset
 from id2core.transforms import reprojection
 from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 from id2core.transforms.reprojection import Reprojection
+
+_log = logging.getLogger("id2")
 
 
 def run(request: ReprojectRequest) -> ReprojectReport:
@@ -63,13 +67,16 @@ class _Job:
 
     @functools.cached_property
     def _transform(self) -> Transform:
-        encoder_id = next(iter(self._corpora().values())).ids["encoder_id"]
-        return load_transform(self.request.transform, encoder_id)
+        return load_transform(self.request.transform, self._encoder_id)
 
     @property
     def transform_id(self) -> str:
         """The id of the W that was asked for."""
         return self._transform.transform_id
+
+    @property
+    def _encoder_id(self) -> str:
+        return next(iter(self._corpora().values())).ids["encoder_id"]
 
     def _corpora(self) -> dict[str, Dataset]:
         """Return the embeddings below the `--out` by the name of their corpus."""
@@ -93,6 +100,10 @@ class _Job:
         """Refuse a W or a corpus that does not fit; a drop asks for no more than their ids."""
         if not (self.transform_id and self.request.drop):
             self.plan(Execution.begin())
+            try:
+                Views.of(self._transform, self._encoder_id)
+            except TransformError as error:  # whole uploads can be compared with this W all the same
+                _log.warning("%s", error)
 
     def plan(self, execution: Execution) -> dict[str, Reprojection]:
         """Plan the work for each corpus that has other descriptors, or lacks crops and detail."""

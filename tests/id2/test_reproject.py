@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from id2core.runs import checkup, records
 from id2core.runs.execution import Execution
 from id2core.search import shards
 from id2core.store.datasets import Dataset
+from id2core.transforms.files import load_transform
 from id2core.transforms.linear import Transform
 from id2core.verdicts.normalization import Normalization
 from tests import latent_sets
@@ -237,3 +239,17 @@ def test_the_w_in_use_fills_in_what_rows_lack(views: str, lacking: str, tmp_path
     assert states == [(3, "beside"), (0, "in use"), (0, "in use")]
     assert rows_of(lacks, apart) == rows_of(whole, apart)
     assert not checkup.check(lacks).findings
+
+
+def test_a_w_for_the_views_of_another_version_is_named_before_the_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw_photos(tmp_path / "in", 2)
+    id2.embed(images=str(tmp_path / "in"), out=str(tmp_path / "out"))
+    shipped = load_transform("auto", load_encoder("mini").encoder_id)
+    assert shipped.cohort and shipped.cohort.crops is not None
+    earlier = replace(shipped.cohort, crops=np.ascontiguousarray(shipped.cohort.crops[:, 64:]))
+    replace(shipped, cohort=earlier).save(tmp_path / "w.safetensors")
+
+    id2.reproject(out=str(tmp_path / "out"), transform=str(tmp_path / "w.safetensors"))
+    assert "has a cohort for the views of another version" in caplog.text
