@@ -74,7 +74,8 @@ CREATE OR REPLACE EXTERNAL TABLE id2.query_embeddings (
   information FLOAT64,
   c2pa_state STRING,
   generator STRING,
-  digital_source_type STRING
+  digital_source_type STRING,
+  finder STRING
 )
 OPTIONS (
   format = 'PARQUET',
@@ -141,7 +142,8 @@ CREATE OR REPLACE EXTERNAL TABLE id2.reference_embeddings (
   information FLOAT64,
   c2pa_state STRING,
   generator STRING,
-  digital_source_type STRING
+  digital_source_type STRING,
+  finder STRING
 )
 OPTIONS (
   format = 'PARQUET',
@@ -192,7 +194,8 @@ SELECT
   CAST(NULL AS FLOAT64) AS information,
   CAST(NULL AS STRING) AS c2pa_state,
   CAST(NULL AS STRING) AS generator,
-  CAST(NULL AS STRING) AS digital_source_type
+  CAST(NULL AS STRING) AS digital_source_type,
+  CAST(NULL AS STRING) AS finder
 FROM UNNEST([1]) AS nothing
 WHERE FALSE;
 -- CREATE OR REPLACE EXTERNAL TABLE id2.channel_query_embeddings (
@@ -211,7 +214,8 @@ WHERE FALSE;
 --   information FLOAT64,
 --   c2pa_state STRING,
 --   generator STRING,
---   digital_source_type STRING
+--   digital_source_type STRING,
+--   finder STRING
 -- )
 -- OPTIONS (
 --   format = 'PARQUET',
@@ -235,7 +239,8 @@ SELECT
   CAST(NULL AS FLOAT64) AS information,
   CAST(NULL AS STRING) AS c2pa_state,
   CAST(NULL AS STRING) AS generator,
-  CAST(NULL AS STRING) AS digital_source_type
+  CAST(NULL AS STRING) AS digital_source_type,
+  CAST(NULL AS STRING) AS finder
 FROM UNNEST([1]) AS nothing
 WHERE FALSE;
 -- CREATE OR REPLACE EXTERNAL TABLE id2.channel_reference_embeddings (
@@ -254,7 +259,8 @@ WHERE FALSE;
 --   information FLOAT64,
 --   c2pa_state STRING,
 --   generator STRING,
---   digital_source_type STRING
+--   digital_source_type STRING,
+--   finder STRING
 -- )
 -- OPTIONS (
 --   format = 'PARQUET',

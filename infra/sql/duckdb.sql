@@ -125,7 +125,8 @@ SELECT
   information,
   c2pa_state,
   generator,
-  digital_source_type
+  digital_source_type,
+  finder
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS image_id,
@@ -143,7 +144,8 @@ FROM (
   CAST(NULL AS FLOAT) AS information,
   CAST(NULL AS VARCHAR) AS c2pa_state,
   CAST(NULL AS VARCHAR) AS generator,
-  CAST(NULL AS VARCHAR) AS digital_source_type
+  CAST(NULL AS VARCHAR) AS digital_source_type,
+  CAST(NULL AS VARCHAR) AS finder
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(
@@ -251,7 +253,8 @@ SELECT
   information,
   c2pa_state,
   generator,
-  digital_source_type
+  digital_source_type,
+  finder
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS image_id,
@@ -269,7 +272,8 @@ FROM (
   CAST(NULL AS FLOAT) AS information,
   CAST(NULL AS VARCHAR) AS c2pa_state,
   CAST(NULL AS VARCHAR) AS generator,
-  CAST(NULL AS VARCHAR) AS digital_source_type
+  CAST(NULL AS VARCHAR) AS digital_source_type,
+  CAST(NULL AS VARCHAR) AS finder
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(
@@ -345,7 +349,8 @@ SELECT
   information,
   c2pa_state,
   generator,
-  digital_source_type
+  digital_source_type,
+  finder
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS image_id,
@@ -363,7 +368,8 @@ FROM (
   CAST(NULL AS FLOAT) AS information,
   CAST(NULL AS VARCHAR) AS c2pa_state,
   CAST(NULL AS VARCHAR) AS generator,
-  CAST(NULL AS VARCHAR) AS digital_source_type
+  CAST(NULL AS VARCHAR) AS digital_source_type,
+  CAST(NULL AS VARCHAR) AS finder
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(
@@ -389,7 +395,8 @@ SELECT
   information,
   c2pa_state,
   generator,
-  digital_source_type
+  digital_source_type,
+  finder
 FROM (
   SELECT
   CAST(NULL AS VARCHAR) AS image_id,
@@ -407,7 +414,8 @@ FROM (
   CAST(NULL AS FLOAT) AS information,
   CAST(NULL AS VARCHAR) AS c2pa_state,
   CAST(NULL AS VARCHAR) AS generator,
-  CAST(NULL AS VARCHAR) AS digital_source_type
+  CAST(NULL AS VARCHAR) AS digital_source_type,
+  CAST(NULL AS VARCHAR) AS finder
   WHERE FALSE
   UNION ALL BY NAME
   SELECT * FROM read_parquet(
