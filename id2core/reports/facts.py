@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -242,6 +243,20 @@ class ScanSummary(ScanFacts):
         """Return the hash of all the rest, of what was `read` without fields that its version lacked."""
         rest = self.model_dump_json(by_alias=True, exclude={"checksum"}, exclude_unset=read)
         return hashlib.sha256(rest.encode()).hexdigest()
+
+    def found_at(self, out: str) -> ScanSummary:
+        """Return the summary of the same scan in a folder that was moved or copied to `out`."""
+        before = f"{self.config.out}/"
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: moved(one) for key, one in value.items()}
+            is_inside = isinstance(value, str) and value.startswith(before)
+            return f"{out}/{value.removeprefix(before)}" if is_inside else value
+
+        inputs = Places.model_validate(moved(self.inputs.model_dump()))
+        config = self.config.model_copy(update={"out": out})
+        return self.model_copy(update={"inputs": inputs, "config": config})
 
     @property
     def with_truth(self) -> bool:

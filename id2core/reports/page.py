@@ -51,9 +51,12 @@ def save_report(inputs: ReportInputs, summary: ScanSummary, out: str, max_pairs:
 
 
 def read_summary(out: str) -> ScanSummary | None:
-    """Read the summary of a finished scan; None where there is none, a damaged one, or an older program's."""
+    """Read the summary of a finished scan; None where there is none, a damaged one, or an older program's.
+
+    Its places are those below `out`, also where the folder was moved or copied since.
+    """
     summary = strict_json.read_derived(storage.join(out, SUMMARY), ScanSummary)
-    return summary if summary and summary.is_whole else None
+    return summary.found_at(out) if summary and summary.is_whole else None
 
 
 def corpora_elsewhere(out: str) -> list[str]:

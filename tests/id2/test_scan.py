@@ -272,6 +272,20 @@ def test_the_report_follows_what_changed(pictures: Path, tiny_vae: str, tmp_path
     assert scan(**given)["counts"]["query_rejects"] == first["counts"]["query_rejects"] + 1
 
 
+def test_a_folder_that_was_copied_is_read_where_it_is(tmp_path: Path) -> None:
+    photos, out, copy = str(draw_photos(tmp_path / "photos", 3)), tmp_path / "out", str(tmp_path / "copy")
+    id2.scan(reference=photos, queries=photos, encoder="pdq", transform="none", out=str(out))
+    rows = id2.matches(str(out))
+    shutil.copytree(out, copy)
+    shutil.rmtree(out)
+
+    assert rows.num_rows and id2.matches(copy).equals(rows)
+    summary = id2.report(out=copy)
+    places = [summary.config.out, summary.inputs.matches, summary.inputs.query_embeddings]
+    assert places == [copy, f"{copy}/matches", f"{copy}/queries/embeddings"]
+    assert not id2.doctor(out=copy).findings
+
+
 def test_one_run_id_joins_matches_runs_rejects_and_summary(
     pictures: Path, tiny_vae: str, tmp_path: Path
 ) -> None:
