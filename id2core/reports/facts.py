@@ -173,7 +173,8 @@ class ScanSummary(ScanFacts):
         scanned_at: time of the search, ISO 8601, UTC.
         counts: pictures, files and pairs.
         rejects: side → reason → how many; a side of a further channel has the channel's name before it.
-        verdicts: verdict → queries; empty where nothing was judged.
+        verdicts: verdict → queries; empty where nothing was judged. A query without a stored pair has `none`,
+            but in the summary of a night.
         verdict_reasons: reason of a verdict → queries, where it is not the score.
         views: view under which a query scored best → queries.
         channels: where there are several, channel → verdict → queries, of their best reference there.

@@ -47,10 +47,15 @@ def summarize(inputs: ReportInputs) -> ScanSummary:
             matches=best.rows,
         ),
         rejects=rejects,
-        verdicts=best.verdicts_of(*SERIES),
+        verdicts=_with_unstored(best.verdicts_of(*SERIES), inputs, max(c.rows for c in inputs.query_corpora)),
         verdict_reasons=dict(best.reasons),
         views=dict(best.views.most_common()),
-        channels=best.verdicts_by_channel(),
+        channels={
+            name: _with_unstored(counts, inputs, corpus.rows)
+            for (name, counts), corpus in zip(
+                best.verdicts_by_channel().items(), inputs.query_corpora, strict=False
+            )
+        },
         scores_are=best.column,
         **{key: reference.ids.get(key) for key in schemas.ROW_IDS},
         index_id=best.index_id,
@@ -141,6 +146,18 @@ class _Rank1Stats:
     def of(self, name: str) -> NDArray[np.float32]:
         """Return the rank-1 scores of one of SERIES, or of `all`."""
         return self.scores if name == "all" else self.scores[self.series == SERIES.index(name)]
+
+
+def _with_unstored(counts: dict[str, int], inputs: ReportInputs, queries: int) -> dict[str, int]:
+    """Return verdict → queries, with `none` for queries of which no pair was stored.
+
+    A night counts its own pairs alone: it compares some queries with all references, others with new ones.
+    """
+    if inputs.only_run or not (inputs.run.calibration or inputs.run.joint):
+        return counts
+    judged = {verdict.value: counts.get(verdict, 0) for verdict in Verdict}
+    judged[Verdict.NONE] += max(queries - sum(judged.values()), 0)
+    return judged
 
 
 def _measures(inputs: ReportInputs, best: _Rank1Stats) -> dict[str, Any]:

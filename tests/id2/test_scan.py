@@ -461,6 +461,22 @@ def test_uploads_that_another_version_looked_into_are_named(
         assert ("by the rules" in caplog.text) == bool(rules) and (rules or "") in caplog.text
 
 
+def test_an_upload_of_which_no_pair_is_stored_counts_as_none(tmp_path: Path) -> None:
+    references, uploads = (str(tmp_path / name) for name in ("references", "uploads"))
+    draw_photos(Path(references), 3)
+    draw_photos(Path(uploads), 1)
+    draw_photos(Path(uploads), 2, first_seed=50)
+    encoder = load_encoder("pdq")
+    ids = {"encoder_id": encoder.encoder_id, "preprocess_id": encoder.preprocess.preprocess_id}
+    calibrated(ids | {"transform_id": "identity"}, 0.9).save(str(tmp_path / "calibration.json"))
+    given = {"reference": references, "queries": uploads, "encoder": "pdq", "transform": "none"}
+
+    id2.scan(**given, calibration=f"{tmp_path}/calibration.json", out=str(tmp_path / "out"))
+    summary = id2.report(out=str(tmp_path / "out"))
+    assert summary.counts.queries == 3 and summary.counts.queries_with_match == 1
+    assert summary.verdicts == {"match": 1, "review": 0, "none": 2}
+
+
 @pytest.mark.parametrize("least", [None, 0.5])
 def test_pictures_without_content_match_none(least: float | None, tmp_path: Path) -> None:
     references = draw_without_content(tmp_path / "references", [20, 200])
