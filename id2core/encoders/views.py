@@ -3,7 +3,7 @@
 The inner picture costs one encoder call more, and only where a frame was seen. Frames are of five kinds:
 
 - *plain*: bars or a border of one color, or a post's chrome, which is lettering on paper of one color;
-- a *bar*: at one side alone, blank or lettered, such as a caption above: at least half has one tone. A large
+- a *bar*: at one side alone, blank or lettered, such as a caption above: at least half has one tone. A thick
   one with an object on it, such as a product on white, is one of two pictures;
 - a *hairline*: a border of one color, one to three pixels thick, at all four sides;
 - *blurred*: as thick at one side as at the opposite one, without fine detail: an enlarged and blurred copy;
@@ -54,8 +54,9 @@ _HAIR: Final = 3
 # Bars at one side: pixels at least, and share of columns at the line. Share of other tones in the last row of
 # the bar and in all of it; least share of paper in it, within so many tones.
 _BAR, _BAR_LINE, _BAR_STAINS, _MOST_LETTERING, _BAR_PAPER, _BAR_TONES = 8, 0.6, 0.02, 0.3, 0.5, 2
-# Objects on bars: side of a filled square, in pixels and over the bar's thickness; how full it is.
-_STROKE, _STROKE_SHARE, _FILLED = 12, 0.1, 0.97
+# Objects on bars: least thickness of a bar, of a side, which captions seldom have; side of a filled square,
+# over that thickness, which strokes of letters seldom have; how full it is.
+_HALF, _STROKE, _FILLED = 0.35, 0.12, 0.97
 # Blurred frames: share of columns at two opposite lines, where one pair and where two pairs were seen;
 # roughness of what is outside, in tones and over that inside.
 _ONE_PAIR, _TWO_PAIRS, _ROUGH, _ROUGH_RATIO = 0.28, 0.12, 1.3, 0.62
@@ -181,7 +182,7 @@ def insets(pixels: NDArray[np.uint8], depth: int = 0) -> tuple[Box, ...]:
         is_clear = depth == 0 or _is_even(*frame, gray)
     elif frame := _blurred(rows, columns):
         is_clear = depth == 0 or _has_clear_lines(*frame, gray)
-    elif parts := _beside_bar(rows, columns) or _halves(rows, columns, only_clear=depth > 0):
+    elif parts := _beside_bar(rows, columns, depth) or _halves(rows, columns, only_clear=depth > 0):
         return tuple(_box(*part, gray) for part in parts)
     elif frame := _hairline(gray):
         is_clear = True
@@ -271,10 +272,10 @@ def _hairline(gray: Gray) -> tuple[_Band, _Band] | None:
     return _Band(top, height - bottom), _Band(left, width - right)
 
 
-def _beside_bar(rows: _Lines, columns: _Lines) -> tuple[tuple[_Band, _Band], ...]:
+def _beside_bar(rows: _Lines, columns: _Lines, depth: int) -> tuple[tuple[_Band, _Band], ...]:
     """Return rows and columns beside a bar at one side alone, such as a caption above a picture.
 
-    Where the bar is a picture, too, these are of both.
+    Where the bar is a picture, too, these are of both; never inside a frame, where a mistake loses a picture.
     """
     down, across = (max(_bars(lines), key=_score) for lines in (rows, columns))
     is_down = down.score >= across.score
@@ -283,7 +284,8 @@ def _beside_bar(rows: _Lines, columns: _Lines) -> tuple[tuple[_Band, _Band], ...
         return ()
     height, width = gray.shape
     parts = [_Band(0, bar.start) if bar.start else _Band(bar.stop, height)]
-    if bar.stop - bar.start >= _MARGIN * height and _shows_object(gray[bar.start : bar.stop]):
+    is_half = depth == 0 and bar.stop - bar.start >= _HALF * height
+    if is_half and _shows_object(gray[bar.start : bar.stop]):
         parts.insert(bar.start > 0, bar)
     whole = _Band(0, width)
     return tuple((part, whole) if is_down else (whole, part) for part in parts)
@@ -298,7 +300,7 @@ def _bars(lines: _Lines) -> tuple[_Band, _Band]:
 
 def _shows_object(bar: Gray) -> bool:
     """Return whether a square in a bar is off its tone all over. Strokes of letters are narrower."""
-    side = min(max(_STROKE, int(_STROKE_SHARE * len(bar))), *bar.shape)
+    side = min(int(_STROKE * len(bar)), *bar.shape)
     off = np.abs(bar - np.median(bar)) > _TOLERANCE
     sums = np.pad(off.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     rows = sums[side:] - sums[:-side]

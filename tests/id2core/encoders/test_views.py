@@ -131,6 +131,18 @@ def test_an_object_on_paper_beside_a_picture_is_a_picture(paper: str, is_first: 
     assert (first.left, first.top, second.right, second.bottom) == (0, 0, 1, 1)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_caption_with_an_emoji_leaves_both_pictures_of_a_collage(share: float) -> None:
+    pair = collage(3, 4)
+    bar = round(share * pair.height)
+    upload = ImageOps.expand(pair, (0, bar, 0, 0), "white")
+    ImageDraw.Draw(upload).ellipse((300, bar // 6, 300 + bar * 2 // 3, bar * 5 // 6), "#ffcc33")
+
+    first, second = decoded(saved(upload, 95)).insets
+    assert min(first.box.top, second.box.top) > bar / upload.height - 0.01
+    assert first.box.right < 0.5 < second.box.left
+
+
 @pytest.mark.parametrize("gap", [0, 6])
 def test_a_dark_picture_beside_a_light_one_is_a_collage(gap: int) -> None:
     dark, light = (scene(seed, (240, 320)) for seed in (1, 2))
