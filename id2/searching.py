@@ -148,23 +148,27 @@ class Searcher:
         """
         views, top_k = looks.id_of(self.views), self.settings.top_k
         events = match_rows.events_to_follow(matches, self.ids, views, top_k, self.floor) if matches else ()
-        held = references
+        held = references or self._embedded("reference")
         if matches and events:
-            held = references or self._embedded("reference", "references", matches.uri)
-            asked = queries or self._embedded("queries", "uploads", matches.uri)
+            asked = queries or self._embedded("queries")
+            if held is None or asked is None:
+                side = "uploads" if held else "references"
+                raise DatasetError(
+                    f"{matches.uri} keeps matches of other {side} than those in {self._folder}, where none "
+                    "are embedded: give them as before, or scan into another --out"
+                )
             match_rows.check_corpora(matches.uri, events, asked, held)
-        if held:
+        if held and held.ids.items() >= self.ids.items():  # others are refused when they are embedded
             match_rows.check_rows(held, self.views, self.settings.index)
 
-    def _embedded(self, name: str, side: str, matches: str) -> Dataset:
-        """Open a corpus that earlier runs have searched, whose pairs are in `matches`."""
-        uri = storage.join(self.place or self.out, name, EMBEDDINGS)
-        if (dataset := Dataset.find_own(uri)) is None:
-            raise DatasetError(
-                f"{matches} keeps matches of other {side} than those in {uri}, where none are embedded: give "
-                "them as before, or scan into another --out"
-            )
-        return dataset
+    @property
+    def _folder(self) -> str:
+        """Where the corpora of the channel are embedded."""
+        return self.place or self.out
+
+    def _embedded(self, name: str) -> Dataset | None:
+        """Open a corpus that earlier runs have embedded; None where there is none."""
+        return Dataset.find_own(storage.join(self._folder, name, EMBEDDINGS))
 
     def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> PlannedJudge:
         """Return the judge of the matches, with the search of the background that it waits for, if any."""
@@ -192,7 +196,7 @@ class Searcher:
         """Return the judge that looks uploads up in a background; some may be unknown there yet."""
         if calibration.normalization is None:
             raise ValueError("a calibration without normalization has no background")
-        out = storage.join(self.place or self.out, "queries", background_rows.BACKGROUNDS)
+        out = storage.join(self._folder, "queries", background_rows.BACKGROUNDS)
         k = calibration.normalization.k
         plan = self._sized(background_rows.make(background, queries, out, recorder.execution, k, self.views))
         planned = PlannedJudge(self._judge_of(Judge(calibration, Backgrounds.before(plan))), plan)

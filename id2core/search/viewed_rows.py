@@ -107,19 +107,22 @@ def check(references: Dataset) -> None:
 
 
 def warn_of_other_looks(uploads: Dataset) -> None:
-    """Warn where another version looked into the first uploads: its rules may see other frames."""
-    if (first := uploads.first_filled) is None:
+    """Warn where another version, or nobody, looked for frames in the earliest uploads."""
+    filled = [file for file in uploads.files if file.rows]
+    if not filled:
         return
-    finders = uploads.row_group(first, 0, ["finder"])["finder"]
-    others = sorted({*finders.drop_null().to_pylist()} - {views.FINDER})
-    unknown = finders.null_count
+    earliest = min(filled, key=lambda file: file.segments)
+    finders = uploads.row_group(earliest, 0, ["finder"])["finder"]
+    others = [f"the rules {name}" for name in sorted({*finders.drop_null().to_pylist()} - {views.FINDER})]
     # Insets hold latents: they are read only where a version without `finder` may have looked, or nobody did.
-    if unknown and uploads.row_group(first, 0, ["insets"])["insets"].null_count < unknown:
-        others.append("of an earlier version")
+    if finders.null_count:
+        unlooked = uploads.row_group(earliest, 0, ["insets"])["insets"].null_count
+        others += ["the rules of an earlier version"] * (unlooked < finders.null_count)
+        others += ["no rules (--views none)"] * (unlooked > 0)
     if others:
         _log.warning(
-            "%s has uploads in which frames were looked for by the rules %s. This version has %s, which may "
-            "find copies that are missed so: embed the uploads again into another --out",
+            "%s has uploads in which frames and collages were looked for by %s. This version has the rules "
+            "%s, which may find copies that are missed so: embed the uploads again into another --out",
             uploads.uri,
             " and ".join(others),
             views.FINDER,

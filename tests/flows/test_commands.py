@@ -38,7 +38,7 @@ def test_the_demo_finds_its_origins_and_says_where_the_report_is(
     report = Path(child.stdout.strip())
     assert report == tmp_path / "demo/report.html" and report.stat().st_size > 100_000
     commits = [uri for uri in reads if uri.endswith("_SUCCESS")]
-    assert 5 <= len(commits) <= 18, commits
+    assert 5 <= len(commits) <= 19, commits
     again = call("demo", "--out", tmp_path / "demo", "--json")
     summary = json.loads(again.stdout)
     assert summary["counts"]["references"] == 200 and summary["counts"]["queries"] == 260

@@ -232,6 +232,11 @@ def test_the_w_in_use_fills_in_what_rows_lack(views: str, lacking: str, tmp_path
     with pytest.raises(DatasetError, match=f"{lacking}.*id2 reproject --out OUT --transform W --switch"):
         id2.scan(reference=f"dataset:{lacks}/embeddings", queries=photos, out=str(tmp_path / "scan"))
     assert not (tmp_path / "scan/queries").exists()
+    Path(tmp_path, "again/reference").parent.mkdir()
+    Path(tmp_path, "again/reference").symlink_to(lacks)
+    with pytest.raises(DatasetError, match=lacking):  # embedded there before anything was searched
+        id2.scan(reference=photos, queries=photos, out=str(tmp_path / "again"))
+    assert not (tmp_path / "again/queries").exists()
     states = []
     for switch in (False, True, True):
         report = id2.reproject(out=lacks, transform="auto", switch=switch)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -21,6 +22,7 @@ from flows.commands.scan import summary_lines
 from id2 import searching
 from id2.requests import ScanRequest
 from id2core.encoders.registry import load_encoder
+from id2core.encoders.views import FINDER
 from id2core.errors import CalibrationError, DatasetError, OptionError, StorageError, TruthError
 from id2core.runs import records
 from id2core.runs.execution import Execution
@@ -443,22 +445,23 @@ def test_a_photo_on_a_blank_page_is_judged_by_what_it_shows_itself(tmp_path: Pat
     }
 
 
-def test_uploads_that_another_version_looked_into_are_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("views", "finder", "warning"),
+    [
+        ("auto", FINDER, None),
+        ("auto", "frames-v5", "by the rules frames-v5."),
+        ("auto", None, "by the rules of an earlier version."),
+        ("none", None, "by no rules (--views none)."),
+    ],
+)
+def test_uploads_that_other_rules_looked_into_are_named(
+    views: str, finder: str | None, warning: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    photos = str(draw_photos(tmp_path / "photos", 3))
-    finders = {"now": None, "earlier": pa.nulls(3, pa.string()), "other": pa.array(["frames-v5"] * 3)}
-    for name, finder in finders.items():
-        caplog.clear()
-        id2.embed(images=photos, out=str(tmp_path / name))
-        if finder:
-            latent_sets.with_columns(f"{tmp_path}/{name}/embeddings", {"finder": finder})
-        given = {"reference": photos, "queries": f"dataset:{tmp_path / name}/embeddings"}
-        id2.scan(**given, out=str(tmp_path / f"scan-{name}"))
-        rules = {"earlier": "by the rules of an earlier version.", "other": "by the rules frames-v5."}.get(
-            name
-        )
-        assert ("by the rules" in caplog.text) == bool(rules) and (rules or "") in caplog.text
+    photos, embeddings = str(draw_photos(tmp_path / "photos", 3)), f"{tmp_path}/uploads/embeddings"
+    id2.embed(images=photos, out=str(tmp_path / "uploads"), views=views)
+    latent_sets.with_columns(embeddings, {"finder": pa.array([finder] * 3, pa.string())})
+    id2.scan(reference=photos, queries=f"dataset:{embeddings}", out=str(tmp_path / "out"))
+    assert re.findall(r"looked for (by .*?\.)", caplog.text) == ([warning] if warning else [])
 
 
 def test_an_upload_of_which_no_pair_is_stored_counts_as_none(tmp_path: Path) -> None:
