@@ -210,7 +210,7 @@ class Views:
         facts: list[Any] = [views.FINDER, FRAMED_COST]
         if self.has_rows:
             taps = [(move.view.name, move.view.taps.tobytes().hex()) for move in self.moves]
-            crops = [(crop.share, crop.across, crop.down, crop.handicap) for crop in CROPS]
+            crops = [(crop.share, crop.across, crop.down, crop.cost) for crop in CROPS]
             facts += [taps, MOVED_COSTS, MOVED_COLUMNS, MOVED_SLOPE, crops, crop_rows.COLUMNS, SLOPE]
             facts += [RESCORED, CHANCE, ALIGNED]
             facts += [covers.LEAST_SHARE, covers.MOST_SHARE, COVERED_COST]

@@ -116,7 +116,7 @@ def _views(shard: Shard, asked: Looks) -> list[_View]:
     heads = np.ascontiguousarray(asked.descriptors[:, :COLUMNS])
     steeper = slopes * SLOPE
     crops = [
-        _View(heads, rows.rows, rows.index, steeper, costs, crop.handicap, crop=crop.share)
+        _View(heads, rows.rows, rows.index, steeper, costs, crop.cost, crop=crop.share)
         for crop, rows in shard.viewed.by_crop
     ]
     steeper, wholes = slopes * looks.MOVED_SLOPE, shard.heads

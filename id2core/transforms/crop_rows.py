@@ -10,7 +10,7 @@ The columns of a W in closed form are ordered, the direction that says most abou
 columns of the descriptor of a crop, in one byte each. An upload needs no other descriptor: the first columns
 of its own serve.
 
-Their product with a row, times `SLOPE` and less the handicap of the crop, is comparable with a score of whole
+Their product with a row, times `SLOPE` and less the cost of the crop, is comparable with a score of whole
 pictures: the shorter the first columns of an upload's descriptor are, the less they say about it.
 """
 
@@ -40,14 +40,14 @@ class Crop:
     Attributes:
         share: of the area, above 0, at most 1.
         across, down: from the center of the picture to that of the part, as a share of the picture's sides.
-        handicap: is subtracted from scores with it. The smaller the part, the more parts of other pictures
+        cost: is subtracted from scores with it. The smaller the part, the more parts of other pictures
             look like it.
     """
 
     share: float
     across: float = 0.0
     down: float = 0.0
-    handicap: float = 0.0
+    cost: float = 0.0
 
     def spans(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return begin and end across, then down, from 0 to 1.
@@ -62,9 +62,9 @@ class Crop:
         return spans[0], spans[1]
 
 
-def _around(share: float, offset: float, handicap: float) -> list[Crop]:
+def _around(share: float, offset: float, cost: float) -> list[Crop]:
     corners = [(x, y) for y in (-offset, offset) for x in (-offset, offset)]
-    return [Crop(share, x, y, handicap) for x, y in [(0.0, 0.0), *corners]]
+    return [Crop(share, x, y, cost) for x, y in [(0.0, 0.0), *corners]]
 
 
 # Chosen on translations by `mini-b` of photos that nothing is measured on (docs/crops.md).

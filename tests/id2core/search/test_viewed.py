@@ -77,7 +77,7 @@ def _by_hand(look: np.ndarray, reference: np.ndarray, cost: float) -> dict[str, 
     scores = {"": float(q @ r) - cost}
     for crop in CROPS:
         row = crop_rows.heads(W.apply(cropped(reference[None], crop)))[0]
-        score = crop_rows.SLOPE * float(q[: crop_rows.COLUMNS] @ row) - cost - crop.handicap
+        score = crop_rows.SLOPE * float(q[: crop_rows.COLUMNS] @ row) - cost - crop.cost
         name = f"+crop-{crop.share:g}"
         scores[name] = max(scores.get(name, -9.0), score)
     head = crop_rows.heads(r[None], MOVED_COLUMNS)[0]
