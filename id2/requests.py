@@ -103,7 +103,7 @@ class ChannelRequest(BeamRequest):
     also_calibration: str | None = option(
         "The calibration of the second channel: a file that id2 calibrate wrote with its encoder, "
         "--transform none, and --views none. It needs a tail model, or thresholds at the channel's share of "
-        "the rate: half of it, or what --also-weight says.",
+        "the rate: half of it, or its share in --joint-calibration.",
         None,
         example="pdq/calibration.json",
         needs="also",
@@ -300,7 +300,7 @@ class ScanRequest(SearchRequest, ChannelCorporaRequest):
     """Compare uploads with protected originals; write OUT/report.html, OUT/summary.json and OUT/matches.
 
     With a calibration every pair gets a verdict: match, review or none. The false-positive rate beside it is
-    the share of uploads without an origin that would get the same verdict.
+    the share of uploads without an origin that reach that verdict or a stronger one; none has no rate.
     """
 
     reference: str = option(REFERENCE_HELP, example="gs://corpus/originals")

@@ -41,7 +41,8 @@ def report_lines(report: CalibrateReport) -> Iterator[str]:
     if report.out is None:
         yield f"The calibration {report.calibration_id} was given, and is as it was."
     yield f"From {report.queries:,} uploads without origin, for a corpus of {report.references:,} references."
-    yield "| verdict | rate | score from | reached by | 95% interval of the rate | with 95% at most |"
+    columns = ("verdict", "rate asked for", "score from", "reached by", "95% interval", "95% upper bound")
+    yield f"| {' | '.join(columns)} |"
     yield "|---|---:|---:|---:|---:|---:|"
     for verdict, t in (("match", report.match), ("review", report.review)):
         yield (

@@ -26,7 +26,7 @@ _log = logging.getLogger("id2")
 COLUMNS: Final = ("crops", "detail")
 _MADE_ANEW: Final = (
     "Make them from the stored latents: id2 reproject --out OUT --transform W --switch, "
-    "with the --out and the W that they are of. Or search with --views none"
+    "with the --out and the W that they are of (auto for the bundled W). Or search with --views none"
 )
 
 

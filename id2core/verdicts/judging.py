@@ -156,19 +156,25 @@ def check_background_id(chosen: Calibration, background: Dataset) -> None:
         )
 
 
+# Pictures that an error names.
+_NAMED: Final = 3
+
+
 def check_disjoint(background: Dataset, references: Dataset) -> None:
     """Raise CalibrationError when a picture is in both of two embeddings data sets.
 
     An upload of it would find itself in the background, and its match would be normalized away.
     """
     background_ids = pa.concat_tables(background.tables(["image_id"]))["image_id"]
-    shared = 0
-    for table in references.tables(["image_id"]):
-        shared += pc.sum(pc.is_in(table["image_id"], value_set=background_ids)).as_py() or 0
+    shared: list[str] = []
+    for table in references.tables(["image_id", "uri"]):
+        shared += table.filter(pc.is_in(table["image_id"], value_set=background_ids))["uri"].to_pylist()
     if shared:
+        named = ", ".join(shared[:_NAMED]) + ", …" * (len(shared) > _NAMED)
         raise CalibrationError(
-            f"{shared} references are in the background {background.uri}, which must hold none of them: use "
-            "another background and calibrate anew, or take them out of the references"
+            f"{len(shared)} references are in the background {background.uri}, which must hold none of them: "
+            f"{named}. Take them out of the references, use another background and calibrate anew, or give "
+            "--calibration none for scores without verdicts"
         )
 
 
