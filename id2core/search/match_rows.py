@@ -311,13 +311,18 @@ def check_views(out: str, events: Iterable[Event], views: str) -> None:
     """
     for event in events:
         if event.views != views:
-            earlier = "whole uploads alone" if event.views == looks.NONE else f"the views {event.views}"
-            asked = "whole uploads alone" if views == looks.NONE else f"the views {views}"
+            earlier, asked = (
+                "whole uploads alone" if each == looks.NONE else f"the views {each}"
+                for each in (event.views, views)
+            )
+            uploads = "--queries dataset:URI"
+            if views != looks.NONE:
+                uploads = "embed uploads again, for this version may see more pictures inside of them"
             raise DatasetError(
                 f"{out} keeps scores of {earlier}, this run asks for {asked}, whose scores are others: "
                 + (f"give --views {looks.NONE}, or " if event.views == looks.NONE else "")
-                + "write to another --out. A scan can use the embeddings of references again: --reference "
-                "dataset:URI. Embed uploads again: this version may see more pictures inside of them"
+                + "write to another --out. What is embedded serves there: --reference dataset:URI, and "
+                + uploads
             )
 
 
