@@ -299,7 +299,7 @@ def _bars(lines: _Lines) -> tuple[_Band, _Band]:
 
 
 def _shows_object(bar: Gray) -> bool:
-    """Return whether a square in a bar is off its tone all over. Strokes of letters are narrower."""
+    """Return whether a square in a bar is off its tone all over: most strokes of letters are narrower."""
     side = min(int(_STROKE * len(bar)), *bar.shape)
     off = np.abs(bar - np.median(bar)) > _TOLERANCE
     sums = np.pad(off.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
