@@ -275,7 +275,8 @@ def _hairline(gray: Gray) -> tuple[_Band, _Band] | None:
 def _beside_bar(rows: _Lines, columns: _Lines, depth: int) -> tuple[tuple[_Band, _Band], ...]:
     """Return rows and columns beside a bar at one side alone, such as a caption above a picture.
 
-    Where the bar is a picture, too, these are of both; never inside a frame, where a mistake loses a picture.
+    Where the bar is a picture, too, these are of both. Inside a frame, or beside a collage, a mistake would
+    lose a picture, so the bar is none there.
     """
     down, across = (max(_bars(lines), key=_score) for lines in (rows, columns))
     is_down = down.score >= across.score
@@ -283,10 +284,13 @@ def _beside_bar(rows: _Lines, columns: _Lines, depth: int) -> tuple[tuple[_Band,
     if not bar.score:
         return ()
     height, width = gray.shape
-    parts = [_Band(0, bar.start) if bar.start else _Band(bar.stop, height)]
+    rest = _Band(0, bar.start) if bar.start else _Band(bar.stop, height)
+    parts = [rest]
     is_half = depth == 0 and bar.stop - bar.start >= _HALF * height
     if is_half and _shows_object(gray[bar.start : bar.stop]):
-        parts.insert(bar.start > 0, bar)
+        beside = gray[rest.start : rest.stop] if is_down else gray[rest.start : rest.stop].T
+        if not _halves(_Lines(beside), _Lines.across(beside), only_clear=True):
+            parts.insert(bar.start > 0, bar)
     whole = _Band(0, width)
     return tuple((part, whole) if is_down else (whole, part) for part in parts)
 
@@ -467,6 +471,8 @@ def _gap(gray: Gray, place: int) -> tuple[int, int] | None:
 
 def _is_clear_seam(gap: _Band, gray: Gray) -> bool:
     """Return whether a seam between rows is clear, and what lies above differs from what lies below."""
+    if gap.stop + 2 >= len(gray):
+        return False
     above = gray[max(gap.start - 8, 0) : max(gap.start - 2, 1)].mean(axis=0)
     below = gray[gap.stop + 2 : gap.stop + 8].mean(axis=0)
     above, below = above - above.mean(), below - below.mean()

@@ -131,7 +131,7 @@ def test_an_object_on_paper_beside_a_picture_is_a_picture(paper: str, is_first: 
     assert (first.left, first.top, second.right, second.bottom) == (0, 0, 1, 1)
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
 def test_a_caption_with_an_emoji_leaves_both_pictures_of_a_collage(share: float) -> None:
     pair = collage(3, 4)
     bar = round(share * pair.height)
