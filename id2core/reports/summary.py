@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from id2core.reports.facts import GroupFacts, Histogram, Quantiles, ScanCounts, 
 from id2core.reports.inputs import ReportInputs, among, count_rejects, match_tables, rows_of
 from id2core.search import looks
 from id2core.store import schemas
+from id2core.store.datasets import Dataset
 from id2core.verdicts.calibration import Verdict
 
 BIN_WIDTHS, MAX_BINS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1), 40
@@ -47,11 +48,11 @@ def summarize(inputs: ReportInputs) -> ScanSummary:
             matches=best.rows,
         ),
         rejects=rejects,
-        verdicts=_with_unstored(best.verdicts_of(*SERIES), inputs, max(c.rows for c in inputs.query_corpora)),
+        verdicts=_with_unstored(best.verdicts_of(*SERIES), inputs, inputs.query_corpora),
         verdict_reasons=dict(best.reasons),
         views=dict(best.views.most_common()),
         channels={
-            name: _with_unstored(counts, inputs, corpus.rows)
+            name: _with_unstored(counts, inputs, [corpus])
             for (name, counts), corpus in zip(
                 best.verdicts_by_channel().items(), inputs.query_corpora, strict=False
             )
@@ -148,16 +149,26 @@ class _Rank1Stats:
         return self.scores if name == "all" else self.scores[self.series == SERIES.index(name)]
 
 
-def _with_unstored(counts: dict[str, int], inputs: ReportInputs, queries: int) -> dict[str, int]:
-    """Return verdict → queries, with `none` for queries of which no pair was stored.
+def _with_unstored(
+    counts: dict[str, int], inputs: ReportInputs, corpora: Sequence[Dataset]
+) -> dict[str, int]:
+    """Return verdict → queries of some channels, with `none` for queries of which no pair was stored.
 
     A night counts its own pairs alone: it compares some queries with all references, others with new ones.
     """
     if inputs.only_run or not (inputs.run.calibration or inputs.run.joint):
         return counts
     judged = {verdict.value: counts.get(verdict, 0) for verdict in Verdict}
-    judged[Verdict.NONE] += max(queries - sum(judged.values()), 0)
+    judged[Verdict.NONE] += max(_uploads(corpora) - sum(judged.values()), 0)
     return judged
+
+
+def _uploads(corpora: Sequence[Dataset]) -> int:
+    """Count the pictures that are in any of some corpora: one channel may reject what another takes."""
+    if len(corpora) == 1:
+        return corpora[0].rows
+    uris = [chunk for corpus in corpora for table in corpus.tables(["uri"]) for chunk in table["uri"].chunks]
+    return int(pc.count_distinct(pa.chunked_array(uris, pa.string())).as_py())
 
 
 def _measures(inputs: ReportInputs, best: _Rank1Stats) -> dict[str, Any]:
