@@ -16,7 +16,7 @@ from id2core.reports.inputs import ReportInputs
 from id2core.runs import ledger, public_tables
 from id2core.runs.ledger import Span
 from id2core.runs.records import Recorder
-from id2core.search import background_rows, indexes, looks, match_rows, matching
+from id2core.search import background_rows, indexes, looks, match_rows, matching, viewed_rows
 from id2core.search.background_rows import Backgrounds
 from id2core.search.coded import CodedReferences
 from id2core.search.indexes import FLAT
@@ -172,6 +172,8 @@ class Searcher:
 
     def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> PlannedJudge:
         """Return the judge of the matches, with the search of the background that it waits for, if any."""
+        if self.views:
+            viewed_rows.warn_of_other_looks(corpora.queries.embeddings)
         calibration = self.calibration
         if calibration is None:
             return PlannedJudge(None)

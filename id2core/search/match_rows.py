@@ -193,8 +193,6 @@ def make(
     last = Dataset.find_own(out)
     events = events_to_follow(last, ids, views_id, top_k, floor)
     check_rows(references, views, index)
-    if views:
-        viewed_rows.warn_of_other_looks(queries)
     check_corpora(out, events, queries, references)
     span = span or scope.whole(queries)
     searched = scope.whole(references)
