@@ -36,7 +36,7 @@ def show(report: ReprojectReport, request: ReprojectRequest) -> None:
     lines += [f"{uri} is not below --out: reproject the --out that it is in" for uri in report.elsewhere]
     if request.switch:
         lines.append(f"From now on give --transform {request.transform}, and a calibration for it")
-    elif not request.drop:
+    elif any(corpus.state == "beside" for corpus in report.corpora):
         lines.append("Nothing uses these descriptors yet: give --switch")
     console.echo_lines(lines)
     typer.echo(report.out)
