@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -166,13 +167,19 @@ def check_disjoint(background: Dataset, references: Dataset) -> None:
     An upload of it would find itself in the background, and its match would be normalized away.
     """
     background_ids = pa.concat_tables(background.tables(["image_id"]))["image_id"]
-    shared: list[str] = []
-    for table in references.tables(["image_id", "uri"]):
-        shared += table.filter(pc.is_in(table["image_id"], value_set=background_ids))["uri"].to_pylist()
+    shared = 0
+    for table in references.tables(["image_id"]):
+        shared += pc.sum(pc.is_in(table["image_id"], value_set=background_ids)).as_py() or 0
     if shared:
-        named = ", ".join(shared[:_NAMED]) + ", …" * (len(shared) > _NAMED)
+        # Where they are is read for an error alone: every scan checks all references.
+        uris = (
+            uri
+            for table in references.tables(["image_id", "uri"])
+            for uri in table.filter(pc.is_in(table["image_id"], value_set=background_ids))["uri"].to_pylist()
+        )
+        named = ", ".join(islice(uris, _NAMED)) + ", …" * (shared > _NAMED)
         raise CalibrationError(
-            f"{len(shared)} references are in the background {background.uri}, which must hold none of them: "
+            f"{shared} references are in the background {background.uri}, which must hold none of them: "
             f"{named}. Take them out of the references, use another background and calibrate anew, or give "
             "--calibration none for scores without verdicts"
         )
