@@ -140,6 +140,11 @@ def id_of(views: ViewPlan | None) -> str:
     return views.id if views else NONE
 
 
+def described(views: str) -> str:
+    """Return what an id of views stands for, as a message names it."""
+    return "whole uploads alone" if views == NONE else f"the views {views}"
+
+
 @dataclass(frozen=True, eq=False)
 class Move:
     """A look that is mirrored or turned, by its latent.

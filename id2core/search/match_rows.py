@@ -309,15 +309,12 @@ def check_views(out: str, events: Iterable[Event], views: str) -> None:
     """
     for event in events:
         if event.views != views:
-            earlier, asked = (
-                "whole uploads alone" if each == looks.NONE else f"the views {each}"
-                for each in (event.views, views)
-            )
             uploads = "--queries dataset:URI"
             if views != looks.NONE:
                 uploads = "embed uploads again, for this version may see more pictures inside of them"
             raise DatasetError(
-                f"{out} keeps scores of {earlier}, this run asks for {asked}, whose scores are others: "
+                f"{out} keeps scores of {looks.described(event.views)}, this run asks for "
+                f"{looks.described(views)}, whose scores are others: "
                 + (f"give --views {looks.NONE}, or " if event.views == looks.NONE else "")
                 + "write to another --out. What is embedded serves there: --reference dataset:URI, and "
                 + uploads

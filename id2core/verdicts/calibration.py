@@ -274,13 +274,12 @@ class Calibration(BaseModel):
         return all(getattr(self, name) == value for name, value in ids.items())
 
     def _other_views(self, asked: str) -> str:
-        own = "whole uploads alone" if self.views == looks.NONE else f"the views {self.views}"
-        other = "whole uploads alone" if asked == looks.NONE else f"the views {asked}"
         mend = "--views auto"
         if self.views == looks.NONE:
             mend = f"--views {looks.NONE}"
         elif asked != looks.NONE:
             mend = "the version and the file of W that it was made with"
+        own, other = looks.described(self.views), looks.described(asked)
         return f"calibrated for {own}, these scores are of {other}: give {mend}, or calibrate anew"
 
     def save(self, uri: str) -> None:
