@@ -74,7 +74,7 @@ class _Job:
         """The id of the W that was asked for."""
         return self._transform.transform_id
 
-    @property
+    @functools.cached_property
     def _encoder_id(self) -> str:
         return next(iter(self._corpora().values())).ids["encoder_id"]
 
