@@ -152,23 +152,22 @@ class Searcher:
         if matches and events:
             asked = queries or self._embedded("queries")
             if held is None or asked is None:
-                side = "uploads" if held else "references"
+                side, name = ("uploads", "queries") if held else ("references", "reference")
                 raise DatasetError(
-                    f"{matches.uri} keeps matches of other {side} than those in {self._folder}, where none "
-                    "are embedded: give them as before, or scan into another --out"
+                    f"{matches.uri} keeps matches of other {side} than those in {self._place_of(name)}, "
+                    "where none are embedded: give them as before, or scan into another --out"
                 )
             match_rows.check_corpora(matches.uri, events, asked, held)
         if held and held.ids.items() >= self.ids.items():  # others are refused when they are embedded
             match_rows.check_rows(held, self.views, self.settings.index)
 
-    @property
-    def _folder(self) -> str:
-        """Where the corpora of the channel are embedded."""
-        return self.place or self.out
+    def _place_of(self, name: str) -> str:
+        """Return where runs of this channel embed a corpus."""
+        return storage.join(self.place or self.out, name, EMBEDDINGS)
 
     def _embedded(self, name: str) -> Dataset | None:
         """Open a corpus that earlier runs have embedded; None where there is none."""
-        return Dataset.find_own(storage.join(self._folder, name, EMBEDDINGS))
+        return Dataset.find_own(self._place_of(name))
 
     def judge(self, corpora: EmbeddedCorpora, recorder: Recorder) -> PlannedJudge:
         """Return the judge of the matches, with the search of the background that it waits for, if any."""
@@ -198,7 +197,7 @@ class Searcher:
         """Return the judge that looks uploads up in a background; some may be unknown there yet."""
         if calibration.normalization is None:
             raise ValueError("a calibration without normalization has no background")
-        out = storage.join(self._folder, "queries", background_rows.BACKGROUNDS)
+        out = storage.join(self.place or self.out, "queries", background_rows.BACKGROUNDS)
         k = calibration.normalization.k
         plan = self._sized(background_rows.make(background, queries, out, recorder.execution, k, self.views))
         planned = PlannedJudge(self._judge_of(Judge(calibration, Backgrounds.before(plan))), plan)

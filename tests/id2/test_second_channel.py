@@ -299,14 +299,14 @@ def test_a_scan_that_cannot_follow_the_last_one_embeds_nothing(drawn: Path, tmp_
     for out, more, reason in (
         ("images", mixed, "keeps matches of other references than those in .*elsewhere"),
         ("images", images | {"top_k": TOP_K + 1}, f"keeps {TOP_K} matches of an upload"),
-        ("mixed", images, "matches of other references than those in .*channels/pdq, where none"),
+        ("mixed", images, "matches of other references than those in .*channels/pdq/.*, where none"),
     ):
         before = sorted((tmp_path / out).rglob("*"))
         with pytest.raises(DatasetError, match=reason):
             scan(drawn, tmp_path / out, **more)
         assert sorted((tmp_path / out).rglob("*")) == before
     shutil.rmtree(tmp_path / "images" / "channels" / "pdq" / "queries")
-    with pytest.raises(DatasetError, match=r"other uploads than those in .*channels/pdq, where"):
+    with pytest.raises(DatasetError, match=r"other uploads than those in .*channels/pdq/queries"):
         night(drawn, tmp_path / "images", queries)
     assert scan(drawn, tmp_path / "mixed", **mixed).counts.queries == 6
 
