@@ -468,9 +468,9 @@ def _check_reach(name: str, own: Calibration, weight: float, level: Level) -> No
         raise CalibrationError(
             f"no score of the channel {name} is enough for a match: its share is a rate of "
             f"{share:.2g}, and its calibration knows no threshold there. Calibrate it on more references, so "
-            "that it has a tail model. Or calibrate the second channel by itself with --match "
-            f"{weight * level.target:.2g}, and give that file. For the first one, measure a joint "
-            "calibration with id2 calibrate --also"
+            f"that it has a tail model, or by itself with --match {weight * level.target:.2g}, and give that "
+            "file. If it is the first channel, its rate is the joint one: measure a joint calibration with "
+            "id2 calibrate --also"
         )
 
 
